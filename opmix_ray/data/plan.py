@@ -153,7 +153,7 @@ def _too_long(
         else:
             lines.append(f"{name} has no tokens")
     return UserError(
-        f"the plan asks for {stage_tokens:,.0f} tokens and exceeds the {stage_tokens - missing:,.0f} there are "
+        f"the plan asks for {stage_tokens:,.0f} tokens, exceeds the {stage_tokens - missing:,.0f} there are "
         f"by {missing:,.0f}, or {more:.3g} epochs of all data: {_listed(lines)}",
         key="max_epochs",
         remedy="train for fewer steps, allow more epochs, or add data",

@@ -26,6 +26,7 @@ from opmix_ray.mixture import Mixture
 SHARE_BITS = 40
 ONE = 1 << SHARE_BITS  # one sequence, in the unit of shares and carries
 ROUNDS = 8
+SMALL = 16
 CHUNK = 1 << 14  # sequences apportioned in one go; keeps int64 far from overflow
 
 
@@ -196,9 +197,9 @@ class Sampler:
                 remedy = f"the domains are {', '.join(self._names)}"
                 raise UserError("the mixture names an unknown domain", key=name, value=share, remedy=remedy)
         # Normalising shares once more can move their last bit, which is no change of mixture.
-        names = dict.fromkeys([*mixture, *before])
-        same = all(_close(mixture.get(name, 0.0), before.get(name, 0.0)) for name in names)
-        in_force = {name: before.get(name, 0.0) if same else mixture.get(name, 0.0) for name in self._names}
+        pairs = [(mixture.get(name, 0.0), before.get(name, 0.0)) for name in {*mixture, *before}]
+        same = all(abs(new - old) <= 1e-12 and (new > 0) == (old > 0) for new, old in pairs)
+        in_force = {name: (before if same else mixture).get(name, 0.0) for name in self._names}
         shares = quantise(np.array(list(in_force.values())))
         for name, size in zip(self._names, self._sizes.tolist(), strict=True):
             if in_force[name] > 0 and size == 0:
@@ -335,8 +336,9 @@ def apportion(carry: np.ndarray, shares: np.ndarray, units: int) -> tuple[np.nda
 def permute(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Keyed permutations of range(size), row by row and in constant memory.
 
-    A Feistel network on the least even number of bits (at least 4) that holds the size, walked along its
-    cycle until it falls inside (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    A Feistel network on the least even number of bits that holds the size, walked along its cycle until it
+    falls inside (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002); up to SMALL, where so few
+    bits would not mix, the rank among the hashes of all positions.
 
     Args:
         positions: shape (B,), each in [0, size).
@@ -346,11 +348,12 @@ def permute(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.nd
     Returns:
         Shape (B,), int64, each in [0, size); one to one for rows of the same size and key.
     """
-    bits = np.frexp((sizes - 1).astype(np.float64))[1]
-    half = np.maximum((bits + 1) // 2, 2).astype(np.uint64)
-    value = np.where(sizes == 1, 0, positions).astype(np.uint64)
-    limit = sizes.astype(np.uint64)
-    rows = np.flatnonzero(sizes > 1)
+    value, limit = positions.astype(np.uint64), sizes.astype(np.uint64)
+    half = ((np.frexp((sizes - 1).astype(np.float64))[1] + 1) // 2).astype(np.uint64)
+    small, rows = np.flatnonzero(sizes <= SMALL), np.flatnonzero(sizes > SMALL)
+    hashes = _mix(_mix(keys[small, :1] + np.arange(SMALL, dtype=np.uint64)) ^ keys[small, 1:2])
+    smaller = hashes < np.take_along_axis(hashes, positions[small, None], axis=1)
+    value[small] = (smaller & (np.arange(SMALL) < sizes[small, None])).sum(axis=1)
     while rows.size:
         value[rows] = _feistel(value[rows], half[rows], keys[rows])
         rows = rows[value[rows] >= limit[rows]]
@@ -393,7 +396,3 @@ def _occurrence(values: np.ndarray) -> np.ndarray:
     nth = np.empty(len(values), dtype=np.int64)
     nth[order] = np.arange(len(values)) - starts
     return nth
-
-
-def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-12 and (a > 0) == (b > 0)
