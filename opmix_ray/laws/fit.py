@@ -1,0 +1,159 @@
+"""`fit_law`: checks the rows, fits the law asked for and judges it by cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from opmix_ray.errors import UserError
+from opmix_ray.laws.base import Law, Response, Table, nearest, objective_weights
+from opmix_ray.laws.extrapolate import Extrapolation
+from opmix_ray.laws.fitted import FittedLaw
+from opmix_ray.laws.linear import Linear
+from opmix_ray.laws.log_linear import LogLinearLaw
+from opmix_ray.laws.log_share import LogShareLaw
+from opmix_ray.laws.quality import Quality, make_folds, out_of_fold, score
+
+LAWS: dict[str, type[Law]] = {law.name: law for law in (LogLinearLaw, LogShareLaw, Linear)}
+AUTO = "auto"
+LEAST_ROWS = 3
+
+
+def fit_law(
+    ratios: np.ndarray,
+    metrics: np.ndarray,
+    *,
+    domains: Sequence[str],
+    metric_names: Sequence[str],
+    law: str = AUTO,
+    objective: Mapping[str, float] | None = None,
+    seed: int = 0,
+    extrapolate: Extrapolation | None = None,
+    noise: np.ndarray | None = None,
+) -> FittedLaw:
+    """Fit a mixing law.
+
+    Args:
+        ratios: (N, D) shares of training tokens; rows sum to 1.
+        metrics: (N, M) metrics, lower is better; NaN where a value is missing.
+        domains: D names.
+        metric_names: M names.
+        law: a name in `LAWS`, or `auto`.
+        objective: weight per metric; none: the same for all. Normalised to sum to 1.
+        seed: of everything random; the same seed gives the same law.
+        extrapolate: read the law for other runs than those it is fitted on; `auto` then means `log-share`.
+        noise: standard error of the measurements, broadcast to (N, M), in the metrics' units.
+
+    Raises:
+        UserError: an unknown law, shapes that do not agree, shares that are no mixture, fewer than 3 rows.
+    """
+    weights = objective_weights(metric_names, None if objective is None else dict(objective))
+    table = check_table(ratios, metrics, domains, metric_names, noise, seed)
+    if law == AUTO:
+        law = "log-share" if extrapolate is not None else _choose(table, weights)
+    if law not in LAWS:
+        raise UserError("unknown law", key="law", value=law, remedy=nearest(law, [AUTO, *LAWS]))
+    fitted_law = LAWS[law]()
+    responses = fitted_law.fit(table)
+    held_out = out_of_fold(fitted_law, table, make_folds(len(table), seed))
+    quality, std_scale = judge(table, weights, responses, held_out)
+
+    def refit(table: Table) -> tuple[list[Response], None]:
+        again = fitted_law.fit(table)
+        if extrapolate is not None:
+            again = [r.extrapolate(extrapolate, m) for r, m in zip(again, metric_names, strict=True)]
+        return again, None
+
+    if extrapolate is not None:
+        responses = refit(table)[0]
+    return FittedLaw(
+        law, domains, metric_names, weights, responses, None, quality, std_scale, None, table, refit
+    )
+
+
+def _choose(table: Table, weights: np.ndarray) -> str:
+    folds = make_folds(len(table), table.seed)
+    errors = {}
+    for name, law in LAWS.items():
+        held_out = out_of_fold(law(), table, folds)
+        errors[name] = float(np.nanmean(((held_out - table.metrics) @ weights) ** 2))
+    return min(errors, key=lambda name: errors[name])
+
+
+def judge(
+    table: Table, weights: np.ndarray, responses: Sequence[Response], held_out: np.ndarray
+) -> tuple[Quality, float]:
+    """Quality per metric and of the objective, and the factor that makes standard errors match."""
+    in_sample = np.column_stack([response.predict(table.ratios) for response in responses])
+    quality = {
+        name: score(table.metrics[:, m], in_sample[:, m], held_out[:, m])
+        for m, name in enumerate(table.metric_names)
+    }
+    used = weights > 0
+    measured = table.metrics[:, used] @ weights[used]
+    quality["objective"] = score(
+        measured, in_sample[:, used] @ weights[used], held_out[:, used] @ weights[used]
+    )
+    stds = np.column_stack([response.std(table.ratios) for response in responses])
+    expected = float(np.sqrt(((stds[:, used] * weights[used]) ** 2).sum(axis=1).mean()))
+    error = quality["objective"]["rmse_cv"]
+    return quality, float(error) / expected if error and expected > 0 else 1.0
+
+
+def check_table(
+    ratios: np.ndarray,
+    metrics: np.ndarray,
+    domains: Sequence[str],
+    metric_names: Sequence[str],
+    noise: np.ndarray | None = None,
+    seed: int = 0,
+) -> Table:
+    """A table of rows that hold a mixture and at least one metric; rows without any metric are dropped.
+
+    Raises:
+        UserError: see `fit_law`.
+    """
+    ratios = np.asarray(ratios, dtype=np.float64)
+    metrics = np.asarray(metrics, dtype=np.float64)
+    if ratios.ndim != 2 or metrics.ndim != 2 or len(ratios) != len(metrics):
+        raise UserError(
+            f"ratios {ratios.shape} and metrics {metrics.shape} must be two tables with the same rows",
+            key="ratios",
+            remedy="give arrays of shape (rows, domains) and (rows, metrics)",
+        )
+    for array, names, what in ((ratios, domains, "domains"), (metrics, metric_names, "metric_names")):
+        if array.shape[1] != len(names) or len(set(names)) != len(names) or not names:
+            raise UserError(
+                f"{len(names)} names ({len(set(names))} different) for {array.shape[1]} columns",
+                key=what,
+                remedy="give one name per column, each once",
+            )
+    wrong = ~np.isfinite(ratios).all(axis=1) | (ratios < -1e-9).any(axis=1)
+    wrong |= np.abs(ratios.sum(axis=1) - 1) > 1e-6
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise UserError(
+            f"row {row} is no mixture: shares must be finite, at least 0 and sum to 1 "
+            f"(least {ratios[row].min():g}, sum {ratios[row].sum():g})",
+            key="ratios",
+            remedy="divide every row by its sum",
+        )
+    metrics = np.where(np.isinf(metrics), np.nan, metrics)
+    counts = np.isfinite(metrics).sum(axis=0)
+    if counts.min() < LEAST_ROWS:
+        name = metric_names[int(counts.argmin())]
+        raise UserError(
+            f"only {counts.min()} rows have this metric, a law needs at least {LEAST_ROWS}",
+            key=name,
+            remedy="add rows or leave the metric out",
+        )
+    known = np.isfinite(metrics).any(axis=1)
+    weights = np.ones(metrics.shape)
+    if noise is not None:
+        error = np.broadcast_to(np.asarray(noise, dtype=np.float64), metrics.shape) ** 2
+        weights = 1 / (error + np.nanmedian(error, axis=0) + 1e-300)
+        weights = weights / np.nanmean(weights, axis=0)
+    ratios = np.maximum(ratios, 0)
+    ratios = ratios / ratios.sum(axis=1, keepdims=True)
+    return Table(ratios[known], metrics[known], tuple(domains), tuple(metric_names), weights[known], seed)

@@ -1,0 +1,190 @@
+"""A fitted law: predictions, the objective and its gradient, quality, and JSON in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from opmix_ray.errors import UserError
+from opmix_ray.laws.base import Response, Table, dump_response, load_response
+from opmix_ray.laws.quality import Quality
+
+FORMAT = 1
+Refit = Callable[[Table], tuple[Sequence[Response], Response | None]]
+
+
+class FittedLaw:
+    """What `fit_law` returns.
+
+    Args:
+        name: of the law.
+        domains: D names, in the order of the columns of every `ratios` below.
+        metric_names: M names.
+        weights: (M,) objective weights, sum to 1.
+        responses: one per metric.
+        direct: the objective fitted for itself, or None where it is the weighted sum of the responses.
+        quality: by cross-validation, per metric and for `"objective"`.
+        std_scale: factor on the objective's standard error, from cross-validation.
+        details: what the law reports about its choice, as JSON values.
+        table: the rows it was fitted on, or None.
+        refit: `refit(table) -> (responses, direct)` under the choices made, for the bootstrap; lost in JSON.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        domains: Sequence[str],
+        metric_names: Sequence[str],
+        weights: np.ndarray,
+        responses: Sequence[Response],
+        direct: Response | None = None,
+        quality: Quality | None = None,
+        std_scale: float = 1.0,
+        details: Mapping[str, Any] | None = None,
+        table: Table | None = None,
+        refit: Refit | None = None,
+    ) -> None:
+        self.name = name
+        self.domains = list(domains)
+        self.metric_names = list(metric_names)
+        self.weights = np.asarray(weights, dtype=np.float64)
+        self.responses = list(responses)
+        self.direct = direct
+        self.quality = quality or {}
+        self.std_scale = std_scale
+        self.details = dict(details or {})
+        self.table = table
+        self.refit = refit
+
+    @property
+    def convex(self) -> bool:
+        """Whether the objective is convex in the mixture."""
+        return all(response.convex for response in self._parts())
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the objective's gradient can be followed."""
+        return all(response.smooth for response in self._parts())
+
+    def _parts(self) -> list[Response]:
+        if self.direct is not None:
+            return [self.direct]
+        return [r for r, weight in zip(self.responses, self.weights, strict=True) if weight > 0]
+
+    def predict(self, ratios: np.ndarray) -> np.ndarray:
+        """Metrics of mixtures, (n, D) -> (n, M), in the metrics' own units."""
+        ratios = self._check(ratios)
+        return np.column_stack([response.predict(ratios) for response in self.responses])
+
+    def metric_gradient(self, ratios: np.ndarray, metric: int) -> np.ndarray:
+        """Gradient of one metric by the shares, (n, D) -> (n, D)."""
+        return self.responses[metric].gradient(self._check(ratios))
+
+    def objective(self, ratios: np.ndarray) -> np.ndarray:
+        """Weighted mean of the metrics, (n, D) -> (n,)."""
+        ratios = self._check(ratios)
+        if self.direct is not None:
+            return self.direct.predict(ratios)
+        total = np.zeros(len(ratios))
+        for response, weight in zip(self.responses, self.weights, strict=True):
+            if weight > 0:
+                total += weight * response.predict(ratios)
+        return total
+
+    def gradient(self, ratios: np.ndarray) -> np.ndarray:
+        """Gradient of the objective by the shares, (n, D) -> (n, D)."""
+        ratios = self._check(ratios)
+        if self.direct is not None:
+            return self.direct.gradient(ratios)
+        total = np.zeros(ratios.shape)
+        for response, weight in zip(self.responses, self.weights, strict=True):
+            if weight > 0:
+                total += weight * response.gradient(ratios)
+        return total
+
+    def objective_std(self, ratios: np.ndarray) -> np.ndarray:
+        """Standard error of the objective of one new run, (n, D) -> (n,); calibrated by cross-validation."""
+        ratios = self._check(ratios)
+        if self.direct is not None:
+            return self.std_scale * self.direct.std(ratios)
+        variance = np.zeros(len(ratios))
+        for response, weight in zip(self.responses, self.weights, strict=True):
+            if weight > 0:
+                variance += (weight * response.std(ratios)) ** 2
+        return self.std_scale * np.sqrt(variance)
+
+    def reweighted(self, rng: np.random.Generator) -> FittedLaw:
+        """The law refitted with random row weights: one draw of the Bayesian bootstrap (Rubin 1981).
+
+        Raises:
+            UserError: the law was read from a file and has no rows to refit on.
+        """
+        if self.table is None or self.refit is None:
+            raise UserError(
+                "a law read from a file cannot be refitted",
+                key="bootstrap",
+                remedy="fit it again, or ask for 0",
+            )
+        drawn = rng.dirichlet(np.ones(len(self.table))) * len(self.table)
+        table = replace(self.table, weights=self.table.weights * np.maximum(drawn, 1e-3)[:, None])
+        responses, direct = self.refit(table)
+        return FittedLaw(
+            self.name, self.domains, self.metric_names, self.weights, responses, direct, self.quality,
+            self.std_scale, self.details, self.table, self.refit,
+        )  # fmt: skip
+
+    def _check(self, ratios: np.ndarray) -> np.ndarray:
+        ratios = np.atleast_2d(np.asarray(ratios, dtype=np.float64))
+        if ratios.shape[1] != len(self.domains):
+            raise UserError(
+                f"mixtures have {ratios.shape[1]} shares, the law has {len(self.domains)} domains",
+                key="ratios",
+                remedy=f"give them in this order: {', '.join(self.domains)}",
+            )
+        return ratios
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole law as JSON values."""
+        return {
+            "format": FORMAT,
+            "law": self.name,
+            "domains": self.domains,
+            "metrics": self.metric_names,
+            "objective": dict(zip(self.metric_names, self.weights.tolist(), strict=True)),
+            "quality": self.quality,
+            "std_scale": self.std_scale,
+            "details": self.details,
+            "responses": [dump_response(response) for response in self.responses],
+            "direct": None if self.direct is None else dump_response(self.direct),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FittedLaw:
+        """The law that `to_dict` wrote.
+
+        Raises:
+            UserError: the data is not a law of this format.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise UserError(
+                f"not a law of format {FORMAT}", key="format", remedy="write it again with `opmix fit`"
+            )
+        try:
+            return cls(
+                name=data["law"],
+                domains=data["domains"],
+                metric_names=data["metrics"],
+                weights=np.array([data["objective"][name] for name in data["metrics"]]),
+                responses=[load_response(item) for item in data["responses"]],
+                direct=None if data["direct"] is None else load_response(data["direct"]),
+                quality=data["quality"],
+                std_scale=data["std_scale"],
+                details=data["details"],
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"the law is damaged ({error!r})", remedy="write it again with `opmix fit`"
+            ) from None
