@@ -82,6 +82,16 @@ def test_quantised_shares_are_exact(weights: list[float]) -> None:
     assert np.abs(whole - shares * ONE).max() <= len(weights)
 
 
+@given(st.integers(0, 2**32), st.integers(1, 300))
+def test_quantised_shares_are_rounded_by_largest_remainder(seed: int, n: int) -> None:
+    shares = np.random.default_rng(seed).dirichlet([1.0] * n) + 1e-9
+    scaled = shares / math.fsum(shares) * ONE
+    whole = quantise(scaled / ONE)
+    up = whole > np.floor(scaled)
+    assert (np.abs(whole - scaled) < 1).all()
+    assert (scaled - np.floor(scaled))[up].min(initial=1) >= (scaled - np.floor(scaled))[~up].max(initial=0)
+
+
 def test_quantised_shares_keep_the_least_share_alive() -> None:
     assert quantise(np.array([1 - 1e-15, 1e-15])).tolist() == [ONE - 1, 1]
     assert quantise(np.array([0.0, 1.0])).tolist() == [0, ONE]
@@ -248,6 +258,23 @@ def test_a_mixture_set_again_is_no_change() -> None:
     again.set_mixture(Mixture({"a": 1, "b": 1}))
     assert again.state.since_step == 20
     assert again.state.mixture == {"a": 0.5, "b": 0.5, "c": 0.0}
+
+
+def test_normalising_once_more_is_no_change_but_a_share_that_becomes_zero_is() -> None:
+    names = [f"d{i}" for i in range(9)]
+    draws = np.random.default_rng(0).dirichlet([1.0] * 9, size=200)
+    mixtures = [Mixture.from_array(names, draw) for draw in draws]
+    mixture = next(m for m in mixtures if Mixture(m) != m)
+    sampler = Sampler(dict.fromkeys(names, 9), 2, 0, mixture)
+    sampler.next_batch()
+    sampler.set_mixture(Mixture(mixture))
+    assert sampler.state.mixture == mixture
+    assert sampler.state.since_step == 0
+    sampler.set_mixture(Mixture({"d0": 1.0, "d1": 1e-13}))
+    sampler.next_batch()
+    sampler.set_mixture(Mixture({"d0": 1.0, "d1": 0.0}))
+    assert sampler.state.mixture["d1"] == 0.0
+    assert sampler.state.since_step == 2
 
 
 # --- any sequence of events -------------------------------------------------------------------------------

@@ -1,0 +1,499 @@
+"""The whole description of a run: pydantic models, YAML in, every default in one place.
+
+    config = load_config("examples/quickstart.yaml", overrides=["train.batch_size=8"])
+
+Paths in a file are relative to that file; `output` is relative to the working directory.
+Every field's description is the documentation of its key (`docs/configuration.md` is made from it).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from opmix_ray.errors import UserError, UserErrors
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as a file name and as a column name
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class SourceConfig(Section):
+    """Where one domain's text or tokens come from."""
+
+    path: str | list[str] = Field(
+        description="File, directory, glob or any `pyarrow.fs` URI; several as a list."
+    )
+    format: Literal["auto", "jsonl", "parquet", "arrow", "hf", "tokens"] = Field(
+        "auto",
+        description="`auto` goes by the file ending: .jsonl[.gz|.zst], .parquet, .arrow, a directory written by "
+        "`datasets.save_to_disk` (`hf`), .npy/.bin (`tokens`: raw token ids).",
+    )
+    text_column: str = Field("text", description="Column that holds the text of a document.")
+    prompt_column: str | None = Field(
+        None, description="Instruction data: column of the prompt; needs `completion_column`."
+    )
+    completion_column: str | None = Field(
+        None, description="Instruction data: column of the answer; only its tokens count in the loss."
+    )
+    messages_column: str | None = Field(
+        None,
+        description="Instruction data: column of chat messages, rendered with the tokenizer's chat template; only "
+        "the assistant's tokens count in the loss.",
+    )
+    tokens_column: str | None = Field(
+        None, description="Pre-tokenised data: column of token ids (for example `input_ids`)."
+    )
+    token_dtype: Literal["uint16", "uint32"] = Field(
+        "uint16", description="Type of the ids in raw .bin files."
+    )
+    max_epochs: float | None = Field(
+        None, gt=0, description="How often the domain may be repeated over the whole run; none: no cap."
+    )
+    min_share: float = Field(0.0, ge=0, le=1, description="Least share a decision may give this domain.")
+    max_share: float = Field(1.0, ge=0, le=1, description="Greatest share a decision may give it.")
+    group: str | None = Field(None, description="Group for the `grouped` search space.")
+
+
+class DataConfig(Section):
+    """Domains and how they become token sequences."""
+
+    domains: dict[str, SourceConfig] = Field(description="The sources, by name.")
+    seq_len: int = Field(1024, ge=8, description="Tokens in one sequence.")
+    eval_fraction: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Share of each domain's documents that is held out, chosen by a hash of the document.",
+    )
+    cache: str = Field(
+        "~/.cache/opmix_ray",
+        description="Where prepared token shards are kept: a directory or URI that every machine can read.",
+    )
+
+
+class ModelConfig(Section):
+    """The language model: a hub id, a directory, a GGUF file, or fresh weights."""
+
+    path: str | None = Field(None, description="Hub id or local directory of a pretrained causal LM.")
+    gguf_file: str | None = Field(None, description="Name of a GGUF file inside `path`.")
+    config: dict[str, Any] | None = Field(
+        None,
+        description="A transformers configuration for fresh weights, for example "
+        "`{model_type: llama, hidden_size: 128, ...}`; the vocabulary size follows the tokenizer.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type the weights are held in.")
+    autocast: bool = Field(
+        True, description="Compute in bfloat16 autocast while the weights stay float32."
+    )
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
+
+
+class TokenizerConfig(Section):
+    """The tokenizer: an existing one, or a byte-level BPE trained on the domains."""
+
+    path: str | None = Field(
+        None, description="Hub id, directory or tokenizer.json; none: the model's own."
+    )
+    gguf_file: str | None = Field(None, description="Name of a GGUF file inside `path`.")
+    train_vocab_size: int | None = Field(
+        None, ge=300, description="Train a byte-level BPE of this size on the domains instead."
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moments.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(0.1, ge=0, description="Applied to matrices only.")
+    clip_norm: float | None = Field(1.0, gt=0, description="Greatest norm of the gradient; none: no clipping.")
+
+
+class ScheduleConfig(Section):
+    """Learning rate over one whole stage; decisions do not restart it."""
+
+    kind: Literal["wsd", "cosine", "constant"] = Field(
+        "wsd", description="Warm-up-stable-decay, cosine, or constant after the warm-up."
+    )
+    warmup_fraction: float = Field(0.05, ge=0, le=1, description="Share of the stage spent warming up.")
+    decay_fraction: float = Field(0.2, ge=0, le=1, description="Share of the stage spent decaying (wsd).")
+    final_ratio: float = Field(0.1, ge=0, le=1, description="Last learning rate over the peak.")
+
+
+class TrainConfig(Section):
+    """The main run."""
+
+    batch_size: int = Field(16, ge=1, description="Sequences in one step, over all workers.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Sequences in one forward pass per worker; none: all of the worker's share."
+    )
+    workers: int = Field(1, ge=1, description="Ray Train workers; one process each.")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs asked for per worker.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs asked for per worker.")
+    strategy: Literal["ddp", "fsdp2"] = Field("ddp", description="How several workers share the model.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW settings.")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate schedule.")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="Steps between checkpoints inside a segment; none: only at its end."
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="Steps between evaluations; none: around decisions and at the end."
+    )
+    log_every: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl.")
+    max_failures: int = Field(3, ge=0, description="How often a segment is retried when a worker dies.")
+
+
+class StageConfig(Section):
+    """One stage: some domains, some steps, and when to decide again."""
+
+    name: str = Field(pattern=NAME, description="Name, unique in the run.")
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    domains: list[str] | None = Field(None, description="Domains used; none: all.")
+    start: Literal["uniform", "proportional", "carry"] | dict[str, float] = Field(
+        "proportional",
+        description="First mixture: `uniform`, `proportional` to tokens, `carry` (the last stage's, or proportional "
+        "in the first), or shares by name.",
+    )
+    decide_at: list[float] = Field(
+        default_factory=list, description="Fractions of the stage at which to decide, each in [0, 1)."
+    )
+    search_space: str | None = Field(
+        None, description="Search space of this stage's decisions; none: `search.space`."
+    )
+
+
+class ProbeConfig(Section):
+    """The LoRA probes of a decision."""
+
+    steps: int = Field(25, ge=1, description="Optimiser steps of each probe.")
+    batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
+    rank: int = Field(16, ge=1, description="LoRA rank.")
+    alpha: float = Field(32.0, gt=0, description="LoRA alpha; the scale is alpha / rank.")
+    learning_rate_ratio: float = Field(2.0, gt=0, description="Probe learning rate over the main run's.")
+    new_share: float = Field(
+        0.9, gt=0, le=1, description="Share of its own domain in a probe's data; the rest is the old mixture."
+    )
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Layers adapted; `all-linear` leaves out embedding and head."
+    )
+    cpus: float = Field(1, gt=0, description="CPUs asked for per probe.")
+    gpus: float = Field(0, ge=0, description="GPUs asked for per probe.")
+    max_retries: int = Field(3, ge=0, description="How often a probe is tried again.")
+
+
+class SearchConfig(Section):
+    """Candidates and how they are scored."""
+
+    space: str = Field(
+        "simplex", description="Name of a search space that ships (`simplex`, `old_new`, ...) or a YAML file."
+    )
+    trials: int = Field(20, ge=1, description="Candidates scored per decision.")
+    sampler: Literal["gp", "tpe", "qmc", "cmaes", "random"] = Field(
+        "gp", description="Optuna sampler that proposes candidates."
+    )
+    round_size: int = Field(
+        4,
+        ge=1,
+        description="Candidates asked for together; part of the result, so that it does not depend on the number "
+        "of evaluators.",
+    )
+    evaluators: int = Field(2, ge=1, description="Trials scored at the same time.")
+    sequences: int = Field(32, ge=1, description="Held-out sequences per evaluation set that a trial sees.")
+    chunks: int = Field(1, ge=1, description="Parts in which a trial reports; more than 1 lets ASHA stop it.")
+    scheduler: Literal["none", "asha"] = Field("none", description="Early stopping of poor candidates.")
+    batch_size: int = Field(16, ge=1, description="Sequences in one forward pass of a trial.")
+    cpus: float = Field(1, gt=0, description="CPUs asked for per evaluator.")
+    gpus: float = Field(0, ge=0, description="GPUs asked for per evaluator.")
+
+
+class ProposalConfig(Section):
+    """From the fitted law to the next mixture."""
+
+    law: str = Field("auto", description="Mixing law: `auto`, `log-linear`, `log-share`, ...")
+    kl: float = Field(0.05, ge=0, description="Weight of KL(proposal || prior) in nats of loss.")
+    prior: Literal["current", "proportional", "uniform"] | dict[str, float] = Field(
+        "current", description="Mixture that the KL term holds on to."
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="Level of the paired bootstrap interval that must exclude 0."
+    )
+    bootstrap: int = Field(2000, ge=100, description="Resamples of the paired bootstrap.")
+
+
+class EvaluationConfig(Section):
+    """Held-out sets that are reported and that the decision minimises."""
+
+    sequences: int = Field(64, ge=1, description="Held-out sequences per set used in reports.")
+    batch_size: int = Field(16, ge=1, description="Sequences in one forward pass.")
+    sets: dict[str, SourceConfig] = Field(
+        default_factory=dict, description="Further sets that are only evaluated on, never trained on."
+    )
+    weights: dict[str, float] | None = Field(
+        None, description="Weight of each set in the objective; none: the same for every set."
+    )
+
+
+class ClusterConfig(Section):
+    """Where Ray is."""
+
+    address: str | None = Field(
+        None, description="Ray address; none: RAY_ADDRESS, else a Ray of our own on this machine."
+    )
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a Ray of our own; none: all.")
+    connect_timeout: float = Field(30, gt=0, description="Seconds to wait for an address to answer.")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = Field("run", pattern=NAME, description="Name of the run.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    output: str | None = Field(
+        None, description="Directory or `pyarrow.fs` URI of the results; none: `runs/<name>`."
+    )
+    model: ModelConfig = Field(description="The language model.")
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="The tokenizer.")
+    data: DataConfig = Field(description="Domains and sequences.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="The main run.")
+    stages: list[StageConfig] = Field(min_length=1, description="Stages, in order.")
+    probe: ProbeConfig = Field(default_factory=ProbeConfig, description="LoRA probes.")
+    search: SearchConfig = Field(default_factory=SearchConfig, description="Candidates.")
+    proposal: ProposalConfig = Field(default_factory=ProposalConfig, description="The next mixture.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Held-out sets.")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Where Ray is.")
+
+    def output_uri(self) -> str:
+        """The output directory or URI."""
+        return self.output or f"runs/{self.name}"
+
+    def eval_sets(self) -> dict[str, SourceConfig]:
+        """Every evaluation set: the domains' held-out parts and the sets named for evaluation only."""
+        return {**self.data.domains, **self.evaluation.sets}
+
+    def objective(self) -> dict[str, float]:
+        """Weight per evaluation set in the objective, summing to 1."""
+        weights = self.evaluation.weights or {name: 1.0 for name in self.eval_sets()}
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, where YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 3e-4 as text; read it as the number it is meant to be.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Read one YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is not text, is empty, or is not a YAML mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("no such file", file=path, remedy="check the path") from None
+    except IsADirectoryError:
+        raise UserError("is a directory", file=path, remedy="name a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError("is not text", file=path, remedy="name a YAML file in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=path) from None
+    try:
+        loaded = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(f"is not valid YAML{where}: {problem}", file=path, remedy="mend the line") from None
+    if loaded is None:
+        raise UserError("is empty", file=path, remedy="start from `examples/quickstart.yaml`")
+    if not isinstance(loaded, dict):
+        raise UserError("must be a mapping of keys to values", file=path, remedy="see docs/configuration.md")
+    return loaded
+
+
+def load_config(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run's configuration from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: `dotted.key=value` strings; values are read as YAML.
+
+    Raises:
+        UserErrors: everything that is wrong with keys and values, one error each.
+    """
+    path = Path(path)
+    tree = read_yaml(path)
+    for override in overrides or []:
+        _override(tree, override)
+    config = parse_config(RunConfig, tree, path)
+    return _resolve_paths(config, path.resolve().parent)
+
+
+def parse_config(kind: type[SectionT], tree: dict[str, Any], file: object = None) -> SectionT:
+    """Validate a tree against one of the models, with errors in our own words.
+
+    Raises:
+        UserErrors: see `load_config`.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise UserErrors([_translate(item, kind, file) for item in error.errors()]) from None
+
+
+def _translate(item: Any, kind: type[Section], file: object) -> UserError:
+    location = [str(part) for part in item["loc"] if not str(part).endswith("]") and part != "str"]
+    key = ".".join(location)
+    value = item.get("input")
+    if isinstance(value, dict) and item["type"] == "missing":
+        value = None
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(kind, item["loc"][:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
+        remedy = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+        return UserError("unknown key", file=file, key=key, value=value, remedy=remedy)
+    if item["type"] == "missing":
+        return UserError("is missing", file=file, key=key, remedy="add it (see docs/configuration.md)")
+    message = item["msg"]
+    return UserError(
+        message[0].lower() + message[1:], file=file, key=key, value=value, remedy="see docs/configuration.md"
+    )
+
+
+def _known_keys(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
+    current: Any = kind
+    for part in location:
+        if isinstance(current, type) and issubclass(current, Section):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+        else:  # inside dict[str, Section] or list[Section]
+            args = [a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
+            current = args[0] if args else None
+    if isinstance(current, type) and issubclass(current, Section):
+        return list(current.model_fields)
+    args = [a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
+    return list(args[0].model_fields) if args else []
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError("must look like key=value", key="--set", value=override, remedy="for example seed=1")
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError:
+        raise UserError("the value is not valid YAML", key="--set", value=override, remedy="quote it") from None
+    parts = key.split(".")
+    node: Any = tree
+    for part in parts[:-1]:
+        if isinstance(node, list):
+            node = node[_index(node, part, override)]
+        else:
+            node = node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise UserError(f"`{part}` has no keys below it", key="--set", value=override, remedy="check the key")
+    if isinstance(node, list):
+        node[_index(node, parts[-1], override)] = value
+    else:
+        node[parts[-1]] = value
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(
+            f"`{part}` is not one of the {len(node)} entries",
+            key="--set",
+            value=override,
+            remedy="count from 0, for example stages.0.steps=100",
+        )
+    return int(part)
+
+
+def is_uri(path: str) -> bool:
+    """Whether a path names a file system other than the local one (`s3://`, `gs://`, ...)."""
+    return "://" in path
+
+
+def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+    """Make relative paths absolute, so that a run does not depend on where it was started."""
+
+    def local(path: str) -> str:
+        if is_uri(path):
+            return path
+        return str((base / Path(path).expanduser()).absolute())
+
+    def source(entry: SourceConfig) -> SourceConfig:
+        paths = entry.path
+        resolved = [local(p) for p in paths] if isinstance(paths, list) else local(paths)
+        return entry.model_copy(update={"path": resolved})
+
+    def hub_or_local(path: str | None) -> str | None:
+        return local(path) if path is not None and (base / Path(path).expanduser()).exists() else path
+
+    def space(name: str) -> str:
+        return local(name) if name.endswith((".yaml", ".yml")) else name
+
+    data = config.data.model_copy(
+        update={
+            "domains": {n: source(s) for n, s in config.data.domains.items()},
+            "cache": local(config.data.cache),
+        }
+    )
+    evaluation = config.evaluation.model_copy(
+        update={"sets": {n: source(s) for n, s in config.evaluation.sets.items()}}
+    )
+    stages = [
+        s.model_copy(update={"search_space": space(s.search_space) if s.search_space else None})
+        for s in config.stages
+    ]
+    return config.model_copy(
+        update={
+            "data": data,
+            "evaluation": evaluation,
+            "stages": stages,
+            "model": config.model.model_copy(update={"path": hub_or_local(config.model.path)}),
+            "tokenizer": config.tokenizer.model_copy(update={"path": hub_or_local(config.tokenizer.path)}),
+            "search": config.search.model_copy(update={"space": space(config.search.space)}),
+        }
+    )
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,266 @@
+"""Files on local disks and object stores, named by one string each.
+
+    fs, inner = filesystem("s3://bucket/a.parquet")
+    files = expand(["data/*.jsonl.gz"], key="data.domains.code.path")
+    digest = content_hash(files[0], cache_directory)
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from opmix_ray.config import is_uri
+from opmix_ray.errors import UserError
+
+ENDINGS = {
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".json.gz": "jsonl",
+    ".json.zst": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".npy": "tokens",
+    ".bin": "tokens",
+}
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file: its path or URI, size in bytes, and time of last change in ns (0: unknown)."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def filesystem(path: str, *, key: str | None = None) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI, and the path inside it.
+
+    Raises:
+        UserError: the scheme is unknown, or the URI cannot be parsed.
+    """
+    if not is_uri(path):
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    if path.startswith("file://"):
+        return pafs.LocalFileSystem(), unquote(urlsplit(path).path)
+    try:
+        return pafs.FileSystem.from_uri(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"cannot open this file system: {error}", key=key, value=path, remedy="use s3://, gs:// or a path"
+        ) from None
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/parts...` for a path or URI, keeping a URI's query."""
+    head, mark, query = base.partition("?") if is_uri(base) else (base, "", "")
+    return "/".join([head.rstrip("/"), *parts]) + mark + query
+
+
+def local_cache() -> Path:
+    """Where copies of remote shards are kept: `$OPMIX_RAY_LOCAL_CACHE`, else `~/.cache/opmix_ray`."""
+    return Path(os.environ.get("OPMIX_RAY_LOCAL_CACHE", "~/.cache/opmix_ray")).expanduser()
+
+
+def file_format(path: str) -> str | None:
+    """Format by file ending, or None where it says nothing."""
+    name = path.partition("?")[0] if is_uri(path) else path
+    name = name.lower()
+    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), None)
+
+
+def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFile]:
+    """Files that a file name, directory, glob or URI stands for, sorted by path.
+
+    Args:
+        path: what the user wrote.
+        key: configuration key named in errors.
+        recognised_only: inside a directory keep only files with a known ending.
+
+    Raises:
+        UserError: nothing matches, or the place cannot be listed.
+    """
+    system, inner = filesystem(_fixed_part(path) if is_uri(path) else path, key=key)
+    try:
+        files = _matches(path, system, inner, recognised_only)
+    except (pa.ArrowException, OSError, ValueError, re.error) as error:
+        raise UserError(f"cannot be listed: {error}", key=key, value=path, remedy="check the path") from None
+    if not files:
+        raise UserError("no file matches", key=key, value=path, remedy="check the path" + _hint(path))
+    return sorted(files, key=lambda file: file.path)
+
+
+def _matches(path: str, system: pafs.FileSystem, inner: str, recognised_only: bool) -> list[InputFile]:
+    if isinstance(system, pafs.LocalFileSystem):
+        plain = filesystem(path)[1]
+        if not os.path.exists(plain) and glob.has_magic(plain):
+            return [file for hit in glob.glob(plain, recursive=True) if (file := _local(hit)) is not None]
+        inner = plain
+    elif "*" in path:
+        return _remote_glob(path, system)
+    info = system.get_file_info(inner)
+    if info.type == pafs.FileType.File:
+        return [_input(path, info)]
+    if info.type != pafs.FileType.Directory:
+        return []
+    inside = system.get_file_info(pafs.FileSelector(inner, recursive=True))
+    found = [
+        _input(join(path, *Path(entry.path).relative_to(inner).parts), entry)
+        for entry in inside
+        if entry.type == pafs.FileType.File and not entry.base_name.startswith((".", "_"))
+    ]
+    return [file for file in found if file_format(file.path)] if recognised_only else found
+
+
+def _fixed_part(uri: str) -> str:
+    """The part of a URI's path before the first `*`, cut at a slash, with the URI's query."""
+    pattern, mark, query = uri.partition("?")
+    return (pattern.partition("*")[0].rpartition("/")[0] if "*" in pattern else pattern) + mark + query
+
+
+def _remote_glob(path: str, system: pafs.FileSystem) -> list[InputFile]:
+    pattern, mark, query = path.partition("?")
+    prefix = _fixed_part(pattern)
+    base = filesystem(_fixed_part(path))[1]
+    rest = pattern[len(prefix) :].lstrip("/")
+    expression = re.escape(rest).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*").replace(r"\*", "[^/]*")
+    found = []
+    for entry in system.get_file_info(pafs.FileSelector(base, recursive=True)):
+        relative = entry.path[len(base) :].lstrip("/")
+        if entry.type == pafs.FileType.File and re.fullmatch(expression, relative):
+            found.append(_input(f"{prefix}/{relative}{mark}{query}", entry))
+    return found
+
+
+def _local(path: str) -> InputFile | None:
+    status = os.stat(path)
+    return InputFile(path, status.st_size, status.st_mtime_ns) if os.path.isfile(path) else None
+
+
+def _input(path: str, info: pafs.FileInfo) -> InputFile:
+    return InputFile(path, info.size or 0, info.mtime_ns or 0)
+
+
+def _hint(path: str) -> str:
+    if is_uri(path):
+        return ""
+    parent = Path(path).expanduser().absolute().parent
+    if not parent.is_dir():
+        return f": there is no directory {parent}"
+    return ", a glob such as data/*.jsonl.gz, or a directory with .jsonl, .parquet, .arrow, .npy or .bin files"
+
+
+@contextmanager
+def reading(file: str, key: str) -> Iterator[None]:
+    """Turn whatever a broken or unreadable file raises into one `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError("no such file", file=file, key=key, remedy="check the path") from None
+    except PermissionError:
+        raise UserError("may not be read", file=file, key=key, remedy="change its permissions") from None
+    except (pa.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot be read: {text}", file=file, key=key, remedy="write the file again") from None
+    except (MemoryError, OverflowError, RecursionError, NotImplementedError) as error:
+        raise UserError(f"cannot be read: {type(error).__name__}", file=file, key=key) from None
+
+
+def content_hash(file: InputFile, cache: Path) -> str:
+    """Hex digest of a file's bytes; remembered by path, size and time of change below `cache`."""
+    identity = f"{file.path}\0{file.size}\0{file.mtime_ns}".encode()
+    note = cache / "hashes" / hashlib.blake2b(identity, digest_size=16).hexdigest()
+    if file.mtime_ns and note.exists():
+        return note.read_text()
+    digest = hashlib.blake2b(digest_size=32)
+    system, inner = filesystem(file.path)
+    with system.open_input_stream(inner, compression=None) as stream:
+        while block := stream.read(_CHUNK):
+            digest.update(block)
+    write_atomically(note, digest.hexdigest().encode())
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a local file by replace, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(data)
+    os.replace(temporary, path)
+
+
+def exists(path: str) -> bool:
+    """Whether a file is there, local or remote."""
+    system, inner = filesystem(path)
+    return bool(system.get_file_info(inner).type == pafs.FileType.File)
+
+
+def upload(directory: Path, uri: str, last: str) -> None:
+    """Copy a local directory's files to a URI, the file named `last` after all others."""
+    system, inner = filesystem(uri)
+    system.create_dir(inner, recursive=True)
+    names = sorted((path.name for path in directory.iterdir()), key=lambda name: (name == last, name))
+    for name in names:
+        with open(directory / name, "rb") as source, system.open_output_stream(f"{inner}/{name}") as target:
+            shutil.copyfileobj(source, target, _CHUNK)
+
+
+def local_directory(path: str) -> Path:
+    """A local directory with the files of a prepared directory or tokenizer; downloads from a URI once.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    if not is_uri(path) or path.startswith("file://"):
+        return Path(filesystem(path)[1])
+    system, inner = filesystem(path)
+    parent, name = inner.rstrip("/").split("/")[-2:]  # names below the cache hold a digest of the content
+    target = local_cache() / parent / name
+    if target.exists():
+        return target
+    try:
+        entries = system.get_file_info(pafs.FileSelector(inner))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot be listed: {error}", file=path, remedy="prepare the data again") from None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
+    for entry in entries:
+        if entry.type == pafs.FileType.File:
+            with (
+                system.open_input_stream(entry.path, compression=None) as source,
+                open(temporary / entry.base_name, "wb") as sink,
+            ):
+                shutil.copyfileobj(source, sink, _CHUNK)
+    settle(temporary, target)
+    return target
+
+
+def settle(temporary: Path, target: Path) -> None:
+    """Rename a finished temporary directory into place; one that is already there wins."""
+    temporary.chmod(0o755)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,160 @@
+"""One split of one domain's prepared sequences, memory-mapped.
+
+    store = TokenStore.open(prepared.domains["code"].path, "train")
+    store[3]                      # (seq_len,) uint16 or uint32, a view on the file
+    ids, mask = store.batch([3, 7])  # (2, seq_len) int64 and bool
+
+Opening reads the manifest and the shards' footers only; a store pickles as its path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from opmix_ray.data._files import local_directory
+from opmix_ray.errors import UserError
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+class TokenStore(Sequence[np.ndarray]):
+    """Sequences of one split; use `TokenStore.open`."""
+
+    def __init__(self, path: str, split: str) -> None:
+        directory = local_directory(path)
+        self.path = path
+        self.split = split
+        self.manifest = read_manifest(directory)
+        part = self.manifest["splits"][split]
+        self.seq_len: int = self.manifest["seq_len"]
+        self._ids: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
+        for shard in part["shards"]:
+            self._map(directory / shard["file"])
+        lengths = [len(block) for block in self._ids]
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        if len(self) != part["sequences"]:
+            raise UserError(
+                f"holds {len(self)} {split} sequences where the manifest says {part['sequences']}",
+                file=directory,
+                remedy="delete the directory and prepare again",
+            )
+
+    @classmethod
+    def open(cls, path: str, split: str = "train") -> TokenStore:
+        """Open a prepared directory, or a URI (downloaded once into the local cache).
+
+        Args:
+            path: `PreparedDomain.path`.
+            split: `train` or `eval`.
+
+        Raises:
+            UserError: there is no manifest, or a shard is missing, broken, or of another length.
+        """
+        return cls(path, split)
+
+    def _map(self, file: Path) -> None:
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(file), "r"))
+            for index in range(reader.num_record_batches):
+                batch = reader.get_batch(index)
+                self._ids.append(self._matrix(batch.column("input_ids")))
+                if "loss_mask" in batch.schema.names:
+                    self._masks.append(self._matrix(batch.column("loss_mask")))
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"is not a token shard: {error}", file=file, remedy="delete its directory and prepare again"
+            ) from None
+
+    def _matrix(self, column: Any) -> np.ndarray:
+        """A view of shape (sequences, seq_len) on a FixedSizeList column."""
+        return np.asarray(column.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.seq_len))
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether some tokens do not count in the loss (instruction data)."""
+        return bool(self._masks)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        """Sequence `index` as a read-only view of shape (seq_len,), in the type it is stored in."""
+        block, row = self._locate(index)
+        return self._ids[block][row]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for block in self._ids:
+            yield from block
+
+    def mask(self, index: int) -> np.ndarray:
+        """Which tokens of sequence `index` count in the loss, bool of shape (seq_len,)."""
+        block, row = self._locate(index)
+        if not self._masks:
+            return np.ones(self.seq_len, dtype=np.bool_)
+        return self._masks[block][row].astype(np.bool_)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Several sequences, copied.
+
+        Args:
+            indices: n positions in the store.
+
+        Returns:
+            ids, int64 of shape (n, seq_len), and mask, bool of shape (n, seq_len): True where the token
+            counts as a target in the loss.
+
+        Raises:
+            IndexError: a position is outside the store.
+        """
+        ids = np.empty((len(indices), self.seq_len), dtype=np.int64)
+        mask = np.ones((len(indices), self.seq_len), dtype=np.bool_)
+        for row, index in enumerate(indices):
+            block, position = self._locate(index)
+            ids[row] = self._ids[block][position]
+            if self._masks:
+                mask[row] = self._masks[block][position]
+        return ids, mask
+
+    def _locate(self, index: Any) -> tuple[int, int]:
+        if isinstance(index, slice):
+            raise TypeError("a TokenStore has no slices; use batch(range(...))")
+        position = int(index)
+        if position < 0:
+            position += len(self)
+        if not 0 <= position < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        block = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return block, position - int(self._starts[block])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore.open, (self.path, self.split)
+
+    def __repr__(self) -> str:
+        return f"TokenStore({self.path!r}, {self.split!r}, {len(self)} x {self.seq_len})"
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """A prepared directory's manifest.
+
+    Raises:
+        UserError: it is missing, broken, or of another version.
+    """
+    file = directory / MANIFEST
+    remedy = "delete the directory and prepare again"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", file=file, remedy="prepare the data first") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read: {error}", file=file, remedy=remedy) from None
+    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
+        raise UserError("is not a manifest of this version", file=file, remedy=remedy)
+    return manifest
