@@ -1,0 +1,217 @@
+"""Tokenizers: load the one a run names, or train a byte-level BPE; text into ids.
+
+    tokenizer = load_tokenizer(config)
+    encode = Encoder(tokenizer)
+    ids = encode.texts(["one", "two"])       # a list of int64 arrays, no special token added
+
+Whatever a user can get wrong is a `UserError` with the key `tokenizer.path`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from opmix_ray.config import RunConfig
+from opmix_ray.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+PIECE = 1 << 16  # characters of a long text that are tokenised together
+KEY = "tokenizer.path"
+
+
+def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of a run: the one named, the model's own, or one trained on the domains (kept in the cache).
+
+    Raises:
+        UserError: none is named, it cannot be loaded, it is not a fast one, or it has no end-of-text token.
+    """
+    if config.tokenizer.train_vocab_size is not None:
+        from opmix_ray.data.prepare import trained_tokenizer  # the only tokenizer that needs the data
+
+        return load_tokenizer_from(trained_tokenizer(config))
+    if config.tokenizer.path is not None:
+        path, gguf_file = config.tokenizer.path, config.tokenizer.gguf_file
+    elif config.model.path is not None:
+        path, gguf_file = config.model.path, config.tokenizer.gguf_file or config.model.gguf_file
+    else:
+        raise UserError(
+            "is missing, and a model with fresh weights has no tokenizer of its own",
+            key=KEY,
+            remedy="name a tokenizer, or set tokenizer.train_vocab_size to train one on the domains",
+        )
+    return load_tokenizer_from(path, gguf_file, config.model.trust_remote_code)
+
+
+def load_tokenizer_from(
+    path: str, gguf_file: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer with an end-of-text token from a hub id, a directory, a tokenizer.json or a GGUF file.
+
+    Raises:
+        UserError: see `load_tokenizer`.
+    """
+    try:
+        if Path(path).is_file():
+            tokenizer = _from_json(path)
+        else:
+            options = {"gguf_file": gguf_file} if gguf_file else {}
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:  # transformers, tokenizers and the hub share no base class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot be loaded as a tokenizer: {reason}",
+            key=KEY,
+            value=path,
+            remedy="name a directory with tokenizer.json, a tokenizer.json, or a hub id that this machine can reach",
+        ) from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            "is not a fast tokenizer", key=KEY, value=path, remedy="convert it to a tokenizer.json first"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "has no end-of-text token, which must stand between documents",
+            key=KEY,
+            value=path,
+            remedy='name its token as "eos_token" in tokenizer_config.json beside it',
+        )
+    return tokenizer
+
+
+def _from_json(path: str) -> PreTrainedTokenizerFast:
+    """A lone tokenizer.json: its end-of-text token is looked for by the names in use."""
+    backend = Tokenizer.from_file(path)
+    names = [END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]"]
+    beside = Path(path).with_name("tokenizer_config.json")
+    if beside.is_file():
+        return AutoTokenizer.from_pretrained(str(beside.parent))  # type: ignore[no-any-return]
+    eos = next((name for name in names if backend.token_to_id(name) is not None), None)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE whose first entry is `<|endoftext|>`; the same texts give the same tokenizer.
+
+    Args:
+        texts: what to train on.
+        vocab_size: entries, at least 257 (the bytes and the end-of-text token); fewer come out when the texts
+            hold too few different words.
+
+    Raises:
+        UserError: there is no text.
+    """
+    pieces = (piece for text in texts for piece in split_text(text) if piece)
+    first = next(pieces, None)
+    if first is None:
+        raise UserError("there is no text to train a tokenizer on", key="tokenizer.train_vocab_size")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_chain(first, pieces), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def split_text(text: str) -> Iterator[str]:
+    """Pieces of at most `PIECE` characters, cut before a space or line end where there is one."""
+    start = 0
+    while len(text) - start > PIECE:
+        half, end = start + PIECE // 2, start + PIECE
+        cut = max(text.rfind(" ", half, end), text.rfind("\n", half, end))
+        cut = end if cut < 0 else cut
+        yield text[start:cut]
+        start = cut
+    yield text[start:] if start else text
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Hex digest of all that decides which ids a text becomes; the same wherever the tokenizer lies."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content.update(truncation=None, padding=None)  # set by calls, not part of the tokenizer
+    template = tokenizer.chat_template
+    parts = json.dumps([content, tokenizer.eos_token_id, template], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Greatest id a text can become, plus 1."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+class Encoder:
+    """Text into ids, in batches, without truncation and without adding special tokens.
+
+    Args:
+        tokenizer: a fast tokenizer with an end-of-text token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.eos: int = tokenizer.eos_token_id
+        self._marked = _plain_backend(tokenizer)
+        self._literal = _plain_backend(tokenizer)
+        self._literal.encode_special_tokens = True
+
+    def texts(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, int64; a special token spelt out in a text is ordinary text.
+
+        Long texts are tokenised in pieces, so that memory stays small.
+        """
+        pieces: list[str] = []
+        counts = []
+        for text in texts:
+            before = len(pieces)
+            pieces.extend(split_text(text))
+            counts.append(len(pieces) - before)
+        encoded = [
+            np.array(item.ids, dtype=np.int64)
+            for start in range(0, len(pieces), 256)
+            for item in self._literal.encode_batch_fast(pieces[start : start + 256], add_special_tokens=False)
+        ]
+        ids, position = [], 0
+        for count in counts:
+            parts = encoded[position : position + count]
+            ids.append(parts[0] if count == 1 else np.concatenate(parts))
+            position += count
+        return ids
+
+    def rendered(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text that a chat template wrote, in which special tokens are special.
+
+        Returns:
+            ids, int64 of shape (n,), and the characters each one stands for, int64 of shape (n, 2).
+        """
+        encoded = self._marked.encode(text, add_special_tokens=False)
+        return np.array(encoded.ids, dtype=np.int64), np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Encoder, (self.tokenizer,)
+
+
+def _plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # Ray forks no process, so the warning is needless
