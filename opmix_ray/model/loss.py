@@ -1,0 +1,269 @@
+"""Held-out and training loss in nats, without ever holding the logits of a whole batch.
+
+    losses = evaluate_sets(model, {"code": (ids, mask)}, batch_size=16, autocast=True)
+    losses["code"].mean            # nats per token
+    losses["code"].nats            # (n,) per sequence, for paired comparisons
+
+    nats, tokens = LossModule(model)(ids, mask)   # what DDP and FSDP2 wrap
+
+The target of position t is token t + 1; it counts where its mask is True. Sequences are never padded.
+The head is applied to slices of the hidden states, and only at positions that count. A model that does
+more than that (soft-capped or scaled logits) is found out by a test on random hidden states, and its own
+logits are used, a few sequences at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from opmix_ray.model.probe import base_causal_lm
+
+CHUNK_LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32
+
+_plain_head: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class SetLoss:
+    """The loss of one evaluation set.
+
+    Attributes:
+        nats: summed loss of each sequence, float64 of shape (n,).
+        tokens: targets that count in each sequence, int64 of shape (n,).
+    """
+
+    nats: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Nats per token, over all sequences; NaN when no token counts."""
+        total = int(self.tokens.sum())
+        return float(self.nats.sum()) / total if total else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean); infinite where that overflows."""
+        try:
+            return math.exp(self.mean)
+        except OverflowError:
+            return math.inf
+
+    def bits_per_byte(self, bytes_per_token: float) -> float:
+        """The mean in bits per byte of text, given the set's mean bytes per token."""
+        return self.mean / math.log(2) / bytes_per_token
+
+
+class LossModule(nn.Module):
+    """A causal LM whose forward pass is the loss, so that DDP and FSDP2 see one call per micro-batch.
+
+    Args:
+        model: the causal LM, possibly a PeftModel; kept as `.model`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `training_loss`."""
+        return training_loss(self.model, ids, mask)
+
+
+def training_loss(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss of a batch, with gradients; divide by the global number of tokens.
+
+    Args:
+        model: causal LM.
+        ids: int64 of shape (n, L).
+        mask: bool of shape (n, L): whether the token counts as a target.
+
+    Returns:
+        Sum of nats (float32 scalar) and number of targets (int64 scalar).
+    """
+    nats = torch.zeros((), dtype=torch.float32, device=ids.device)
+    for losses, _ in _token_losses(model, ids, mask):
+        nats = nats + losses.sum()
+    return nats, mask[:, 1:].sum()
+
+
+def sequence_losses(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss of each sequence.
+
+    Args:
+        model: causal LM.
+        ids: int64 of shape (n, L).
+        mask: bool of shape (n, L): whether the token counts as a target; the first token never does.
+
+    Returns:
+        Nats, float64 of shape (n,), and number of targets, int64 of shape (n,).
+    """
+    nats = torch.zeros(ids.shape[0], dtype=torch.float64, device=ids.device)
+    for losses, rows in _token_losses(model, ids, mask):
+        nats = nats.index_add(0, rows, losses.double())
+    return nats, mask[:, 1:].sum(dim=1)
+
+
+def evaluate_sets(
+    model: nn.Module,
+    sets: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    batch_size: int,
+    *,
+    autocast: bool,
+) -> dict[str, SetLoss]:
+    """Loss of every evaluation set, per sequence.
+
+    Args:
+        model: causal LM; put into evaluation mode meanwhile.
+        sets: name -> ids, integers of shape (n, L), and mask, bool of shape (n, L).
+        batch_size: sequences in one forward pass.
+        autocast: compute in bfloat16.
+    """
+    device = _device(model)
+    with _evaluating(model), torch.inference_mode(), compute_context(autocast, device):
+        return {name: _evaluate(model, ids, mask, batch_size, device) for name, (ids, mask) in sets.items()}
+
+
+def compute_context(autocast: bool, device: torch.device | str) -> torch.autocast:
+    """The context of a forward pass: bfloat16 autocast, or nothing."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=autocast)
+
+
+def batches(
+    ids: np.ndarray, mask: np.ndarray, batch_size: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Consecutive batches on the device: ids int64 (b, L), mask bool (b, L)."""
+    for start in range(0, len(ids), batch_size):
+        part = slice(start, start + batch_size)
+        yield (
+            torch.from_numpy(np.array(ids[part], dtype=np.int64)).to(device),
+            torch.from_numpy(np.array(mask[part], dtype=np.bool_)).to(device),
+        )
+
+
+def _evaluate(
+    model: nn.Module, ids: np.ndarray, mask: np.ndarray, batch_size: int, device: torch.device
+) -> SetLoss:
+    parts = [sequence_losses(model, *batch) for batch in batches(ids, mask, batch_size, device)]
+    if not parts:
+        return SetLoss(np.zeros(0, dtype=np.float64), np.zeros(0, dtype=np.int64))
+    nats, tokens = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    return SetLoss(nats, tokens)
+
+
+def _token_losses(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Loss of every target that counts, in slices: nats float32 (k,) and the sequence of each, int64 (k,)."""
+    causal = base_causal_lm(model)
+    vocab = causal.get_output_embeddings().weight.shape[0]
+    if not has_plain_head(causal):
+        yield from _token_losses_from_logits(
+            causal, ids, mask, max(1, CHUNK_LOGITS // (vocab * ids.shape[1]))
+        )
+        return
+    hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (n, L, H)
+    rows, columns = mask[:, 1:].nonzero(as_tuple=True)  # targets that count, at column + 1
+    hidden, targets = hidden[rows, columns], ids[rows, columns + 1]  # (k, H), (k,)
+    size = max(1, CHUNK_LOGITS // vocab)
+    head = causal.get_output_embeddings()
+    for start in range(0, len(targets), size):
+        part = slice(start, start + size)
+        if torch.is_grad_enabled() and len(targets) > size:  # logits are made again in the backward pass
+            losses = checkpoint(_head_loss, head, hidden[part], targets[part], use_reentrant=False)
+        else:
+            losses = _head_loss(head, hidden[part], targets[part])
+        yield losses, rows[part]
+
+
+def _head_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+
+def _token_losses_from_logits(
+    causal: nn.Module, ids: torch.Tensor, mask: torch.Tensor, sequences: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for start in range(0, len(ids), sequences):
+        part = slice(start, start + sequences)
+        rows, columns = mask[part, 1:].nonzero(as_tuple=True)
+        logits = causal(input_ids=ids[part], use_cache=False).logits[rows, columns].float()
+        yield F.cross_entropy(logits, ids[part][rows, columns + 1], reduction="none"), rows + start
+
+
+def has_plain_head(causal: nn.Module) -> bool:
+    """Whether the logits are just the head applied to the base model's last hidden states.
+
+    Asked of the model once: random hidden states, large enough for any soft-capping to show, are put in the
+    place of the base model's output, and the model's logits are compared with the head's.
+    """
+    if causal not in _plain_head:
+        _plain_head[causal] = _test_plain_head(causal)
+    return _plain_head[causal]
+
+
+@torch.no_grad()
+def _test_plain_head(causal: Any) -> bool:
+    head, base = causal.get_output_embeddings(), causal.base_model
+    if base is causal or not isinstance(head, nn.Module):
+        return False
+    weight = head.weight
+    seen: list[torch.Tensor] = []
+    random = torch.Generator(device="cpu").manual_seed(0)
+
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        states = output.last_hidden_state
+        noise = torch.randn(states.shape, generator=random).to(states)
+        noise *= 100.0 / weight.float().pow(2).sum(dim=1).mean().sqrt().clamp_min(1e-6)
+        seen.extend([states, noise])
+        output.last_hidden_state = noise
+        return output
+
+    ids = torch.arange(4, device=weight.device).remainder(weight.shape[0])[None]
+    handle = base.register_forward_hook(replace)
+    try:
+        with _evaluating(causal):
+            logits = causal(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    if len(seen) != 2:
+        return False
+    with _evaluating(causal):
+        again = base(input_ids=ids, use_cache=False).last_hidden_state
+    ours = head(seen[1][0])[None]
+    return _close(ours, logits) and _close(again, seen[0])
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    one, other = one.float(), other.float()
+    return bool((one - other).abs().max() <= 1e-2 * other.abs().max())
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

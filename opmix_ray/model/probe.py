@@ -1,0 +1,371 @@
+"""LoRA probes: put on a model, taken off, kept as plain arrays, exchanged as PEFT directories.
+
+    peft_model = attach(model, config.probe, seed=1)       # train it
+    probe = extract(peft_model, name="code", data={"code": 0.9, "prose": 0.1})
+    model = detach(peft_model)                             # bit for bit what it was
+    save_probe(probe, "probes/code")                       # PeftModel.from_pretrained loads it
+
+A probe's weight change in a layer is `scale * B @ A` with `scale = alpha / rank` (Hu et al. 2021).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from opmix_ray.config import ProbeConfig
+from opmix_ray.errors import UserError
+
+ADAPTER = "default"
+PREFIX = "base_model.model."
+WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "probe.json"
+
+# Keys of adapter_config.json that leave the weight change at scale * B @ A; any other must be unset.
+_HARMLESS = {
+    "alora_invocation_tokens": None,
+    "auto_mapping": ...,
+    "base_model_name_or_path": ...,
+    "bias": "none",
+    "exclude_modules": ...,
+    "fan_in_fan_out": ...,
+    "inference_mode": ...,
+    "layers_pattern": ...,
+    "layers_to_transform": ...,
+    "lora_alpha": ...,
+    "lora_dropout": ...,
+    "megatron_core": ...,
+    "peft_type": "LORA",
+    "peft_version": ...,
+    "qalora_group_size": ...,
+    "r": ...,
+    "revision": ...,
+    "target_modules": ...,
+    "task_type": ...,
+}
+_HARMLESS_INIT = (True, False, "gaussian", "eva", "orthogonal")  # others change the base weights too
+
+
+@dataclass
+class Probe:
+    """One trained adapter and what it cost.
+
+    Attributes:
+        name: its component of the search.
+        data: share of training tokens by domain, as trained on.
+        factors: layer -> (A float32 (rank, in), B float32 (out, rank)).
+        scale: alpha / rank.
+        rank: inner size of every layer's factors.
+        alpha: LoRA alpha.
+        target_modules: ends of the adapted layers' names, as PEFT matches them.
+        base_name: the model it belongs to, if it has a name.
+        fan_in_fan_out: whether the layers are GPT-2's Conv1D, whose weights are (in, out).
+        tokens: tokens trained on.
+        seconds: time of training.
+        flops: operations of training.
+        losses: nats per token at each step.
+    """
+
+    name: str
+    data: dict[str, float]
+    factors: dict[str, tuple[np.ndarray, np.ndarray]]
+    scale: float
+    rank: int
+    alpha: float
+    target_modules: list[str]
+    base_name: str | None = None
+    fan_in_fan_out: bool = False
+    tokens: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+def base_causal_lm(model: nn.Module) -> Any:
+    """The causal LM inside a PeftModel, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def layer_shape(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of a Linear or Conv1D layer."""
+    rows, columns = layer.weight.shape  # type: ignore[misc,union-attr]
+    return (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
+
+
+def adapted_layers(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
+    """Names of the layers that a probe adapts, in the model's order.
+
+    Args:
+        model: causal LM without adapters.
+        target_modules: `all-linear` for every Linear and Conv1D but the head, or ends of layer names.
+
+    Raises:
+        UserError: a name matches no such layer, or it matches a head that is tied to the embedding.
+    """
+    head = base_causal_lm(model).get_output_embeddings()
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
+    if isinstance(target_modules, str):
+        return [name for name, module in layers.items() if module is not head]
+    chosen = {target: [n for n in layers if f".{n}".endswith(f".{target}")] for target in target_modules}
+    for target, names in chosen.items():
+        if not names:
+            ends = sorted({name.rpartition(".")[2] for name in layers})
+            raise UserError(
+                "matches no linear layer of the model",
+                key="probe.target_modules",
+                value=target,
+                remedy=f"the model has {', '.join(ends)}",
+            )
+    wanted = {name for names in chosen.values() for name in names}
+    embedding = base_causal_lm(model).get_input_embeddings()
+    for name in wanted:
+        if layers[name].weight is embedding.weight:
+            raise UserError(
+                "the head shares its weights with the embedding and cannot be adapted alone",
+                key="probe.target_modules",
+                value=name,
+                remedy="leave it out",
+            )
+    return [name for name in layers if name in wanted]
+
+
+def lora_config(probe_config: ProbeConfig, model: nn.Module) -> LoraConfig:
+    """The PEFT configuration of a probe on this model: no dropout, no bias, plain LoRA.
+
+    Raises:
+        UserError: see `adapted_layers`.
+    """
+    layers = adapted_layers(model, probe_config.target_modules)
+    return LoraConfig(
+        r=probe_config.rank,
+        lora_alpha=probe_config.alpha,  # type: ignore[arg-type]
+        target_modules=_shortest_names(model, layers),
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
+        task_type="CAUSAL_LM",
+    )
+
+
+def attach(model: nn.Module, probe_config: ProbeConfig, seed: int) -> PeftModel:
+    """Put a new probe on a model, in place; its own weights are frozen until `detach`.
+
+    A is drawn from U(-1/sqrt(in), 1/sqrt(in)), as PEFT does, from `seed` alone; B is 0. Both are float32,
+    whatever the type of the model. The global random state is left as it is.
+
+    Raises:
+        UserError: see `adapted_layers`.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    config = lora_config(probe_config, model)
+    device = next(model.parameters()).device
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        peft_model = get_peft_model(model, config, adapter_name=ADAPTER)  # type: ignore[arg-type]
+    assert isinstance(peft_model, PeftModel)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in _lora_layers(peft_model).values():
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        bound = 1.0 / math.sqrt(a.shape[1])
+        a.data = (torch.rand(a.shape, generator=generator) * 2 * bound - bound).to(a.device)
+        b.data = torch.zeros(b.shape, device=b.device)
+    peft_model._opmix_trainable = trainable  # type: ignore[assignment]
+    return peft_model
+
+
+def extract(
+    peft_model: PeftModel,
+    *,
+    name: str,
+    data: Mapping[str, float],
+    tokens: int = 0,
+    seconds: float = 0.0,
+    flops: float = 0.0,
+    losses: Sequence[float] = (),
+) -> Probe:
+    """Copy a probe's factors out of a model as arrays.
+
+    Args:
+        peft_model: from `attach`, trained.
+        name: the component.
+        data: share of tokens by domain that it was trained on.
+        tokens, seconds, flops, losses: its cost and training losses.
+    """
+    config = peft_model.peft_config[ADAPTER]
+    factors = {
+        layer_name: (_array(layer.lora_A[ADAPTER].weight), _array(layer.lora_B[ADAPTER].weight))
+        for layer_name, layer in _lora_layers(peft_model).items()
+    }
+    return Probe(
+        name=name,
+        data={domain: float(share) for domain, share in data.items()},
+        factors=factors,
+        scale=config.lora_alpha / config.r,
+        rank=config.r,
+        alpha=float(config.lora_alpha),
+        target_modules=sorted(config.target_modules),
+        base_name=config.base_model_name_or_path or None,
+        fan_in_fan_out=config.fan_in_fan_out,
+        tokens=tokens,
+        seconds=seconds,
+        flops=flops,
+        losses=[float(loss) for loss in losses],
+    )
+
+
+def detach(peft_model: PeftModel) -> Any:
+    """Take the probe off: returns the model as it was before `attach`, bit for bit."""
+    trainable = set(getattr(peft_model, "_opmix_trainable", ()))
+    model = peft_model.unload()
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return model
+
+
+def save_probe(probe: Probe, directory: Path | str, base_model_name: str | None = None) -> None:
+    """Write a PEFT directory, and `probe.json` with what PEFT has no place for.
+
+    Args:
+        probe: the probe.
+        directory: made if needed.
+        base_model_name: hub id or directory written as the base model; none: the probe's own.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = LoraConfig(
+        r=probe.rank,
+        lora_alpha=probe.scale * probe.rank,  # type: ignore[arg-type]
+        target_modules=list(probe.target_modules),
+        fan_in_fan_out=probe.fan_in_fan_out,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_model_name or probe.base_name,
+        inference_mode=True,
+    )
+    config.save_pretrained(str(directory))
+    tensors = {}
+    for layer, (a, b) in probe.factors.items():
+        tensors[f"{PREFIX}{layer}.lora_A.weight"] = np.ascontiguousarray(a)
+        tensors[f"{PREFIX}{layer}.lora_B.weight"] = np.ascontiguousarray(b)
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    record = {key: getattr(probe, key) for key in ("name", "data", "tokens", "seconds", "flops", "losses")}
+    (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def load_probe(directory: Path | str) -> Probe:
+    """Read a PEFT directory, ours or anybody's; without `probe.json` it has the directory's name and no data.
+
+    Raises:
+        UserError: it is missing or broken, or is not plain LoRA with one rank and one alpha, so that its
+            weight change is not `scale * B @ A`.
+    """
+    directory = Path(directory)
+    config = _read_json(directory / CONFIG)
+    _refuse_other_kinds(config, directory / CONFIG)
+    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    factors = _read_factors(directory / WEIGHTS, rank)
+    record = _read_json(directory / RECORD) if (directory / RECORD).exists() else {}
+    targets = config.get("target_modules")
+    return Probe(
+        name=record.get("name", directory.name),
+        data=record.get("data", {}),
+        factors=factors,
+        scale=alpha / rank,
+        rank=rank,
+        alpha=alpha,
+        target_modules=sorted(targets) if isinstance(targets, list) else sorted(factors),
+        base_name=config.get("base_model_name_or_path"),
+        fan_in_fan_out=bool(config.get("fan_in_fan_out")),
+        tokens=record.get("tokens", 0),
+        seconds=record.get("seconds", 0.0),
+        flops=record.get("flops", 0.0),
+        losses=record.get("losses", []),
+    )
+
+
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    """LoRA layers by the name they have in the model without adapters."""
+    return {
+        name.removeprefix(PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def _shortest_names(model: nn.Module, layers: list[str]) -> list[str]:
+    """Last parts of the names where these match the layers and nothing else, else the whole names."""
+    ends = sorted({name.rpartition(".")[2] for name in layers})
+    matched = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends]
+    return ends if sorted(matched) == sorted(layers) else list(layers)
+
+
+def _array(parameter: torch.Tensor) -> np.ndarray:
+    return parameter.detach().to("cpu", torch.float32, copy=True).numpy()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", file=file, remedy="name a directory written by PEFT") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read: {error}", file=file) from None
+    if not isinstance(tree, dict):
+        raise UserError("must hold a mapping", file=file)
+    return tree
+
+
+def _refuse_other_kinds(config: Mapping[str, Any], file: Path) -> None:
+    remedy = "probes must be plain LoRA, so that weight changes can be added up exactly"
+    for key, value in config.items():
+        allowed = _HARMLESS.get(key)
+        if key == "init_lora_weights":
+            accepted = value in _HARMLESS_INIT
+        else:
+            accepted = allowed is ... or value == allowed or (not value and key not in ("peft_type", "bias"))
+        if not accepted:
+            raise UserError("is not supported", file=file, key=key, value=value, remedy=remedy)
+    for key in ("peft_type", "r", "lora_alpha"):
+        if not config.get(key):
+            raise UserError("is missing", file=file, key=key, remedy=remedy)
+
+
+def _read_factors(file: Path, rank: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError:
+        raise UserError("no such file", file=file, remedy="save it with safe_serialization=True") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot be read: {error}", file=file) from None
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for key, tensor in tensors.items():
+        layer, _, kind = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        if kind not in ("lora_A", "lora_B") or tensor.ndim != 2:
+            raise UserError("is not a factor of a linear layer", file=file, key=key)
+        layers.setdefault(layer, {})[kind] = _array(tensor)
+    factors = {}
+    for layer, pair in layers.items():
+        if len(pair) < 2 or pair["lora_A"].shape[0] != rank or pair["lora_B"].shape[1] != rank:
+            raise UserError(f"the factors are not a pair of rank {rank}", file=file, key=layer)
+        factors[layer] = (pair["lora_A"], pair["lora_B"])
+    return factors
