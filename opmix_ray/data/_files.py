@@ -1,8 +1,8 @@
 """Files on local disks and object stores, named by one string each.
 
-    fs, inner = filesystem("s3://bucket/a.parquet")
-    files = expand(["data/*.jsonl.gz"], key="data.domains.code.path")
-    digest = content_hash(files[0], cache_directory)
+fs, inner = filesystem("s3://bucket/a.parquet")
+files = expand(["data/*.jsonl.gz"], key="data.domains.code.path")
+digest = content_hash(files[0], cache_directory)
 """
 
 from __future__ import annotations
@@ -164,7 +164,9 @@ def _hint(path: str) -> str:
     parent = Path(path).expanduser().absolute().parent
     if not parent.is_dir():
         return f": there is no directory {parent}"
-    return ", a glob such as data/*.jsonl.gz, or a directory with .jsonl, .parquet, .arrow, .npy or .bin files"
+    return (
+        ", a glob such as data/*.jsonl.gz, or a directory with .jsonl, .parquet, .arrow, .npy or .bin files"
+    )
 
 
 @contextmanager
@@ -180,7 +182,9 @@ def reading(file: str, key: str) -> Iterator[None]:
         raise UserError("may not be read", file=file, key=key, remedy="change its permissions") from None
     except (pa.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot be read: {text}", file=file, key=key, remedy="write the file again") from None
+        raise UserError(
+            f"cannot be read: {text}", file=file, key=key, remedy="write the file again"
+        ) from None
     except (MemoryError, OverflowError, RecursionError, NotImplementedError) as error:
         raise UserError(f"cannot be read: {type(error).__name__}", file=file, key=key) from None
 

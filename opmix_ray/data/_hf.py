@@ -51,7 +51,10 @@ def data_set_files(path: str, *, key: str, required: bool) -> list[InputFile] | 
     missing = [info.base_name for info in files if info.type != pafs.FileType.File]
     if missing or not names:
         raise UserError(
-            f"lacks its data files {', '.join(missing)}", key=key, value=path, remedy="save the data set again"
+            f"lacks its data files {', '.join(missing)}",
+            key=key,
+            value=path,
+            remedy="save the data set again",
         )
     return [
         InputFile(join(path, name), info.size or 0, info.mtime_ns or 0)

@@ -66,7 +66,10 @@ def _json_object(line: bytes, file: str, key: str, number: int) -> dict[str, Any
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise UserError(
-            f"line {number} is not UTF-8 text", file=file, key=key, remedy="name a JSONL file or set its format"
+            f"line {number} is not UTF-8 text",
+            file=file,
+            key=key,
+            remedy="name a JSONL file or set its format",
         ) from None
     try:
         row = json.loads(text)
@@ -77,7 +80,10 @@ def _json_object(line: bytes, file: str, key: str, number: int) -> dict[str, Any
         ) from None
     if not isinstance(row, dict):
         raise UserError(
-            f"line {number} is JSON but not an object", file=file, key=key, remedy='write {"text": ...} a line'
+            f"line {number} is JSON but not an object",
+            file=file,
+            key=key,
+            remedy='write {"text": ...} a line',
         )
     return row
 
@@ -196,7 +202,10 @@ def text(value: Any, file: str, key: str, place: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise UserError(
-            f"{place} holds {type(value).__name__}, not text", file=file, key=key, remedy="name a column of text"
+            f"{place} holds {type(value).__name__}, not text",
+            file=file,
+            key=key,
+            remedy="name a column of text",
         )
     if not value.isascii():
         try:
@@ -216,7 +225,10 @@ def messages(value: Any, file: str, key: str, place: str) -> list[dict[str, Any]
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise UserError(
-                f"{place} has a message without a role", file=file, key=key, remedy='use {"role":, "content":}'
+                f"{place} has a message without a role",
+                file=file,
+                key=key,
+                remedy='use {"role":, "content":}',
             )
         content = text(message.get("content"), file, key, place)
         others = {k: v for k, v in message.items() if v is not None and k != "content"}
@@ -230,7 +242,9 @@ def token_ids(value: Any, file: str, key: str, place: str) -> np.ndarray | None:
         return None
     ids = np.asarray(value)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
-        raise UserError(f"{place} is not a list of integers", file=file, key=key, remedy="name another column")
+        raise UserError(
+            f"{place} is not a list of integers", file=file, key=key, remedy="name another column"
+        )
     ids = ids.astype(np.int64)
     if len(ids) and ids.min() < 0:
         raise UserError(f"{place} holds a negative token id", file=file, key=key, remedy="mend the data")
@@ -273,7 +287,11 @@ def _raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
             stream.seek(0)
             head = io.BytesIO(stream.read(min(size, 1 << 16)))
             version = np.lib.format.read_magic(head)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape, _, dtype = read(head)
             start = head.tell()
             if len(shape) != 1 or dtype.kind not in "iu":

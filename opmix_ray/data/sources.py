@@ -39,6 +39,20 @@ class Document:
     ids: np.ndarray | None = None
     complete: bool = True
 
+    def length(self) -> int:
+        """Characters of text, or token ids."""
+        if self.ids is not None:
+            return len(self.ids)
+        if self.messages is not None:
+            return sum(len(str(message["content"])) for message in self.messages)
+        return len(self.text or "") + len(self.prompt or "") + len(self.completion or "")
+
+    def texts(self) -> list[str]:
+        """Every text in the document, in order; none for token ids."""
+        if self.messages is not None:
+            return [str(message["content"]) for message in self.messages]
+        return [text for text in (self.text, self.prompt, self.completion) if text]
+
     def digest(self) -> int:
         """A 64-bit hash of the content; the same wherever the document lies."""
         if self.text is not None:
@@ -81,9 +95,7 @@ class Source:
         return json.dumps([self.kind, columns, stream])
 
 
-def open_source(
-    source: SourceConfig, key: str, *, eos: int | None = None, block: int = 64 * 1024
-) -> Source:
+def open_source(source: SourceConfig, key: str, *, eos: int | None = None, block: int = 64 * 1024) -> Source:
     """Find a source's files and what kind of documents they hold, without reading them.
 
     Raises:
@@ -101,7 +113,9 @@ def open_source(
     if "tokens" in formats:
         if len(formats) > 1:
             raise UserError(
-                "mixes raw token files with other formats", key=f"{key}.path", remedy="make two domains of them"
+                "mixes raw token files with other formats",
+                key=f"{key}.path",
+                remedy="make two domains of them",
             )
         kind = "tokens"
     return Source(source, key, kind, list(files.values()), -1 if eos is None else eos, block)

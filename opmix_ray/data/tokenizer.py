@@ -29,7 +29,7 @@ KEY = "tokenizer.path"
 
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of a run: the one named, the model's own, or one trained on the domains (kept in the cache).
+    """The tokenizer of a run: the one named, the model's own, or one trained on the domains.
 
     Raises:
         UserError: none is named, it cannot be loaded, it is not a fast one, or it has no end-of-text token.
@@ -54,7 +54,7 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerFast:
 def load_tokenizer_from(
     path: str, gguf_file: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer with an end-of-text token from a hub id, a directory, a tokenizer.json or a GGUF file.
+    """Load a fast tokenizer from a hub id, a directory, a tokenizer.json or a GGUF file.
 
     Raises:
         UserError: see `load_tokenizer`.
@@ -71,7 +71,7 @@ def load_tokenizer_from(
             f"cannot be loaded as a tokenizer: {reason}",
             key=KEY,
             value=path,
-            remedy="name a directory with tokenizer.json, a tokenizer.json, or a hub id that this machine can reach",
+            remedy="name a directory with tokenizer.json, such a file, or a hub id within reach",
         ) from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
@@ -167,6 +167,8 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
+        added = tokenizer.added_tokens_decoder.values()
+        self.special_tokens = {str(token) for token in added if token.special} | {str(tokenizer.eos_token)}
         self._marked = _plain_backend(tokenizer)
         self._literal = _plain_backend(tokenizer)
         self._literal.encode_special_tokens = True

@@ -1,0 +1,196 @@
+"""Documents of one file into blocks of ids: what a worker does, wherever it runs.
+
+    recipe = Recipe(source, tokenizer, eval_fraction=0.05, leaks=np.empty(0, np.uint64))
+    for block in recipe.blocks(source.files[0]):
+        block.ids, block.lengths, block.held_out
+
+A document's ids end with the end-of-text token. Held-out documents are chosen by their digest alone; training
+documents whose digest is in `leaks` are counted and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from opmix_ray.data._files import InputFile
+from opmix_ray.data.chat import ChatError, encode_chat
+from opmix_ray.data.sources import Document, Source, read_file
+from opmix_ray.data.tokenizer import Encoder, vocabulary_size
+from opmix_ray.errors import UserError
+
+BATCH_CHARACTERS = 1 << 21  # characters, or pre-tokenised ids, in one block
+BATCH_DOCUMENTS = 4096
+
+
+@dataclass
+class Block:
+    """Some consecutive documents of a file, tokenised.
+
+    `ids` int64 of shape (sum(lengths),); `mask` bool of the same shape for instruction data; `lengths`,
+    `held_out`, `digests` and `sizes` (UTF-8 bytes that the counted tokens stand for) one entry a document.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray | None
+    lengths: np.ndarray
+    held_out: np.ndarray
+    digests: np.ndarray
+    sizes: np.ndarray
+    leaks: int  # training documents left out because they are held out elsewhere
+    empty: int  # rows without content
+    read: int  # characters or ids read, for progress
+
+    def documents(self, held_out: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
+        """ids, mask and size of each document of one side of the split, in order."""
+        ends = np.cumsum(self.lengths)
+        for index in np.flatnonzero(self.held_out == held_out):
+            part = slice(int(ends[index] - self.lengths[index]), int(ends[index]))
+            yield self.ids[part], None if self.mask is None else self.mask[part], int(self.sizes[index])
+
+
+@dataclass
+class Recipe:
+    """Everything that decides what a source's documents become.
+
+    Args:
+        source: the source, its files found.
+        tokenizer: its tokenizer.
+        eval_fraction: share of documents held out; 1 holds out all.
+        leaks: sorted digests (uint64) that must not be trained on.
+    """
+
+    source: Source
+    tokenizer: PreTrainedTokenizerFast
+    eval_fraction: float
+    leaks: np.ndarray
+    _leaks: frozenset[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._leaks = frozenset(self.leaks.tolist())
+        self._encoder = Encoder(self.tokenizer)
+        self._vocabulary = vocabulary_size(self.tokenizer)
+        if self.source.kind == "messages" and not self.tokenizer.chat_template:
+            raise UserError(
+                "the tokenizer has no chat template",
+                key=f"{self.source.key}.messages_column",
+                value=self.source.config.messages_column,
+                remedy="use a tokenizer with one, or prompt_column and completion_column",
+            )
+
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens do not count in the loss."""
+        return self.source.kind in ("prompt", "messages")
+
+    def blocks(self, file: InputFile) -> Iterator[Block]:
+        """The documents of one file.
+
+        Raises:
+            UserError: the file is broken, lacks the column, or holds ids outside the vocabulary.
+        """
+        pending: list[Document] = []
+        digests: list[int] = []
+        weight = leaks = empty = read = 0
+        for document in read_file(self.source, file):
+            if document is None:
+                empty += 1
+                continue
+            length = document.length()
+            read += length
+            digest = document.digest()
+            if not self._is_held_out(digest) and digest in self._leaks:
+                leaks += 1
+                continue
+            pending.append(document)
+            digests.append(digest)
+            weight += length
+            if weight >= BATCH_CHARACTERS or len(pending) >= BATCH_DOCUMENTS:
+                yield self._encode(pending, digests, leaks, empty, read, file)
+                pending, digests = [], []
+                weight = leaks = empty = read = 0
+        if pending or leaks or empty:
+            yield self._encode(pending, digests, leaks, empty, read, file)
+
+    def _is_held_out(self, digest: int) -> bool:
+        return digest < self.eval_fraction * 2.0**64
+
+    def _encode(
+        self,
+        documents: list[Document],
+        digests: list[int],
+        leaks: int,
+        empty: int,
+        read: int,
+        file: InputFile,
+    ) -> Block:
+        kind = self.source.kind
+        if kind == "text":
+            encoded = self._texts(documents)
+        elif kind == "prompt":
+            encoded = self._prompts(documents)
+        elif kind == "messages":
+            encoded = [self._chat(document, file) for document in documents]
+        else:
+            encoded = [self._tokens(document, file) for document in documents]
+        ids = [item[0] for item in encoded]
+        return Block(
+            ids=np.concatenate(ids) if ids else np.empty(0, np.int64),
+            mask=np.concatenate([item[1] for item in encoded] or [np.empty(0, np.bool_)])
+            if self.masked
+            else None,
+            lengths=np.array([len(item) for item in ids], dtype=np.int64),
+            held_out=np.array([self._is_held_out(digest) for digest in digests], dtype=np.bool_),
+            digests=np.array(digests, dtype=np.uint64),
+            sizes=np.array([item[2] for item in encoded], dtype=np.int64),
+            leaks=leaks,
+            empty=empty,
+            read=read,
+        )
+
+    def _texts(self, documents: list[Document]) -> list[tuple[np.ndarray, np.ndarray | None, int]]:
+        texts = [str(document.text) for document in documents]
+        return [
+            (np.append(ids, self._encoder.eos), None, len(text.encode()))
+            for ids, text in zip(self._encoder.texts(texts), texts, strict=True)
+        ]
+
+    def _prompts(self, documents: list[Document]) -> list[tuple[np.ndarray, np.ndarray | None, int]]:
+        prompts = self._encoder.texts([str(document.prompt) for document in documents])
+        answers = self._encoder.texts([str(document.completion) for document in documents])
+        encoded: list[tuple[np.ndarray, np.ndarray | None, int]] = []
+        for document, prompt, answer in zip(documents, prompts, answers, strict=True):
+            ids = np.concatenate([prompt, answer, [self._encoder.eos]])
+            encoded.append((ids, np.arange(len(ids)) >= len(prompt), len(str(document.completion).encode())))
+        return encoded
+
+    def _chat(self, document: Document, file: InputFile) -> tuple[np.ndarray, np.ndarray | None, int]:
+        assert document.messages is not None
+        try:
+            return encode_chat(self._encoder, document.messages)
+        except ChatError as error:
+            raise UserError(
+                str(error),
+                file=file.path,
+                key=f"{self.source.key}.messages_column",
+                value=document.messages,
+                remedy="mend the messages, or use a tokenizer whose template fits them",
+            ) from None
+
+    def _tokens(self, document: Document, file: InputFile) -> tuple[np.ndarray, np.ndarray | None, int]:
+        assert document.ids is not None
+        ids = document.ids
+        if len(ids) and ids.max() >= self._vocabulary:
+            raise UserError(
+                f"holds the token id {ids.max()}, outside the vocabulary of {self._vocabulary} of the tokenizer "
+                f"{self.tokenizer.name_or_path or 'trained here'}",
+                file=file.path,
+                key=f"{self.source.key}.tokens_column"
+                if self.source.config.tokens_column
+                else self.source.key,
+                remedy="name the tokenizer that the data were made with as tokenizer.path",
+            )
+        return (np.append(ids, self._encoder.eos) if document.complete else ids), None, 0

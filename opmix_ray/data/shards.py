@@ -1,0 +1,160 @@
+"""Sequences into Arrow shards: the writing side of `store.py`.
+
+    writer = SplitWriter(directory, "train", seq_len=1024, vocab_size=4096, eos=0, masked=False)
+    writer.add(ids, None, size)
+    part = writer.close()                    # this split's entry in the manifest
+
+Text is concatenated and cut every `seq_len` tokens. Instruction examples are packed whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+SHARD_TOKENS = 1 << 26  # tokens in one file
+BATCH_TOKENS = 1 << 20  # tokens in one record batch
+OPEN_SEQUENCES = 16  # sequences that an example may still be packed into
+
+
+class SplitWriter:
+    """Writes one split of one domain.
+
+    Args:
+        directory: where the shards go.
+        split: `train` or `eval`.
+        seq_len: tokens in a sequence.
+        vocab_size: decides between uint16 and uint32.
+        eos: fills up sequences of instruction data.
+        masked: whether it is instruction data.
+    """
+
+    def __init__(
+        self, directory: Path, split: str, *, seq_len: int, vocab_size: int, eos: int, masked: bool
+    ) -> None:
+        self._directory, self._split, self._seq_len, self._eos = directory, split, seq_len, eos
+        self._dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self._masked = masked
+        self._rest: list[np.ndarray] = []  # tokens of text not yet written
+        self._rest_tokens = 0
+        self._bins: list[tuple[list[np.ndarray], list[np.ndarray], int]] = []  # ids, masks, tokens
+        self._full: list[tuple[np.ndarray, np.ndarray]] = []
+        self._file: pa.ipc.RecordBatchFileWriter | None = None
+        self._in_file = 0
+        self._shards: list[dict[str, Any]] = []
+        self._counts = dict.fromkeys(
+            ("documents", "tokens", "counted_tokens", "bytes", "truncated", "without_answer"), 0
+        )
+
+    def add(self, ids: np.ndarray, mask: np.ndarray | None, size: int) -> None:
+        """One document: ids of shape (n,), mask of the same shape or None, bytes its counted tokens stand for."""
+        if mask is not None:
+            self._pack(ids, mask, size)
+            return
+        self._count(documents=1, tokens=len(ids), counted_tokens=len(ids), bytes=size)
+        self._rest.append(ids.astype(self._dtype))
+        self._rest_tokens += len(ids)
+        if self._rest_tokens >= max(BATCH_TOKENS, self._seq_len):
+            self._cut()
+
+    def _count(self, **more: int) -> None:
+        for name, number in more.items():
+            self._counts[name] += number
+
+    def _cut(self) -> None:
+        joined = np.concatenate(self._rest)
+        whole = len(joined) // self._seq_len * self._seq_len
+        self._write(joined[:whole], None)
+        self._rest, self._rest_tokens = [joined[whole:]], len(joined) - whole
+
+    def _pack(self, ids: np.ndarray, mask: np.ndarray, size: int) -> None:
+        answer = int(mask.sum())
+        truncated = len(ids) > self._seq_len
+        ids, mask = ids[: self._seq_len], mask[: self._seq_len]
+        kept = int(mask[1:].sum())  # the first token of an example that opens a sequence is no target
+        if not kept:
+            self._count(without_answer=1)
+            return
+        self._count(
+            documents=1,
+            tokens=len(ids),
+            counted_tokens=int(mask.sum()),
+            bytes=round(size * int(mask.sum()) / answer),
+            truncated=int(truncated),
+        )
+        place = next((i for i, bin_ in enumerate(self._bins) if bin_[2] + len(ids) <= self._seq_len), None)
+        parts, masks, used = self._bins.pop(place) if place is not None else ([], [], 0)
+        packed = ([*parts, ids], [*masks, mask], used + len(ids))
+        if packed[2] == self._seq_len:
+            self._finish(packed)
+        else:
+            self._bins.insert(len(self._bins) if place is None else place, packed)
+        if len(self._bins) > OPEN_SEQUENCES:
+            self._finish(self._bins.pop(0))
+
+    def _finish(self, packed: tuple[list[np.ndarray], list[np.ndarray], int]) -> None:
+        ids = np.full(self._seq_len, self._eos, dtype=self._dtype)
+        mask = np.zeros(self._seq_len, dtype=np.uint8)
+        ids[: packed[2]] = np.concatenate(packed[0])
+        mask[: packed[2]] = np.concatenate(packed[1])
+        self._full.append((ids, mask))
+        if len(self._full) * self._seq_len >= BATCH_TOKENS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._full:
+            self._write(
+                np.concatenate([f[0] for f in self._full]), np.concatenate([f[1] for f in self._full])
+            )
+            self._full = []
+
+    def _write(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
+        columns = {"input_ids": ids} if mask is None else {"input_ids": ids, "loss_mask": mask}
+        step = max(1, BATCH_TOKENS // self._seq_len) * self._seq_len
+        for start in range(0, len(ids), step):
+            arrays = [
+                pa.FixedSizeListArray.from_arrays(pa.array(values[start : start + step]), self._seq_len)
+                for values in columns.values()
+            ]
+            batch = pa.RecordBatch.from_arrays(arrays, names=list(columns))
+            if self._file is None:
+                name = f"{self._split}-{len(self._shards):05d}.arrow"
+                self._file = pa.ipc.new_file(str(self._directory / name), batch.schema)
+                self._shards.append({"file": name, "sequences": 0})
+            self._file.write_batch(batch)
+            self._shards[-1]["sequences"] += batch.num_rows
+            self._in_file += batch.num_rows * self._seq_len
+            if self._in_file >= SHARD_TOKENS:
+                self._end_file()
+
+    def _end_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._in_file = None, 0
+
+    def close(self) -> dict[str, Any]:
+        """Finish the files.
+
+        Returns:
+            `sequences`, `shards`, `documents`, `tokens` (all documents', before cutting), `dropped_tokens` (rest of
+            the last sequence), `padding` (fill in packed sequences), `counted_tokens` and `bytes` (UTF-8, that these
+            stand for), `truncated` and `without_answer` (examples).
+        """
+        if self._rest:
+            self._cut()
+        for packed in self._bins:
+            self._finish(packed)
+        self._flush()
+        self._end_file()
+        sequences = sum(shard["sequences"] for shard in self._shards)
+        left = self._counts["tokens"] - sequences * self._seq_len
+        return {
+            "sequences": sequences,
+            **self._counts,
+            "dropped_tokens": max(0, left),
+            "padding": max(0, -left),
+            "shards": self._shards,
+        }
