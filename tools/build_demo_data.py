@@ -240,7 +240,7 @@ DOMAINS = [
             "2004-2024 NetworkX Developers: Aric Hagberg, Dan Schult, Pieter Swart",
         ),
         code,
-        "Python modules without the tests, cut between definitions into documents of at least 6000 characters",
+        "Python modules without tests, cut between definitions into documents of at least 6000 characters",
         "networkx-3.4.2.dist-info/LICENSE.txt",
     ),
     Domain(
@@ -335,8 +335,8 @@ def write_licences(output: Path, packages: dict[str, Files], counts: dict[str, t
         "",
         "## tokenizer/",
         "",
-        f"A byte-level BPE with {VOCAB_SIZE} entries, trained on the domains above with equal weight. Part of",
-        "this project, under its licence.",
+        f"A byte-level BPE with {VOCAB_SIZE} entries, trained on the domains above with equal weight. Part",
+        "of this project, under its licence.",
         "",
     ]
     (output / "LICENSES.md").write_text("\n".join(rows), encoding="utf-8")

@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ ENDINGS = {
     ".bin": "tokens",
 }
 _CHUNK = 1 << 22
+STALE_SECONDS = 24 * 3600  # age at which what a killed process left is removed
 
 
 @dataclass(frozen=True)
@@ -268,3 +270,52 @@ def settle(temporary: Path, target: Path) -> None:
         if not target.is_dir():
             raise
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def notes(cache: str) -> Path:
+    """Where digests of files are remembered: in the cache, or on this machine where that is a URI."""
+    return local_cache() if is_uri(cache) else Path(filesystem(cache)[1])
+
+
+def publish(path: str, make: Callable[[Path], None], *, last: str) -> None:
+    """Make a directory somewhere else and put it in place whole; one that came first wins.
+
+    Args:
+        path: local directory or URI.
+        make: writes the files into the empty directory it is given.
+        last: file whose being there says that the directory is whole.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    remote = is_uri(path) and not path.startswith("file://")
+    target = Path(filesystem(path)[1])
+    try:
+        if not remote:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(target.parent)
+        temporary = Path(tempfile.mkdtemp(dir=None if remote else target.parent, prefix=".tmp-"))
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}",
+            key="data.cache",
+            value=path,
+            remedy="name another directory",
+        ) from None
+    try:
+        make(temporary)
+        if remote:
+            upload(temporary, path, last)
+        else:
+            settle(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_stale(directory: Path) -> None:
+    for left in directory.glob(".tmp-*"):
+        try:
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:
+            continue

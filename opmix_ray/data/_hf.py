@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from pyarrow import fs as pafs
 
@@ -62,7 +63,7 @@ def data_set_files(path: str, *, key: str, required: bool) -> list[InputFile] | 
     ]
 
 
-def _json(system: pafs.FileSystem, inner: str) -> dict[str, object] | dict:  # type: ignore[type-arg]
+def _json(system: pafs.FileSystem, inner: str) -> dict[str, Any]:
     with system.open_input_stream(inner) as stream:
         loaded = json.loads(stream.read())
     if not isinstance(loaded, dict):

@@ -257,9 +257,9 @@ def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Itera
     Yields:
         ids, int64 of shape (n,), and whether the document ended with `eos`.
     """
-    if not any((part == eos).any() for part in _raw_ids(file, dtype)):
+    if not any((part == eos).any() for part in raw_ids(file, dtype)):
         rest = np.empty(0, dtype=np.int64)
-        for part in _raw_ids(file, dtype):
+        for part in raw_ids(file, dtype):
             rest = np.concatenate([rest, part.astype(np.int64)])
             whole = len(rest) // block * block
             for start in range(0, whole, block):
@@ -268,9 +268,9 @@ def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Itera
         yield rest, False
         return
     pending: list[np.ndarray] = []
-    for part in _raw_ids(file, dtype):
+    for part in raw_ids(file, dtype):
         start = 0
-        for stop in np.flatnonzero(part == eos):
+        for stop in np.flatnonzero(part == eos).tolist():
             yield np.concatenate([*pending, part[start:stop].astype(np.int64)]), True
             pending, start = [], stop + 1
         pending.append(part[start:].astype(np.int64))
@@ -278,11 +278,12 @@ def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Itera
         yield np.concatenate(pending), True
 
 
-def _raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+def raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
     """Ids in parts; a file with a NumPy header says its own type, one without is read as `dtype`."""
     system, inner = filesystem(file)
     with system.open_input_file(inner) as stream:
-        size, start = stream.size(), 0
+        size: int = stream.size()
+        start = 0
         if stream.read(6) == b"\x93NUMPY":
             stream.seek(0)
             head = io.BytesIO(stream.read(min(size, 1 << 16)))
@@ -298,7 +299,7 @@ def _raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
                 raise ValueError(f"must hold a flat array of integers, not {dtype} of shape {shape}")
             if size - start < shape[0] * dtype.itemsize:
                 raise ValueError("the array is cut off")
-            size = start + shape[0] * dtype.itemsize
+            size = start + int(shape[0]) * dtype.itemsize
         if (size - start) % dtype.itemsize:
             raise ValueError(f"the size is not a multiple of {dtype.itemsize} bytes ({dtype})")
         stream.seek(start)

@@ -30,7 +30,7 @@ BATCH_DOCUMENTS = 4096
 class Block:
     """Some consecutive documents of a file, tokenised.
 
-    `ids` int64 of shape (sum(lengths),); `mask` bool of the same shape for instruction data; `lengths`,
+    `ids` uint32 of shape (sum(lengths),); `mask` bool of the same shape for instruction data; `lengths`,
     `held_out`, `digests` and `sizes` (UTF-8 bytes that the counted tokens stand for) one entry a document.
     """
 
@@ -44,12 +44,19 @@ class Block:
     empty: int  # rows without content
     read: int  # characters or ids read, for progress
 
-    def documents(self, held_out: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
-        """ids, mask and size of each document of one side of the split, in order."""
+    def documents(self) -> Iterator[tuple[int, bool, np.ndarray, np.ndarray | None, int]]:
+        """digest, held out or not, ids, mask and size of each document, in order."""
         ends = np.cumsum(self.lengths)
-        for index in np.flatnonzero(self.held_out == held_out):
-            part = slice(int(ends[index] - self.lengths[index]), int(ends[index]))
-            yield self.ids[part], None if self.mask is None else self.mask[part], int(self.sizes[index])
+        for index, end in enumerate(ends.tolist()):
+            part = slice(end - int(self.lengths[index]), end)
+            mask = None if self.mask is None else self.mask[part]
+            yield (
+                int(self.digests[index]),
+                bool(self.held_out[index]),
+                self.ids[part],
+                mask,
+                int(self.sizes[index]),
+            )
 
 
 @dataclass
@@ -138,7 +145,7 @@ class Recipe:
             encoded = [self._tokens(document, file) for document in documents]
         ids = [item[0] for item in encoded]
         return Block(
-            ids=np.concatenate(ids) if ids else np.empty(0, np.int64),
+            ids=np.concatenate([np.empty(0, np.int64), *ids]).astype(np.uint32),
             mask=np.concatenate([item[1] for item in encoded] or [np.empty(0, np.bool_)])
             if self.masked
             else None,
@@ -185,8 +192,8 @@ class Recipe:
         ids = document.ids
         if len(ids) and ids.max() >= self._vocabulary:
             raise UserError(
-                f"holds the token id {ids.max()}, outside the vocabulary of {self._vocabulary} of the tokenizer "
-                f"{self.tokenizer.name_or_path or 'trained here'}",
+                f"holds the token id {ids.max()}, outside the vocabulary of {self._vocabulary} of the "
+                f"tokenizer {self.tokenizer.name_or_path or 'trained here'}",
                 file=file.path,
                 key=f"{self.source.key}.tokens_column"
                 if self.source.config.tokens_column

@@ -1,6 +1,6 @@
 """Sequences into Arrow shards: the writing side of `store.py`.
 
-    writer = SplitWriter(directory, "train", seq_len=1024, vocab_size=4096, eos=0, masked=False)
+    writer = SplitWriter(directory, "train", seq_len=1024, vocab_size=4096, eos=0)
     writer.add(ids, None, size)
     part = writer.close()                    # this split's entry in the manifest
 
@@ -9,6 +9,7 @@ Text is concatenated and cut every `seq_len` tokens. Instruction examples are pa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,11 @@ class SplitWriter:
         seq_len: tokens in a sequence.
         vocab_size: decides between uint16 and uint32.
         eos: fills up sequences of instruction data.
-        masked: whether it is instruction data.
     """
 
-    def __init__(
-        self, directory: Path, split: str, *, seq_len: int, vocab_size: int, eos: int, masked: bool
-    ) -> None:
+    def __init__(self, directory: Path, split: str, *, seq_len: int, vocab_size: int, eos: int) -> None:
         self._directory, self._split, self._seq_len, self._eos = directory, split, seq_len, eos
         self._dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        self._masked = masked
         self._rest: list[np.ndarray] = []  # tokens of text not yet written
         self._rest_tokens = 0
         self._bins: list[tuple[list[np.ndarray], list[np.ndarray], int]] = []  # ids, masks, tokens
@@ -50,7 +47,7 @@ class SplitWriter:
         )
 
     def add(self, ids: np.ndarray, mask: np.ndarray | None, size: int) -> None:
-        """One document: ids of shape (n,), mask of the same shape or None, bytes its counted tokens stand for."""
+        """One document: ids (n,), mask (n,) or None, UTF-8 bytes that its counted tokens stand for."""
         if mask is not None:
             self._pack(ids, mask, size)
             return
@@ -139,9 +136,9 @@ class SplitWriter:
         """Finish the files.
 
         Returns:
-            `sequences`, `shards`, `documents`, `tokens` (all documents', before cutting), `dropped_tokens` (rest of
-            the last sequence), `padding` (fill in packed sequences), `counted_tokens` and `bytes` (UTF-8, that these
-            stand for), `truncated` and `without_answer` (examples).
+            `sequences`, `shards`, `documents`, `tokens` (all documents', before cutting), `dropped_tokens`
+            (rest of the last sequence), `padding` (fill in packed sequences), `counted_tokens` and `bytes`
+            (UTF-8, that these stand for), `truncated` and `without_answer` (examples).
         """
         if self._rest:
             self._cut()
@@ -158,3 +155,43 @@ class SplitWriter:
             "padding": max(0, -left),
             "shards": self._shards,
         }
+
+
+class Spool:
+    """Documents kept on disk until all are there, then given back by digest.
+
+    So a held-out part is the same, sequence by sequence, however the files are split or ordered, and a
+    beginning of it is a fair sample.
+
+    Args:
+        directory: where its temporary file lies.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "spool"
+        self._file = open(self._path, "wb")  # noqa: SIM115  (closed by `sorted`)
+        self._entries: list[tuple[int, int, int, int]] = []  # digest, position, tokens, bytes
+        self._masked = False
+
+    def add(self, digest: int, ids: np.ndarray, mask: np.ndarray | None, size: int) -> None:
+        """One document, as for `SplitWriter.add`."""
+        self._entries.append((digest, self._file.tell(), len(ids), size))
+        self._file.write(ids.astype(np.uint32).tobytes())
+        if mask is not None:
+            self._masked = True
+            self._file.write(mask.astype(np.uint8).tobytes())
+
+    def sorted(self) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
+        """ids, mask and size of every document, by digest; removes the temporary file."""
+        self._file.close()
+        with open(self._path, "rb") as file:
+            for _, position, tokens, size in sorted(self._entries):
+                file.seek(position)
+                ids = np.frombuffer(file.read(4 * tokens), dtype=np.uint32)
+                mask = np.frombuffer(file.read(tokens), dtype=np.uint8) != 0 if self._masked else None
+                yield ids, mask, size
+        self._path.unlink()
+
+    def digests(self) -> np.ndarray:
+        """Sorted digests of the documents, each once, uint64."""
+        return np.unique(np.array([entry[0] for entry in self._entries], dtype=np.uint64))

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opmix_ray.config import SourceConfig
+from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.data import _readers
 from opmix_ray.data._files import InputFile, expand, file_format, reading
 from opmix_ray.data._hf import data_set_files
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, UserErrors
 
+CHECKED_FILES = 32  # of each source, by `validate_sources`
 Kind = Literal["text", "prompt", "messages", "tokens"]
 
 
@@ -253,3 +254,52 @@ def empty_source(source: Source) -> UserError:
         key=f"{source.key}.path",
         remedy="check that the files are not empty and that the column holds text",
     )
+
+
+def validate_names(config: RunConfig) -> list[UserError]:
+    """An error for each evaluation-only set that has the name of a domain."""
+    return [
+        UserError(
+            "has the name of a domain",
+            key=f"evaluation.sets.{name}",
+            remedy="give it another name: a domain's held-out part is evaluated on anyway",
+        )
+        for name in config.evaluation.sets
+        if name in config.data.domains
+    ]
+
+
+def validate_sources(config: RunConfig) -> list[UserError]:
+    """Everything wrong with the sources that the first rows of their files tell, for all sources in one go.
+
+    Returns:
+        One error for each thing wrong; none when all is well.
+    """
+    errors = validate_names(config)
+    sources = {f"data.domains.{name}": source for name, source in config.data.domains.items()}
+    sources |= {f"evaluation.sets.{name}": source for name, source in config.evaluation.sets.items()}
+    for key, source in sources.items():
+        try:
+            found = open_source(source, key)
+        except UserError as error:
+            errors += error.errors if isinstance(error, UserErrors) else [error]
+            continue
+        errors += _validate_files(found)
+    return errors
+
+
+def _validate_files(source: Source) -> list[UserError]:
+    if all(file.size == 0 for file in source.files):
+        return [empty_source(source)]
+    errors = []
+    for file in source.files[:CHECKED_FILES]:
+        try:
+            if source.kind == "tokens" and source.config.tokens_column is None:
+                dtype = np.dtype(source.config.token_dtype).newbyteorder("<")
+                with reading(file.path, f"{source.key}.path"):
+                    next(_readers.raw_ids(file.path, dtype), None)
+            else:
+                next(read_file(source, file), None)
+        except UserError as error:
+            errors.append(error)
+    return errors

@@ -10,9 +10,10 @@ Whatever a user can get wrong is a `UserError` with the key `tokenizer.path`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from opmix_ray.config import RunConfig
+from opmix_ray.data._files import content_hash, exists, join, local_directory, notes, publish
+from opmix_ray.data.sources import Source, open_source, read_file
 from opmix_ray.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 16  # characters of a long text that are tokenised together
+TRAIN_CHARACTERS = 1 << 22  # characters of each domain that a tokenizer is trained on
+VERSION = 1  # of the way tokenizers are trained
 KEY = "tokenizer.path"
 
 
@@ -35,8 +40,6 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerFast:
         UserError: none is named, it cannot be loaded, it is not a fast one, or it has no end-of-text token.
     """
     if config.tokenizer.train_vocab_size is not None:
-        from opmix_ray.data.prepare import trained_tokenizer  # the only tokenizer that needs the data
-
         return load_tokenizer_from(trained_tokenizer(config))
     if config.tokenizer.path is not None:
         path, gguf_file = config.tokenizer.path, config.tokenizer.gguf_file
@@ -59,6 +62,7 @@ def load_tokenizer_from(
     Raises:
         UserError: see `load_tokenizer`.
     """
+    tokenizer: Any
     try:
         if Path(path).is_file():
             tokenizer = _from_json(path)
@@ -84,16 +88,16 @@ def load_tokenizer_from(
             value=path,
             remedy='name its token as "eos_token" in tokenizer_config.json beside it',
         )
-    return tokenizer
+    return tokenizer  # type: ignore[no-any-return]
 
 
-def _from_json(path: str) -> PreTrainedTokenizerFast:
+def _from_json(path: str) -> Any:
     """A lone tokenizer.json: its end-of-text token is looked for by the names in use."""
     backend = Tokenizer.from_file(path)
     names = [END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]"]
     beside = Path(path).with_name("tokenizer_config.json")
     if beside.is_file():
-        return AutoTokenizer.from_pretrained(str(beside.parent))  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(str(beside.parent))
     eos = next((name for name in names if backend.token_to_id(name) is not None), None)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
 
@@ -122,13 +126,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_chain(first, pieces), trainer)
+    tokenizer.train_from_iterator(itertools.chain([first], pieces), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def split_text(text: str) -> Iterator[str]:
@@ -216,4 +215,77 @@ def _plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     return backend
 
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # Ray forks no process, so the warning is needless
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, cache: str) -> str:
+    """Put a tokenizer into the cache under its fingerprint; returns its directory or URI."""
+    path = join(cache, "tokenizers", tokenizer_fingerprint(tokenizer))
+    if not exists(join(path, "tokenizer.json")):
+        publish(path, partial(_save, tokenizer), last="tokenizer.json")
+    return path
+
+
+def _save(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    tokenizer.save_pretrained(directory)
+
+
+def load_saved_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """Load a tokenizer that `save_tokenizer` wrote, from a directory or URI (downloaded once)."""
+    return load_tokenizer_from(str(local_directory(path)))
+
+
+def trained_tokenizer(config: RunConfig) -> str:
+    """Train `tokenizer.train_vocab_size` entries on the domains, or find it done; returns a local directory.
+
+    Every domain gives the same number of characters, the first of its files, held-out documents left out.
+
+    Raises:
+        UserError: a domain is unreadable or pre-tokenised.
+    """
+    size = config.tokenizer.train_vocab_size
+    assert size is not None
+    sources = [open_source(source, f"data.domains.{name}") for name, source in config.data.domains.items()]
+    for source in sources:
+        if source.kind == "tokens":
+            raise UserError(
+                "cannot train a tokenizer on a domain that is already tokenised",
+                key="tokenizer.train_vocab_size",
+                value=size,
+                remedy=f"name the tokenizer that {source.key} was made with as tokenizer.path",
+            )
+    memory = notes(config.data.cache)
+    contents = [
+        [source.recipe(), *(content_hash(file, memory) for file in source.files)] for source in sources
+    ]
+    parts = json.dumps([VERSION, size, config.data.eval_fraction, contents])
+    name = f"bpe-{size}-{hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()}"
+    path = join(config.data.cache, "tokenizers", name)
+
+    def make(directory: Path) -> None:
+        texts = [list(_training_texts(source, config.data.eval_fraction)) for source in sources]
+        train_bpe(_equal_parts(texts), size).save_pretrained(directory)
+
+    if not exists(join(path, "tokenizer.json")):
+        publish(path, make, last="tokenizer.json")
+    return str(local_directory(path))
+
+
+def _training_texts(source: Source, eval_fraction: float) -> Iterator[str]:
+    left = TRAIN_CHARACTERS
+    for file in source.files:
+        for document in read_file(source, file):
+            if document is None or document.digest() < eval_fraction * 2.0**64:
+                continue
+            for text in document.texts():
+                yield text[:left]
+                left -= len(text)
+                if left <= 0:
+                    return
+
+
+def _equal_parts(texts: list[list[str]]) -> Iterator[str]:
+    size = min(sum(map(len, domain)) for domain in texts)
+    for domain in texts:
+        left = size
+        for text in domain:
+            if left > 0:
+                yield text[:left]
+            left -= len(text)

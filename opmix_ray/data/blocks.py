@@ -1,0 +1,84 @@
+"""All blocks of a source in order: read here, or by Ray Data where there are many files and Ray runs."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from opmix_ray.data.encode import Block, Recipe
+from opmix_ray.errors import UserError
+
+MANY_FILES = 8  # from here on Ray Data reads the files side by side
+
+
+def read_blocks(recipe: Recipe, on_progress: Callable[[int, int], None]) -> Iterator[Block]:
+    """Every block of a source: files in order, then documents.
+
+    Args:
+        recipe: the source and what becomes of its documents.
+        on_progress: called with bytes of files done (an estimate inside a file) and in all.
+
+    Raises:
+        UserError: see `Recipe.blocks`.
+    """
+    files = recipe.source.files
+    total = sum(file.size for file in files)
+    done = inside = at = 0
+    for index, block in _ray_blocks(recipe) if len(files) >= MANY_FILES and _ray_runs() else _local(recipe):
+        if index != at:
+            done, inside, at = sum(file.size for file in files[:index]), 0, index
+        inside = min(inside + block.read, files[index].size)
+        on_progress(done + inside, total)
+        yield block
+
+
+def _local(recipe: Recipe) -> Iterator[tuple[int, Block]]:
+    for index, file in enumerate(recipe.source.files):
+        for block in recipe.blocks(file):
+            yield index, block
+
+
+def _ray_runs() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
+    """As `_local`, the files tokenised by Ray Data's workers; the order is the same."""
+    import ray
+
+    def tokenise(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        for index in batch["file"].tolist():
+            for block in recipe.blocks(recipe.source.files[index]):
+                yield {"file": np.array([index]), "block": np.array([pickle.dumps(block)], dtype=object)}
+
+    context = ray.data.DataContext.get_current()
+    before = context.execution_options.preserve_order, context.enable_progress_bars
+    context.execution_options.preserve_order, context.enable_progress_bars = True, False
+    try:  # a data set keeps the context it was made in
+        count = len(recipe.source.files)
+        files = ray.data.from_items([{"file": index} for index in range(count)], override_num_blocks=count)
+        rows = files.map_batches(tokenise, batch_size=1).iter_rows()
+    finally:
+        context.execution_options.preserve_order, context.enable_progress_bars = before
+    try:
+        for row in rows:
+            yield int(row["file"]), pickle.loads(row["block"])
+    except ray.exceptions.RayTaskError as error:
+        raise _user_error(error) or error from None
+
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The UserError that a worker raised, out of what Ray wraps around it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return UserError(
+                cause.problem, file=cause.file, key=cause.key, value=cause.value, remedy=cause.remedy
+            )
+        cause = cause.__cause__ or getattr(cause, "cause", None)
+    return None
