@@ -37,8 +37,8 @@ class MatrixCount:
     attention_width: int
 
 
-def count_matrices(model: PreTrainedModel | PretrainedConfig) -> MatrixCount:
-    """Count the matrices of a model, or of the model a configuration describes (built without memory)."""
+def count_matrices(model: Any) -> MatrixCount:
+    """Count the matrices of a causal LM, or of the one a configuration describes (built without memory)."""
     if isinstance(model, PretrainedConfig):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model)

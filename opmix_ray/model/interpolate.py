@@ -62,8 +62,8 @@ class ProbeSet:
         """Gather a model and its probes.
 
         Args:
-            model: the model that the probes were trained on, without adapters. On the CPU the arrays are views
-                of its weights: `ray.put` the set before the model changes.
+            model: the model that the probes were trained on, without adapters. On the CPU the arrays are
+                views of its weights: `ray.put` the set before the model changes.
             probes: C probes; smaller ranks are filled up with zeros, as are layers that a probe leaves out.
             domains: D names.
 
@@ -75,7 +75,7 @@ class ProbeSet:
         if not names or len(set(names)) < len(names):
             raise UserError("needs at least one probe, and different names", key="probes", value=names)
         spec = model_spec(model)
-        weights, bits = _arrays(model)
+        weights, bits = arrays_of(model)
         layers = list(dict.fromkeys(layer for probe in probes for layer in probe.factors))
         rank = max(probe.rank for probe in probes)
         a, b = {}, {}
@@ -118,22 +118,22 @@ class Interpolator:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         tensors = {
-            name: _view(array, name in probe_set.bfloat16).to(self.device)
+            name: view_of(array, name in probe_set.bfloat16).to(self.device)
             for name, array in probe_set.weights.items()
         }
         self.model = build_empty(probe_set.spec)
         fill(self.model, probe_set.spec, tensors)
-        self.model.to(self.device)  # buffers that a fresh model makes
+        nn.Module.to(self.model, self.device)  # buffers that a fresh model makes
         self._layers: dict[str, _Layer] = {}
         for name in probe_set.A:
-            module = self.model.get_submodule(name)
-            base = module.weight.data  # type: ignore[union-attr]
-            module.weight = nn.Parameter(base.clone(), requires_grad=False)  # type: ignore[union-attr]
+            module: Any = self.model.get_submodule(name)
+            base = module.weight.data
+            module.weight = nn.Parameter(base.clone(), requires_grad=False)
             self._layers[name] = _Layer(
-                weight=module.weight,  # type: ignore[arg-type]
+                weight=module.weight,
                 base=base,
-                a=_view(probe_set.A[name], False).to(self.device),
-                b=_view(probe_set.B[name], False).to(self.device),
+                a=view_of(probe_set.A[name], False).to(self.device),
+                b=view_of(probe_set.B[name], False).to(self.device),
                 transposed=isinstance(module, Conv1D),
             )
         largest = max((layer.base.numel() for layer in self._layers.values() if layer.rounds), default=0)
@@ -263,18 +263,18 @@ class _Layer:
         return (torch.matmul(self.b.transpose(1, 2), gradient) * self.a).double().sum(dim=(1, 2))
 
 
-def _arrays(model: nn.Module) -> tuple[dict[str, np.ndarray], list[str]]:
+def arrays_of(model: nn.Module) -> tuple[dict[str, np.ndarray], list[str]]:
     """Parameters and buffers as arrays, and the names of those that hold bfloat16 bits."""
     arrays, bits = {}, []
-    for name, tensor in model.named_parameters():
-        if tensor.dtype not in (torch.float32, torch.bfloat16):
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.bfloat16):
             raise UserError(
-                f"has weights of type {tensor.dtype}",
+                f"has weights of type {parameter.dtype}",
                 key=name,
                 remedy="load the model in float32 or bfloat16",
             )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        tensor = tensor.detach().cpu().contiguous()
+    for name, held in [*model.named_parameters(), *model.named_buffers()]:
+        tensor: torch.Tensor = held.detach().cpu().contiguous()
         if tensor.dtype == torch.bfloat16:
             bits.append(name)
             tensor = tensor.view(torch.uint16)
@@ -282,7 +282,7 @@ def _arrays(model: nn.Module) -> tuple[dict[str, np.ndarray], list[str]]:
     return arrays, bits
 
 
-def _view(array: np.ndarray, bfloat16: bool) -> torch.Tensor:
+def view_of(array: np.ndarray, bfloat16: bool) -> torch.Tensor:
     """A tensor on the array's memory, which must not be written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -21,6 +21,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import quantization_config
 
 from opmix_ray.config import ModelConfig
 from opmix_ray.errors import UserError
@@ -50,10 +51,8 @@ def load_model(
             key="model",
             remedy="give `model.path` for a pretrained model or `model.config` for fresh weights",
         )
-    if config.path is None:
-        model = _fresh(config, vocab_size, eos_token_id, seed)
-    else:
-        model = _pretrained(config)
+    fresh = config.path is None
+    model = _fresh(config, vocab_size, eos_token_id, seed) if fresh else _pretrained(config)
     _check_sizes(model, vocab_size, seq_len)
     model.config.use_cache = False
     _train_every_embedding(model)
@@ -104,19 +103,26 @@ def build_empty(spec: Mapping[str, Any]) -> PreTrainedModel:
     return model.eval()
 
 
-def fill(model: nn.Module, spec: Mapping[str, Any], parameters: Mapping[str, torch.Tensor]) -> None:
+def fill(
+    model: nn.Module,
+    spec: Mapping[str, Any],
+    parameters: Mapping[str, torch.Tensor],
+    *,
+    trainable: bool = False,
+) -> None:
     """Put tensors in the place of a model's parameters and buffers, without copying them.
 
     Args:
         model: from `build_empty`.
         spec: the same specification.
         parameters: every parameter by its first name, and every buffer that differs from a fresh model's.
+        trainable: whether the parameters take gradients.
     """
     placed: dict[str, nn.Parameter] = {}
     for name, _ in list(model.named_parameters(remove_duplicate=False)):
         source = spec["tied"].get(name, name)
         if source not in placed:
-            placed[source] = nn.Parameter(parameters[source], requires_grad=False)
+            placed[source] = nn.Parameter(parameters[source], requires_grad=trainable)
         owner, _, leaf = name.rpartition(".")
         model.get_submodule(owner)._parameters[leaf] = placed[source]
     for name, _ in list(model.named_buffers(remove_duplicate=False)):
@@ -190,12 +196,13 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
             )
         if local.is_dir() and not (local / config.gguf_file).is_file():
             raise UserError(f"no such file in {local}", key="model.gguf_file", value=config.gguf_file)
+    options = _dense_gguf(config.gguf_file) if config.gguf_file else {}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             str(local) if local.exists() else path,
-            gguf_file=config.gguf_file,
             dtype=DTYPES[config.dtype],
             trust_remote_code=config.trust_remote_code,
+            **options,
         )
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -205,10 +212,41 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
             value=path,
             remedy="give a directory with config.json and weights, or a hub id that this machine can reach",
         ) from error
+    if config.gguf_file:
+        return _without_quantizer(model)
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise UserError(
+            "has quantised weights, which cannot be trained",
+            key="model.path",
+            value=path,
+            remedy="name the model in float32 or bfloat16",
+        )
+    return model
+
+
+def _dense_gguf(gguf_file: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that unpack a GGUF file; newer versions would keep it packed."""
+    packed = getattr(quantization_config, "GgufConfig", None)
+    if packed is None:
+        return {"gguf_file": gguf_file}
+    return {"gguf_file": gguf_file, "quantization_config": packed(dequantize=True)}
+
+
+def _without_quantizer(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a plain model that can be trained and saved."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    spec = model_spec(model)
+    plain = build_empty(spec)
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    fill(plain, spec, tensors | dict(model.named_buffers()), trainable=True)
+    plain.config.name_or_path = model.config.name_or_path
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def _check_sizes(model: PreTrainedModel, vocab_size: int, seq_len: int | None) -> None:
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     rows = embedding.weight.shape[0]
     if rows < vocab_size:
         raise UserError(
@@ -217,8 +255,9 @@ def _check_sizes(model: PreTrainedModel, vocab_size: int, seq_len: int | None) -
             remedy="use the model's own tokenizer (leave out `tokenizer`)",
         )
     for module in model.modules():
-        learned = isinstance(module, nn.Embedding) and module is not embedding
-        if seq_len is not None and learned and 16 < module.num_embeddings < seq_len:
+        if seq_len is None or not isinstance(module, nn.Embedding) or module is embedding:
+            continue
+        if 16 < module.num_embeddings < seq_len:
             raise UserError(
                 f"the model has positions for {module.num_embeddings} tokens only",
                 key="data.seq_len",

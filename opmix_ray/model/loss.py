@@ -218,10 +218,11 @@ def has_plain_head(causal: nn.Module) -> bool:
 
 @torch.no_grad()
 def _test_plain_head(causal: Any) -> bool:
-    head, base = causal.get_output_embeddings(), causal.base_model
+    head: Any = causal.get_output_embeddings()
+    base = causal.base_model
     if base is causal or not isinstance(head, nn.Module):
         return False
-    weight = head.weight
+    weight: Any = head.weight
     seen: list[torch.Tensor] = []
     random = torch.Generator(device="cpu").manual_seed(0)
 

@@ -210,7 +210,7 @@ def extract(
         data: share of tokens by domain that it was trained on.
         tokens, seconds, flops, losses: its cost and training losses.
     """
-    config = peft_model.peft_config[ADAPTER]
+    config: Any = peft_model.peft_config[ADAPTER]
     factors = {
         layer_name: (_array(layer.lora_A[ADAPTER].weight), _array(layer.lora_B[ADAPTER].weight))
         for layer_name, layer in _lora_layers(peft_model).items()
