@@ -51,10 +51,16 @@ def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
     """As `_local`, the files tokenised by Ray Data's workers; the order is the same."""
     import ray
 
+    def row(index: int, result: Block | UserError) -> dict[str, Any]:
+        return {"file": np.array([index]), "result": np.array([pickle.dumps(result)], dtype=object)}
+
     def tokenise(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for index in batch["file"].tolist():
-            for block in recipe.blocks(recipe.source.files[index]):
-                yield {"file": np.array([index]), "block": np.array([pickle.dumps(block)], dtype=object)}
+            try:
+                for block in recipe.blocks(recipe.source.files[index]):
+                    yield row(index, block)
+            except UserError as error:  # as a result, so that no trace of Ray's is printed around it
+                yield row(index, error)
 
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order, context.enable_progress_bars
@@ -65,20 +71,8 @@ def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
         rows = files.map_batches(tokenise, batch_size=1).iter_rows()
     finally:
         context.execution_options.preserve_order, context.enable_progress_bars = before
-    try:
-        for row in rows:
-            yield int(row["file"]), pickle.loads(row["block"])
-    except ray.exceptions.RayTaskError as error:
-        raise _user_error(error) or error from None
-
-
-def _user_error(error: BaseException) -> UserError | None:
-    """The UserError that a worker raised, out of what Ray wraps around it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return UserError(
-                cause.problem, file=cause.file, key=cause.key, value=cause.value, remedy=cause.remedy
-            )
-        cause = cause.__cause__ or getattr(cause, "cause", None)
-    return None
+    for found in rows:
+        result = pickle.loads(found["result"])
+        if isinstance(result, UserError):
+            raise result
+        yield int(found["file"]), result

@@ -292,14 +292,20 @@ def _validate_files(source: Source) -> list[UserError]:
     if all(file.size == 0 for file in source.files):
         return [empty_source(source)]
     errors = []
+    rows = 0
     for file in source.files[:CHECKED_FILES]:
         try:
-            if source.kind == "tokens" and source.config.tokens_column is None:
-                dtype = np.dtype(source.config.token_dtype).newbyteorder("<")
-                with reading(file.path, f"{source.key}.path"):
-                    next(_readers.raw_ids(file.path, dtype), None)
-            else:
-                next(read_file(source, file), None)
+            rows += _has_rows(source, file)
         except UserError as error:
             errors.append(error)
+    if not rows and not errors and len(source.files) <= CHECKED_FILES:
+        errors.append(empty_source(source))
     return errors
+
+
+def _has_rows(source: Source, file: InputFile) -> bool:
+    if source.kind == "tokens" and source.config.tokens_column is None:
+        dtype = np.dtype(source.config.token_dtype).newbyteorder("<")
+        with reading(file.path, f"{source.key}.path"):
+            return any(len(part) for part in _readers.raw_ids(file.path, dtype))
+    return any(True for _ in read_file(source, file))

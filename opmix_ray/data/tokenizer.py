@@ -28,6 +28,7 @@ from opmix_ray.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 16  # characters of a long text that are tokenised together
+BATCH = 1 << 20  # characters tokenised at a time
 TRAIN_CHARACTERS = 1 << 22  # characters of each domain that a tokenizer is trained on
 VERSION = 1  # of the way tokenizers are trained
 KEY = "tokenizer.path"
@@ -185,8 +186,8 @@ class Encoder:
             counts.append(len(pieces) - before)
         encoded = [
             np.array(item.ids, dtype=np.int64)
-            for start in range(0, len(pieces), 256)
-            for item in self._literal.encode_batch_fast(pieces[start : start + 256], add_special_tokens=False)
+            for batch in _batches(pieces)
+            for item in self._literal.encode_batch_fast(batch, add_special_tokens=False)
         ]
         ids, position = [], 0
         for count in counts:
@@ -206,6 +207,20 @@ class Encoder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Encoder, (self.tokenizer,)
+
+
+def _batches(pieces: list[str]) -> Iterator[list[str]]:
+    """Consecutive pieces, about `BATCH` characters together."""
+    batch: list[str] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece)
+        if characters >= BATCH:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
