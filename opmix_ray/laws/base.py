@@ -110,6 +110,28 @@ class Law(ABC):
     def fit(self, table: Table) -> list[Response]:
         """One response per metric of the table; every metric has at least two values."""
 
+    def refit(self, table: Table, fitted: Sequence[Response]) -> list[Response]:
+        """Responses for other rows or weights of the same sweep; may keep the choices that `fitted` holds."""
+        return self.fit(table)
+
+    def held_out(
+        self, table: Table, folds: Sequence[np.ndarray], fitted: Sequence[Response]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions and standard errors (N, M) of every row by a law fitted without its fold.
+
+        `fitted` is that of all rows. A metric with fewer than two values left is predicted by their mean, or by NaN.
+        """
+        predicted = np.full(table.metrics.shape, np.nan)
+        std = np.full(table.metrics.shape, np.nan)
+        for held in folds:
+            part = table.rows(np.setdiff1d(np.arange(len(table)), held))
+            if not np.isfinite(part.metrics).any(axis=0).all():
+                continue
+            for metric, response in enumerate(self.refit(part, fitted)):
+                predicted[held, metric] = response.predict(table.ratios[held])
+                std[held, metric] = response.std(table.ratios[held])
+        return predicted, std
+
 
 RESPONSES: dict[str, type[Response]] = {}
 ResponseT = TypeVar("ResponseT", bound=type[Response])

@@ -10,12 +10,16 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws.base import Law, Response, Table, nearest, objective_weights
 from opmix_ray.laws.extrapolate import Extrapolation
 from opmix_ray.laws.fitted import FittedLaw
+from opmix_ray.laws.gaussian_process import GaussianProcessLaw
 from opmix_ray.laws.linear import Linear
 from opmix_ray.laws.log_linear import LogLinearLaw
 from opmix_ray.laws.log_share import LogShareLaw
-from opmix_ray.laws.quality import Quality, make_folds, out_of_fold, score
+from opmix_ray.laws.power import PowerLaw
+from opmix_ray.laws.quality import Quality, make_folds, score
 
-LAWS: dict[str, type[Law]] = {law.name: law for law in (LogLinearLaw, LogShareLaw, Linear)}
+LAWS: dict[str, type[Law]] = {
+    law.name: law for law in (LogLinearLaw, LogShareLaw, PowerLaw, Linear, GaussianProcessLaw)
+}
 AUTO = "auto"
 LEAST_ROWS = 3
 
@@ -55,12 +59,12 @@ def fit_law(
     if law not in LAWS:
         raise UserError("unknown law", key="law", value=law, remedy=nearest(law, [AUTO, *LAWS]))
     fitted_law = LAWS[law]()
-    responses = fitted_law.fit(table)
-    held_out = out_of_fold(fitted_law, table, make_folds(len(table), seed))
-    quality, std_scale = judge(table, weights, responses, held_out)
+    responses = fitted = fitted_law.fit(table)
+    held_out, stds = fitted_law.held_out(table, make_folds(len(table), seed), responses)
+    quality, std_scale = judge(table, weights, responses, held_out, stds)
 
     def refit(table: Table) -> tuple[list[Response], None]:
-        again = fitted_law.fit(table)
+        again = fitted_law.refit(table, fitted)
         if extrapolate is not None:
             again = [r.extrapolate(extrapolate, m) for r, m in zip(again, metric_names, strict=True)]
         return again, None
@@ -76,15 +80,19 @@ def _choose(table: Table, weights: np.ndarray) -> str:
     folds = make_folds(len(table), table.seed)
     errors = {}
     for name, law in LAWS.items():
-        held_out = out_of_fold(law(), table, folds)
+        held_out, _ = law().held_out(table, folds, law().fit(table))
         errors[name] = float(np.nanmean(((held_out - table.metrics) @ weights) ** 2))
     return min(errors, key=lambda name: errors[name])
 
 
 def judge(
-    table: Table, weights: np.ndarray, responses: Sequence[Response], held_out: np.ndarray
+    table: Table, weights: np.ndarray, responses: Sequence[Response], held_out: np.ndarray, stds: np.ndarray
 ) -> tuple[Quality, float]:
-    """Quality per metric and of the objective, and the factor that makes standard errors match."""
+    """Quality per metric and of the objective, and the factor that makes standard errors match.
+
+    Args:
+        held_out, stds: (N, M) predictions and standard errors out of fold.
+    """
     in_sample = np.column_stack([response.predict(table.ratios) for response in responses])
     quality = {
         name: score(table.metrics[:, m], in_sample[:, m], held_out[:, m])
@@ -92,13 +100,19 @@ def judge(
     }
     used = weights > 0
     measured = table.metrics[:, used] @ weights[used]
-    quality["objective"] = score(
-        measured, in_sample[:, used] @ weights[used], held_out[:, used] @ weights[used]
+    expected = held_out[:, used] @ weights[used]
+    quality["objective"] = score(measured, in_sample[:, used] @ weights[used], expected)
+    return quality, calibrate(
+        measured - expected, np.sqrt(((stds[:, used] * weights[used]) ** 2).sum(axis=1))
     )
-    stds = np.column_stack([response.std(table.ratios) for response in responses])
-    expected = float(np.sqrt(((stds[:, used] * weights[used]) ** 2).sum(axis=1).mean()))
-    error = quality["objective"]["rmse_cv"]
-    return quality, float(error) / expected if error and expected > 0 else 1.0
+
+
+def calibrate(errors: np.ndarray, stds: np.ndarray) -> float:
+    """Factor on standard errors (N,) that makes them match errors (N,) out of fold, in the mean square."""
+    known = np.isfinite(errors) & np.isfinite(stds)
+    size = float(np.sqrt((errors[known] ** 2).mean())) if known.any() else 0.0
+    said = float(np.sqrt((stds[known] ** 2).mean())) if known.any() else 0.0
+    return size / said if size > 0 and said > 0 else 1.0
 
 
 def check_table(

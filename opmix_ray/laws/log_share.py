@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from opmix_ray.laws.base import Constant, Law, Response, Table, is_constant
-from opmix_ray.laws.linear import additive
+from opmix_ray.laws.linear import Additive, additive
 from opmix_ray.laws.ridge import RidgeFit, fit_ridge
 
 EPS = tuple(float(f"{10**x:.2g}") for x in np.arange(-4, 0.26, 0.25))
@@ -86,6 +86,11 @@ class LogShareLaw(Law):
             else Constant(float(table.column(m)[1].mean()))
             for m in range(len(table.metric_names))
         ]
+
+    def refit(self, table: Table, fitted: Sequence[Response]) -> list[Response]:
+        """The same pseudo-count; form and penalty are chosen anew."""
+        chosen = {r.fitted_eps for r in fitted if isinstance(r, Additive)}
+        return LogShareLaw(sorted(chosen) or self.eps).fit(table)
 
     def _own(self, table: Table, metric: int) -> list[int]:
         named = own_domain(table.metric_names[metric], table.domains)

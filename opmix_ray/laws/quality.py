@@ -1,14 +1,11 @@
-"""Cross-validation: out-of-fold predictions of any law, and what they say about it."""
+"""Cross-validation: folds, and what predictions out of fold say about a law."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import ConstantInputWarning, spearmanr
-
-from opmix_ray.laws.base import Law, Table
 
 FOLDS = 10
 
@@ -20,22 +17,6 @@ def make_folds(rows: int, seed: int) -> list[np.ndarray]:
     count = rows if rows < 2 * FOLDS else FOLDS
     order = np.random.default_rng([seed, rows]).permutation(rows)
     return [np.sort(part) for part in np.array_split(order, count)]
-
-
-def out_of_fold(law: Law, table: Table, folds: Sequence[np.ndarray]) -> np.ndarray:
-    """Predictions (N, M) of every row by a law fitted without its fold.
-
-    A metric with fewer than two values left in a fold is predicted by their mean, or by NaN.
-    """
-    predicted = np.full(table.metrics.shape, np.nan)
-    for held in folds:
-        kept = np.setdiff1d(np.arange(len(table)), held)
-        part = table.rows(kept)
-        if not np.isfinite(part.metrics).any(axis=0).all():
-            continue
-        for metric, response in enumerate(law.fit(part)):
-            predicted[held, metric] = response.predict(table.ratios[held])
-    return predicted
 
 
 def score(measured: np.ndarray, in_sample: np.ndarray, held_out: np.ndarray) -> dict[str, float | int | None]:

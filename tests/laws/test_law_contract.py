@@ -26,7 +26,8 @@ def _names() -> Iterator[object]:
 
 every_law = pytest.mark.parametrize("law", list(_names()))
 every_smooth_law = pytest.mark.parametrize(
-    "law", [p for p in _names() if p.values[0] not in ("trees", "auto")]  # type: ignore[attr-defined]
+    "law",
+    [p for p in _names() if p.values[0] not in ("trees", "auto")],  # type: ignore[attr-defined]
 )
 
 
@@ -73,7 +74,9 @@ def test_learns_a_smooth_surface(law: str) -> None:
     new, _ = sweep(200, seed=1)
     worst = min(np.corrcoef(fitted.predict(new)[:, m], truth(new)[:, m])[0, 1] for m in range(3))
     assert worst > 0.85
-    assert np.corrcoef(fitted.objective(new), truth(new).mean(axis=1))[0, 1] > (0.8 if law in OPTIONAL else 0.9)
+    assert np.corrcoef(fitted.objective(new), truth(new).mean(axis=1))[0, 1] > (
+        0.8 if law in OPTIONAL else 0.9
+    )
 
 
 @every_law
