@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -199,10 +199,11 @@ def content_hash(file: InputFile, cache: Path) -> str:
         return note.read_text()
     digest = hashlib.blake2b(digest_size=32)
     system, inner = filesystem(file.path)
-    with system.open_input_stream(inner, compression=None) as stream:
+    with reading(file.path, "data"), system.open_input_stream(inner, compression=None) as stream:
         while block := stream.read(_CHUNK):
             digest.update(block)
-    write_atomically(note, digest.hexdigest().encode())
+    with suppress(OSError):  # it is only remembered; a cache that may not be written can still be read
+        write_atomically(note, digest.hexdigest().encode())
     return digest.hexdigest()
 
 
@@ -216,9 +217,23 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def exists(path: str) -> bool:
-    """Whether a file is there, local or remote."""
-    system, inner = filesystem(path)
-    return bool(system.get_file_info(inner).type == pafs.FileType.File)
+    """Whether a file of the cache is there, local or remote.
+
+    Raises:
+        UserError: the place does not answer.
+    """
+    system, inner = filesystem(path, key="data.cache")
+    try:
+        return bool(system.get_file_info(inner).type == pafs.FileType.File)
+    except (pa.ArrowException, OSError) as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: str, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(
+        f"cannot be used: {reason}", key="data.cache", value=path, remedy="make room, or name another place"
+    )
 
 
 def upload(directory: Path, uri: str, last: str) -> None:
@@ -296,18 +311,15 @@ def publish(path: str, make: Callable[[Path], None], *, last: str) -> None:
             _remove_stale(target.parent)
         temporary = Path(tempfile.mkdtemp(dir=None if remote else target.parent, prefix=".tmp-"))
     except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror}",
-            key="data.cache",
-            value=path,
-            remedy="name another directory",
-        ) from None
+        raise _unusable(path, error) from None
     try:
         make(temporary)
         if remote:
             upload(temporary, path, last)
         else:
             settle(temporary, target)
+    except (pa.ArrowException, OSError) as error:  # what is read raises a UserError of its own
+        raise _unusable(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
