@@ -264,7 +264,13 @@ class _Layer:
 
 
 def arrays_of(model: nn.Module) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Parameters and buffers as arrays, and the names of those that hold bfloat16 bits."""
+    """Parameters and buffers as arrays, and the names of those that hold bfloat16 bits in uint16.
+
+    On the CPU the arrays are views of the model's memory; tied parameters come once, by their first name.
+
+    Raises:
+        UserError: a weight is neither float32 nor bfloat16.
+    """
     arrays, bits = {}, []
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.bfloat16):
