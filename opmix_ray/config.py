@@ -95,18 +95,14 @@ class ModelConfig(Section):
         "`{model_type: llama, hidden_size: 128, ...}`; the vocabulary size follows the tokenizer.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type the weights are held in.")
-    autocast: bool = Field(
-        True, description="Compute in bfloat16 autocast while the weights stay float32."
-    )
+    autocast: bool = Field(True, description="Compute in bfloat16 autocast while the weights stay float32.")
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
 
 
 class TokenizerConfig(Section):
     """The tokenizer: an existing one, or a byte-level BPE trained on the domains."""
 
-    path: str | None = Field(
-        None, description="Hub id, directory or tokenizer.json; none: the model's own."
-    )
+    path: str | None = Field(None, description="Hub id, directory or tokenizer.json; none: the model's own.")
     gguf_file: str | None = Field(None, description="Name of a GGUF file inside `path`.")
     train_vocab_size: int | None = Field(
         None, ge=300, description="Train a byte-level BPE of this size on the domains instead."
@@ -120,7 +116,9 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moments.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(0.1, ge=0, description="Applied to matrices only.")
-    clip_norm: float | None = Field(1.0, gt=0, description="Greatest norm of the gradient; none: no clipping.")
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="Greatest norm of the gradient; none: no clipping."
+    )
 
 
 class ScheduleConfig(Section):
@@ -228,6 +226,13 @@ class ProposalConfig(Section):
     prior: Literal["current", "proportional", "uniform"] | dict[str, float] = Field(
         "current", description="Mixture that the KL term holds on to."
     )
+    eps_ratio: float | None = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="`auto` and `log-share`: pseudo-count of the shares when the law is read for models that are "
+        "really trained, over the fitted one; adding up probes blurs small shares. None: as fitted.",
+    )
     confidence: float = Field(
         0.95, gt=0.5, lt=1, description="Level of the paired bootstrap interval that must exclude 0."
     )
@@ -299,7 +304,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be plain", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -403,7 +410,9 @@ def _known_keys(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
             field = current.model_fields.get(str(part))
             current = field.annotation if field else None
         else:  # inside dict[str, Section] or list[Section]
-            args = [a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
+            args = [
+                a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)
+            ]
             current = args[0] if args else None
     if isinstance(current, type) and issubclass(current, Section):
         return list(current.model_fields)
@@ -418,7 +427,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError:
-        raise UserError("the value is not valid YAML", key="--set", value=override, remedy="quote it") from None
+        raise UserError(
+            "the value is not valid YAML", key="--set", value=override, remedy="quote it"
+        ) from None
     parts = key.split(".")
     node: Any = tree
     for part in parts[:-1]:
@@ -427,7 +438,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
         else:
             node = node.setdefault(part, {})
         if not isinstance(node, dict | list):
-            raise UserError(f"`{part}` has no keys below it", key="--set", value=override, remedy="check the key")
+            raise UserError(
+                f"`{part}` has no keys below it", key="--set", value=override, remedy="check the key"
+            )
     if isinstance(node, list):
         node[_index(node, parts[-1], override)] = value
     else:

@@ -50,9 +50,7 @@ class UserError(ValueError):
         return " ".join(line.split())
 
 
-def _rebuild(
-    problem: str, file: str | None, key: str | None, value: Any, remedy: str | None
-) -> UserError:
+def _rebuild(problem: str, file: str | None, key: str | None, value: Any, remedy: str | None) -> UserError:
     return UserError(problem, file=file, key=key, value=value, remedy=remedy)
 
 

@@ -129,9 +129,7 @@ class Mixture(Mapping[str, float]):
         return f"Mixture({', '.join(f'{n}={s:.4f}' for n, s in self._shares.items())})"
 
 
-def fill_box(
-    weights: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float
-) -> np.ndarray:
+def fill_box(weights: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float) -> np.ndarray:
     """Scale weights into a box on the simplex: `clip(c * weights, lower, upper)` with sum 1.
 
     This is water-filling: one common factor `c`, found by bisection. Zero weights rise evenly when

@@ -1,0 +1,290 @@
+"""One decision from the current weights to decision.json; what a crash left is found and not done again."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from opmix_ray.config import RunConfig
+from opmix_ray.data.held_out import search_sets
+from opmix_ray.data.plan import share_caps
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.base import factors_only, snapshot
+from opmix_ray.model.interpolate import ProbeSet
+from opmix_ray.model.load import load_model
+from opmix_ray.model.probe import Probe, load_probe, save_probe
+from opmix_ray.run.ledger import Ledger
+from opmix_ray.run.progress import Progress
+from opmix_ray.search.components import Components
+from opmix_ray.search.decide import Answer, Decision, Question, answer, conclude, prior_mixture
+from opmix_ray.search.rows import RowLog, TrialRow
+from opmix_ray.search.space import choose_components, load_space, read_space
+from opmix_ray.search.trial import SearchTask
+from opmix_ray.search.tuner import run_search
+from opmix_ray.storage import Storage
+from opmix_ray.train.probes import ProbeTask, probe_data, train_probes
+
+
+@dataclass(frozen=True)
+class Situation:
+    """When and where a decision is made.
+
+    Args:
+        index: of the decision in the run.
+        step: global step.
+        stage: name of the stage.
+        space: name or file of the search space.
+        current: mixture in force, over every domain of the stage.
+        model: directory of the weights; None: the configured model.
+        tokens_left: of the stage.
+        tokens_used: by domain, since the run began.
+    """
+
+    index: int
+    step: int
+    stage: str
+    space: str
+    current: Mixture
+    model: Path | None
+    tokens_left: int
+    tokens_used: dict[str, float]
+
+
+def make_decision(
+    config: RunConfig,
+    prepared: Prepared,
+    storage: Storage,
+    situation: Situation,
+    progress: Progress,
+    ledger: Ledger,
+) -> Decision:
+    """Train the probes, search, fit, propose, check; or read what is already there.
+
+    Args:
+        config: the run.
+        prepared: its data.
+        storage: the run's output; the decision's files go to `decisions/<index>`.
+        situation: when and where.
+        progress: what a person sees.
+        ledger: the cost is added to it once the decision is made.
+    """
+    place = storage.child(f"decisions/{situation.index:03d}")
+    if place.exists("decision.json"):
+        decision = Decision(**place.read_json("decision.json"))
+    else:
+        decision = _Maker(config, prepared, place, situation, progress).make()
+    for purpose, amounts in decision.details["cost"].items():
+        ledger.add(purpose, **amounts)
+    return decision
+
+
+class _Maker:
+    def __init__(
+        self, config: RunConfig, prepared: Prepared, place: Storage, situation: Situation, progress: Progress
+    ) -> None:
+        self.config, self.prepared, self.place = config, prepared, place
+        self.situation, self.progress = situation, progress
+        self.domains = situation.current.domains
+        kind = read_space(situation.space)[0].kind
+        self.names = choose_components(kind, situation.current, self.domains)
+        self.sets = tuple(config.eval_sets())
+        self.times: dict[str, float] = {}
+
+    def make(self) -> Decision:
+        config, situation = self.config, self.situation
+        self.progress.decision_started(situation.index, situation.step, self.names, config.search.trials)
+        began = time.monotonic()
+        model = self._model()
+        base = snapshot(model)
+        base_ref = ray.put(base)
+        probes = self._probes(base_ref)
+        probe_set = ProbeSet.build(model, probes, self.domains)
+        factors = factors_only(probe_set)
+        held_out = search_sets(self.prepared, config.evaluation.sequences, config.search.sequences)
+        components = Components(tuple(probe_set.components), tuple(self.domains), probe_set.data)
+        space = load_space(situation.space, components, config.data.domains)
+        task = SearchTask(
+            base=base_ref,
+            factors=ray.put(factors),
+            sets=ray.put(held_out),
+            components=components,
+            objective=config.objective(),
+            batch_size=config.search.batch_size,
+            chunks=config.search.chunks,
+            autocast=config.model.autocast,
+        )
+        self.times["probes"] = time.monotonic() - began
+        question = self._question(components)
+        answers: list[Answer] = []
+
+        def find(rows: list[TrialRow]) -> np.ndarray | None:
+            answers.append(answer(rows, question))
+            return answers[-1].weights
+
+        began = time.monotonic()
+        log = RowLog(self.place, self.domains, self.sets)
+        best = _Best(log.rows)
+        rows, checked = run_search(
+            task,
+            space,
+            config.search,
+            log,
+            seed=_mix(config.seed, situation.index),
+            start=self._warm_starts(components),
+            propose=find,
+            on_row=lambda row: self.progress.trial(row, best.update(row), config.search.trials),
+        )
+        self.times["search"] = time.monotonic() - began
+        decision = conclude(
+            rows, checked, answers[-1], question,
+            index=situation.index, step=situation.step, stage=situation.stage,
+        )  # fmt: skip
+        decision.details.update(
+            components={name: probe.data for name, probe in zip(probe_set.components, probes, strict=True)},
+            probes={
+                p.name: {"tokens": p.tokens, "flops": p.flops, "seconds": p.seconds, "losses": p.losses}
+                for p in probes
+            },
+            weights=answers[-1].weights.tolist() if answers[-1].weights is not None else None,
+            cost=_cost(
+                probes, [*rows, *([checked] if checked else [])], answers[-1], base.nbytes, factors.nbytes
+            ),
+            wall_seconds=self.times,
+        )
+        if answers[-1].law is not None:
+            self.place.write_json("law.json", answers[-1].law.to_dict())
+        self.place.write_json("decision.json", decision.to_dict())
+        self.progress.decided(decision)
+        return decision
+
+    def _model(self) -> Any:
+        source = self.config.model
+        if self.situation.model is not None:
+            source = source.model_copy(
+                update={"path": str(self.situation.model), "config": None, "gguf_file": None}
+            )
+        return load_model(
+            source,
+            vocab_size=self.prepared.vocab_size,
+            eos_token_id=self.prepared.eos_token_id,
+            seed=self.config.seed,
+        )
+
+    def _probes(self, base: Any) -> list[Probe]:
+        config = self.config
+        found: dict[str, Probe] = {}
+        missing = []
+        for name in self.names:
+            if self.place.exists(f"probes/{name}/probe.json"):
+                found[name] = replace(load_probe(self.place.download(f"probes/{name}")), name=name)
+                self.progress.probe_done(found[name])
+                continue
+            batch = config.probe.batch_size or config.train.batch_size
+            missing.append(
+                ProbeTask(
+                    name=name,
+                    data=probe_data(name, self.situation.current, config.probe.new_share).shares,
+                    stream=f"decision-{self.situation.index}",
+                    batch_size=batch,
+                    micro_batch_size=config.train.micro_batch_size or batch,
+                    seed=config.seed,
+                    probe=config.probe,
+                    optimizer=config.train.optimizer,
+                    model=config.model,
+                    prepared=self.prepared,
+                )
+            )
+        for probe in train_probes(missing, base, self.progress.probe_started):
+            with tempfile.TemporaryDirectory() as directory:
+                save_probe(probe, directory)
+                self.place.upload(directory, f"probes/{probe.name}")
+            found[probe.name] = probe
+            self.progress.probe_done(probe)
+        return [found[name] for name in self.names]
+
+    def _question(self, components: Components) -> Question:
+        config, situation = self.config, self.situation
+        tokens = {name: self.prepared.domains[name].train_tokens for name in self.domains}
+        sources = {name: config.data.domains[name] for name in self.domains}
+        caps = share_caps(
+            tokens,
+            {name: source.max_epochs for name, source in sources.items()},
+            situation.tokens_used,
+            situation.tokens_left,
+        )
+        upper = {name: min(source.max_share, caps[name]) for name, source in sources.items()}
+        # A share below what every probe saw cannot be simulated, so it could not be checked.
+        floor = components.data.min(axis=0)
+        lower = {
+            name: min(max(sources[name].min_share, float(least)), upper[name])
+            for name, least in zip(self.domains, floor, strict=True)
+        }
+        return Question(
+            components=components,
+            sets=self.sets,
+            objective=config.objective(),
+            current=situation.current,
+            prior=prior_mixture(config.proposal.prior, situation.current, tokens),
+            lower=lower,
+            upper=upper,
+            settings=config.proposal,
+            seed=_mix(config.seed, situation.index),
+        )
+
+    def _warm_starts(self, components: Components) -> list[np.ndarray]:
+        """Weights of the mixture in force, then of the proportional and the uniform mixture, each only once."""
+        tokens = {name: float(self.prepared.domains[name].train_tokens) for name in self.domains}
+        mixtures = [self.situation.current, Mixture.proportional(tokens), Mixture.uniform(self.domains)]
+        starts: list[np.ndarray] = []
+        for mixture in mixtures:
+            weights = components.weights_for(mixture)
+            if all(np.abs(weights - other).max() > 1e-3 for other in starts):
+                starts.append(weights)
+        return starts
+
+
+class _Best:
+    """The best candidate so far."""
+
+    def __init__(self, rows: Sequence[TrialRow]) -> None:
+        self.row: TrialRow | None = None
+        for row in rows:
+            self.update(row)
+
+    def update(self, row: TrialRow) -> TrialRow | None:
+        if row.status == "ok" and (self.row is None or row.objective < self.row.objective):
+            self.row = row
+        return self.row
+
+
+def _cost(
+    probes: Sequence[Probe], rows: Sequence[TrialRow], found: Answer, base_bytes: int, factor_bytes: int
+) -> dict[str, dict[str, float]]:
+    return {
+        "probes": {
+            "tokens": sum(p.tokens for p in probes),
+            "flops": sum(p.flops for p in probes),
+            "seconds": sum(p.seconds for p in probes),
+            "bytes": float(base_bytes),
+        },
+        "search": {
+            "tokens": sum(row.tokens for row in rows),
+            "flops": sum(row.flops for row in rows),
+            "seconds": sum(row.seconds for row in rows),
+            "bytes": float(factor_bytes),
+        },
+        "fit": {"seconds": found.seconds},
+    }
+
+
+def _mix(seed: int, index: int) -> int:
+    """A seed of its own for every decision, below 2**31."""
+    return (seed * 1_000_003 + index * 7919) % (2**31)

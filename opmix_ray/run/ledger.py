@@ -1,0 +1,53 @@
+"""What a run has spent: tokens, FLOPs, seconds and bytes, by purpose.
+
+    ledger = Ledger()
+    ledger.add("probes", tokens=51200, flops=3e12, seconds=4.1)
+    ledger.overhead()  # FLOPs of deciding over FLOPs of training
+
+Seconds are those of the workers, summed over them; bytes are what was put into the object store or
+written as checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+PURPOSES = ("main", "probes", "search", "fit", "evaluation")
+UNITS = ("tokens", "flops", "seconds", "bytes")
+DECIDING = ("probes", "search", "fit")
+
+
+class Ledger:
+    """Sums per purpose and unit.
+
+    Args:
+        entries: sums to go on from, as `to_dict` gave them.
+    """
+
+    def __init__(self, entries: dict[str, dict[str, float]] | None = None) -> None:
+        entries = entries or {}
+        self._sums = {
+            purpose: {unit: float(entries.get(purpose, {}).get(unit, 0.0)) for unit in UNITS}
+            for purpose in PURPOSES
+        }
+
+    def add(self, purpose: str, **amounts: float) -> None:
+        """Add amounts by unit (`tokens`, `flops`, `seconds`, `bytes`) to one purpose."""
+        for unit, amount in amounts.items():
+            self._sums[purpose][unit] += float(amount)
+
+    def overhead(self) -> float:
+        """FLOPs of probes, search and fit over those of the main run; 0 before any training."""
+        main = self._sums["main"]["flops"]
+        return sum(self._sums[purpose]["flops"] for purpose in DECIDING) / main if main else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every sum, by purpose and unit."""
+        return {purpose: dict(units) for purpose, units in self._sums.items()}
+
+    def __getitem__(self, purpose: str) -> dict[str, float]:
+        return dict(self._sums[purpose])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums)

@@ -1,0 +1,48 @@
+"""One process per output directory: a lock that the system drops when its holder dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from opmix_ray.errors import UserError
+from opmix_ray.storage import Storage
+
+
+@contextlib.contextmanager
+def locked(storage: Storage) -> Iterator[None]:
+    """Hold a local output directory for the time of a `with`; object stores are not locked.
+
+    Raises:
+        UserError: another process holds it, or the directory cannot be made.
+    """
+    if not storage.is_local:
+        yield
+        return
+    directory = Path(storage.uri)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise UserError(
+            f"cannot be made: {error.strerror}",
+            file=storage.uri,
+            key="output",
+            remedy="name another --output",
+        ) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                "another opmix process is writing here",
+                file=storage.uri,
+                key="output",
+                remedy="wait for it or stop it",
+            ) from None
+        yield
+    finally:
+        os.close(handle)

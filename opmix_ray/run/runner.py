@@ -1,0 +1,233 @@
+"""A run from its first token to its last: stages, segments and decisions, with the state on disk in between.
+
+result = run(load_config("examples/quickstart.yaml"))
+result["final_mixture"], result["ledger"]["overhead"]
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from opmix_ray.config import RunConfig
+from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.data.tokenizer import load_tokenizer_from
+from opmix_ray.errors import UserErrors
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.flops import forward_flops, train_flops
+from opmix_ray.model.load import load_model
+from opmix_ray.run.cluster import connected
+from opmix_ray.run.decision import Situation, make_decision
+from opmix_ray.run.ledger import Ledger
+from opmix_ray.run.lock import locked
+from opmix_ray.run.plan import Step, check_plan, plan, stage_domains, start_mixture
+from opmix_ray.run.progress import Progress
+from opmix_ray.run.result import make_result
+from opmix_ray.run.state import METRICS, MIXTURE, RESULT, RunState, open_output
+from opmix_ray.storage import Storage
+from opmix_ray.train.loop import Segment
+from opmix_ray.train.trainer import TRAIN, SegmentResult, run_segment
+
+
+def run(
+    config: RunConfig, *, resume: bool = False, overwrite: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run a configuration to its end, from wherever its output stands.
+
+    Args:
+        config: what to do.
+        resume: the output must hold this configuration's unfinished or finished run, if anything.
+        overwrite: remove a run that is already in the output.
+        progress: what a person sees; none: nothing.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        UserError: something in the configuration, the data or the output is wrong.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    errors = check_plan(config)
+    if errors:
+        raise UserErrors(errors)
+    progress = progress or Progress()
+    storage = Storage(config.output_uri())
+    with locked(storage):
+        state = open_output(config, storage, resume=resume, overwrite=overwrite)
+        if state.finished and storage.exists(RESULT):
+            progress.message(f"{storage.uri} holds this run, finished; use --overwrite to run it again")
+            return storage.read_json(RESULT)
+        if state.done:
+            progress.message(f"resuming at step {state.step}")
+        prepared = prepare(config, on_progress=progress.preparing)
+        with connected(config):
+            return _Runner(config, prepared, storage, state, progress).run()
+
+
+class _Runner:
+    def __init__(
+        self, config: RunConfig, prepared: Prepared, storage: Storage, state: RunState, progress: Progress
+    ) -> None:
+        self.config, self.prepared = config, prepared
+        self.storage, self.state, self.progress = storage, state, progress
+        self.ledger = Ledger(state.ledger)
+        self.tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
+        self.rows = [json.loads(line) for line in storage.lines(METRICS)][: state.rows]
+        self._flops: tuple[float, float] | None = None
+
+    def run(self) -> dict[str, Any]:
+        steps = plan(self.config)
+        for number in range(self.state.done, len(steps)):
+            getattr(self, f"_{steps[number].kind}")(steps[number])
+            self.state.done = number + 1
+            self.state.ledger = self.ledger.to_dict()
+            self.state.save(self.storage)
+        return self._finish()
+
+    def _stage(self, step: Step) -> None:
+        stage = self.config.stages[step.stage]
+        previous = Mixture(self.state.mixture) if self.state.mixture else None
+        mixture, moved = start_mixture(
+            self.config, stage, previous, self.tokens, self._used(), self.prepared.seq_len
+        )
+        for name, change in moved.items():
+            self.progress.message(f"{name}: share changed by {change:+.4f} to keep its max_epochs")
+        self.state.stage = stage.name
+        self._set_mixture(mixture, step.start, "start of the stage")
+
+    def _train(self, step: Step) -> None:
+        config, stage = self.config, self.config.stages[step.stage]
+        every = config.train.eval_every
+        evaluate = {step.end} | ({0} if step.start == 0 else set())
+        if every:
+            evaluate |= {s for s in range(step.start + 1, step.end) if s % every == 0}
+        stage_start = sum(other.steps for other in config.stages[: step.stage])
+        segment = Segment(
+            name=step.name(config),
+            start=step.start,
+            end=step.end,
+            stage=stage.name,
+            stage_start=stage_start,
+            stage_steps=stage.steps,
+            mixture=self.state.mixture,
+            evaluate_at=tuple(sorted(evaluate)),
+            output=self.storage.uri,
+            checkpoint=self.state.checkpoint,
+            seed=config.seed,
+            model=config.model,
+            train=config.train,
+            evaluation=config.evaluation,
+            sequences_searched=config.search.sequences,
+            prepared=self.prepared,
+        )
+        self.progress.segment_started(stage.name, step.start, step.end, self.state.mixture)
+        result = run_segment(segment, self._on_event)
+        self._account(segment, result)
+
+    def _on_event(self, kind: str, payload: dict[str, Any]) -> None:
+        """Keep metrics.jsonl equal to what the workers have done, whatever they had to do again."""
+        if kind == "start":
+            self._write_rows(payload["rows"])
+            for row in payload["rows"]:
+                self.progress.row(row)
+        else:
+            self.storage.append(METRICS, json.dumps(payload) + "\n")
+            self.progress.row(payload)
+
+    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
+        lines = [json.dumps(row) + "\n" for row in [*self.rows, *rows]]
+        self.storage.write_text(METRICS, "".join(lines))
+
+    def _account(self, segment: Segment, result: SegmentResult) -> None:
+        self._write_rows(result.state.rows)
+        self.rows += result.state.rows
+        previous = self.state.checkpoint
+        self.state.rows = len(self.rows)
+        self.state.step = result.state.step
+        self.state.checkpoint = result.checkpoint
+        train, forward = self._flops_per_token(result.checkpoint)
+        evaluated = [row for row in result.state.rows if row["kind"] == "evaluation"]
+        seconds = sum(row["seconds"] for row in evaluated)
+        self.ledger.add(
+            "main",
+            tokens=result.state.tokens,
+            flops=result.state.tokens * train,
+            seconds=result.state.seconds - seconds,
+        )
+        tokens = sum(row["tokens"] for row in evaluated)
+        self.ledger.add("evaluation", tokens=tokens, flops=tokens * forward, seconds=seconds)
+        self.state.ledger = self.ledger.to_dict()
+        if previous is not None:
+            self._obsolete = previous
+
+    def _decide(self, step: Step) -> None:
+        config, stage = self.config, self.config.stages[step.stage]
+        stage_end = sum(other.steps for other in config.stages[: step.stage + 1])
+        model = None
+        if self.state.checkpoint is not None:
+            model = self.storage.download(f"{self.state.checkpoint}/model")
+        situation = Situation(
+            index=step.index,
+            step=step.start,
+            stage=stage.name,
+            space=stage.search_space or config.search.space,
+            current=Mixture(self.state.mixture).over(stage_domains(config, stage)),
+            model=model,
+            tokens_left=(stage_end - step.start) * config.train.batch_size * self.prepared.seq_len,
+            tokens_used=self._used(),
+        )
+        decision = make_decision(config, self.prepared, self.storage, situation, self.progress, self.ledger)
+        if decision.kept == "proposal":
+            self._set_mixture(Mixture(decision.mixture), step.start, f"decision {decision.index}")
+
+    def _set_mixture(self, mixture: Mixture, step: int, why: str) -> None:
+        self.state.mixture = mixture.shares
+        entry = {"step": step, "stage": self.state.stage, "why": why, "mixture": mixture.shares}
+        self.state.mixtures.append(entry)
+        self.storage.write_json(MIXTURE, {"mixture": mixture.shares, "history": self.state.mixtures})
+
+    def _used(self) -> dict[str, float]:
+        """Tokens drawn so far by domain."""
+        delivered: dict[str, int] = next((row["delivered"] for row in reversed(self.rows) if row["kind"] == "train"), {})
+        return {name: float(count * self.prepared.seq_len) for name, count in delivered.items()}
+
+    def _flops_per_token(self, checkpoint: str) -> tuple[float, float]:
+        """FLOPs per token of a training step and of a forward pass."""
+        if self._flops is None:
+            directory = self.storage.download(f"{checkpoint}/model")
+            source = self.config.model.model_copy(
+                update={"path": str(directory), "config": None, "gguf_file": None}
+            )
+            model = load_model(
+                source, vocab_size=self.prepared.vocab_size, eos_token_id=self.prepared.eos_token_id, seed=0
+            )
+            length = self.prepared.seq_len
+            self._flops = train_flops(model, 1.0, length), forward_flops(model, 1.0, length)
+        return self._flops
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the model, the result and the report; then mark the run as finished."""
+        if self.state.checkpoint is not None:
+            self._publish_model(self.state.checkpoint)
+        result = make_result(
+            self.config, self.state, self.rows, self.storage, self.tokens, self.prepared.seq_len
+        )
+        self.storage.write_json(RESULT, result)
+        self.state.finished = True
+        self.state.save(self.storage)
+        return result
+
+    def _publish_model(self, checkpoint: str) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            source = self.storage.download(f"{checkpoint}/model")
+            for file in source.iterdir():
+                (Path(directory) / file.name).write_bytes(file.read_bytes())
+            load_tokenizer_from(self.prepared.tokenizer_path).save_pretrained(directory)
+            self.storage.upload(directory, "model")
+
+
+__all__ = ["TRAIN", "run"]

@@ -1,0 +1,171 @@
+"""Where a run stands, on disk after every step of the machine, and the rules about a directory that is in use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from opmix_ray.config import RunConfig, dump_config
+from opmix_ray.errors import UserError
+from opmix_ray.storage import Storage
+
+STATE, CONFIG, METRICS, MIXTURE, RESULT = (
+    "state.json",
+    "config.yaml",
+    "metrics.jsonl",
+    "mixture.json",
+    "result.json",
+)
+VERSION = 1
+# Where things run and how they are watched may change between the parts of one run.
+_MAY_CHANGE: dict[str, set[str]] = {
+    "": {"output", "cluster"},
+    "data": {"cache"},
+    "train": {"workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "micro_batch_size"},
+    "probe": {"cpus", "gpus", "max_retries"},
+    "search": {"evaluators", "cpus", "gpus"},
+}
+
+
+@dataclass
+class RunState:
+    """Where a run stands.
+
+    Args:
+        done: steps of the plan that are finished.
+        step: global step of training.
+        stage: name of the stage.
+        checkpoint: directory inside the output with the weights in force; None: the configured model.
+        mixture: in force.
+        mixtures: every mixture with the step it began at, its stage, and why.
+        ledger: `Ledger.to_dict()`.
+        rows: rows of metrics.jsonl that are final.
+        finished: whether result.json is written.
+    """
+
+    done: int = 0
+    step: int = 0
+    stage: str = ""
+    checkpoint: str | None = None
+    mixture: dict[str, float] = field(default_factory=dict)
+    mixtures: list[dict[str, Any]] = field(default_factory=list)
+    ledger: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: int = 0
+    finished: bool = False
+    version: int = VERSION
+
+    def save(self, storage: Storage) -> None:
+        """Write state.json by replace."""
+        storage.write_json(STATE, asdict(self))
+
+
+def load_state(storage: Storage) -> RunState:
+    """Read state.json.
+
+    Raises:
+        UserError: it is missing, broken, or of another version.
+    """
+    values = storage.read_json(STATE)
+    if not isinstance(values, dict) or values.get("version") != VERSION:
+        raise UserError(
+            "is not the state of a run of this version",
+            file=storage.path(STATE),
+            remedy="use --overwrite to begin again",
+        )
+    return RunState(**values)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The part of a configuration that decides the result."""
+    tree = config.model_dump(mode="json")
+    for section, keys in _MAY_CHANGE.items():
+        part = tree[section] if section else tree
+        for key in keys:
+            part.pop(key, None)
+    return tree
+
+
+def open_output(config: RunConfig, storage: Storage, *, resume: bool, overwrite: bool) -> RunState:
+    """The state to go on from; refuses a directory that belongs to something else.
+
+    A directory with the same configuration is resumed, with or without `resume`. Config and state are written
+    before this returns.
+
+    Raises:
+        UserError: another configuration, files that are not a run's, or nothing to resume.
+    """
+    if overwrite:
+        _clear(storage)
+    if storage.exists(STATE) and storage.exists(CONFIG):
+        _compare(config, storage, resume)
+        storage.write_text(CONFIG, dump_config(config))
+        return load_state(storage)
+    if storage.exists(STATE):
+        raise UserError(
+            "lacks its config.yaml", file=storage.uri, remedy="use --overwrite or another --output"
+        )
+    others = [name for name in storage.names() if name not in (CONFIG, ".lock")]
+    if others and not storage.exists(CONFIG):
+        raise UserError(
+            f"holds other files, such as {others[0]}",
+            file=storage.uri,
+            key="output",
+            remedy="name an empty directory",
+        )
+    storage.write_text(CONFIG, dump_config(config))
+    state = RunState()
+    state.save(storage)
+    return state
+
+
+def _clear(storage: Storage) -> None:
+    """Remove a run's files, and only a run's."""
+    if not storage.exists():
+        return
+    names = [name for name in storage.names() if name != ".lock"]
+    if names and not {STATE, CONFIG} & set(names):
+        raise UserError(
+            f"holds other files, such as {names[0]}; they are not removed",
+            file=storage.uri,
+            key="--overwrite",
+            remedy="name the directory of a run, or an empty one",
+        )
+    # state.json last: a directory without it would be refused
+    for name in sorted(names, key=lambda name: name in (STATE, CONFIG)):
+        storage.delete(name)
+
+
+def _compare(config: RunConfig, storage: Storage, resume: bool) -> None:
+    import yaml
+
+    before = RunConfig.model_validate(yaml.safe_load(storage.read_text(CONFIG)))
+    changed = sorted(_differences(identity(before), identity(config)))
+    if not changed:
+        return
+    shown = "; ".join(f"{key}: {old} there, {new} here" for key, old, new in changed[:3])
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    remedy = (
+        "put the old values back: a run cannot change its mind half-way"
+        if resume
+        else "choose another --output, use --overwrite, or put the old values back to resume"
+    )
+    raise UserError(
+        f"holds a run of another configuration ({shown}{more})", file=storage.uri, key="output", remedy=remedy
+    )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, str, str]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in dict.fromkeys([*old, *new]):
+            found += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return found
+    if old == new:
+        return []
+    return [(key, _short(old), _short(new))]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,133 @@
+"""Finished trials: one row each, on disk as soon as it is known, in our own form and in olmix's CSV form."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from opmix_ray.errors import UserError
+from opmix_ray.storage import Storage
+
+TRIALS = "trials.jsonl"
+RATIOS = "ratios.csv"
+METRICS = "metrics.csv"
+Status = Literal["ok", "stopped", "nan", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One scored candidate.
+
+    Args:
+        run: `000`, `001`, ... or `proposal`.
+        weights: component -> interpolation weight.
+        ratios: domain -> share of training tokens it simulates.
+        losses: set -> nats per token; of the sequences seen.
+        objective: weighted mean of the losses; NaN where a loss is.
+        status: `ok`; `stopped` early by the scheduler; `nan`: a loss is not a number; `failed`: the trial died.
+        nats: set -> nats of every sequence.
+        targets: set -> target tokens of every sequence.
+    """
+
+    run: str
+    weights: dict[str, float]
+    ratios: dict[str, float]
+    losses: dict[str, float] = field(default_factory=dict)
+    objective: float = math.nan
+    status: Status = "ok"
+    nats: dict[str, list[float]] = field(default_factory=dict)
+    targets: dict[str, list[int]] = field(default_factory=dict)
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether a law can be fitted on it."""
+        return self.status in ("ok", "stopped")
+
+
+class RowLog:
+    """The rows of one decision, in its directory.
+
+    Args:
+        storage: the decision's directory.
+        domains: columns of ratios.csv.
+        sets: columns of metrics.csv, as `eval_<set>_loss`.
+    """
+
+    def __init__(self, storage: Storage, domains: Sequence[str], sets: Sequence[str]) -> None:
+        self._storage = storage
+        self._domains, self._sets = list(domains), list(sets)
+        self.rows = [_row(line, storage.path(TRIALS)) for line in storage.lines(TRIALS)]
+        if storage.exists(TRIALS):  # a line that a crash cut off goes
+            storage.write_text(TRIALS, "".join(_line(row) for row in self.rows))
+        self._write_tables(self.rows, new=True)
+
+    def add(self, row: TrialRow) -> None:
+        """Write a row; when this returns, it is on disk."""
+        self._storage.append(TRIALS, _line(row))
+        self.rows.append(row)
+        self._write_tables([row], new=False)
+
+    def _write_tables(self, rows: Sequence[TrialRow], *, new: bool) -> None:
+        ratios = [[row.run, *(repr(row.ratios.get(name, 0.0)) for name in self._domains)] for row in rows]
+        metrics = [
+            [row.run, *(_number(row.losses.get(name, math.nan)) for name in self._sets)] for row in rows
+        ]
+        if new:
+            ratios.insert(0, ["run", *self._domains])
+            metrics.insert(0, ["run", *(f"eval_{name}_loss" for name in self._sets)])
+            self._storage.write_text(RATIOS, _csv(ratios))
+            self._storage.write_text(METRICS, _csv(metrics))
+        else:
+            self._storage.append(RATIOS, _csv(ratios))
+            self._storage.append(METRICS, _csv(metrics))
+
+
+def usable_losses(rows: Sequence[TrialRow], sets: Sequence[str]) -> np.ndarray:
+    """Losses of usable rows, (N, M), nats per token, all as if every sequence had been seen.
+
+    A row that was stopped early is compared with the first complete row on the sequences that both saw, and
+    takes the rest from that one: paired differences, not means over different sequences.
+    """
+    complete = next((row for row in rows if row.status == "ok"), None)
+    table = np.full((len(rows), len(sets)), np.nan)
+    for i, row in enumerate(rows):
+        for m, name in enumerate(sets):
+            table[i, m] = row.losses[name]
+            if row.status == "stopped" and complete is not None:
+                seen = len(row.nats[name])
+                part = sum(complete.nats[name][:seen]) / max(1, sum(complete.targets[name][:seen]))
+                table[i, m] += complete.losses[name] - part
+    return table
+
+
+def _line(row: TrialRow) -> str:
+    return json.dumps(asdict(row)) + "\n"
+
+
+def _row(line: str, file: str) -> TrialRow:
+    try:
+        return TrialRow(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"is not a list of trials: {error}", file=file, remedy="restore or delete it"
+        ) from None
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _number(value: float) -> str:
+    return repr(value) if math.isfinite(value) else "nan"

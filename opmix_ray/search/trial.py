@@ -1,0 +1,216 @@
+"""One candidate mixture: move the shared model to `theta(w)` and measure it; no copy of the model is made.
+
+`CandidateScorer` works without Ray. `MixtureTrial` is the same as a `tune.Trainable`:
+
+    trainable = tune.with_parameters(MixtureTrial, task=task)
+    tune.run(trainable, search_alg=OptunaSearch(space=mixture_space(task.components.names), ...), ...)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+
+from opmix_ray.data.held_out import HeldOut
+from opmix_ray.model.base import BaseModel, with_base
+from opmix_ray.model.flops import forward_flops
+from opmix_ray.model.interpolate import Interpolator, ProbeSet
+from opmix_ray.model.loss import SetLoss
+from opmix_ray.search.components import Components
+from opmix_ray.search.space import Simplex, Space
+
+PENALTY = 1e3  # objective of a candidate whose loss is not a number: worse than any loss
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """All that an evaluator needs; small, because the arrays are references into the object store.
+
+    Args:
+        base: reference of a `BaseModel`.
+        factors: reference of a `ProbeSet` without its base (`factors_only`).
+        sets: reference of the held-out sequences by set.
+        components: the probes' names and data.
+        objective: weight per evaluation set.
+        batch_size: sequences in a forward pass.
+        chunks: parts in which a trial reports.
+        autocast: compute in bfloat16.
+        space: turns drawn parameters into weights; none: the simplex.
+    """
+
+    base: Any
+    factors: Any
+    sets: Any
+    components: Components
+    objective: dict[str, float]
+    batch_size: int = 16
+    chunks: int = 1
+    autocast: bool = True
+    space: Space | None = None
+
+    @classmethod
+    def put(
+        cls, base: BaseModel, factors: ProbeSet, sets: HeldOut, objective: dict[str, float], **options: Any
+    ) -> SearchTask:
+        """Put everything into the object store."""
+        components = Components(tuple(factors.components), tuple(factors.domains), factors.data)
+        return cls(ray.put(base), ray.put(factors), ray.put(sets), components, objective, **options)
+
+
+@dataclass
+class Score:
+    """What a candidate's forward passes gave so far.
+
+    Attributes:
+        losses: set -> nats and tokens of every sequence seen.
+        objective: weighted mean of the sets' losses, nats per token.
+        tokens: passed through the model.
+        flops: spent on them.
+        done: whether every sequence was seen.
+    """
+
+    losses: dict[str, SetLoss]
+    objective: float
+    tokens: int
+    flops: float
+    done: bool
+
+
+class CandidateScorer:
+    """Scores candidates one after the other in this process.
+
+    Args:
+        probe_set: base and factors; shared arrays are only read.
+        sets: held-out sequences by set; the same for every candidate, so that comparisons are paired.
+        objective: weight per set; sums to 1.
+        batch_size: sequences in a forward pass.
+        chunks: parts in which `scores` gives its results.
+        autocast: compute in bfloat16.
+    """
+
+    def __init__(
+        self,
+        probe_set: ProbeSet,
+        sets: HeldOut,
+        objective: Mapping[str, float],
+        *,
+        batch_size: int = 16,
+        chunks: int = 1,
+        autocast: bool = True,
+    ) -> None:
+        self._model = Interpolator(probe_set, autocast=autocast)
+        self._batch_size = batch_size
+        self._objective = dict(objective)
+        most = max(len(ids) for ids, _ in sets.values())
+        count = min(chunks, most)
+        edges = [[round(k * len(ids) / count) for k in range(count + 1)] for ids, _ in sets.values()]
+        self._chunks = [
+            {
+                n: (i[e[k] : e[k + 1]], m[e[k] : e[k + 1]])
+                for (n, (i, m)), e in zip(sets.items(), edges, strict=True)
+            }
+            for k in range(count)
+        ]
+        ids = next(iter(sets.values()))[0]
+        self._flops_per_token = forward_flops(self._model.model, 1.0, ids.shape[1])
+
+    def scores(self, weights: np.ndarray) -> Iterator[Score]:
+        """The score after each chunk of sequences, for interpolation weights (C,)."""
+        self._model.set(np.asarray(weights, dtype=np.float64))
+        parts: dict[str, list[SetLoss]] = {name: [] for name in self._chunks[0]}
+        tokens = 0
+        for number, chunk in enumerate(self._chunks, start=1):
+            for name, loss in self._model.losses(chunk, self._batch_size).items():
+                parts[name].append(loss)
+            tokens += sum(ids.size for ids, _ in chunk.values())
+            losses = {
+                name: SetLoss(
+                    np.concatenate([p.nats for p in part]), np.concatenate([p.tokens for p in part])
+                )
+                for name, part in parts.items()
+            }
+            objective = sum(weight * losses[name].mean for name, weight in self._objective.items() if weight)
+            done = number == len(self._chunks)
+            yield Score(losses, objective, tokens, tokens * self._flops_per_token, done)
+
+    def score(self, weights: np.ndarray) -> Score:
+        """The score on every sequence."""
+        return list(self.scores(weights))[-1]
+
+
+class MixtureTrial(tune.Trainable):
+    """A candidate mixture as a class Trainable; its actor is reused, so the model is built once per actor.
+
+    The configuration holds either `weights` (C,) or the parameters of the task's space. Reports `objective`
+    (a finite number, `PENALTY` where a loss is not), `finite`, `eval_<set>_loss`, `sequences`, `tokens`, `flops`,
+    and per sequence `nats` and `targets`.
+    """
+
+    def setup(self, config: dict[str, Any], task: SearchTask | None = None) -> None:
+        """Build the model on the shared arrays."""
+        if task is None:
+            raise ValueError("use tune.with_parameters(MixtureTrial, task=SearchTask.put(...))")
+        torch.set_num_threads(
+            max(1, int(self.trial_resources.required_resources.get("CPU", 1) if self.trial_resources else 1))
+        )
+        base, factors, sets = ray.get([task.base, task.factors, task.sets])
+        self._space = task.space or Simplex(task.components)
+        self._components = task.components
+        self._scorer = CandidateScorer(
+            with_base(factors, base),
+            sets,
+            task.objective,
+            batch_size=task.batch_size,
+            chunks=task.chunks,
+            autocast=task.autocast,
+        )
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next candidate in the same actor."""
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        given = config.get("weights")
+        self._weights = np.asarray(
+            given if given is not None else self._space.weights(config), dtype=np.float64
+        )
+        self._scores = self._scorer.scores(self._weights)
+        self._seconds = 0.0
+
+    def step(self) -> dict[str, Any]:
+        """Score the next chunk of sequences."""
+        began = time.monotonic()
+        score = next(self._scores)
+        self._seconds += time.monotonic() - began
+        finite = math.isfinite(score.objective)
+        return {
+            "objective": score.objective if finite else PENALTY,
+            "finite": finite,
+            **{f"eval_{name}_loss": loss.mean for name, loss in score.losses.items()},
+            "weights": self._weights.tolist(),
+            "ratios": self._components.ratios(self._weights).tolist(),
+            "sequences": sum(len(loss.nats) for loss in score.losses.values()),
+            "tokens": score.tokens,
+            "flops": score.flops,
+            "scoring_seconds": self._seconds,
+            "nats": {name: loss.nats.tolist() for name, loss in score.losses.items()},
+            "targets": {name: loss.tokens.tolist() for name, loss in score.losses.items()},
+            "complete": score.done,
+            "done": score.done,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a candidate is its configuration."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load."""

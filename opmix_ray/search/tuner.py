@@ -1,0 +1,115 @@
+"""Run one decision's search with Ray Tune; finished trials are kept, missing ones made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from opmix_ray.config import SearchConfig
+from opmix_ray.search.rows import RowLog, TrialRow
+from opmix_ray.search.searcher import PROPOSAL, MixtureSearch
+from opmix_ray.search.space import Space
+from opmix_ray.search.trial import MixtureTrial, SearchTask
+
+_RETRIES = 2  # of a trial whose machine went away
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no file per trial: rows are kept by us
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def run_search(
+    task: SearchTask,
+    space: Space,
+    config: SearchConfig,
+    log: RowLog,
+    *,
+    seed: int,
+    start: Sequence[np.ndarray],
+    propose: Callable[[list[TrialRow]], np.ndarray | None],
+    on_row: Callable[[TrialRow], None],
+) -> tuple[list[TrialRow], TrialRow | None]:
+    """Score candidates until there are `config.trials`, then the proposal.
+
+    Args:
+        task: base, factors and held-out sequences in the object store.
+        space: candidates are drawn from it.
+        config: sampler, numbers, resources.
+        log: rows already known and place for new ones.
+        seed: of the sampler.
+        start: weights (C,) of the warm starts, the mixture in force first.
+        propose: from the rows to the proposal's weights, or None.
+        on_row: called with every new row, after it is on disk.
+
+    Returns:
+        The candidates' rows in order, and the proposal's row, if one was made.
+    """
+
+    def keep(row: TrialRow) -> None:
+        log.add(row)
+        on_row(row)
+
+    search = MixtureSearch(
+        space,
+        sampler=config.sampler,
+        seed=seed,
+        trials=config.trials,
+        round_size=config.round_size,
+        start=start,
+        recorded={row.run: row for row in log.rows},
+        on_row=keep,
+        propose=propose,
+    )
+    if search.suggest("first") != Searcher.FINISHED:  # something is missing
+        search.hand_back("first")
+        _tune(task, config, search)
+    return search.ordered(), search.rows.get(PROPOSAL)
+
+
+def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    resources: dict[str, Any] = {"cpu": config.cpus}
+    if config.gpus:
+        resources["gpu"] = config.gpus
+    trainable = tune.with_resources(tune.with_parameters(MixtureTrial, task=task), resources)
+    directory = tempfile.mkdtemp(prefix="opmix-tune-")  # Tune's own notes; nothing in it is needed later
+    try:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                metric="objective",
+                mode="min",
+                search_alg=search,
+                scheduler=_scheduler(config),
+                num_samples=config.trials + 1,
+                max_concurrent_trials=config.evaluators,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=directory,
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _scheduler(config: SearchConfig) -> TrialScheduler:
+    if config.scheduler == "asha" and config.chunks > 1:
+        return ASHAScheduler(
+            time_attr="training_iteration", max_t=config.chunks, grace_period=1, reduction_factor=2
+        )
+    return FIFOScheduler()

@@ -1,0 +1,252 @@
+"""A directory of results, local or on any `pyarrow.fs` file system, in which no file is ever half there.
+
+    store = Storage("s3://bucket/run")
+    store.write_json("state.json", {"step": 3})
+    store.append("metrics.jsonl", '{"step": 3}\n')
+
+Local files are written by replace; object stores publish an object only when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from opmix_ray.config import is_uri
+from opmix_ray.errors import UserError
+
+
+class Storage:
+    """Files below one directory or URI.
+
+    Args:
+        uri: local path or `pyarrow.fs` URI; a local path is made absolute.
+
+    Raises:
+        UserError: the URI names an unknown file system.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.is_local = not is_uri(uri) or uri.startswith("file://")
+        if self.is_local:
+            path = uri.removeprefix("file://")
+            self.uri = str(Path(path).expanduser().absolute())
+            self._fs: pafs.FileSystem = pafs.LocalFileSystem()
+            self._root = self.uri
+        else:
+            self.uri = uri.rstrip("/")
+            try:
+                self._fs, root = pafs.FileSystem.from_uri(uri)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise UserError(
+                    f"cannot open this file system: {_first_line(error)}",
+                    key="output",
+                    value=uri,
+                    remedy="use a path, s3:// or gs://",
+                ) from None
+            self._root = root.rstrip("/")
+        self._appended: dict[str, str] = {}
+
+    @property
+    def filesystem(self) -> tuple[pafs.FileSystem, str]:
+        """The file system and the directory inside it."""
+        return self._fs, self._root
+
+    def child(self, name: str) -> Storage:
+        """The directory `name` inside this one."""
+        return Storage(self.path(name))
+
+    def path(self, name: str) -> str:
+        """The full path or URI of a file or directory in here."""
+        head, mark, query = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
+        return f"{head}/{name}{mark}{query}"
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is a file or directory of that name."""
+        return self._guard("looked at", lambda: self._info(name).type != pafs.FileType.NotFound)
+
+    def names(self, name: str = "", *, recursive: bool = False) -> list[str]:
+        """Paths inside a directory, relative to it and sorted; empty where there is none."""
+
+        def listed() -> list[str]:
+            base = self._inner(name)
+            found = self._fs.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=recursive))
+            return sorted(info.path[len(base) :].lstrip("/") for info in found)
+
+        return self._guard("listed", listed)
+
+    def read_bytes(self, name: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            UserError: there is no such file, or it cannot be read.
+        """
+
+        def read() -> bytes:
+            with self._fs.open_input_stream(self._inner(name), compression=None) as stream:
+                return stream.read()
+
+        return self._guard("read", read, name)
+
+    def read_text(self, name: str) -> str:
+        """A text file's content."""
+        return self.read_bytes(name).decode("utf-8")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's content.
+
+        Raises:
+            UserError: it is missing or not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise UserError(
+                f"is not valid JSON: {error}", file=self.path(name), remedy="restore the file"
+            ) from None
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a whole file: a reader sees the old one or the new one.
+
+        Raises:
+            UserError: the disk is full, or the place may not be written to.
+        """
+        self._appended.pop(name, None)
+        self._guard("written", lambda: self._replace(name, data), name)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a whole text file."""
+        self.write_bytes(name, text.encode("utf-8"))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a whole JSON file."""
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, name: str, text: str) -> None:
+        """Add whole lines to the end of a file; on an object store the object is written again."""
+
+        def add() -> None:
+            if self.is_local:
+                path = Path(self._inner(name))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "ab") as stream:
+                    stream.write(text.encode("utf-8"))
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                return
+            if name not in self._appended:
+                self._appended[name] = self.read_text(name) if self.exists(name) else ""
+            self._appended[name] += text
+            self._replace(name, self._appended[name].encode("utf-8"))
+
+        self._guard("written", add, name)
+
+    def lines(self, name: str) -> list[str]:
+        """The complete lines of a file; one that a crash cut off is left out. Empty where there is no file."""
+        if not self.exists(name):
+            return []
+        text = self.read_text(name)
+        whole, _, _ = text.rpartition("\n")
+        return whole.split("\n") if whole else []
+
+    def delete(self, name: str) -> None:
+        """Remove a file or directory, if there."""
+
+        def remove() -> None:
+            kind = self._info(name).type
+            if kind == pafs.FileType.Directory:
+                self._fs.delete_dir(self._inner(name))
+            elif kind == pafs.FileType.File:
+                self._fs.delete_file(self._inner(name))
+
+        self._appended = {k: v for k, v in self._appended.items() if not k.startswith(name)}
+        self._guard("removed", remove, name)
+
+    def upload(self, directory: str | Path, name: str) -> None:
+        """Copy a local directory's files; a local target appears as a whole."""
+
+        def copy() -> None:
+            target = self._inner(name)
+            if self.is_local:
+                staging = f"{target}.part"
+                shutil.rmtree(staging, ignore_errors=True)
+                shutil.copytree(directory, staging)
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(staging, target)
+            else:
+                pafs.copy_files(str(directory), target, destination_filesystem=self._fs)
+
+        self._guard("written", copy, name)
+
+    def download(self, name: str) -> Path:
+        """A local directory with the files of a directory in here; the directory itself where it is local.
+
+        Raises:
+            UserError: it is missing or cannot be read.
+        """
+        if self.is_local:
+            return Path(self._inner(name))
+
+        def fetch() -> Path:
+            target = Path(tempfile.mkdtemp(prefix="opmix-"))
+            pafs.copy_files(self._inner(name), str(target), source_filesystem=self._fs)
+            return target
+
+        return self._guard("read", fetch, name)
+
+    def _inner(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _info(self, name: str) -> pafs.FileInfo:
+        return self._fs.get_file_info(self._inner(name))
+
+    def _replace(self, name: str, data: bytes) -> None:
+        target = self._inner(name)
+        if not self.is_local:
+            with self._fs.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _guard(self, verb: str, action: Any, name: str = "") -> Any:
+        try:
+            return action()
+        except FileNotFoundError:
+            raise UserError("no such file", file=self.path(name), remedy="check the path") from None
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"cannot be {verb}: {_first_line(error)}", file=self.path(name), remedy=_remedy(error)
+            ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]
+
+
+def _remedy(error: BaseException) -> str:
+    text = str(error)
+    if "No space left" in text or "quota" in text.lower():
+        return "free some space and run again with --resume; nothing before this is lost"
+    if "ACCESS_DENIED" in text or "Permission denied" in text or "403" in text:
+        return "check the permissions or credentials"
+    if "NoSuchBucket" in text or "bucket does not exist" in text.lower():
+        return "check the bucket's name"
+    return "check the path and run again with --resume"

@@ -1,0 +1,84 @@
+"""What the main run needs to go on: weights, optimiser, random states, sampler and the rows written so far.
+
+A checkpoint is a directory: `model/` (Hugging Face), `optimizer.pt`, `rng.pt`, `state.json`. Nothing in it is
+unpickled into code when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opmix_ray.data.sampler import SamplerState
+from opmix_ray.errors import UserError
+from opmix_ray.model.load import save_model
+
+
+@dataclass
+class TrainState:
+    """Where a segment stands.
+
+    Args:
+        step: global steps done.
+        sampler: `SamplerState.to_dict()`.
+        rows: rows of metrics.jsonl since the segment began.
+        tokens: trained on since the segment began.
+        seconds: of all workers together since the segment began.
+        segment: name of the segment that wrote it.
+        partial: nats and target tokens since the last row, over all workers.
+    """
+
+    step: int = 0
+    sampler: dict[str, Any] = field(default_factory=lambda: SamplerState().to_dict())
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    segment: str = ""
+    partial: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+
+def write_checkpoint(
+    directory: Path, model: Any, weights: dict[str, torch.Tensor] | None, optimizer: dict[str, Any],
+    rng: list[Any], state: TrainState,
+) -> None:  # fmt: skip
+    """Write a checkpoint directory.
+
+    Args:
+        directory: an empty local directory.
+        model: the transformers model.
+        weights: whole weights where the model holds only its part.
+        optimizer: the optimiser's whole state.
+        rng: torch's random state of every worker, in order of rank.
+        state: everything else.
+    """
+    if weights is None:
+        save_model(model, directory / "model")
+    else:
+        model.save_pretrained(directory / "model", state_dict=weights)
+    torch.save(optimizer, directory / "optimizer.pt")
+    torch.save(rng, directory / "rng.pt")
+    (directory / "state.json").write_text(json.dumps(asdict(state)))
+
+
+def read_state(directory: Path) -> TrainState:
+    """The state of a checkpoint directory.
+
+    Raises:
+        UserError: it is not a checkpoint.
+    """
+    file = directory / "state.json"
+    try:
+        return TrainState(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"is not a checkpoint: {error}", file=file, remedy="resume from an earlier run"
+        ) from None
+
+
+def read_tensors(directory: Path, name: str) -> Any:
+    """`optimizer.pt` or `rng.pt`: tensors and plain values only, never code."""
+    return torch.load(directory / name, map_location="cpu", weights_only=True)

@@ -1,0 +1,337 @@
+"""What one worker does for one segment: the steps between two decisions, under one mixture.
+
+`train_segment` runs inside a Ray Train worker. All workers draw the same global batch and take rows
+`rank::world` of it, so that the batches do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+
+from opmix_ray.config import EvaluationConfig, ModelConfig, TrainConfig
+from opmix_ray.data.held_out import report_sets
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.data.sampler import Batch, Sampler, SamplerState
+from opmix_ray.errors import UserError
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.load import load_model
+from opmix_ray.model.loss import SetLoss, compute_context
+from opmix_ray.storage import Storage
+from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
+from opmix_ray.train.parallel import Parallel
+from opmix_ray.train.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps `start` to `end` of a run, all under one mixture.
+
+    Args:
+        name: unique in the run; names the segment's directory.
+        start: first global step.
+        end: one past the last global step.
+        stage: name of its stage.
+        stage_start: global step at which the stage began.
+        stage_steps: steps of the stage, which the schedule spans.
+        mixture: share by domain; every domain of the stage is in it.
+        evaluate_at: global steps after which every evaluation set is measured.
+        output: URI of the run's directory.
+        checkpoint: directory inside `output` to start from; none: the configured model.
+        seed: of the run.
+        sequences_searched: held-out sequences per set that are kept for decisions.
+    """
+
+    name: str
+    start: int
+    end: int
+    stage: str
+    stage_start: int
+    stage_steps: int
+    mixture: dict[str, float]
+    evaluate_at: tuple[int, ...]
+    output: str
+    checkpoint: str | None
+    seed: int
+    model: ModelConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig
+    sequences_searched: int
+    prepared: Prepared
+
+
+def train_segment(config: dict[str, Any]) -> None:
+    """Train one segment; the loop that `TorchTrainer` runs on every worker.
+
+    Args:
+        config: `segment`: the `Segment`; `reporter`: a handle of `Reporter`, or None.
+    """
+    worker = _Worker(config["segment"], config["reporter"])
+    worker.run()
+
+
+class _Worker:
+    def __init__(self, segment: Segment, reporter: Any) -> None:
+        self.segment = segment
+        self.reporter = reporter
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        with _checkpoint(segment) as directory:
+            self._begin(directory)
+        self.stores = {name: segment.prepared.domains[name].train() for name in segment.mixture}
+        self.sampler = Sampler(
+            {name: len(store) for name, store in self.stores.items()},
+            segment.train.batch_size,
+            segment.seed,
+            Mixture(segment.mixture),
+            SamplerState.from_dict(self.state.sampler),
+        )
+        self.started = time.monotonic()
+        self.seconds_before = self.state.seconds
+        nats, targets = self.state.partial
+        # Since the last row: nats (of this worker), target tokens (of all workers), and when it was.
+        self._since: list[Any] = [nats if self.rank == 0 else 0.0, targets, time.monotonic()]
+        logged = [row["step"] for row in self.state.rows if row["kind"] == "train"]
+        self._logged = logged[-1] if logged else segment.start
+
+    def _begin(self, directory: Path | None) -> None:
+        segment = self.segment
+        if directory is None:
+            self.state = TrainState(segment=segment.name)
+            model = load_model(
+                segment.model,
+                vocab_size=segment.prepared.vocab_size,
+                eos_token_id=segment.prepared.eos_token_id,
+                seed=segment.seed,
+            )
+        else:
+            found = read_state(directory)
+            same = found.segment == segment.name
+            self.state = found if same else TrainState(found.step, found.sampler, segment=segment.name)
+            saved = segment.model.model_copy(
+                update={"path": str(directory / "model"), "config": None, "gguf_file": None}
+            )
+            model = load_model(
+                saved,
+                vocab_size=segment.prepared.vocab_size,
+                eos_token_id=segment.prepared.eos_token_id,
+                seed=segment.seed,
+            )
+        torch.manual_seed(segment.seed * 1_000_003 + self.rank)
+        model.train()
+        self.parallel = Parallel(model.to(self.device), segment.train.strategy, self.device)
+        self.optimizer = _optimizer(model, segment.train)
+        if directory is not None:
+            self.parallel.load_optimizer_state(self.optimizer, read_tensors(directory, "optimizer.pt"))
+            states = read_tensors(directory, "rng.pt")
+            if len(states) == self.world:
+                torch.set_rng_state(states[self.rank])
+
+    def run(self) -> None:
+        segment = self.segment
+        self._send("start", {"segment": segment.name, "step": self.state.step, "rows": self.state.rows})
+        if self.state.step == segment.end and self.state.rows:  # finished before; only the end was not seen
+            ray.train.report({"step": self.state.step})
+            return
+        if self.state.step == segment.start and segment.start in segment.evaluate_at and not self.state.rows:
+            self._evaluate()
+        every = segment.train.checkpoint_every
+        while self.state.step < segment.end:
+            self._step()
+            step = self.state.step
+            if step % segment.train.log_every == 0 or step == segment.end:
+                self._log()
+            if step in segment.evaluate_at:
+                self._evaluate()
+            if step == segment.end or (every and (step - segment.start) % every == 0):
+                self._save()
+
+    def _step(self) -> None:
+        segment, train = self.segment, self.segment.train
+        batch = self.sampler.next_batch()
+        ids, mask = self._rows(batch)
+        targets = torch.tensor(float(mask[:, 1:].sum()), dtype=torch.float64)
+        targets = float(self.parallel.total(targets.to(self.device)) if self.world > 1 else targets)
+        rate = learning_rate(
+            self.state.step - segment.stage_start, segment.stage_steps, train.optimizer, train.schedule
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        micro = train.micro_batch_size or max(1, len(ids))
+        starts = range(0, max(1, len(ids)), micro)
+        # Workers average gradients over each other, so each one's sum is scaled by their number.
+        scale = self.world / max(targets, 1.0)
+        nats = torch.zeros((), device=self.device)
+        for start in starts:
+            part, part_mask = ids[start : start + micro], mask[start : start + micro]
+            with self.parallel.accumulate(last=start == starts[-1]):
+                with compute_context(segment.model.autocast, self.device):
+                    loss, _ = self.parallel.module(part.to(self.device), part_mask.to(self.device))
+                (loss * scale).backward()
+            nats += loss.detach()
+        if train.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parallel.module.parameters(), train.optimizer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._since[0] = self._since[0] + nats
+        self._since[1] += targets
+        self.state.step += 1
+        self.state.tokens += len(batch) * segment.prepared.seq_len
+        self.rate = rate
+
+    def _rows(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """This worker's rows of the global batch: ids int64 (n, L) and mask bool (n, L).
+
+        With more workers than rows some have none; they take one row that counts nothing, since every worker
+        has to take part in the exchange of gradients.
+        """
+        own = slice(self.rank, None, self.world)
+        domain_ids, indices = batch.domain_ids[own], batch.indices[own]
+        length = self.segment.prepared.seq_len
+        ids, mask = np.zeros((len(indices), length), np.int64), np.ones((len(indices), length), bool)
+        for position in np.unique(domain_ids):
+            rows = np.flatnonzero(domain_ids == position)
+            ids[rows], mask[rows] = self.stores[batch.domains[position]].batch(indices[rows])
+        if not len(ids):
+            ids, mask = np.zeros((1, length), np.int64), np.zeros((1, length), bool)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def _log(self) -> None:
+        nats, targets, since = self._since
+        total = torch.as_tensor(nats, dtype=torch.float64).to(self.device).clone()
+        loss = float(self.parallel.total(total)) / max(targets, 1.0)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the training loss is {loss} at step {self.state.step}",
+                key="train.optimizer.learning_rate",
+                value=self.rate,
+                remedy="lower it, or lengthen the warm-up, and run again",
+            )
+        now = time.monotonic()
+        tokens = (
+            (self.state.step - self._logged) * self.segment.train.batch_size * self.segment.prepared.seq_len
+        )
+        self._row(
+            {
+                "kind": "train",
+                "step": self.state.step,
+                "stage": self.segment.stage,
+                "loss": loss,
+                "learning_rate": self.rate,
+                "tokens_per_second": tokens / max(now - since, 1e-9),
+                "delivered": self.sampler.delivered,
+            }
+        )
+        self._since = [0.0, 0, now]
+        self._logged = self.state.step
+
+    def _evaluate(self) -> None:
+        """Measure every evaluation set; workers share the sequences unless the model itself is shared."""
+        segment, began = self.segment, time.monotonic()
+        self.parallel.model.eval()
+        sets = report_sets(segment.prepared, segment.evaluation.sequences, segment.sequences_searched)
+        alone = self.parallel.sharded or self.world == 1
+        losses: dict[str, SetLoss] = {}
+        tokens = 0
+        for name, (ids, mask) in sets.items():
+            own = slice(None) if alone else slice(self.rank, None, self.world)
+            nats, targets = self._measure(ids[own], mask[own])
+            parts = [(nats, targets)] if alone else self.parallel.gather((nats, targets))
+            losses[name] = SetLoss(
+                np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+            )
+            tokens += ids.size
+        self.parallel.model.train()
+        sizes = {n: d.bytes_per_token for n, d in segment.prepared.eval_sets.items()}
+        self._row(
+            {
+                "kind": "evaluation",
+                "step": self.state.step,
+                "stage": segment.stage,
+                "losses": {name: loss.mean for name, loss in losses.items()},
+                "perplexity": {name: loss.perplexity for name, loss in losses.items()},
+                "bits_per_byte": {n: losses[n].bits_per_byte(size) for n, size in sizes.items() if size},
+                "tokens": tokens,
+                "seconds": time.monotonic() - began,
+            }
+        )
+        self._since[2] += time.monotonic() - began
+
+    def _measure(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        size = self.segment.evaluation.batch_size
+        nats, targets = [np.zeros(0)], [np.zeros(0, np.int64)]
+        with torch.no_grad(), compute_context(self.segment.model.autocast, self.device):
+            for start in range(0, len(ids), size):
+                part = torch.from_numpy(ids[start : start + size]).to(self.device)
+                part_mask = torch.from_numpy(mask[start : start + size]).to(self.device)
+                losses, counts = self.parallel.losses(part, part_mask)
+                nats.append(losses.cpu().numpy())
+                targets.append(counts.cpu().numpy())
+        return np.concatenate(nats), np.concatenate(targets)
+
+    def _save(self) -> None:
+        self.state.sampler = self.sampler.state.to_dict()
+        self.state.seconds = self.seconds_before + (time.monotonic() - self.started) * self.world
+        nats = torch.as_tensor(self._since[0], dtype=torch.float64).to(self.device)
+        self.state.partial = [float(self.parallel.total(nats.clone())), float(self._since[1])]
+        weights = self.parallel.model_state()
+        optimizer = self.parallel.optimizer_state(self.optimizer)
+        rng = self.parallel.gather(torch.get_rng_state())
+        metrics = {"step": self.state.step}
+        if self.rank:
+            ray.train.report(metrics)
+            return
+        directory = Path(tempfile.mkdtemp(prefix="opmix-checkpoint-"))
+        try:
+            write_checkpoint(directory, self.parallel.model, weights, optimizer, rng, self.state)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _row(self, row: dict[str, Any]) -> None:
+        self.state.rows.append(row)
+        self._send("row", row)
+
+    def _send(self, kind: str, payload: dict[str, Any]) -> None:
+        if self.rank == 0 and self.reporter is not None:
+            self.reporter.push.remote(kind, payload)
+
+
+@contextmanager
+def _checkpoint(segment: Segment) -> Any:
+    """The directory to go on from: the segment's own checkpoint, else the one it starts from, else None."""
+    own = ray.train.get_checkpoint()
+    if own is not None:
+        with own.as_directory() as directory:
+            yield Path(directory)
+    elif segment.checkpoint is not None:
+        store = Storage(segment.output)
+        directory = store.download(segment.checkpoint)
+        yield directory
+        if not store.is_local:
+            shutil.rmtree(directory, ignore_errors=True)
+    else:
+        yield None
+
+
+def _optimizer(model: torch.nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    settings = train.optimizer
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)

@@ -1,0 +1,125 @@
+"""One model on one or several workers: DDP or FSDP2 around a module whose forward is the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from opmix_ray.model.loss import sequence_losses, training_loss
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+
+
+class LossModule(nn.Module):
+    """A causal LM whose forward pass is its loss, so that wrappers see everything that is computed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, per_sequence: bool = False) -> Any:
+        """(sum of nats, number of target tokens), or both per sequence; ids and mask are (n, L)."""
+        return (
+            sequence_losses(self.model, ids, mask) if per_sequence else training_loss(self.model, ids, mask)
+        )
+
+
+class Parallel:
+    """The model of one worker and what several workers have to agree on.
+
+    Args:
+        model: a transformers causal LM on `device`, the same on every worker.
+        strategy: `ddp` or `fsdp2`; of no effect with one worker.
+        device: of this worker.
+    """
+
+    def __init__(self, model: Any, strategy: str, device: torch.device) -> None:
+        self.model = model
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.device = device
+        self.sharded = strategy == "fsdp2" and self.world > 1
+        self.module: nn.Module = LossModule(model)
+        if self.sharded:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh(device.type, (self.world,))
+            for layer in _blocks(model):
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self.module, mesh=mesh)
+        elif self.world > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.module = nn.parallel.DistributedDataParallel(self.module, device_ids=ids)
+
+    @contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
+        """Gradients are exchanged only in the last micro-batch of a step."""
+        if self.sharded:
+            self.module.set_requires_gradient_sync(last)  # type: ignore[operator]
+            yield
+        elif self.world > 1 and not last:
+            with self.module.no_sync():  # type: ignore[operator]
+                yield
+        else:
+            yield
+
+    def losses(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nats and target tokens per sequence of a batch, without gradients."""
+        module = (
+            self.module.module
+            if isinstance(self.module, nn.parallel.DistributedDataParallel)
+            else self.module
+        )
+        return module(ids, mask, per_sequence=True)  # type: ignore[operator]
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over workers, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable value of every worker, in order of rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def model_state(self) -> dict[str, torch.Tensor] | None:
+        """Whole weights by name where the model itself holds only its part; else None."""
+        if not self.sharded:
+            return None
+        return dict(get_model_state_dict(self.model, options=_FULL))  # type: ignore[arg-type]
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The whole optimiser state, by parameter name where sharded."""
+        if self.sharded:
+            return get_optimizer_state_dict(self.model, optimizer, options=_FULL)
+        return optimizer.state_dict()
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """The inverse of `optimizer_state`."""
+        if self.sharded:
+            set_optimizer_state_dict(self.model, optimizer, state, options=_SPREAD)
+        else:
+            optimizer.load_state_dict(state)
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a decoder: members of its longest `ModuleList`."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda blocks: len(blocks))) if lists else []

@@ -1,0 +1,167 @@
+"""All probes of a decision, trained side by side as Ray tasks that return their factors.
+
+A probe starts from the main run's weights, reads its own data in an order of its own, and never moves the
+main run's cursors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.data.sampler import Sampler
+from opmix_ray.errors import UserError
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.base import BaseModel, model_from
+from opmix_ray.model.flops import probe_flops
+from opmix_ray.model.loss import compute_context, training_loss
+from opmix_ray.model.probe import Probe, attach, extract
+
+OLD = "old"
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """One probe to train.
+
+    Args:
+        name: of the component: `old`, or a domain.
+        data: share by domain of what it sees.
+        stream: names its order of the data, for example `decision-0`.
+        batch_size: sequences a step.
+        micro_batch_size: sequences in one forward pass.
+        seed: of the run.
+    """
+
+    name: str
+    data: dict[str, float]
+    stream: str
+    batch_size: int
+    micro_batch_size: int
+    seed: int
+    probe: ProbeConfig
+    optimizer: OptimizerConfig
+    model: ModelConfig
+    prepared: Prepared
+
+
+def probe_data(name: str, old: Mixture, new_share: float) -> Mixture:
+    """What a component's probe sees: the old mixture, or `new_share` of its domain and the rest old."""
+    if name == OLD:
+        return old
+    leaves = dict.fromkeys([*old, name], 0.0)
+    for domain, share in old.items():
+        leaves[domain] += (1 - new_share) * share
+    leaves[name] += new_share
+    return Mixture(leaves)
+
+
+def train_probe(task: ProbeTask, base: BaseModel) -> Probe:
+    """Train one probe in this process.
+
+    Args:
+        task: what to train.
+        base: the main run's weights; read, never written.
+    """
+    began = time.monotonic()
+    device = torch.device("cuda" if task.probe.gpus and torch.cuda.is_available() else "cpu")
+    model = model_from(base, device)
+    tokens = task.probe.steps * task.batch_size * task.prepared.seq_len
+    flops = probe_flops(model, task.probe, tokens, task.prepared.seq_len)
+    model.train()
+    adapted = attach(model, task.probe, seed=_seed(task))
+    parameters = [p for p in adapted.parameters() if p.requires_grad]
+    rate = task.optimizer.learning_rate * task.probe.learning_rate_ratio
+    optimizer = torch.optim.AdamW(
+        parameters, lr=rate, betas=task.optimizer.betas, eps=task.optimizer.eps, weight_decay=0.0
+    )
+    stores = {name: task.prepared.domains[name].train() for name, share in task.data.items() if share > 0}
+    sampler = Sampler(
+        {name: len(store) for name, store in stores.items()},
+        task.batch_size,
+        task.seed,
+        Mixture({name: task.data[name] for name in stores}),
+        stream=f"{task.stream}/{task.name}",
+    )
+    losses = []
+    for _ in range(task.probe.steps):
+        batch = sampler.next_batch()
+        rows = [
+            stores[batch.domains[d]].batch([i]) for d, i in zip(batch.domain_ids, batch.indices, strict=True)
+        ]
+        ids = torch.from_numpy(np.concatenate([row[0] for row in rows])).to(device)
+        mask = torch.from_numpy(np.concatenate([row[1] for row in rows])).to(device)
+        targets = max(1, int(mask[:, 1:].sum()))
+        total = 0.0
+        for start in range(0, len(ids), task.micro_batch_size):
+            part = slice(start, start + task.micro_batch_size)
+            with compute_context(task.model.autocast, device):
+                nats, _ = training_loss(adapted, ids[part], mask[part])
+            (nats / targets).backward()
+            total += float(nats.detach())
+        if task.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, task.optimizer.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(total / targets)
+    return extract(
+        adapted,
+        name=task.name,
+        data=dict(task.data),
+        tokens=tokens,
+        seconds=time.monotonic() - began,
+        flops=flops,
+        losses=losses,
+    )
+
+
+def train_probes(
+    tasks: Iterable[ProbeTask], base: Any, on_start: Callable[[str], None] | None = None
+) -> Iterator[Probe]:
+    """Train probes side by side; each is given as soon as it is done.
+
+    Args:
+        tasks: what to train.
+        base: object reference of a `BaseModel`.
+        on_start: called with the name of each probe when it is submitted.
+
+    Raises:
+        UserError: a probe failed because of its input.
+        RuntimeError: a probe failed for good; names it.
+    """
+    waiting = {}
+    for task in tasks:
+        remote = ray.remote(train_probe).options(
+            num_cpus=task.probe.cpus,
+            num_gpus=task.probe.gpus,
+            max_retries=task.probe.max_retries,
+            name=f"probe:{task.name}",
+        )
+        waiting[remote.remote(task, base)] = task.name
+        if on_start is not None:
+            on_start(task.name)
+    while waiting:
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        name = waiting.pop(done[0])
+        try:
+            yield ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, UserError):
+                raise cause from None
+            raise RuntimeError(f"the probe of {name} failed: {cause}") from error
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"the probe of {name} failed {error}") from error
+
+
+def _seed(task: ProbeTask) -> int:
+    """The same first factors for every probe of a decision, so that probes differ by their data alone."""
+    return task.seed * 1_000_003 + sum(task.stream.encode())

@@ -1,0 +1,162 @@
+"""Run one segment with Ray Train, pass its rows on while it runs, and find it again after a crash."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from opmix_ray.errors import UserError
+from opmix_ray.storage import Storage
+from opmix_ray.train.checkpoint import TrainState, read_state
+from opmix_ray.train.loop import Segment, train_segment
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+TRAIN = "train"  # directory of the segments inside a run's output
+_POLL = 0.3  # seconds between two looks at what the workers reported
+# A segment ends with one report; at Ray's default interval each costs about two seconds.
+_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_METRICS_ENABLED": "0"}
+
+
+@ray.remote(num_cpus=0)
+class Reporter:
+    """Holds what rank 0 reports until the driver takes it."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, dict[str, Any]]] = []
+
+    def push(self, kind: str, payload: dict[str, Any]) -> None:
+        """Add one event."""
+        self._events.append((kind, payload))
+
+    def drain(self) -> list[tuple[str, dict[str, Any]]]:
+        """Take all events, oldest first."""
+        events, self._events = self._events, []
+        return events
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """A segment's end: its checkpoint's directory inside the run's output, and its state."""
+
+    checkpoint: str
+    state: TrainState
+
+
+def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
+    """Train a segment, or what a crash left of it.
+
+    Args:
+        segment: what to train.
+        on_event: called with `start` (`segment`, `step` and the `rows` known so far) when the workers begin or
+            begin again, and with `row` for every row.
+
+    Raises:
+        UserError: the loss diverged, or something in the input is wrong.
+        RuntimeError: the workers failed more often than `train.max_failures`.
+    """
+    train = segment.train
+    storage = Storage(segment.output)
+    filesystem, root = storage.filesystem
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    reporter = Reporter.remote()  # type: ignore[attr-defined]
+    resources = {"CPU": train.cpus_per_worker}
+    if train.gpus_per_worker:
+        resources["GPU"] = train.gpus_per_worker
+    trainer = TorchTrainer(
+        train_segment,
+        train_loop_config={"segment": segment, "reporter": reporter},
+        scaling_config=ScalingConfig(
+            num_workers=train.workers,
+            use_gpu=train.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=segment.name,
+            storage_path=f"{root}/{TRAIN}",
+            storage_filesystem=None if storage.is_local else filesystem,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    with _Relay(reporter, on_event):
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise _cause(error) from error
+        finally:
+            del trainer
+    if result.checkpoint is None:
+        raise RuntimeError(f"segment {segment.name} ended without a checkpoint")
+    relative = result.checkpoint.path[len(root) :].lstrip("/")
+    with result.checkpoint.as_directory() as directory:
+        from pathlib import Path
+
+        state = read_state(Path(directory))
+    return SegmentResult(relative, state)
+
+
+class _Relay:
+    """Hands the reporter's events to the driver while `fit` blocks; the last ones when it is done."""
+
+    def __init__(self, reporter: Any, on_event: OnEvent) -> None:
+        self._reporter = reporter
+        self._on_event = on_event
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> _Relay:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._done.set()
+        self._thread.join()
+        ray.kill(self._reporter)
+        if self._error is not None and error is None:
+            raise self._error
+
+    def _poll(self) -> None:
+        while True:
+            last = self._done.wait(_POLL)
+            try:
+                for event in ray.get(self._reporter.drain.remote(), timeout=30):
+                    self._on_event(*event)
+            except ray.exceptions.RayError:
+                pass  # the reporter's machine is gone; the rows are in the checkpoint as well
+            except BaseException as error:
+                self._error = error
+                return
+            if last:
+                return
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The user's error inside Ray's, if there is one; else the error itself."""
+    seen: BaseException | None = error
+    for _ in range(20):
+        if seen is None:
+            break
+        if isinstance(seen, UserError):
+            return seen
+        for inner in (getattr(seen, "worker_failures", None) or {}).values():
+            found = _cause(inner)
+            if isinstance(found, UserError):
+                return found
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    text = str(error)
+    if "No space left on device" in text:
+        return UserError(
+            "the disk is full: a checkpoint could not be written",
+            key="output",
+            remedy="free some space and run again with --resume; nothing before this segment's last checkpoint is lost",
+        )
+    return error
