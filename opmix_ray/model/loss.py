@@ -4,7 +4,7 @@
     losses["code"].mean            # nats per token
     losses["code"].nats            # (n,) per sequence, for paired comparisons
 
-    nats, tokens = LossModule(model)(ids, mask)   # what DDP and FSDP2 wrap
+    nats, tokens = training_loss(model, ids, mask)   # with gradients; called inside what DDP or FSDP2 wraps
 
 The target of position t is token t + 1; it counts where its mask is True. Sequences are never padded.
 The head is applied to slices of the hidden states, and only at positions that count. A model that does
@@ -65,29 +65,16 @@ class SetLoss:
         return self.mean / math.log(2) / bytes_per_token
 
 
-class LossModule(nn.Module):
-    """A causal LM whose forward pass is the loss, so that DDP and FSDP2 see one call per micro-batch.
-
-    Args:
-        model: the causal LM, possibly a PeftModel; kept as `.model`.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `training_loss`."""
-        return training_loss(self.model, ids, mask)
-
-
 def training_loss(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss of a batch, with gradients; divide by the global number of tokens.
 
+    It does not go through `model.forward`: under DDP or FSDP2, wrap a module whose forward calls this
+    function, so that their hooks see it.
+
     Args:
-        model: causal LM.
+        model: causal LM, possibly a PeftModel.
         ids: int64 of shape (n, L).
         mask: bool of shape (n, L): whether the token counts as a target.
 

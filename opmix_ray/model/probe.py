@@ -172,6 +172,7 @@ def attach(model: nn.Module, probe_config: ProbeConfig, seed: int) -> PeftModel:
     Raises:
         UserError: see `adapted_layers`.
     """
+    assert not isinstance(model, PeftModel), "one probe at a time: detach the last one first"
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     config = lora_config(probe_config, model)
     device = next(model.parameters()).device

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from opmix_ray.model import loss as loss_module
 from opmix_ray.model.loss import (
-    LossModule,
     SetLoss,
     compute_context,
     evaluate_sets,
@@ -98,7 +97,7 @@ def test_chunks_change_neither_loss_nor_gradient(name: str, monkeypatch) -> None
 def test_training_gradients_are_hugging_faces(name: str) -> None:
     ids, mask = (torch.from_numpy(array) for array in tokens())
     ours, theirs = tiny(name), tiny(name)
-    nats, count = LossModule(ours)(ids, mask)
+    nats, count = training_loss(ours, ids, mask)
     (nats / count).backward()
     theirs(input_ids=ids, labels=ids.masked_fill(~mask, -100)).loss.backward()
     for (key, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):

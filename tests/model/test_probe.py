@@ -16,7 +16,7 @@ from torch import nn
 
 from opmix_ray.config import ProbeConfig
 from opmix_ray.errors import UserError
-from opmix_ray.model.loss import LossModule
+from opmix_ray.model.loss import training_loss
 from opmix_ray.model.probe import (
     Probe,
     adapted_layers,
@@ -40,7 +40,7 @@ def trained(model: nn.Module, steps: int, config: ProbeConfig = PROBE) -> PeftMo
     ids, mask = (torch.from_numpy(array) for array in tokens())
     optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=0.02)
     for _ in range(steps):
-        nats, count = LossModule(peft_model)(ids, mask)
+        nats, count = training_loss(peft_model, ids, mask)
         (nats / count).backward()
         optimizer.step()
         optimizer.zero_grad()
