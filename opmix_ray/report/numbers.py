@@ -1,0 +1,106 @@
+"""Numbers as text: losses, shares, counts, durations. What is not a finite number becomes `n/a`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+NOTHING = "n/a"
+MINUS = "−"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: Any) -> float:
+    """The value as a float; NaN where it is not a number."""
+    try:
+        return float("nan") if isinstance(value, bool) or value is None else float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def numbers(values: Any) -> dict[str, float]:
+    """A mapping of names to numbers; empty where it is not a mapping."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {str(name): number(value) for name, value in values.items()}
+
+
+def fixed(value: Any, digits: int = 4, *, sign: bool = False) -> str:
+    """A number with so many decimals, very large ones shortened; with `sign` always + or −."""
+    value = number(value)
+    if not math.isfinite(value):
+        return NOTHING
+    if abs(value) >= 1e6:
+        return power(value)
+    text = f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def loss(value: Any, *, sign: bool = False) -> str:
+    """Nats per token, four decimals."""
+    return fixed(value, 4, sign=sign)
+
+
+def percent(value: Any, digits: int = 1, *, sign: bool = False) -> str:
+    """A fraction as per cent."""
+    text = fixed(100 * number(value), digits, sign=sign)
+    return text if text == NOTHING else f"{text} %"
+
+
+def share(value: Any) -> str:
+    """A share of tokens as per cent; small ones are not rounded to nothing."""
+    value = number(value)
+    if 0 < value < 0.0005:
+        return "< 0.1 %"
+    return percent(value, 1)
+
+
+def count(value: Any) -> str:
+    """A whole number with thousands marked, or a power of ten."""
+    value = number(value)
+    if not math.isfinite(value):
+        return NOTHING
+    return f"{value:,.0f}".replace("-", MINUS) if abs(value) < 1e10 else power(value)
+
+
+def power(value: Any) -> str:
+    """Three digits and a power of ten, `5.89 × 10⁹`; plain below a thousand."""
+    value = number(value)
+    if not math.isfinite(value):
+        return NOTHING
+    if abs(value) < 1000:
+        return f"{value:.3g}".replace("-", MINUS)
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", MINUS)
+
+
+def seconds(value: Any) -> str:
+    """A duration: `0.89 s`, `12.3 s`, `4 min 05 s`, `3 h 20 min`."""
+    value = number(value)
+    if not math.isfinite(value):
+        return NOTHING
+    if value < 10:
+        return f"{value:.2f} s".replace("-", MINUS)
+    if value < 100:
+        return f"{value:.1f} s"
+    if value < 3600:
+        return f"{value // 60:.0f} min {value % 60:02.0f} s"
+    return f"{value // 3600:,.0f} h {value % 3600 // 60:02.0f} min"
+
+
+def size(value: Any) -> str:
+    """Bytes with a binary unit."""
+    value = number(value)
+    if not math.isfinite(value):
+        return NOTHING
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"
+
+
+def plural(many: int, noun: str, nouns: str | None = None) -> str:
+    """`1 step`, `3 steps`."""
+    return f"{many:,} {noun if many == 1 else nouns or noun + 's'}"
