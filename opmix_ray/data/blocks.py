@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -49,7 +50,7 @@ def _ray_runs() -> bool:
 
 def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
     """As `_local`, the files tokenised by Ray Data's workers; the order is the same."""
-    import ray
+    import ray.data
 
     def row(index: int, result: Block | UserError) -> dict[str, Any]:
         return {"file": np.array([index]), "result": np.array([pickle.dumps(result)], dtype=object)}
@@ -62,6 +63,7 @@ def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
             except UserError as error:  # as a result, so that no trace of Ray's is printed around it
                 yield row(index, error)
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and progress are not ours to show
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order, context.enable_progress_bars
     context.execution_options.preserve_order, context.enable_progress_bars = True, False

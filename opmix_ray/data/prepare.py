@@ -151,7 +151,8 @@ class _Job:
     def run(self, name: str, config: SourceConfig, *, held_out: bool) -> PreparedDomain:
         """Find or make one prepared directory."""
         key = f"{'evaluation.sets' if held_out else 'data.domains'}.{name}"
-        source = open_source(config, key, eos=self.tokenizer.eos_token_id)
+        eos, seq_len = self.tokenizer.eos_token_id, self.config.data.seq_len
+        source = open_source(config, key, eos=eos, block=seq_len)
         recipe = Recipe(
             source, self.tokenizer, 1.0 if held_out else self.config.data.eval_fraction, self.leaks
         )

@@ -30,7 +30,8 @@ Kind = Literal["text", "prompt", "messages", "tokens"]
 class Document:
     """One document: exactly one of text, prompt and completion, messages, or token ids.
 
-    `complete` is False for a block cut out of a token stream that has no end-of-text ids.
+    `complete` is False for a block out of a token stream without end-of-text ids, and for a row of ids that
+    several documents were packed into: nothing is appended to these.
     """
 
     text: str | None = None
@@ -200,7 +201,9 @@ def _document(source: Source, file: InputFile, row: _readers.Row) -> Document | 
         ids = _readers.token_ids(values[0], file.path, f"{source.key}.tokens_column", row.place)
         if ids is None or len(ids) == 0:
             return None
-        return Document(ids=ids[:-1] if ids[-1] == source.eos and len(ids) > 1 else ids)
+        if len(ids) > 1 and ids[-1] == source.eos and not (ids[:-1] == source.eos).any():
+            return Document(ids=ids[:-1])
+        return Document(ids=ids, complete=not (ids == source.eos).any())
     if source.kind == "messages":
         messages = _readers.messages(values[0], file.path, f"{source.key}.messages_column", row.place)
         return Document(messages=messages) if messages else None

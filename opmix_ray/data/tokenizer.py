@@ -63,6 +63,9 @@ def load_tokenizer_from(
     Raises:
         UserError: see `load_tokenizer`.
     """
+    looks_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).exists():
+        raise UserError("no such file or directory", key=KEY, value=path, remedy="check the path")
     tokenizer: Any
     try:
         if Path(path).is_file():

@@ -294,6 +294,16 @@ def test_tokens_go_through_as_they_are(make_config: Make, tmp_path: Path) -> Non
     assert domain.bytes_per_token is None
 
 
+def test_a_stream_without_ends_is_held_out_by_sequences(make_config: Make, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(1, 300, 8 * 100)
+    ids.astype(np.uint32).tofile(tmp_path / "a.bin")
+    source = {"path": str(tmp_path / "a.bin"), "token_dtype": "uint32"}
+    domain = prepare(make_config(d=source)).domains["d"]
+    there = [sequence.tolist() for store in (domain.train(), domain.evaluation()) for sequence in store]
+    assert sorted(there) == sorted(ids.reshape(-1, 8).tolist())
+    assert 10 < domain.eval_sequences < 60
+
+
 def test_a_token_outside_the_vocabulary_is_named(
     make_config: Make, tmp_path: Path, tokenizer_dir: str
 ) -> None:

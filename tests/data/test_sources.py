@@ -177,6 +177,17 @@ def test_columns_of_token_ids(kind: pa.DataType, tmp_path: Path) -> None:
         assert ids_of(tmp_path / name, tokens_column="input_ids") == [[5, 6, 7], [8]]
 
 
+def test_a_row_of_several_documents_is_left_as_it_is(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"input_ids": [[5, 0, 6, 0], [0, 7], [8, 9], [4, 0]]}), tmp_path / "a.parquet")
+
+    class Ends:
+        eos_token_id = 0
+
+    source = SourceConfig(path=str(tmp_path / "a.parquet"), tokens_column="input_ids")
+    found = [(document.ids.tolist(), document.complete) for document in iter_documents(source, "d", Ends())]
+    assert found == [([5, 0, 6, 0], False), ([0, 7], False), ([8, 9], True), ([4], True)]
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     ids=st.lists(st.integers(0, 4), min_size=1, max_size=60), part=st.integers(1, 9), block=st.integers(1, 9)

@@ -149,15 +149,17 @@ def write_garbage(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "expected"),
+    ("write", "file", "expected"),
     [
-        (write_without_eos, "has no end-of-text token"),
-        (write_garbage, "cannot be loaded as a tokenizer"),
-        (lambda directory: None, "cannot be loaded as a tokenizer"),
+        (write_without_eos, "", "has no end-of-text token"),
+        (write_without_eos, "tokenizer.json", "has no end-of-text token"),
+        (write_garbage, "", "cannot be loaded as a tokenizer"),
+        (write_garbage, "tokenizer.json", "cannot be loaded as a tokenizer"),
+        (lambda directory: None, "", "cannot be loaded as a tokenizer"),
+        (lambda directory: None, "tokenizer.json", "no such file or directory"),
     ],
 )
-@pytest.mark.parametrize("file", ["", "tokenizer.json"])
-def test_what_is_no_tokenizer_is_named(write: Any, expected: str, file: str, tmp_path: Path) -> None:
+def test_what_is_no_tokenizer_is_named(write: Any, file: str, expected: str, tmp_path: Path) -> None:
     write(tmp_path)
     path = tmp_path / file
     with pytest.raises(UserError) as caught:
