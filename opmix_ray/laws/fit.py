@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from opmix_ray.errors import UserError
+from opmix_ray.laws.auto import Fit, fit_auto, fit_one
 from opmix_ray.laws.base import Law, Response, Table, nearest, objective_weights
 from opmix_ray.laws.extrapolate import Extrapolation
 from opmix_ray.laws.fitted import FittedLaw
@@ -16,9 +17,10 @@ from opmix_ray.laws.log_linear import LogLinearLaw
 from opmix_ray.laws.log_share import LogShareLaw
 from opmix_ray.laws.power import PowerLaw
 from opmix_ray.laws.quality import Quality, make_folds, score
+from opmix_ray.laws.trees import TreesLaw
 
 LAWS: dict[str, type[Law]] = {
-    law.name: law for law in (LogLinearLaw, LogShareLaw, PowerLaw, Linear, GaussianProcessLaw)
+    law.name: law for law in (LogLinearLaw, LogShareLaw, PowerLaw, Linear, GaussianProcessLaw, TreesLaw)
 }
 AUTO = "auto"
 LEAST_ROWS = 3
@@ -54,57 +56,50 @@ def fit_law(
     """
     weights = objective_weights(metric_names, None if objective is None else dict(objective))
     table = check_table(ratios, metrics, domains, metric_names, noise, seed)
-    if law == AUTO:
-        law = "log-share" if extrapolate is not None else _choose(table, weights)
-    if law not in LAWS:
+    if law == AUTO and extrapolate is not None:
+        law = "log-share"
+    if law not in [AUTO, *LAWS]:
         raise UserError("unknown law", key="law", value=law, remedy=nearest(law, [AUTO, *LAWS]))
-    fitted_law = LAWS[law]()
-    responses = fitted = fitted_law.fit(table)
-    held_out, stds = fitted_law.held_out(table, make_folds(len(table), seed), responses)
-    quality, std_scale = judge(table, weights, responses, held_out, stds)
+    folds = make_folds(len(table), seed)
+    fit = fit_auto(table, weights, folds) if law == AUTO else fit_one(LAWS[law](), table, weights, folds)
+    quality, std_scale = _judge(table, weights, fit)
 
-    def refit(table: Table) -> tuple[list[Response], None]:
-        again = fitted_law.refit(table, fitted)
-        if extrapolate is not None:
-            again = [r.extrapolate(extrapolate, m) for r, m in zip(again, metric_names, strict=True)]
-        return again, None
+    def read(responses: Sequence[Response]) -> list[Response]:
+        if extrapolate is None:
+            return list(responses)
+        return [r.extrapolate(extrapolate, m) for r, m in zip(responses, metric_names, strict=True)]
 
-    if extrapolate is not None:
-        responses = refit(table)[0]
+    def refit(table: Table) -> tuple[list[Response], Response | None]:
+        responses, direct = fit.refit(table)
+        return read(responses), direct
+
     return FittedLaw(
-        law, domains, metric_names, weights, responses, None, quality, std_scale, None, table, refit
+        law,
+        domains,
+        metric_names,
+        weights,
+        read(fit.responses),
+        fit.direct,
+        quality,
+        std_scale,
+        fit.details,
+        table,
+        refit,
     )
 
 
-def _choose(table: Table, weights: np.ndarray) -> str:
-    folds = make_folds(len(table), table.seed)
-    errors = {}
-    for name, law in LAWS.items():
-        held_out, _ = law().held_out(table, folds, law().fit(table))
-        errors[name] = float(np.nanmean(((held_out - table.metrics) @ weights) ** 2))
-    return min(errors, key=lambda name: errors[name])
-
-
-def judge(
-    table: Table, weights: np.ndarray, responses: Sequence[Response], held_out: np.ndarray, stds: np.ndarray
-) -> tuple[Quality, float]:
-    """Quality per metric and of the objective, and the factor that makes standard errors match.
-
-    Args:
-        held_out, stds: (N, M) predictions and standard errors out of fold.
-    """
-    in_sample = np.column_stack([response.predict(table.ratios) for response in responses])
+def _judge(table: Table, weights: np.ndarray, fit: Fit) -> tuple[Quality, float]:
+    """Quality per metric and of the objective, and the factor that makes standard errors match."""
+    in_sample = np.column_stack([response.predict(table.ratios) for response in fit.responses])
     quality = {
-        name: score(table.metrics[:, m], in_sample[:, m], held_out[:, m])
+        name: score(table.metrics[:, m], in_sample[:, m], fit.held_out[:, m])
         for m, name in enumerate(table.metric_names)
     }
     used = weights > 0
     measured = table.metrics[:, used] @ weights[used]
-    expected = held_out[:, used] @ weights[used]
-    quality["objective"] = score(measured, in_sample[:, used] @ weights[used], expected)
-    return quality, calibrate(
-        measured - expected, np.sqrt(((stds[:, used] * weights[used]) ** 2).sum(axis=1))
-    )
+    fitted = in_sample[:, used] @ weights[used] if fit.direct is None else fit.direct.predict(table.ratios)
+    quality["objective"] = score(measured, fitted, fit.objective_held_out)
+    return quality, calibrate(measured - fit.objective_held_out, fit.objective_std)
 
 
 def calibrate(errors: np.ndarray, stds: np.ndarray) -> float:

@@ -20,7 +20,7 @@ SUBSET = 128  # rows on which eps and first parameters are found
 STEPS = 60  # of the first search for parameters
 MORE_STEPS = 12  # of each later one
 ROUNDS = 4  # of heavy tails
-REFIT_BELOW = 100  # rows; above, cross-validation keeps the parameters and is in closed form
+REFIT_BELOW = 160  # rows; above, cross-validation keeps the parameters and is in closed form
 
 
 @register
@@ -114,9 +114,18 @@ class GaussianProcess(Response):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> GaussianProcess:
-        arrays = {name: np.array(data[name]) for name in ("rows", "centre", "theta", "alpha", "noise")}
-        plain = {name: data[name] for name in ("eps", "scale", "level", "unit", "logs")}
-        return cls(**arrays, **plain)
+        return cls(
+            rows=np.array(data["rows"]),
+            eps=data["eps"],
+            centre=np.array(data["centre"]),
+            scale=data["scale"],
+            theta=np.array(data["theta"]),
+            alpha=np.array(data["alpha"]),
+            noise=np.array(data["noise"]),
+            level=data["level"],
+            unit=data["unit"],
+            logs=data["logs"],
+        )
 
 
 def _bare(ratios: np.ndarray, values: np.ndarray, eps: float) -> GaussianProcess:

@@ -20,8 +20,13 @@ OPTIONAL = {"trees": "lightgbm"}
 def _names() -> Iterator[object]:
     for name in [*LAWS, "auto"]:
         package = OPTIONAL.get(name)
-        missing = package is not None and importlib.util.find_spec(package) is None
-        yield pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"needs {package}"))
+        if package is None:
+            yield pytest.param(name)
+            continue
+        missing = importlib.util.find_spec(package) is None
+        yield pytest.param(
+            name, marks=[pytest.mark.slow, pytest.mark.skipif(missing, reason=f"needs {package}")]
+        )
 
 
 every_law = pytest.mark.parametrize("law", list(_names()))
