@@ -1,4 +1,4 @@
-"""Everything the report shows, read from a run's output, finished or not; what is missing or broken is noted."""
+"""Everything the report shows, read from a run's output, finished or not; what is missing is noted."""
 
 from __future__ import annotations
 

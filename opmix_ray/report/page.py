@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.resources import files as resources
+
+from opmix_ray.report import run_sections as parts
+from opmix_ray.report.decision_section import decision_section
 from opmix_ray.report.gather import RunFiles, gather
-from opmix_ray.report.html import esc, items, section
+from opmix_ray.report.html import esc, paragraph, section
 from opmix_ray.storage import Storage
 
 REPORT = "report.html"
@@ -27,8 +31,24 @@ def write_report(storage: Storage) -> str:
 
 def render(run: RunFiles) -> str:
     """The whole page as one HTML text."""
-    body = section("Decisions", items(d.decision.get("reason", d.title) for d in run.decisions))
+    objective = run.objective
+    decisions = "".join(decision_section(files, objective) for files in run.decisions)
+    body = [
+        parts.mixtures(run),
+        parts.losses(run),
+        section(
+            "Decisions", parts.gains(run) + (decisions or paragraph("There is none yet.")), name="decisions"
+        ),
+        parts.tokens(run),
+        parts.cost(run),
+        parts.configuration(run),
+    ]
+    style = resources("opmix_ray.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{esc(run.name)}</title></head><body><h1>{esc(run.name)}</h1>{body}</body></html>"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{esc(run.name)}: mixture report</title><style>{style}</style></head>\n"
+        f"<body><header>{parts.opening(run)}</header>\n<main>{chr(10).join(body)}</main>\n"
+        "<footer>Losses are in nats per token on held-out documents; a share is a share of training tokens. "
+        "Intervals are given in brackets.</footer></body></html>\n"
     )

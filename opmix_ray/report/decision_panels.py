@@ -1,0 +1,215 @@
+"""The figures of one decision: candidates, proposal, gains, law, probes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from opmix_ray.report import numbers as n
+from opmix_ray.report.gather import DecisionFiles
+from opmix_ray.report.law_check import LawCheck
+from opmix_ray.report.paired import LEVEL, UNKNOWN, Difference, difference
+from opmix_ray.report.panel import COLOURS, Dots, Line, Mark, Panel, Rule, Whiskers
+from opmix_ray.report.run_panels import MOST_SETS, NATS, paired_bars
+
+
+def decision_panels(files: DecisionFiles, objective: dict[str, float], check: LawCheck | None) -> list[Panel]:
+    """Every figure of a decision that there is something for."""
+    found = [candidates(files, objective), proposal(files), set_gains(files, objective)]
+    found += [probes(files), *law_panels(files, check)]
+    return [panel for panel in found if panel is not None]
+
+
+def against_old(files: DecisionFiles, objective: dict[str, float]) -> list[Difference]:
+    """Gain of every candidate over the first one, the mixture in force."""
+    return [_gain(files, row, objective) if row.status == "ok" else UNKNOWN for row in files.rows]
+
+
+def candidates(files: DecisionFiles, objective: dict[str, float]) -> Panel | None:
+    """Objective of every candidate in the order they were tried, the best so far, and the proposal's check."""
+    if not files.rows:
+        return None
+    x = [float(i) for i in range(len(files.rows))]
+    values = [row.objective for row in files.rows]
+    whole = [v if row.status == "ok" else math.nan for v, row in zip(values, files.rows, strict=True)]
+    best, so_far = [], math.inf
+    for value in whole:
+        so_far = min(so_far, value) if math.isfinite(value) else so_far
+        best.append(so_far)
+    found = against_old(files, objective)
+    low = [v - (d.mean - d.low) for v, d in zip(values, found, strict=True)]
+    high = [v + (d.high - d.mean) for v, d in zip(values, found, strict=True)]
+    titles = [f"candidate {row.run}: {n.loss(row.objective)}" for row in files.rows]
+    marks: list[Mark] = [Whiskers(x, low, high), Line(x, best, "ink", "best so far", steps=True)]
+    marks.append(Dots(x, whole, "muted", "candidate", titles=titles))
+    stopped = [v if row.status == "stopped" else math.nan for v, row in zip(values, files.rows, strict=True)]
+    if any(map(math.isfinite, stopped)):
+        marks.append(Dots(x, stopped, "muted", "stopped early", hollow=True, titles=titles))
+    if math.isfinite(values[0]):
+        marks += [Rule(values[0], "y"), Dots(x[:1], values[:1], 1, "mixture in force", titles=titles)]
+    if files.checked is not None:
+        row, at = files.checked, float(len(x))
+        gain = _gain(files, row, objective)
+        marks.append(
+            Whiskers(
+                [at], [row.objective - (gain.mean - gain.low)], [row.objective + (gain.high - gain.mean)]
+            )
+        )
+        marks.append(
+            Dots([at], [row.objective], "accent", "proposal, simulated", titles=[n.loss(row.objective)])
+        )
+    return Panel(
+        name="candidates",
+        title="Candidates in the order they were tried",
+        note=f"Whiskers: {LEVEL} interval of the paired difference to the mixture in force. Lower is better.",
+        description="Objective of every candidate, the best so far, the mixture in force and the simulated proposal.",
+        marks=marks,
+        x_label="candidate",
+        y_label=f"objective, {NATS}",
+        x_range=(-0.5, len(x) + 0.5),
+        x_scale="whole",
+        wide=True,
+    )
+
+
+def proposal(files: DecisionFiles) -> Panel | None:
+    """The proposal's shares against those of the mixture in force."""
+    old, new = n.numbers(files.decision.get("current")), n.numbers(files.decision.get("proposal"))
+    if not old or not new:
+        return None
+    names = files.domains
+    return paired_bars(
+        "proposal",
+        "Proposal against the mixture in force",
+        "Share of training tokens by domain: in force until here, and proposed.",
+        names,
+        ("in force until here", [old.get(name, 0.0) for name in names]),
+        ("proposed", [new.get(name, 0.0) for name in names]),
+    )
+
+
+def set_gains(files: DecisionFiles, objective: dict[str, float]) -> Panel | None:
+    """By how much each set's loss falls under the simulated proposal, and the objective's."""
+    if files.checked is None or not files.rows:
+        return None
+    names = ["objective", *files.sets]
+    gain = n.numbers(files.decision.get("gain"))
+    deciding = Difference(*(gain.get(key, math.nan) for key in ("mean", "low", "high")))
+    found = [deciding if gain else _gain(files, files.checked, objective)]
+    found += [_gain(files, files.checked, {name: 1.0}) for name in files.sets]
+    places = [float(i) for i in range(len(names))]
+    means = [d.mean for d in found]
+    if not any(map(math.isfinite, means)):
+        return None
+    titles = [f"{name}: {interval(d)}" for name, d in zip(names, found, strict=True)]
+    return Panel(
+        name="gains-by-set",
+        title="Gain of the simulated proposal by evaluation set",
+        note=f"Right of 0: better than the mixture in force. Lines: {LEVEL} interval, paired over sequences; "
+        "that of the objective is the one the decision was judged by.",
+        description="Loss under the mixture in force minus loss under the simulated proposal, with intervals.",
+        marks=[
+            Rule(0.0),
+            Whiskers(places, [d.low for d in found], [d.high for d in found], lying=True),
+            Dots(means[:1], places[:1], "ink", titles=titles[:1]),
+            Dots(means[1:], places[1:], "accent", titles=titles[1:]),
+        ],
+        categories=names,
+        x_label=NATS,
+    )
+
+
+def probes(files: DecisionFiles) -> Panel | None:
+    """Training loss of every probe, each on its own data."""
+    entries = files.details.get("probes")
+    entries = entries if isinstance(entries, dict) else {}
+    marks: list[Mark] = []
+    for place, (name, probe) in enumerate(entries.items()):
+        losses = probe.get("losses") if isinstance(probe, dict) else None
+        values = [n.number(value) for value in losses] if isinstance(losses, list) else []
+        steps = [float(i + 1) for i in range(len(values))]
+        if values:
+            marks.append(Line(steps, values, place % COLOURS, str(name), dashed=place >= COLOURS))
+    if not marks:
+        return None
+    return Panel(
+        name="probes",
+        title="Probes while they train",
+        note="Each on its own data, so levels differ; what counts is that they fall.",
+        description="Training loss of every probe over its steps.",
+        marks=marks,
+        x_label="probe steps",
+        y_label=NATS,
+        x_scale="whole",
+    )
+
+
+def law_panels(files: DecisionFiles, check: LawCheck | None) -> list[Panel]:
+    """Predicted against observed loss, one small panel per evaluation set."""
+    if check is None:
+        return []
+    quality = files.decision.get("law")
+    quality = quality if isinstance(quality, dict) else {}
+    found = []
+    for place, name in enumerate(check.sets[:MOST_SETS]):
+        observed, predicted = check.observed[:, place], check.predicted[:, place]
+        marks = _diagonal(observed, predicted, check.checked.get(name))
+        titles = [
+            f"candidate {run}: observed {n.loss(o)}, law {n.loss(p)}"
+            for run, o, p in zip(check.runs, observed, predicted, strict=True)
+        ]
+        marks.append(Dots(observed.tolist(), predicted.tolist(), "muted", "candidate", titles=titles))
+        if name in check.checked:
+            seen, said = check.checked[name]
+            text = f"proposal, simulated: observed {n.loss(seen)}, law {n.loss(said)}"
+            marks.append(Dots([seen], [said], "accent", "proposal, simulated", titles=[text]))
+        score = n.numbers(quality.get(name))
+        found.append(
+            Panel(
+                name=f"law-{place:02d}",
+                title=name,
+                note=f"R² {n.fixed(score.get('r2'), 2)} in sample, rank correlation "
+                f"{n.fixed(score.get('spearman_cv'), 2)} out of fold",
+                description=f"Loss of {name} as the law has it against loss measured, with the line of equality.",
+                marks=marks,
+                x_label=f"observed, {NATS}",
+                y_label="law as fitted",
+            )
+        )
+    return found
+
+
+def set_gain(files: DecisionFiles, weights: dict[str, float]) -> Difference:
+    """Gain of the simulated proposal over the mixture in force, for some weights of the sets."""
+    return UNKNOWN if files.checked is None else _gain(files, files.checked, weights)
+
+
+def interval(found: Difference) -> str:
+    """`+0.0093 (+0.0021 to +0.0179)`."""
+    if not math.isfinite(found.mean):
+        return n.NOTHING
+    if not math.isfinite(found.low):
+        return n.loss(found.mean, sign=True)
+    return (
+        f"{n.loss(found.mean, sign=True)} ({n.loss(found.low, sign=True)} to {n.loss(found.high, sign=True)})"
+    )
+
+
+def _gain(files: DecisionFiles, row: object, weights: dict[str, float]) -> Difference:
+    try:
+        return difference(files.rows[0], row, weights) if files.rows else UNKNOWN  # type: ignore[arg-type]
+    except (TypeError, ValueError, AttributeError):
+        return UNKNOWN
+
+
+def _diagonal(
+    observed: Sequence[float], predicted: Sequence[float], other: tuple[float, float] | None
+) -> list[Mark]:
+    values = np.array([*observed, *(other[:1] if other else [])])
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return []
+    ends = [float(values.min()), float(values.max())]
+    return [Line(ends, ends, "ink", dashed=True)]

@@ -1,0 +1,71 @@
+"""What the sampler delivered of every domain, against what the mixtures asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from opmix_ray.report.gather import RunFiles
+from opmix_ray.report.numbers import number, numbers
+
+MANY_EPOCHS = 4.0  # repetition up to about here is as good as new data (Muennighoff et al. 2023)
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """One domain.
+
+    Args:
+        domain: its name.
+        planned: share of all tokens that the mixtures ask for, weighted by steps.
+        share: share of all tokens that was delivered.
+        tokens: delivered.
+        epochs: how often the domain's training tokens were seen; NaN while that is unknown.
+    """
+
+    domain: str
+    planned: float
+    share: float
+    tokens: float
+    epochs: float
+
+
+def delivery(run: RunFiles) -> list[Delivered]:
+    """Planned and delivered shares up to the last step that metrics.jsonl knows of."""
+    rows = [row for row in run.train if isinstance(row.get("delivered"), dict)]
+    sequences = numbers(rows[-1]["delivered"]) if rows else {}
+    end = number(rows[-1].get("step")) if rows else math.nan
+    length = run.config.data.seq_len if run.config else math.nan
+    known = run.result.get("delivered")
+    known = known if isinstance(known, dict) else {}
+    if not sequences:
+        sequences = {name: number(values.get("sequences")) for name, values in known.items()}
+        end = float(run.step)
+    total = sum(value for value in sequences.values() if math.isfinite(value))
+    planned = _planned(run, end)
+    return [
+        Delivered(
+            domain=name,
+            planned=planned.get(name, math.nan),
+            share=sequences.get(name, 0.0) / total if total else math.nan,
+            tokens=sequences.get(name, 0.0) * length if total else math.nan,
+            epochs=number((known.get(name) or {}).get("epochs")),
+        )
+        for name in run.domains
+    ]
+
+
+def _planned(run: RunFiles, end: float) -> dict[str, float]:
+    """Mean of the mixtures, weighted by the steps they were in force, up to a step."""
+    starts = [number(entry.get("step")) for entry in run.history]
+    sums: dict[str, float] = {}
+    total = 0.0
+    for place, entry in enumerate(run.history):
+        until = min(end, starts[place + 1]) if place + 1 < len(starts) else end
+        steps = until - starts[place]
+        if not steps > 0:
+            continue
+        total += steps
+        for name, value in numbers(entry.get("mixture")).items():
+            sums[name] = sums.get(name, 0.0) + steps * value
+    return {name: sums.get(name, 0.0) / total for name in run.domains} if total else {}

@@ -1,0 +1,85 @@
+"""A fitted law against the candidates it was fitted on.
+
+A law that is read for models that are really trained (a smaller pseudo-count, `opmix_ray.laws.Extrapolation`) predicts
+another level than simulated candidates have; it is set back to the fitted pseudo-count here, and to nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from opmix_ray.errors import UserError
+from opmix_ray.laws import Extrapolation, FittedLaw
+from opmix_ray.report.gather import DecisionFiles
+from opmix_ray.search.rows import TrialRow, usable_losses
+
+
+@dataclass
+class LawCheck:
+    """Observed and predicted losses, nats per token.
+
+    Args:
+        runs: candidates the law was fitted on, N.
+        sets: M evaluation sets.
+        observed, predicted: (N, M); the law as it was fitted.
+        checked: set -> (observed, predicted) of the simulated proposal, which the fit has not seen.
+        eps: pseudo-count as fitted and as read; None where the law has none or both are the same.
+    """
+
+    runs: list[str]
+    sets: list[str]
+    observed: np.ndarray
+    predicted: np.ndarray
+    checked: dict[str, tuple[float, float]] = field(default_factory=dict)
+    eps: tuple[float, float] | None = None
+
+
+def check_law(files: DecisionFiles) -> LawCheck | None:
+    """Predictions for every usable candidate; None where there is no law or the files do not fit together."""
+    law = files.law
+    if law is None:
+        return None
+    rows = [row for row in files.rows if row.usable and math.isfinite(row.objective)]
+    sets = [name for name in law.metric_names if all(name in row.losses for row in rows)]
+    if not rows or not sets:
+        return None
+    try:
+        fitted = _as_fitted(law, files)
+        columns = [law.metric_names.index(name) for name in sets]
+        observed = usable_losses(rows, sets)
+        predicted = fitted.predict(np.array([_shares(row, law) for row in rows]))[:, columns]
+        check = LawCheck([row.run for row in rows], sets, observed, predicted, eps=_eps(law))
+        if files.checked is not None and files.checked.losses:
+            at = fitted.predict(np.array([_shares(files.checked, law)]))[0, columns]
+            losses = files.checked.losses
+            check.checked = {
+                name: (losses.get(name, math.nan), float(value)) for name, value in zip(sets, at, strict=True)
+            }
+    except (UserError, ValueError, TypeError, LookupError):
+        return None
+    return check
+
+
+def _shares(row: TrialRow, law: FittedLaw) -> list[float]:
+    return [row.ratios.get(name, 0.0) for name in law.domains]
+
+
+def _eps(law: FittedLaw) -> tuple[float, float] | None:
+    for response in law.responses:
+        fitted, read = getattr(response, "fitted_eps", None), getattr(response, "eps", None)
+        if fitted is not None and read is not None and fitted != read:
+            return float(fitted), float(read)
+    return None
+
+
+def _as_fitted(law: FittedLaw, files: DecisionFiles) -> FittedLaw:
+    """The law with the pseudo-count it was fitted with; predictions at the mixture in force are the same in both."""
+    if _eps(law) is None:
+        return law
+    current = files.decision.get("current") or {}
+    back = Extrapolation(eps_ratio=1.0, anchor=[float(current.get(name, 0.0)) for name in law.domains])
+    responses = [r.extrapolate(back, name) for r, name in zip(law.responses, law.metric_names, strict=True)]
+    return FittedLaw(law.name, law.domains, law.metric_names, law.weights, responses)

@@ -1,0 +1,168 @@
+"""A figure as data: axes and marks, drawn by `svg.py` for the page and by `files.py` for image files.
+
+Values that are not finite are left out of lines, dots and ranges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Colour = int | Literal["ink", "muted", "accent", "warn"]  # a number: one of the categorical colours
+COLOURS = 8
+Box = tuple[float, float, float, float]  # x0, x1, y0, y1
+Scale = Literal["number", "percent", "whole"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points joined by a line, broken where a value is missing; `label` goes into the legend."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: Colour = "accent"
+    label: str = ""
+    dashed: bool = False
+    steps: bool = False
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Points, with a hover text each; hollow ones are set apart from full ones."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: Colour = "accent"
+    label: str = ""
+    hollow: bool = False
+    titles: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Rects:
+    """Filled boxes, with a hover text each."""
+
+    boxes: Sequence[Box]
+    colour: Colour = "accent"
+    label: str = ""
+    titles: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Whiskers:
+    """Intervals: from `low` to `high`, upright at `at`, or lying at height `at`."""
+
+    at: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    colour: Colour = "muted"
+    lying: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A thin line across the figure where x (or y) has a value, named where there is room."""
+
+    value: float
+    axis: Literal["x", "y"] = "x"
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Short texts to the right of points."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    texts: Sequence[str]
+
+
+Mark = Line | Dots | Rects | Whiskers | Rule | Texts
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure.
+
+    Args:
+        name: file name, without an ending.
+        title: what it shows.
+        description: the same in a sentence, for those who cannot see it.
+        x_label, y_label: quantity and unit.
+        marks: drawn in order.
+        categories: names along the y axis, at heights 0, 1, ... from the top; none: y is a number.
+        x_range, y_range: limits; none: those of the marks.
+        x_scale, y_scale: how tick labels are written.
+        wide: across the page.
+        note: shown below the title.
+    """
+
+    name: str
+    title: str
+    description: str
+    marks: Sequence[Mark]
+    x_label: str = ""
+    y_label: str = ""
+    categories: Sequence[str] = ()
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    x_scale: Scale = "number"
+    y_scale: Scale = "number"
+    wide: bool = False
+    note: str = ""
+    legend: Sequence[tuple[str, Colour]] = field(default=())
+
+    def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Range of x and of y, never empty."""
+        xs, ys = [], []
+        for mark in self.marks:
+            x, y = _extent(mark)
+            xs += x
+            ys += y
+        x_range = self.x_range or _padded(xs)
+        if self.categories:
+            return x_range, (-0.5, len(self.categories) - 0.5)
+        return x_range, self.y_range or _padded(ys)
+
+    def entries(self) -> list[tuple[str, Colour]]:
+        """Legend: labels and colours, each once."""
+        found = {
+            mark.label: mark.colour
+            for mark in self.marks
+            if isinstance(mark, Line | Dots | Rects) and mark.label
+        }
+        return [*self.legend, *found.items()]
+
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not any(any(_extent(mark)) for mark in self.marks if not isinstance(mark, Rule))
+
+
+def _extent(mark: Mark) -> tuple[list[float], list[float]]:
+    """Finite x and y values of a mark."""
+    if isinstance(mark, Rects):
+        return _finite(v for b in mark.boxes for v in b[:2]), _finite(v for b in mark.boxes for v in b[2:])
+    if isinstance(mark, Whiskers):
+        ends, at = _finite([*mark.low, *mark.high]), _finite(mark.at)
+        return (ends, at) if mark.lying else (at, ends)
+    if isinstance(mark, Rule):
+        return ([mark.value], []) if mark.axis == "x" else ([], [mark.value])
+    both = [(x, y) for x, y in zip(mark.x, mark.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    return [x for x, _ in both], [y for _, y in both]
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _padded(values: list[float]) -> tuple[float, float]:
+    if not values:
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    if high - low <= 1e-12 * max(1.0, abs(high)):
+        room = abs(high) * 0.01 or 0.5
+        return low - room, high + room
+    room = 0.05 * (high - low)
+    return low - room, high + room

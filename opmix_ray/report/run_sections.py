@@ -1,0 +1,226 @@
+"""The parts of the page about the run as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from opmix_ray.report import numbers as n
+from opmix_ray.report import run_panels as panels
+from opmix_ray.report.delivery import MANY_EPOCHS, delivery
+from opmix_ray.report.figure import figure, grid
+from opmix_ray.report.gather import RunFiles
+from opmix_ray.report.html import esc, fold, items, paragraph, section, table
+from opmix_ray.report.words import summary, verdict
+
+
+def opening(run: RunFiles) -> str:
+    """Title, the summary in words, the main numbers, and what is missing."""
+    where = f'<p class="soft">{esc(run.uri)}</p>'
+    first, *rest = summary(run)
+    text = paragraph(first, kind="lead") + "".join(paragraph(part) for part in rest)
+    return f"<h1>{esc(run.name)}</h1>{where}{text}{_tiles(run)}{missing(run)}"
+
+
+def missing(run: RunFiles) -> str:
+    """What is not there or cannot be read."""
+    if not run.notes:
+        return ""
+    why = "The run is not finished" if not run.finished else "The run is finished, but not all of it is here"
+    return f'<div class="warn" role="note">{paragraph(f"{why}; this page shows what there is:")}{items(run.notes)}</div>'
+
+
+def mixtures(run: RunFiles) -> str:
+    """Mixture over time."""
+    if not run.history:
+        return section("Mixture over time", paragraph("No mixture has been set yet."), name="mixture")
+    head = ["from step", "stage", "why", *run.domains]
+    rows = [
+        [
+            n.count(entry.get("step")),
+            entry.get("stage", ""),
+            entry.get("why", ""),
+            *(n.share(n.numbers(entry.get("mixture")).get(name, 0.0)) for name in run.domains),
+        ]
+        for entry in run.history
+    ]
+    shares = table(head, rows, caption="Share of training tokens by domain, per cent", text_columns=3)
+    note = "Dotted lines are decisions; d0 is decision 0."
+    return section(
+        "Mixture over time",
+        figure(panels.mixture_over_time(run)) + paragraph(note, kind="soft") + shares,
+        name="mixture",
+    )
+
+
+def losses(run: RunFiles) -> str:
+    """Held-out loss over time and at the end, and training loss."""
+    shown = panels.set_losses(run)
+    drawn = grid([panels.objective_over_time(run), *shown, panels.training_loss(run)])
+    if not drawn:
+        return section("Loss", paragraph("Nothing has been measured yet."), name="loss")
+    rest = len(run.sets) - len(shown)
+    more = paragraph(f"{n.plural(rest, 'more set')} in the table.", kind="soft") if shown and rest > 0 else ""
+    return section("Loss", drawn + more + _loss_table(run), name="loss")
+
+
+def tokens(run: RunFiles) -> str:
+    """Delivered against planned, and epochs."""
+    rows = delivery(run)
+    if not any(math.isfinite(row.share) for row in rows):
+        return section("Tokens delivered", paragraph("Nothing has been delivered yet."), name="tokens")
+    repeated = [row for row in rows if row.epochs > MANY_EPOCHS]
+    warning = "".join(
+        paragraph(
+            f"{row.domain} was seen {n.fixed(row.epochs, 1)} times. Beyond about {MANY_EPOCHS:g} epochs, repeated data "
+            "teaches less than new data: set max_epochs, or add data.",
+            kind="warn",
+        )
+        for row in repeated
+    )
+    body = [
+        [
+            row.domain,
+            n.share(row.planned),
+            n.share(row.share),
+            f"{n.fixed(100 * (row.share - row.planned), 2, sign=True)} pp",
+            n.count(row.tokens),
+            n.fixed(row.epochs, 3 if row.epochs < 10 else 1),
+        ]
+        for row in rows
+    ]
+    drawn = table(
+        ["domain", "planned", "delivered", "difference", "tokens", "epochs"],
+        body,
+        caption="Share of training tokens by domain; epochs: how often the domain's training tokens were seen",
+        marked=["bad" if row in repeated else "" for row in rows],
+    )
+    unknown = "" if run.finished else paragraph("Epochs are counted when the run is finished.", kind="soft")
+    return section(
+        "Tokens delivered", warning + grid([panels.delivered(run)]) + drawn + unknown, name="tokens"
+    )
+
+
+def cost(run: RunFiles) -> str:
+    """What the run spent, by purpose."""
+    ledger = run.ledger
+    if not ledger:
+        return section("Cost", paragraph("Nothing has been spent yet."), name="cost")
+    main = ledger.get("main", {}).get("flops", math.nan)
+    rows = [
+        [
+            panels.PURPOSES.get(name, name),
+            n.count(units.get("tokens")),
+            n.power(units.get("flops")),
+            n.percent(units.get("flops", math.nan) / main) if main > 0 else n.NOTHING,
+            n.seconds(units.get("seconds")),
+            n.size(units.get("bytes")),
+        ]
+        for name, units in ledger.items()
+    ]
+    drawn = table(
+        ["purpose", "tokens", "FLOPs", "of training", "seconds", "bytes"],
+        rows,
+        caption="Seconds are summed over workers; bytes are those put into the object store",
+    )
+    note = paragraph(
+        f"Deciding (probes, candidates, law and proposal) cost {n.percent(run.overhead)} of the FLOPs of training. "
+        "Evaluation is counted by itself: it is done with or without decisions."
+    )
+    return section("Cost", note + grid([panels.cost(run)]) + drawn, name="cost")
+
+
+def configuration(run: RunFiles) -> str:
+    """Seed, versions and the whole configuration."""
+    seed = run.result.get("seed", run.config.seed if run.config else None)
+    facts = [] if seed is None else [f"seed {seed}"]
+    versions = run.result.get("versions") or run.state.get("versions")
+    if isinstance(versions, dict):
+        facts += [f"{name} {value}" for name, value in versions.items()]
+    text = paragraph(", ".join(facts)) if facts else ""
+    if run.config_text:
+        text += fold(
+            "config.yaml, with every default written out", f"<pre><code>{esc(run.config_text)}</code></pre>"
+        )
+    return section("Configuration", text or paragraph("There is no config.yaml."), name="configuration")
+
+
+def gains(run: RunFiles) -> str:
+    """All decisions in one table, and their gains in one figure, where there are several."""
+    if len(run.decisions) < 2:
+        return ""
+    rows = []
+    for files in run.decisions:
+        gain = n.numbers(files.decision.get("gain"))
+        spread = (
+            f"{n.loss(gain.get('low'), sign=True)} to {n.loss(gain.get('high'), sign=True)}"
+            if gain
+            else n.NOTHING
+        )
+        rows.append(
+            [files.title, verdict(files), n.loss(gain.get("mean"), sign=True), spread, str(len(files.rows))]
+        )
+    head = ["decision", "outcome", "gain", "interval", "candidates"]
+    return grid([panels.gains(run)]) + table(
+        head, rows, caption="Measured gain of each proposal in objective, nats per token", text_columns=2
+    )
+
+
+def _tiles(run: RunFiles) -> str:
+    values = [run.weighted(row) for row in run.evaluations]
+    known = [value for value in values if math.isfinite(value)]
+    taken = sum(files.decision.get("kept") == "proposal" for files in run.decisions)
+    tiles = [(f"{run.step:,}" if run.finished else f"{run.step:,} / {run.planned_steps:,}", "steps trained")]
+    if known:
+        tiles.append((n.loss(known[-1]), f"held-out objective, nats per token; {n.loss(known[0])} at first"))
+    if run.decisions:
+        tiles.append((f"{taken} of {len(run.decisions)}", "decisions that changed the mixture"))
+    if math.isfinite(run.overhead):
+        tiles.append((n.percent(run.overhead), "cost of deciding, of the FLOPs of training"))
+    return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles)}</div>'
+
+
+def _tile(value: str, label: str) -> str:
+    return f"<div><b>{esc(value)}</b><span>{esc(label)}</span></div>"
+
+
+def _loss_table(run: RunFiles) -> str:
+    if not run.evaluations:
+        return ""
+    first, last = run.evaluations[0], run.evaluations[-1]
+    before, after = n.numbers(first.get("losses")), n.numbers(last.get("losses"))
+    perplexity, bits = n.numbers(last.get("perplexity")), n.numbers(last.get("bits_per_byte"))
+    weights = run.objective
+
+    def change(old: float, new: float) -> str:
+        return n.loss(new - old, sign=True)
+
+    rows: list[Iterable[str]] = [
+        [
+            name,
+            n.loss(before.get(name)),
+            n.loss(after.get(name)),
+            change(before.get(name, math.nan), after.get(name, math.nan)),
+            n.fixed(perplexity.get(name), 2),
+            n.fixed(bits.get(name), 4),
+            n.percent(weights.get(name, 0.0)),
+        ]
+        for name in run.sets
+    ]
+    old, new = run.weighted(first), run.weighted(last)
+    rows.append(["objective", n.loss(old), n.loss(new), change(old, new), n.NOTHING, n.NOTHING, "100.0 %"])
+    steps = [n.count(row.get("step")) for row in (first, last)]
+    return table(
+        [
+            "held-out set",
+            f"loss, step {steps[0]}",
+            f"loss, step {steps[1]}",
+            "change",
+            "perplexity",
+            "bits per byte",
+            "weight",
+        ],
+        [list(row) for row in rows],
+        caption=f"Held-out loss, nats per token; perplexity and bits per byte at step {steps[1]}; weight in the objective",
+        marked=[""] * len(run.sets) + ["best"],
+    )

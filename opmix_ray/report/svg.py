@@ -1,0 +1,204 @@
+"""A panel as inline SVG: colours come from the page's style sheet, so that light and dark both work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from opmix_ray.report.html import esc
+from opmix_ray.report.panel import COLOURS, Colour, Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
+from opmix_ray.report.ticks import tick_labels, ticks
+
+WIDTH, WIDE = 360, 760  # units; a unit is a pixel at the width the panels are laid out for
+HEIGHT, ROW = 210, 30  # of a panel of numbers, of one category
+CHARACTER = 6.1  # width of one at the font size of tick labels
+_DASHES = " d"
+
+
+def draw(panel: Panel, *, width: int | None = None) -> str:
+    """The panel as an `<svg>` element that scales with its box."""
+    frame = _Frame.of(panel, width or (WIDE if panel.wide else WIDTH))
+    parts = [] if panel.empty() else [*_axes(panel, frame)]
+    for mark in panel.marks:
+        parts += _mark(mark, frame)
+    if panel.empty():
+        parts = [f'<text x="{frame.width / 2}" y="{frame.height / 2}" class="mid">no finite values</text>']
+    return (
+        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{esc(panel.title)}">'
+        f"<desc>{esc(panel.description)}</desc>{''.join(parts)}</svg>"
+    )
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where values land: the plot area and the limits."""
+
+    width: int
+    height: int
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_limits: tuple[float, float]
+    y_limits: tuple[float, float]
+    downwards: bool
+    x_ticks: list[float]
+    y_ticks: list[float]
+
+    @classmethod
+    def of(cls, panel: Panel, width: int) -> _Frame:
+        x_limits, y_limits = panel.limits()
+        count = len(panel.categories)
+        height = 46 + ROW * count if count else HEIGHT + (30 if panel.wide else 0)
+        y_ticks = [] if count else ticks(*y_limits, 5, panel.y_scale)
+        labels = panel.categories or tick_labels(y_ticks, panel.y_scale)
+        left = 10 + CHARACTER * max((len(label) for label in labels), default=1)
+        texts = [text for mark in panel.marks if isinstance(mark, Texts) for text in mark.texts]
+        right = width - 14 - (CHARACTER * max(map(len, texts)) if texts else 0)
+        left = min(left, 0.36 * width)
+        return cls(
+            width=width,
+            height=height,
+            left=left,
+            right=right,
+            top=8.0 if count or not panel.y_label else 24.0,
+            bottom=height - (38.0 if panel.x_label else 22.0),
+            x_limits=x_limits,
+            y_limits=y_limits,
+            downwards=bool(count),
+            x_ticks=ticks(*x_limits, max(2, int((right - left) / 62)), panel.x_scale),
+            y_ticks=y_ticks,
+        )
+
+    def x(self, value: float) -> float:
+        low, high = self.x_limits
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_limits
+        part = (value - low) / (high - low)
+        return self.top + (part if self.downwards else 1 - part) * (self.bottom - self.top)
+
+
+def _axes(panel: Panel, frame: _Frame) -> Iterable[str]:
+    for value, label in zip(frame.x_ticks, tick_labels(frame.x_ticks, panel.x_scale), strict=True):
+        x = _n(frame.x(value))
+        if panel.categories:
+            yield f'<path class="g" d="M{x} {_n(frame.top)}V{_n(frame.bottom)}"/>'
+        yield f'<text x="{x}" y="{_n(frame.bottom + 14)}" class="mid">{esc(label)}</text>'
+    for value, label in zip(frame.y_ticks, tick_labels(frame.y_ticks, panel.y_scale), strict=True):
+        y = frame.y(value)
+        yield f'<path class="g" d="M{_n(frame.left)} {_n(y)}H{_n(frame.right)}"/>'
+        yield f'<text x="{_n(frame.left - 6)}" y="{_n(y + 4)}" class="end">{esc(label)}</text>'
+    room = int((frame.left - 8) / CHARACTER)
+    for place, name in enumerate(panel.categories):
+        text = name if len(name) <= room else name[: room - 1] + "…"
+        title = f"<title>{esc(name)}</title>" if text != name else ""
+        y = _n(frame.y(place) + 4)
+        yield f'<text x="{_n(frame.left - 6)}" y="{y}" class="end">{title}{esc(text)}</text>'
+    if panel.x_label:
+        middle = (frame.left + frame.right) / 2
+        yield f'<text x="{_n(middle)}" y="{frame.height - 6}" class="mid q">{esc(panel.x_label)}</text>'
+    if panel.y_label and not panel.categories:
+        yield f'<text x="2" y="11" class="q">{esc(panel.y_label)}</text>'
+
+
+def _mark(mark: Mark, frame: _Frame) -> Iterable[str]:
+    if isinstance(mark, Line):
+        return _line(mark, frame)
+    if isinstance(mark, Dots):
+        return _dots(mark, frame)
+    if isinstance(mark, Rects):
+        return _rects(mark, frame)
+    if isinstance(mark, Whiskers):
+        return _whiskers(mark, frame)
+    if isinstance(mark, Rule):
+        return _rule(mark, frame)
+    return [
+        f'<text x="{_n(frame.x(x) + 5)}" y="{_n(frame.y(y) + 4)}">{esc(text)}</text>'
+        for x, y, text in zip(mark.x, mark.y, mark.texts, strict=True)
+        if _known(x, y)
+    ]
+
+
+def _line(mark: Line, frame: _Frame) -> Iterable[str]:
+    path, before = [], False
+    for x, y in zip(mark.x, mark.y, strict=True):
+        if not _known(x, y):
+            before = False
+            continue
+        px, py = _n(frame.x(x)), _n(frame.y(y))
+        path.append(f"H{px}V{py}" if before and mark.steps else f"{'L' if before else 'M'}{px} {py}")
+        before = True
+    if path:
+        dashes = _DASHES if mark.dashed else ""
+        yield f'<path class="l s{_colour(mark.colour)}{dashes}" d="{"".join(path)}"/>'
+    if sum(_known(x, y) for x, y in zip(mark.x, mark.y, strict=True)) == 1:
+        yield from _dots(Dots(mark.x, mark.y, mark.colour), frame)
+
+
+def _dots(mark: Dots, frame: _Frame) -> Iterable[str]:
+    kind = f"o s{_colour(mark.colour)}" if mark.hollow else f"p f{_colour(mark.colour)}"
+    for place, (x, y) in enumerate(zip(mark.x, mark.y, strict=True)):
+        if _known(x, y):
+            place_at = f'cx="{_n(frame.x(x))}" cy="{_n(frame.y(y))}"'
+            yield f'<circle class="{kind}" {place_at} r="4">{_title(mark.titles, place)}</circle>'
+
+
+def _rects(mark: Rects, frame: _Frame) -> Iterable[str]:
+    for place, (x0, x1, y0, y1) in enumerate(mark.boxes):
+        if not _known(x0, x1, y0, y1):
+            continue
+        left, right = sorted((frame.x(x0), frame.x(x1)))
+        top, bottom = sorted((frame.y(y0), frame.y(y1)))
+        size = f'width="{_n(max(right - left, 0.5))}" height="{_n(bottom - top)}"'
+        yield (
+            f'<rect class="b f{_colour(mark.colour)}" x="{_n(left)}" y="{_n(top)}" {size}>'
+            f"{_title(mark.titles, place)}</rect>"
+        )
+
+
+def _whiskers(mark: Whiskers, frame: _Frame) -> Iterable[str]:
+    path = []
+    for at, low, high in zip(mark.at, mark.low, mark.high, strict=True):
+        if not _known(at, low, high):
+            continue
+        if mark.lying:
+            y, x0, x1 = frame.y(at), frame.x(low), frame.x(high)
+            path.append(f"M{_n(x0)} {_n(y)}H{_n(x1)}M{_n(x0)} {_n(y - 4)}v8M{_n(x1)} {_n(y - 4)}v8")
+        else:
+            path.append(f"M{_n(frame.x(at))} {_n(frame.y(low))}V{_n(frame.y(high))}")
+    if path:
+        yield f'<path class="w s{_colour(mark.colour)}" d="{"".join(path)}"/>'
+
+
+def _rule(mark: Rule, frame: _Frame) -> Iterable[str]:
+    low, high = frame.x_limits if mark.axis == "x" else frame.y_limits
+    if not low <= mark.value <= high:
+        return
+    if mark.axis == "y":
+        yield f'<path class="r" d="M{_n(frame.left)} {_n(frame.y(mark.value))}H{_n(frame.right)}"/>'
+        return
+    x = frame.x(mark.value)
+    yield f'<path class="r" d="M{_n(x)} {_n(frame.top)}V{_n(frame.bottom)}"/>'
+    if mark.label:
+        late = x + CHARACTER * len(mark.label) > frame.right
+        place = f'x="{_n(x - 3)}" class="end q"' if late else f'x="{_n(x + 3)}" class="q"'
+        yield f'<text {place} y="{_n(frame.top + 10)}">{esc(mark.label)}</text>'
+
+
+def _title(titles: Sequence[str], place: int) -> str:
+    return f"<title>{esc(titles[place])}</title>" if place < len(titles) else ""
+
+
+def _colour(colour: Colour) -> str:
+    return str(colour % COLOURS) if isinstance(colour, int) else f"-{colour}"
+
+
+def _known(*values: float) -> bool:
+    return all(math.isfinite(value) for value in values)
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

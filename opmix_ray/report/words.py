@@ -1,0 +1,118 @@
+"""The first paragraphs: what was trained, what was decided and why, what it changed and what it cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from opmix_ray.report import numbers as n
+from opmix_ray.report.gather import DecisionFiles, RunFiles
+
+LEAST_CHANGE = 0.005  # of a share, to be named
+
+
+def summary(run: RunFiles) -> list[str]:
+    """Paragraphs of plain text."""
+    return [text for text in (_trained(run), _decided(run), _changed(run), _cost(run)) if text]
+
+
+def moved(old: dict[str, float], new: dict[str, float], most: int = 3) -> str:
+    """The largest changes of share in words: `code 34.0 % → 48.1 %, ...`."""
+    names = sorted({**old, **new}, key=lambda name: -abs(new.get(name, 0.0) - old.get(name, 0.0)))
+    large = [name for name in names if abs(new.get(name, 0.0) - old.get(name, 0.0)) >= LEAST_CHANGE]
+    parts = [f"{name} {n.share(old.get(name, 0.0))} → {n.share(new.get(name, 0.0))}" for name in large[:most]]
+    if len(large) > most:
+        parts.append(f"{len(large) - most} more")
+    return ", ".join(parts)
+
+
+def verdict(files: DecisionFiles) -> str:
+    """What came of a decision, in a few words."""
+    if not files.decision:
+        return f"in the making, {n.plural(len(files.rows), 'candidate')} scored"
+    return "proposal taken" if files.decision.get("kept") == "proposal" else "old mixture kept"
+
+
+def _trained(run: RunFiles) -> str:
+    domains = n.plural(len(run.domains), "domain")
+    tokens = run.ledger.get("main", {}).get("tokens", math.nan)
+    if not tokens > 0 and run.config:
+        tokens = run.step * run.config.train.batch_size * run.config.data.seq_len
+    seen = f" ({n.count(tokens)} tokens)" if tokens > 0 else ""
+    if run.finished:
+        return f"{_model(run)} was trained for {n.plural(run.step, 'step')}{seen} on {domains}."
+    return (
+        f"This run is not finished: {_model(run)} has been trained for {run.step:,} of "
+        f"{n.plural(run.planned_steps, 'planned step')}{seen} on {domains}."
+    )
+
+
+def _model(run: RunFiles) -> str:
+    if run.config is None:
+        return "A language model"
+    model = run.config.model
+    if model.path:
+        return f"The model {model.path}"
+    kind = (model.config or {}).get("model_type")
+    return f"A {kind} model with fresh weights" if kind else "A model with fresh weights"
+
+
+def _decided(run: RunFiles) -> str:
+    made = [files for files in run.decisions if files.decision]
+    open_ = len(run.decisions) - len(made)
+    tail = f" {n.plural(open_, 'decision')} still being made." if open_ else ""
+    if not made:
+        return f"No decision about the mixture has been made.{tail}"
+    taken = [files for files in made if files.decision.get("kept") == "proposal"]
+    if len(made) == 1:
+        return _one(made[0].decision) + tail
+    text = f"The mixture was decided on {len(made)} times and changed {len(taken)} times."
+    sentences = [_one(files.decision, short=True) for files in made]
+    return " ".join([text, *sentences]) + tail
+
+
+def _one(decision: dict[str, Any], short: bool = False) -> str:
+    at = f"At step {n.count(decision.get('step'))}"
+    old, new = n.numbers(decision.get("current")), n.numbers(decision.get("proposal"))
+    reason = str(decision.get("reason") or "no reason is recorded")
+    scored = f" after scoring {n.plural(int(_whole(decision.get('trials'))), 'candidate mixture')}"
+    if decision.get("kept") == "proposal":
+        change = moved(old, new, 2 if short else 3) or "hardly any share"
+        return f"{at} the mixture was changed{'' if short else scored} ({change}): {reason}."
+    return f"{at} the mixture was left as it was{'' if short else scored}: {reason}."
+
+
+def _changed(run: RunFiles) -> str:
+    values = [(n.number(row.get("step")), run.weighted(row)) for row in run.evaluations]
+    known = [(step, value) for step, value in values if math.isfinite(value)]
+    if len(known) < 2:
+        return "Held-out loss has not been measured twice yet." if not run.finished else ""
+    (first, before), (last, after) = known[0], known[-1]
+    ratio = math.exp(min(50.0, max(-50.0, after - before))) - 1
+    verb = "fell" if after < before else "rose"
+    return (
+        f"The objective, the weighted mean loss over {n.plural(len(run.sets), 'held-out set')}, {verb} from "
+        f"{n.loss(before)} to {n.loss(after)} nats per token between step {first:,.0f} and step {last:,.0f} "
+        f"({n.percent(ratio, sign=True)} in perplexity). It is measured on documents that were not trained on. "
+        "One run cannot say how much of this is due to the mixture: the evidence for that is the gain measured "
+        "in each decision, on simulated models."
+    )
+
+
+def _cost(run: RunFiles) -> str:
+    ledger = run.ledger
+    if not ledger.get("main", {}).get("flops"):
+        return ""
+    deciding = [ledger.get(purpose, {}) for purpose in ("probes", "search", "fit")]
+    spent = sum(units.get("seconds", 0.0) for units in deciding)
+    tokens = sum(units.get("tokens", 0.0) for units in deciding)
+    main = ledger["main"]
+    return (
+        f"Deciding cost {n.percent(run.overhead)} of the FLOPs of training ({n.count(tokens)} tokens) and "
+        f"{n.seconds(spent)} of computing time, beside {n.seconds(main.get('seconds'))} of training."
+    )
+
+
+def _whole(value: Any) -> float:
+    value = n.number(value)
+    return value if math.isfinite(value) else 0.0
