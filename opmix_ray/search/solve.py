@@ -77,7 +77,8 @@ def _slsqp(problem: Problem, start: np.ndarray) -> np.ndarray:
     """One local solution with analytic gradients; the worst case has its bound as one more variable."""
     law, domains = problem.law, len(start)
     worst = problem.reference is not None
-    spread = float(np.ptp(problem.total(np.vstack([start, problem.baseline, problem.feasible()]))))
+    around = problem.pull_inside(0.5 * np.eye(domains) + 0.5 * start)
+    spread = float(np.ptp(problem.total(np.vstack([start, problem.baseline, around]))))
     scale = min(max(spread, 1e-6), 1e3)
 
     def pad(rows: np.ndarray, last: float = 0.0) -> np.ndarray:
