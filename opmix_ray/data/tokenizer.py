@@ -68,8 +68,8 @@ def load_tokenizer_from(
         raise UserError("no such file or directory", key=KEY, value=path, remedy="check the path")
     tokenizer: Any
     try:
-        if Path(path).is_file():
-            tokenizer = _from_json(path)
+        if (file := _lone_json(path)) is not None:
+            tokenizer = _from_json(file)
         else:
             options = {"gguf_file": gguf_file} if gguf_file else {}
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
@@ -95,13 +95,21 @@ def load_tokenizer_from(
     return tokenizer  # type: ignore[no-any-return]
 
 
-def _from_json(path: str) -> Any:
-    """A lone tokenizer.json: its end-of-text token is looked for by the names in use."""
-    backend = Tokenizer.from_file(path)
+def _lone_json(path: str) -> Path | None:
+    """A tokenizer.json, named or alone in its directory; None where the files beside it say more."""
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    known = ("tokenizer_config.json", "config.json")
+    if Path(path).is_dir() and any(file.with_name(name).exists() for name in known):
+        return None
+    return file if file.is_file() else None
+
+
+def _from_json(file: Path) -> Any:
+    """The end-of-text token is what the file beside it says, else it is looked for by the names in use."""
+    if file.with_name("tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(str(file.parent))
+    backend = Tokenizer.from_file(str(file))
     names = [END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]"]
-    beside = Path(path).with_name("tokenizer_config.json")
-    if beside.is_file():
-        return AutoTokenizer.from_pretrained(str(beside.parent))
     eos = next((name for name in names if backend.token_to_id(name) is not None), None)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
 
@@ -253,7 +261,7 @@ def load_saved_tokenizer(path: str) -> PreTrainedTokenizerFast:
 def trained_tokenizer(config: RunConfig) -> str:
     """Train `tokenizer.train_vocab_size` entries on the domains, or find it done; returns a local directory.
 
-    Every domain gives the same number of characters, the first of its files, held-out documents left out.
+    Every domain weighs the same, with the first texts of its files; held-out documents are left out.
 
     Raises:
         UserError: a domain is unreadable or pre-tokenised.
@@ -279,7 +287,8 @@ def trained_tokenizer(config: RunConfig) -> str:
 
     def make(directory: Path) -> None:
         texts = [list(_training_texts(source, config.data.eval_fraction)) for source in sources]
-        train_bpe(_equal_parts(texts), size).save_pretrained(directory)
+        longest = max(sum(map(len, domain)) for domain in texts)
+        train_bpe(equal_parts(texts, longest), size).save_pretrained(directory)
 
     if not exists(join(path, "tokenizer.json")):
         publish(path, make, last="tokenizer.json")
@@ -299,11 +308,22 @@ def _training_texts(source: Source, eval_fraction: float) -> Iterator[str]:
                     return
 
 
-def _equal_parts(texts: list[list[str]]) -> Iterator[str]:
-    size = min(sum(map(len, domain)) for domain in texts)
+def equal_parts(texts: Iterable[list[str]], size: int) -> Iterator[str]:
+    """The same number of characters of every domain; a domain with fewer is gone through again and again.
+
+    Args:
+        texts: the texts of each domain.
+        size: characters of each domain.
+
+    Raises:
+        UserError: a domain has no text.
+    """
     for domain in texts:
+        if not any(domain):
+            raise UserError("a domain has no text to train a tokenizer on", key="tokenizer.train_vocab_size")
         left = size
-        for text in domain:
-            if left > 0:
-                yield text[:left]
+        for text in itertools.cycle(domain):
+            yield text[:left]
             left -= len(text)
+            if left <= 0:
+                break

@@ -11,6 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from opmix_ray.config import RunConfig
+from opmix_ray.data.store import TokenStore
 from opmix_ray.data.tokenizer import train_bpe
 
 CHATML = (
@@ -94,3 +95,12 @@ def write_rows(tmp_path: Path) -> Callable[[str, Iterable[Any]], str]:
 def sentences(count: int, start: int = 0) -> list[dict[str, str]]:
     """Rows with different texts of some twenty words."""
     return [{"text": f"sentence {n} has the number {n * n} in it, " * 3} for n in range(start, start + count)]
+
+
+def stream(store: TokenStore) -> list[int]:
+    """All ids of a split, one after the other."""
+    return [int(token) for sequence in store for token in sequence]
+
+
+def same(one: TokenStore, other: TokenStore) -> bool:
+    return stream(one) == stream(other) and len(one) > 0

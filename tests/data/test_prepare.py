@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import pickle
 import random
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +15,14 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data import blocks
-from opmix_ray.data import prepare as preparing
 from opmix_ray.data.prepare import Prepared, prepare, summary
 from opmix_ray.data.store import TokenStore
 from opmix_ray.data.tokenizer import load_saved_tokenizer
 from opmix_ray.errors import UserError
-from tests.data.conftest import sentences
+from tests.data.conftest import same, sentences, stream
 
 Make = Callable[..., RunConfig]
 Write = Callable[..., str]
-
-
-def stream(store: TokenStore) -> list[int]:
-    """All ids of a split, one after the other."""
-    return [int(token) for sequence in store for token in sequence]
-
-
-def same(one: TokenStore, other: TokenStore) -> bool:
-    return stream(one) == stream(other) and len(one) > 0
 
 
 def held_out(row: dict[str, str], fraction: float) -> bool:
@@ -341,154 +326,3 @@ def test_a_set_with_the_name_of_a_domain_is_refused(make_config: Make, write_row
     path = write_rows("a.jsonl", sentences(30))
     with pytest.raises(UserError, match=r"evaluation\.sets\.d: has the name of a domain"):
         prepare(make_config(sets={"d": {"path": path}}, d={"path": path}))
-
-
-# ---- the cache ----
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the sources that were really read."""
-    seen: list[str] = []
-
-    def counting(recipe: Any, on_progress: Any) -> Any:
-        seen.append(recipe.source.key)
-        return blocks.read_blocks(recipe, on_progress)
-
-    monkeypatch.setattr(preparing, "read_blocks", counting)
-    return seen
-
-
-def test_what_is_prepared_is_found_by_content(make_config: Make, write_rows: Write, reads: list[str]) -> None:
-    a, b = write_rows("a.jsonl", sentences(40)), write_rows("b.jsonl", sentences(40, 100))
-    first = prepare(make_config(a={"path": a}, b={"path": b}))
-    assert reads == ["data.domains.a", "data.domains.b"]
-    assert prepare(make_config(a={"path": a}, b={"path": b})) == first
-    moved = str(Path(a).rename(Path(a).with_name("moved.jsonl")))
-    assert prepare(make_config(a={"path": moved}, b={"path": b})) == first
-    assert len(reads) == 2
-    write_rows("b.jsonl", sentences(40, 101))
-    changed = prepare(make_config(a={"path": moved}, b={"path": b}))
-    assert reads[2:] == ["data.domains.b"]
-    assert changed.domains["b"].path != first.domains["b"].path
-
-
-@pytest.mark.parametrize("change", ["seq_len", "eval_fraction", "column", "sets", "tokenizer"])
-def test_whatever_changes_the_sequences_prepares_again(
-    change: str, make_config: Make, write_rows: Write, reads: list[str], chat_tokenizer_dir: str
-) -> None:
-    path = write_rows("a.jsonl", [{**row, "other": row["text"][::-1]} for row in sentences(60)])
-    prepare(make_config(d={"path": path}))
-    options: dict[str, Any] = {
-        "seq_len": {"seq_len": 9},
-        "eval_fraction": {"eval_fraction": 0.31},
-        "sets": {"sets": {"t": {"path": write_rows("t.jsonl", sentences(5))}}},
-        "tokenizer": {"tokenizer": {"path": chat_tokenizer_dir}},
-    }.get(change, {})
-    prepare(
-        make_config(d={"path": path} | ({"text_column": "other"} if change == "column" else {}), **options)
-    )
-    assert reads.count("data.domains.d") == 2
-
-
-def test_progress_ends_at_all_bytes(make_config: Make, write_rows: Write) -> None:
-    paths = [write_rows(f"{n}.jsonl", sentences(40, 40 * n)) for n in range(3)]
-    total = sum(os.path.getsize(path) for path in paths)
-    calls: list[tuple[str, int, int]] = []
-    prepare(make_config(d={"path": paths}), on_progress=lambda *call: calls.append(call))
-    done = [call[1] for call in calls]
-    assert done == sorted(done)
-    assert calls[-1] == ("d", total, total)
-    assert len(calls) == 4
-
-
-def run_apart(config: RunConfig, kill: bool) -> None:
-    """Prepare in another process; it kills itself half-way where asked."""
-
-    def stop(name: str, done: int, total: int) -> None:
-        if kill and done > total / 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    prepare(config, on_progress=stop)
-
-
-def start(config: RunConfig, kill: bool) -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=run_apart, args=(config, kill))
-    process.start()
-    return process
-
-
-def test_a_killed_preparation_leaves_nothing_that_counts_and_two_at_once_agree(
-    make_config: Make, write_rows: Write, tmp_path: Path
-) -> None:
-    paths = [write_rows(f"{n}.jsonl", sentences(40, 40 * n)) for n in range(4)]
-    config = make_config(d={"path": paths})
-    killed = start(config, kill=True)
-    killed.join(timeout=120)
-    assert killed.exitcode == -signal.SIGKILL
-    domains = tmp_path / "cache" / "domains"
-    left = [path.name for path in domains.iterdir()]
-    assert len(left) == 1
-    assert left[0].startswith(".tmp-")
-    both = [start(config, kill=False) for _ in range(2)]
-    for process in both:
-        process.join(timeout=120)
-    assert [process.exitcode for process in both] == [0, 0]
-    finished = [path for path in domains.iterdir() if not path.name.startswith(".tmp-")]
-    assert len(finished) == 1
-    elsewhere = prepare(make_config(d={"path": paths}, cache=str(tmp_path / "other")))
-    assert same(TokenStore.open(str(finished[0]), "train"), elsewhere.domains["d"].train())
-    assert [p for p in domains.iterdir() if p.name.startswith(".tmp-")] == [domains / left[0]]
-
-
-def test_what_was_left_long_ago_is_removed(make_config: Make, write_rows: Write, tmp_path: Path) -> None:
-    left = tmp_path / "cache" / "domains" / ".tmp-left"
-    left.mkdir(parents=True)
-    os.utime(left, (0, 0))
-    prepare(make_config(d={"path": write_rows("a.jsonl", sentences(40))}))
-    assert not left.exists()
-
-
-def test_a_cache_that_cannot_be_written_is_named(
-    make_config: Make, write_rows: Write, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    config = make_config(d={"path": write_rows("a.jsonl", sentences(40))}, cache=str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"data\.cache"):
-        prepare(config)
-
-
-def test_the_manifest_says_what_was_done(make_config: Make, write_rows: Write) -> None:
-    path = write_rows("a.jsonl", [*sentences(40), {"text": ""}, {"text": None}])
-    domain = prepare(make_config(d={"path": path})).domains["d"]
-    manifest = json.loads((Path(domain.path) / "manifest.json").read_text())
-    assert manifest == domain.manifest
-    assert (manifest["kind"], manifest["empty"], manifest["eval_fraction"]) == ("text", 2, 0.3)
-    assert manifest["files"] == [{"path": path, "size": os.path.getsize(path)}]
-
-
-# ---- many files ----
-
-
-@pytest.mark.slow
-def test_ray_data_gives_the_same_sequences(make_config: Make, write_rows: Write, tmp_path: Path) -> None:
-    import ray
-
-    paths = [write_rows(f"{n:02}.jsonl", sentences(10 + n, 100 * n)) for n in range(9)]
-    here = prepare(make_config(d={"path": paths}))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        calls: list[tuple[str, int, int]] = []
-        config = make_config(d={"path": paths}, cache=str(tmp_path / "other"))
-        there = prepare(config, on_progress=lambda *call: calls.append(call))
-        assert len(calls) == 10
-        assert same(here.domains["d"].train(), there.domains["d"].train())
-        assert same(here.domains["d"].evaluation(), there.domains["d"].evaluation())
-        assert here.domains["d"].manifest == there.domains["d"].manifest
-        Path(paths[5]).write_text('{"text": 5}\n')
-        with pytest.raises(UserError, match=r"05\.jsonl: data\.domains\.d\.text_column: line 1 holds int"):
-            prepare(config)
-    finally:
-        ray.shutdown()

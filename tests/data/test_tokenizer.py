@@ -20,6 +20,7 @@ from opmix_ray.data import tokenizer as module
 from opmix_ray.data.chat import ChatError, encode_chat
 from opmix_ray.data.tokenizer import (
     Encoder,
+    equal_parts,
     load_saved_tokenizer,
     load_tokenizer,
     load_tokenizer_from,
@@ -87,6 +88,12 @@ def test_a_tokenizer_trained_on_the_domains_is_kept(
     assert trained == [310, 311]
 
 
+def test_equal_parts_repeat_what_is_short() -> None:
+    assert list(equal_parts([["abc", "de"], ["x"]], 4)) == ["abc", "d", "x", "x", "x", "x"]
+    with pytest.raises(UserError, match="no text"):
+        list(equal_parts([["a"], [""]], 4))
+
+
 def test_domains_of_tokens_train_no_tokenizer(make_config: Make, tmp_path: Path) -> None:
     np.arange(99, dtype=np.uint16).tofile(tmp_path / "a.bin")
     with pytest.raises(UserError, match="already tokenised"):
@@ -121,6 +128,7 @@ def test_a_saved_tokenizer_lies_under_its_fingerprint(
 def test_a_lone_tokenizer_json_loads(tokenizer_dir: str, tmp_path: Path) -> None:
     file = shutil.copy(Path(tokenizer_dir) / "tokenizer.json", tmp_path)
     assert load_tokenizer_from(str(file)).eos_token_id == 0
+    assert load_tokenizer_from(str(tmp_path)).eos_token_id == 0
 
 
 def test_the_models_own_tokenizer_is_the_default(make_config: Make, tokenizer_dir: str) -> None:
