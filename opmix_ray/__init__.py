@@ -1,0 +1,71 @@
+"""Decides what a language model should train on next: a Ray-based search service over data mixtures.
+
+>>> from opmix_ray import Mixture, fit_law, propose, run  # doctest: +SKIP
+
+Names are imported when they are first used, so that `import opmix_ray` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opmix_ray.config import RunConfig, load_config
+    from opmix_ray.data.prepare import prepare
+    from opmix_ray.errors import UserError
+    from opmix_ray.laws import fit_law
+    from opmix_ray.mixture import Mixture
+    from opmix_ray.model.interpolate import Interpolator, ProbeSet
+    from opmix_ray.run.runner import run
+    from opmix_ray.run.task import make_task
+    from opmix_ray.search.propose import propose
+    from opmix_ray.search.space import mixture_space
+    from opmix_ray.search.trial import CandidateScorer, MixtureTrial, SearchTask
+    from opmix_ray.train.probes import train_probes
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "CandidateScorer": "opmix_ray.search.trial",
+    "Interpolator": "opmix_ray.model.interpolate",
+    "Mixture": "opmix_ray.mixture",
+    "MixtureTrial": "opmix_ray.search.trial",
+    "ProbeSet": "opmix_ray.model.interpolate",
+    "RunConfig": "opmix_ray.config",
+    "SearchTask": "opmix_ray.search.trial",
+    "UserError": "opmix_ray.errors",
+    "fit_law": "opmix_ray.laws",
+    "load_config": "opmix_ray.config",
+    "make_task": "opmix_ray.run.task",
+    "mixture_space": "opmix_ray.search.space",
+    "prepare": "opmix_ray.data.prepare",
+    "propose": "opmix_ray.search.propose",
+    "run": "opmix_ray.run.runner",
+    "train_probes": "opmix_ray.train.probes",
+}
+
+__all__ = [
+    "CandidateScorer",
+    "Interpolator",
+    "Mixture",
+    "MixtureTrial",
+    "ProbeSet",
+    "RunConfig",
+    "SearchTask",
+    "UserError",
+    "fit_law",
+    "load_config",
+    "make_task",
+    "mixture_space",
+    "prepare",
+    "propose",
+    "run",
+    "train_probes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

@@ -341,7 +341,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=path) from None
     try:
-        loaded = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
+        loaded = yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
@@ -425,7 +425,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise UserError("must look like key=value", key="--set", value=override, remedy="for example seed=1")
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError:
         raise UserError(
             "the value is not valid YAML", key="--set", value=override, remedy="quote it"
@@ -433,10 +433,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     parts = key.split(".")
     node: Any = tree
     for part in parts[:-1]:
-        if isinstance(node, list):
-            node = node[_index(node, part, override)]
-        else:
-            node = node.setdefault(part, {})
+        node = node[_index(node, part, override)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
             raise UserError(
                 f"`{part}` has no keys below it", key="--set", value=override, remedy="check the key"

@@ -13,24 +13,21 @@ import numpy as np
 import ray
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.base import factors_only, snapshot
-from opmix_ray.model.interpolate import ProbeSet
-from opmix_ray.model.load import load_model
+from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe, load_probe, save_probe
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.progress import Progress
+from opmix_ray.run.task import load_weights, probe_task, put_task
 from opmix_ray.search.components import Components
 from opmix_ray.search.decide import Answer, Decision, Question, answer, conclude, prior_mixture
 from opmix_ray.search.rows import RowLog, TrialRow
 from opmix_ray.search.space import choose_components, load_space, read_space
-from opmix_ray.search.trial import SearchTask
 from opmix_ray.search.tuner import run_search
 from opmix_ray.storage import Storage
-from opmix_ray.train.probes import ProbeTask, probe_data, train_probes
+from opmix_ray.train.probes import train_probes
 
 
 @dataclass(frozen=True)
@@ -102,25 +99,13 @@ class _Maker:
         config, situation = self.config, self.situation
         self.progress.decision_started(situation.index, situation.step, self.names, config.search.trials)
         began = time.monotonic()
-        model = self._model()
+        model = load_weights(config, self.prepared, situation.model)
         base = snapshot(model)
         base_ref = ray.put(base)
         probes = self._probes(base_ref)
-        probe_set = ProbeSet.build(model, probes, self.domains)
-        factors = factors_only(probe_set)
-        held_out = search_sets(self.prepared, config.evaluation.sequences, config.search.sequences)
-        components = Components(tuple(probe_set.components), tuple(self.domains), probe_set.data)
+        task, factors = put_task(config, self.prepared, model, base_ref, probes, self.domains)
+        components = task.components
         space = load_space(situation.space, components, config.data.domains)
-        task = SearchTask(
-            base=base_ref,
-            factors=ray.put(factors),
-            sets=ray.put(held_out),
-            components=components,
-            objective=config.objective(),
-            batch_size=config.search.batch_size,
-            chunks=config.search.chunks,
-            autocast=config.model.autocast,
-        )
         self.times["probes"] = time.monotonic() - began
         question = self._question(components)
         answers: list[Answer] = []
@@ -148,7 +133,7 @@ class _Maker:
             index=situation.index, step=situation.step, stage=situation.stage,
         )  # fmt: skip
         decision.details.update(
-            components={name: probe.data for name, probe in zip(probe_set.components, probes, strict=True)},
+            components={name: probe.data for name, probe in zip(components.names, probes, strict=True)},
             probes={
                 p.name: {"tokens": p.tokens, "flops": p.flops, "seconds": p.seconds, "losses": p.losses}
                 for p in probes
@@ -165,19 +150,6 @@ class _Maker:
         self.progress.decided(decision)
         return decision
 
-    def _model(self) -> Any:
-        source = self.config.model
-        if self.situation.model is not None:
-            source = source.model_copy(
-                update={"path": str(self.situation.model), "config": None, "gguf_file": None}
-            )
-        return load_model(
-            source,
-            vocab_size=self.prepared.vocab_size,
-            eos_token_id=self.prepared.eos_token_id,
-            seed=self.config.seed,
-        )
-
     def _probes(self, base: Any) -> list[Probe]:
         config = self.config
         found: dict[str, Probe] = {}
@@ -187,21 +159,8 @@ class _Maker:
                 found[name] = replace(load_probe(self.place.download(f"probes/{name}")), name=name)
                 self.progress.probe_done(found[name])
                 continue
-            batch = config.probe.batch_size or config.train.batch_size
-            missing.append(
-                ProbeTask(
-                    name=name,
-                    data=probe_data(name, self.situation.current, config.probe.new_share).shares,
-                    stream=f"decision-{self.situation.index}",
-                    batch_size=batch,
-                    micro_batch_size=config.train.micro_batch_size or batch,
-                    seed=config.seed,
-                    probe=config.probe,
-                    optimizer=config.train.optimizer,
-                    model=config.model,
-                    prepared=self.prepared,
-                )
-            )
+            stream = f"decision-{self.situation.index}"
+            missing.append(probe_task(config, self.prepared, name, self.situation.current, stream))
         for probe in train_probes(missing, base, self.progress.probe_started):
             with tempfile.TemporaryDirectory() as directory:
                 save_probe(probe, directory)

@@ -33,7 +33,9 @@ def make_result(
     """
     objective = config.objective()
     ledger = Ledger(state.ledger)
-    delivered: dict[str, int] = next((row["delivered"] for row in reversed(rows) if row["kind"] == "train"), {})
+    delivered: dict[str, int] = next(
+        (row["delivered"] for row in reversed(rows) if row["kind"] == "train"), {}
+    )
     decisions = [
         storage.read_json(f"decisions/{name}/decision.json")
         for name in storage.names("decisions")

@@ -19,22 +19,28 @@ from opmix_ray.data.tokenizer import load_tokenizer_from
 from opmix_ray.errors import UserErrors
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.flops import forward_flops, train_flops
-from opmix_ray.model.load import load_model
 from opmix_ray.run.cluster import connected
 from opmix_ray.run.decision import Situation, make_decision
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
-from opmix_ray.run.plan import Step, check_plan, plan, stage_domains, start_mixture
+from opmix_ray.run.plan import Step, plan, stage_domains, start_mixture
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.result import make_result
 from opmix_ray.run.state import METRICS, MIXTURE, RESULT, RunState, open_output
+from opmix_ray.run.task import load_weights
+from opmix_ray.run.validate import check_before, check_prepared
 from opmix_ray.storage import Storage
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import TRAIN, SegmentResult, run_segment
 
 
 def run(
-    config: RunConfig, *, resume: bool = False, overwrite: bool = False, progress: Progress | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    file: Any = None,
 ) -> dict[str, Any]:
     """Run a configuration to its end, from wherever its output stands.
 
@@ -43,6 +49,7 @@ def run(
         resume: the output must hold this configuration's unfinished or finished run, if anything.
         overwrite: remove a run that is already in the output.
         progress: what a person sees; none: nothing.
+        file: the configuration's file, for errors.
 
     Returns:
         The content of result.json.
@@ -51,7 +58,7 @@ def run(
         UserError: something in the configuration, the data or the output is wrong.
     """
     transformers.utils.logging.disable_progress_bar()
-    errors = check_plan(config)
+    errors = check_before(config, file)
     if errors:
         raise UserErrors(errors)
     progress = progress or Progress()
@@ -64,6 +71,9 @@ def run(
         if state.done:
             progress.message(f"resuming at step {state.step}")
         prepared = prepare(config, on_progress=progress.preparing)
+        errors = check_prepared(config, prepared)
+        if errors:
+            raise UserErrors(errors)
         with connected(config):
             return _Runner(config, prepared, storage, state, progress).run()
 
@@ -86,6 +96,7 @@ class _Runner:
             self.state.done = number + 1
             self.state.ledger = self.ledger.to_dict()
             self.state.save(self.storage)
+            self._drop_old_checkpoints()
         return self._finish()
 
     def _stage(self, step: Step) -> None:
@@ -145,7 +156,6 @@ class _Runner:
     def _account(self, segment: Segment, result: SegmentResult) -> None:
         self._write_rows(result.state.rows)
         self.rows += result.state.rows
-        previous = self.state.checkpoint
         self.state.rows = len(self.rows)
         self.state.step = result.state.step
         self.state.checkpoint = result.checkpoint
@@ -160,9 +170,14 @@ class _Runner:
         )
         tokens = sum(row["tokens"] for row in evaluated)
         self.ledger.add("evaluation", tokens=tokens, flops=tokens * forward, seconds=seconds)
-        self.state.ledger = self.ledger.to_dict()
-        if previous is not None:
-            self._obsolete = previous
+
+    def _drop_old_checkpoints(self) -> None:
+        """Keep the segment that holds the weights in force; what came before is not needed any more."""
+        if self.state.checkpoint is not None:
+            kept = self.state.checkpoint.split("/")[1]
+            for name in self.storage.names(TRAIN):
+                if name != kept:
+                    self.storage.delete(f"{TRAIN}/{name}")
 
     def _decide(self, step: Step) -> None:
         config, stage = self.config, self.config.stages[step.stage]
@@ -192,19 +207,16 @@ class _Runner:
 
     def _used(self) -> dict[str, float]:
         """Tokens drawn so far by domain."""
-        delivered: dict[str, int] = next((row["delivered"] for row in reversed(self.rows) if row["kind"] == "train"), {})
+        delivered: dict[str, int] = next(
+            (row["delivered"] for row in reversed(self.rows) if row["kind"] == "train"), {}
+        )
         return {name: float(count * self.prepared.seq_len) for name, count in delivered.items()}
 
     def _flops_per_token(self, checkpoint: str) -> tuple[float, float]:
         """FLOPs per token of a training step and of a forward pass."""
         if self._flops is None:
             directory = self.storage.download(f"{checkpoint}/model")
-            source = self.config.model.model_copy(
-                update={"path": str(directory), "config": None, "gguf_file": None}
-            )
-            model = load_model(
-                source, vocab_size=self.prepared.vocab_size, eos_token_id=self.prepared.eos_token_id, seed=0
-            )
+            model = load_weights(self.config, self.prepared, directory)
             length = self.prepared.seq_len
             self._flops = train_flops(model, 1.0, length), forward_flops(model, 1.0, length)
         return self._flops
@@ -228,6 +240,3 @@ class _Runner:
                 (Path(directory) / file.name).write_bytes(file.read_bytes())
             load_tokenizer_from(self.prepared.tokenizer_path).save_pretrained(directory)
             self.storage.upload(directory, "model")
-
-
-__all__ = ["TRAIN", "run"]

@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
 from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.errors import UserError
 from opmix_ray.storage import Storage
@@ -136,10 +139,22 @@ def _clear(storage: Storage) -> None:
         storage.delete(name)
 
 
-def _compare(config: RunConfig, storage: Storage, resume: bool) -> None:
-    import yaml
+def read_config(storage: Storage) -> RunConfig:
+    """The configuration that a run was started with.
 
-    before = RunConfig.model_validate(yaml.safe_load(storage.read_text(CONFIG)))
+    Raises:
+        UserError: config.yaml is missing or broken.
+    """
+    try:
+        return RunConfig.model_validate(yaml.safe_load(storage.read_text(CONFIG)))
+    except (yaml.YAMLError, ValidationError):
+        raise UserError(
+            "is not a run's configuration", file=storage.path(CONFIG), remedy="use --overwrite to begin again"
+        ) from None
+
+
+def _compare(config: RunConfig, storage: Storage, resume: bool) -> None:
+    before = read_config(storage)
     changed = sorted(_differences(identity(before), identity(config)))
     if not changed:
         return

@@ -203,7 +203,10 @@ def conclude(
             resamples=question.settings.bootstrap,
             seed=question.seed,
         )
-        interval = f"{gain.mean:+.4f} nats per token, {100 * gain.confidence:g} % interval {gain.low:+.4f} to {gain.high:+.4f}"
+        interval = (
+            f"{gain.mean:+.4f} nats per token, "
+            f"{100 * gain.confidence:g} % interval {gain.low:+.4f} to {gain.high:+.4f}"
+        )
         if gain.low > 0:
             kept, reason = "proposal", f"the proposal lowers the objective by {interval}"
         else:

@@ -20,7 +20,7 @@ import torch
 from ray import tune
 
 from opmix_ray.data.held_out import HeldOut
-from opmix_ray.model.base import BaseModel, with_base
+from opmix_ray.model.base import with_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import SetLoss
@@ -58,11 +58,19 @@ class SearchTask:
 
     @classmethod
     def put(
-        cls, base: BaseModel, factors: ProbeSet, sets: HeldOut, objective: dict[str, float], **options: Any
+        cls, base: Any, factors: ProbeSet, sets: HeldOut, objective: dict[str, float], **options: Any
     ) -> SearchTask:
-        """Put everything into the object store."""
+        """Put factors and held-out sequences into the object store, beside a base that is there already.
+
+        Args:
+            base: object reference of a `BaseModel`.
+            factors: from `factors_only`.
+            sets: held-out sequences by set.
+            objective: weight per set.
+            options: the task's other attributes.
+        """
         components = Components(tuple(factors.components), tuple(factors.domains), factors.data)
-        return cls(ray.put(base), ray.put(factors), ray.put(sets), components, objective, **options)
+        return cls(base, ray.put(factors), ray.put(sets), components, objective, **options)
 
 
 @dataclass

@@ -131,7 +131,8 @@ class _Worker:
             )
         torch.manual_seed(segment.seed * 1_000_003 + self.rank)
         model.train()
-        self.parallel = Parallel(model.to(self.device), segment.train.strategy, self.device)
+        model.to(self.device)  # type: ignore[arg-type]
+        self.parallel = Parallel(model, segment.train.strategy, self.device)
         self.optimizer = _optimizer(model, segment.train)
         if directory is not None:
             self.parallel.load_optimizer_state(self.optimizer, read_tensors(directory, "optimizer.pt"))
@@ -162,20 +163,23 @@ class _Worker:
         segment, train = self.segment, self.segment.train
         batch = self.sampler.next_batch()
         ids, mask = self._rows(batch)
-        targets = torch.tensor(float(mask[:, 1:].sum()), dtype=torch.float64)
-        targets = float(self.parallel.total(targets.to(self.device)) if self.world > 1 else targets)
+        own = torch.tensor(float(mask[:, 1:].sum()), dtype=torch.float64, device=self.device)
+        targets = float(self.parallel.total(own))
         rate = learning_rate(
             self.state.step - segment.stage_start, segment.stage_steps, train.optimizer, train.schedule
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        micro = train.micro_batch_size or max(1, len(ids))
-        starts = range(0, max(1, len(ids)), micro)
+        most = -(-train.batch_size // self.world)  # rows of the worker with the most
+        micro = train.micro_batch_size or most
+        starts = range(0, most, micro)  # as many on every worker, since each may be an exchange
         # Workers average gradients over each other, so each one's sum is scaled by their number.
         scale = self.world / max(targets, 1.0)
         nats = torch.zeros((), device=self.device)
         for start in starts:
             part, part_mask = ids[start : start + micro], mask[start : start + micro]
+            if not len(part):
+                part, part_mask = torch.zeros_like(ids[:1]), torch.zeros_like(mask[:1])
             with self.parallel.accumulate(last=start == starts[-1]):
                 with compute_context(segment.model.autocast, self.device):
                     loss, _ = self.parallel.module(part.to(self.device), part_mask.to(self.device))

@@ -31,9 +31,14 @@ class LossModule(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, per_sequence: bool = False) -> Any:
         """(sum of nats, number of target tokens), or both per sequence; ids and mask are (n, L)."""
-        return (
-            sequence_losses(self.model, ids, mask) if per_sequence else training_loss(self.model, ids, mask)
-        )
+        if per_sequence:
+            return sequence_losses(self.model, ids, mask)
+        nats, targets = training_loss(self.model, ids, mask)
+        if (
+            not nats.requires_grad
+        ):  # no target here; the exchange of gradients needs every worker all the same
+            nats = 0.0 * training_loss(self.model, ids, torch.ones_like(mask))[0]
+        return nats, targets
 
 
 class Parallel:
@@ -122,4 +127,4 @@ class Parallel:
 def _blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a decoder: members of its longest `ModuleList`."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=lambda blocks: len(blocks))) if lists else []
+    return max((list(blocks) for blocks in lists), key=len) if lists else []

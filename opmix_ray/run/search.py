@@ -1,0 +1,85 @@
+"""One decision for a checkpoint from anywhere: `opmix search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from opmix_ray.config import RunConfig
+from opmix_ray.errors import UserError
+from opmix_ray.mixture import Mixture
+from opmix_ray.run.cluster import connected
+from opmix_ray.run.decision import Situation, make_decision
+from opmix_ray.run.ledger import Ledger
+from opmix_ray.run.lock import locked
+from opmix_ray.run.plan import stage_domains, start_mixture
+from opmix_ray.run.progress import Progress
+from opmix_ray.run.state import MIXTURE, open_output
+from opmix_ray.run.validate import validate
+from opmix_ray.search.decide import Decision
+from opmix_ray.storage import Storage
+
+
+def search_once(
+    config: RunConfig,
+    model: Path | None,
+    *,
+    step: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Decision:
+    """Decide the next mixture of a checkpoint.
+
+    The first stage of the configuration says which domains there are, which mixture is in force (`start`), for how
+    many steps the answer is meant, and where the search space comes from.
+
+    Args:
+        config: data, probes, search.
+        model: directory of the checkpoint; None: the configured model.
+        step: of the checkpoint, for the record.
+        overwrite: remove what an earlier search left in the output.
+        progress: what a person sees.
+
+    Raises:
+        UserError: something in the input is wrong.
+    """
+    progress = progress or Progress()
+    if model is not None:
+        if not model.is_dir():
+            raise UserError(
+                "no such directory", key="--model", value=model, remedy="name a Hugging Face directory"
+            )
+        source = config.model.model_copy(
+            update={"path": str(model.absolute()), "config": None, "gguf_file": None}
+        )
+        config = config.model_copy(update={"model": source})
+    stage = config.stages[0]
+    if len(stage_domains(config, stage)) < 2:
+        raise UserError("a decision needs at least two domains", key="data.domains", remedy="add a domain")
+    storage = Storage(config.output_uri())
+    with locked(storage):
+        state = open_output(config, storage, resume=False, overwrite=overwrite)
+        prepared = validate(config, on_progress=progress.preparing)
+        tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
+        mixture, _ = start_mixture(config, stage, None, tokens, {}, prepared.seq_len)
+        situation = Situation(
+            index=0,
+            step=step,
+            stage=stage.name,
+            space=stage.search_space or config.search.space,
+            current=mixture,
+            model=None,
+            tokens_left=stage.steps * config.train.batch_size * prepared.seq_len,
+            tokens_used={},
+        )
+        ledger = Ledger()
+        with connected(config):
+            decision = make_decision(config, prepared, storage, situation, progress, ledger)
+        state.mixture = Mixture(decision.mixture).shares
+        state.mixtures = [
+            {"step": step, "stage": stage.name, "why": "start", "mixture": mixture.shares},
+            {"step": step, "stage": stage.name, "why": "decision 0", "mixture": decision.mixture},
+        ]
+        state.step, state.stage, state.ledger = step, stage.name, ledger.to_dict()
+        storage.write_json(MIXTURE, {"mixture": decision.mixture, "history": state.mixtures})
+        state.save(storage)
+        return decision

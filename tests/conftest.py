@@ -1,0 +1,37 @@
+"""One Ray for the whole session, and a tiny configuration on real text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+
+import pytest
+import ray
+
+from tests.support import TinyRun
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray with two CPUs."""
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three small domains cut from the demo's data, and a cache for prepared tokens."""
+    from tests.support import write_tiny_data
+
+    return write_tiny_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tiny(tiny_data: Path, tmp_path: Path) -> TinyRun:
+    """A run of a few seconds; change its tree, then `load()` or `write()` it."""
+    return TinyRun(tiny_data, tmp_path)

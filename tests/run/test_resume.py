@@ -1,0 +1,96 @@
+"""`kill -9` at any moment, then `--resume`: the same mixture, batches and losses as undisturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, TinyRun, read_json
+
+Moment = Callable[[Path], bool]
+
+
+def _rows(output: Path, name: str) -> int:
+    file = output / name
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def _step(output: Path) -> int:
+    lines = (output / "metrics.jsonl").read_text().splitlines() if (output / "metrics.jsonl").exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=-1)
+
+
+MOMENTS: dict[str, Moment] = {
+    "in the first segment, after a checkpoint": lambda out: _step(out) >= 4,
+    "while probes are trained": lambda out: any((out / "decisions/000/probes").glob("*/probe.json")),
+    "in the middle of the search": lambda out: _rows(out, "decisions/000/trials.jsonl") >= 2,
+    "when the decision is made": lambda out: (out / "decisions/000/decision.json").exists(),
+    "in the second segment": lambda out: _step(out) >= 8,
+}
+
+
+def _start(tiny: TinyRun, output: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = tiny.command("run", str(tiny.write()), "--output", str(output), "--json", *more)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True)
+
+
+def _finish(process: subprocess.Popen[bytes]) -> None:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()
+
+
+def _kill_when(process: subprocess.Popen[bytes], output: Path, moment: Moment) -> None:
+    deadline = time.monotonic() + 200
+    while not moment(output):
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (output / "result.json").exists(), "it was over before it could be killed"
+
+
+def _outcome(output: Path) -> dict:
+    result = read_json(output / "result.json")
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "mixture": result["final_mixture"],
+        "losses": [e["losses"] for e in result["evaluations"]],
+        "delivered": [row["delivered"] for row in rows if row["kind"] == "train"],
+        "train": [(row["step"], row["loss"]) for row in rows if row["kind"] == "train"],
+        "ratios": (output / "decisions/000/ratios.csv").read_text(),
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    _finish(_start(TinyRun(tiny_data, directory), directory / "out"))
+    yield _outcome(directory / "out")
+
+
+def _assert_same(found: dict, expected: dict) -> None:
+    assert found["delivered"] == expected["delivered"]
+    assert found["ratios"] == expected["ratios"]
+    assert found["mixture"] == pytest.approx(expected["mixture"], abs=1e-6)
+    assert [step for step, _ in found["train"]] == [step for step, _ in expected["train"]]
+    assert [loss for _, loss in found["train"]] == pytest.approx([loss for _, loss in expected["train"]], abs=1e-5)
+    for mine, theirs in zip(found["losses"], expected["losses"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.timeout(1200)
+def test_killed_at_five_moments_in_one_run(tiny: TinyRun, undisturbed: dict) -> None:
+    """One run that dies five times, each time at another moment, ends like one that never did."""
+    output = tiny.directory / "out"
+    for number, moment in enumerate(MOMENTS.values()):
+        _kill_when(_start(tiny, output, *(["--resume"] if number else [])), output, moment)
+    _finish(_start(tiny, output, "--resume"))
+    _assert_same(_outcome(output), undisturbed)
