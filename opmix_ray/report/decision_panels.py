@@ -51,6 +51,7 @@ def candidates(files: DecisionFiles, objective: dict[str, float]) -> Panel | Non
         marks += [Rule(values[0], "y"), Dots(x[:1], values[:1], 1, "mixture in force", titles=titles)]
     if files.checked is not None:
         row, at = files.checked, float(len(x))
+        marks.append(Rule(at - 0.5))
         gain = _gain(files, row, objective)
         marks.append(
             Whiskers(
@@ -95,9 +96,7 @@ def set_gains(files: DecisionFiles, objective: dict[str, float]) -> Panel | None
     if files.checked is None or not files.rows:
         return None
     names = ["objective", *files.sets]
-    gain = n.numbers(files.decision.get("gain"))
-    deciding = Difference(*(gain.get(key, math.nan) for key in ("mean", "low", "high")))
-    found = [deciding if gain else _gain(files, files.checked, objective)]
+    found = [deciding_gain(files)]
     found += [_gain(files, files.checked, {name: 1.0}) for name in files.sets]
     places = [float(i) for i in range(len(names))]
     means = [d.mean for d in found]
@@ -155,7 +154,7 @@ def law_panels(files: DecisionFiles, check: LawCheck | None) -> list[Panel]:
     found = []
     for place, name in enumerate(check.sets[:MOST_SETS]):
         observed, predicted = check.observed[:, place], check.predicted[:, place]
-        marks = _diagonal(observed, predicted, check.checked.get(name))
+        marks = _diagonal(observed.tolist(), check.checked.get(name))
         titles = [
             f"candidate {run}: observed {n.loss(o)}, law {n.loss(p)}"
             for run, o, p in zip(check.runs, observed, predicted, strict=True)
@@ -181,6 +180,12 @@ def law_panels(files: DecisionFiles, check: LawCheck | None) -> list[Panel]:
     return found
 
 
+def deciding_gain(files: DecisionFiles) -> Difference:
+    """The gain in objective that the decision was judged by."""
+    gain = n.numbers(files.decision.get("gain"))
+    return Difference(*(gain.get(key, math.nan) for key in ("mean", "low", "high")))
+
+
 def set_gain(files: DecisionFiles, weights: dict[str, float]) -> Difference:
     """Gain of the simulated proposal over the mixture in force, for some weights of the sets."""
     return UNKNOWN if files.checked is None else _gain(files, files.checked, weights)
@@ -204,9 +209,7 @@ def _gain(files: DecisionFiles, row: object, weights: dict[str, float]) -> Diffe
         return UNKNOWN
 
 
-def _diagonal(
-    observed: Sequence[float], predicted: Sequence[float], other: tuple[float, float] | None
-) -> list[Mark]:
+def _diagonal(observed: Sequence[float], other: tuple[float, float] | None) -> list[Mark]:
     values = np.array([*observed, *(other[:1] if other else [])])
     values = values[np.isfinite(values)]
     if len(values) < 2:

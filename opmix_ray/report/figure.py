@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from opmix_ray.report.html import esc
-from opmix_ray.report.panel import COLOURS, Colour, Panel
+from opmix_ray.report.panel import COLOURS, Entry, Panel
 from opmix_ray.report.svg import WIDE, WIDTH, draw
 
 
@@ -15,7 +15,8 @@ def figure(panel: Panel | None) -> str:
         return ""
     note = f"<small>{esc(panel.note)}</small>" if panel.note else ""
     if panel.wide:
-        drawing = f'<div class="broad">{draw(panel, width=WIDE)}</div><div class="narrow">{draw(panel, width=WIDTH)}</div>'
+        broad, narrow = draw(panel, width=WIDE), draw(panel, width=WIDTH)
+        drawing = f'<div class="broad">{broad}</div><div class="narrow">{narrow}</div>'
     else:
         drawing = draw(panel)
     kind = ' class="wide"' if panel.wide else ""
@@ -35,12 +36,12 @@ def _legend(panel: Panel) -> str:
     if len(entries) < 2:
         return ""
     lines = "".join(
-        f'<li><svg viewBox="0 0 11 11" aria-hidden="true"><rect class="f{_swatch(colour)}" width="11" height="11" rx="2"/>'
-        f"</svg>{esc(label)}</li>"
-        for label, colour in entries
+        f'<li title="{esc(entry.label)}"><i class="k{_swatch(entry)}"></i>{esc(entry.label)}</li>'
+        for entry in entries
     )
     return f'<ul class="legend">{lines}</ul>'
 
 
-def _swatch(colour: Colour) -> str:
-    return str(colour % COLOURS) if isinstance(colour, int) else f"-{colour}"
+def _swatch(entry: Entry) -> str:
+    kind = str(entry.colour % COLOURS) if isinstance(entry.colour, int) else f"-{entry.colour}"
+    return f"{kind} hollow" if entry.hollow else kind

@@ -65,7 +65,7 @@ class DecisionFiles:
 
     @property
     def title(self) -> str:
-        """`Decision 0 at step 200`."""
+        """`Decision 0 at step 200, stage pretrain`."""
         if not self.decision:
             return f"Decision {self.name}, not finished"
         return (

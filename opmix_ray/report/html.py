@@ -58,10 +58,12 @@ def table(
             for i, cell in enumerate(row[1:], 1)
         )
         kind = marked[number] if number < len(marked) else ""
-        body.append(f'<tr{_class(kind)}><th scope="row" class="t">{esc(row[0])}</th>{cells}</tr>')
+        first = f'<th scope="row" class="t" title="{esc(row[0])}">{esc(row[0])}</th>'
+        body.append(f"<tr{_class(kind)}>{first}{cells}</tr>")
     return (
+        f'<p class="caption">{esc(caption)}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(caption)}"><table>'
-        f"<caption>{esc(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

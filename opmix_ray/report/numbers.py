@@ -8,6 +8,7 @@ from typing import Any
 
 NOTHING = "n/a"
 MINUS = "−"
+NBSP = "\u00a0"  # a number and its unit stay on one line
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -45,14 +46,14 @@ def loss(value: Any, *, sign: bool = False) -> str:
 def percent(value: Any, digits: int = 1, *, sign: bool = False) -> str:
     """A fraction as per cent."""
     text = fixed(100 * number(value), digits, sign=sign)
-    return text if text == NOTHING else f"{text} %"
+    return text if text == NOTHING else f"{text}{NBSP}%"
 
 
 def share(value: Any) -> str:
     """A share of tokens as per cent; small ones are not rounded to nothing."""
     value = number(value)
     if 0 < value < 0.0005:
-        return "< 0.1 %"
+        return f"<{NBSP}0.1{NBSP}%"
     return percent(value, 1)
 
 
@@ -69,7 +70,7 @@ def power(value: Any) -> str:
     value = number(value)
     if not math.isfinite(value):
         return NOTHING
-    if abs(value) < 1000:
+    if value == 0 or 0.001 <= abs(value) < 1000:
         return f"{value:.3g}".replace("-", MINUS)
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", MINUS)
@@ -81,9 +82,9 @@ def seconds(value: Any) -> str:
     if not math.isfinite(value):
         return NOTHING
     if value < 10:
-        return f"{value:.2f} s".replace("-", MINUS)
+        return f"{value:.2f}{NBSP}s".replace("-", MINUS)
     if value < 100:
-        return f"{value:.1f} s"
+        return f"{value:.1f}{NBSP}s"
     if value < 3600:
         return f"{value // 60:.0f} min {value % 60:02.0f} s"
     return f"{value // 3600:,.0f} h {value % 3600 // 60:02.0f} min"

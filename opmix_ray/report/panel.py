@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Colour = int | Literal["ink", "muted", "accent", "warn"]  # a number: one of the categorical colours
@@ -83,6 +83,15 @@ Mark = Line | Dots | Rects | Whiskers | Rule | Texts
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One line of a legend."""
+
+    label: str
+    colour: Colour
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
 class Panel:
     """One figure.
 
@@ -112,7 +121,6 @@ class Panel:
     y_scale: Scale = "number"
     wide: bool = False
     note: str = ""
-    legend: Sequence[tuple[str, Colour]] = field(default=())
 
     def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Range of x and of y, never empty."""
@@ -126,14 +134,14 @@ class Panel:
             return x_range, (-0.5, len(self.categories) - 0.5)
         return x_range, self.y_range or _padded(ys)
 
-    def entries(self) -> list[tuple[str, Colour]]:
-        """Legend: labels and colours, each once."""
+    def entries(self) -> list[Entry]:
+        """The legend: every labelled mark once."""
+        marks = [mark for mark in self.marks if isinstance(mark, Line | Dots | Rects) and mark.label]
         found = {
-            mark.label: mark.colour
-            for mark in self.marks
-            if isinstance(mark, Line | Dots | Rects) and mark.label
+            mark.label: Entry(mark.label, mark.colour, isinstance(mark, Dots) and mark.hollow)
+            for mark in marks
         }
-        return [*self.legend, *found.items()]
+        return list(found.values())
 
     def empty(self) -> bool:
         """Whether there is nothing to draw."""

@@ -53,7 +53,7 @@ def mixture_over_time(run: RunFiles) -> Panel | None:
     marks: list[Mark] = [Rects(boxes[name], i, name, titles[name]) for i, name in enumerate(bands)]
     return Panel(
         name="mixture",
-        title="Mixture over time",
+        title="Share of training tokens by domain",
         description="Share of training tokens by domain, stacked, from the first step to the last one made.",
         marks=[*marks, *_decision_rules(run)],
         x_label=STEPS,
@@ -200,7 +200,13 @@ def paired_bars(
         max((v for v in pair if math.isfinite(v)), default=math.nan)
         for pair in zip(before[1], after[1], strict=True)
     ]
-    marks.append(Texts(ends, [float(i) for i in range(len(ends))], [n.share(v) for v in after[1]]))
+    marks.append(
+        Texts(
+            ends,
+            [float(i) for i in range(len(ends))],
+            [_change(*pair) for pair in zip(before[1], after[1], strict=True)],
+        )
+    )
     return Panel(
         name=name,
         title=title,
@@ -212,6 +218,12 @@ def paired_bars(
         x_label="share of training tokens",
         note=note,
     )
+
+
+def _change(old: float, new: float) -> str:
+    """`33.7 → 0.1 %`."""
+    first, second = n.share(old), n.share(new)
+    return second if first == second else f"{first.removesuffix(f'{n.NBSP}%')} → {second}"
 
 
 def _over_steps(

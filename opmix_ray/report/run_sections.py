@@ -27,7 +27,8 @@ def missing(run: RunFiles) -> str:
     if not run.notes:
         return ""
     why = "The run is not finished" if not run.finished else "The run is finished, but not all of it is here"
-    return f'<div class="warn" role="note">{paragraph(f"{why}; this page shows what there is:")}{items(run.notes)}</div>'
+    head = paragraph(f"{why}; this page shows what there is:")
+    return f'<div class="warn" role="note">{head}{items(run.notes)}</div>'
 
 
 def mixtures(run: RunFiles) -> str:
@@ -207,8 +208,13 @@ def _loss_table(run: RunFiles) -> str:
         ]
         for name in run.sets
     ]
+    means = [_mean(before), _mean(after)]
+    averages = [n.fixed(_mean(perplexity), 2), n.fixed(_mean(bits), 4)]
+    rows.append(["mean of all sets", n.loss(means[0]), n.loss(means[1]), change(*means), *averages, ""])
     old, new = run.weighted(first), run.weighted(last)
-    rows.append(["objective", n.loss(old), n.loss(new), change(old, new), n.NOTHING, n.NOTHING, "100.0 %"])
+    rows.append(
+        ["objective", n.loss(old), n.loss(new), change(old, new), "", "", n.percent(sum(weights.values()))]
+    )
     steps = [n.count(row.get("step")) for row in (first, last)]
     return table(
         [
@@ -221,6 +227,11 @@ def _loss_table(run: RunFiles) -> str:
             "weight",
         ],
         [list(row) for row in rows],
-        caption=f"Held-out loss, nats per token; perplexity and bits per byte at step {steps[1]}; weight in the objective",
-        marked=[""] * len(run.sets) + ["best"],
+        caption=f"Held-out loss in nats per token; perplexity and bits per byte at step {steps[1]}; "
+        "weight in the objective",
+        marked=[""] * (len(rows) - 1) + ["best"],
     )
+
+
+def _mean(values: dict[str, float]) -> float:
+    return sum(values.values()) / len(values) if values else math.nan

@@ -10,20 +10,19 @@ from opmix_ray.report.html import esc
 from opmix_ray.report.panel import COLOURS, Colour, Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
 from opmix_ray.report.ticks import tick_labels, ticks
 
-WIDTH, WIDE = 360, 760  # units; a unit is a pixel at the width the panels are laid out for
+WIDTH, WIDE = 360, 1080  # units; a unit is a pixel at the width the panels are laid out for
 HEIGHT, ROW = 210, 30  # of a panel of numbers, of one category
-CHARACTER = 6.1  # width of one at the font size of tick labels
+CHARACTER = 6.6  # width of one at the font size of tick labels
 _DASHES = " d"
 
 
 def draw(panel: Panel, *, width: int | None = None) -> str:
     """The panel as an `<svg>` element that scales with its box."""
     frame = _Frame.of(panel, width or (WIDE if panel.wide else WIDTH))
-    parts = [] if panel.empty() else [*_axes(panel, frame)]
-    for mark in panel.marks:
-        parts += _mark(mark, frame)
     if panel.empty():
         parts = [f'<text x="{frame.width / 2}" y="{frame.height / 2}" class="mid">no finite values</text>']
+    else:
+        parts = [*_axes(panel, frame), *(part for mark in panel.marks for part in _mark(mark, frame))]
     return (
         f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{esc(panel.title)}">'
         f"<desc>{esc(panel.description)}</desc>{''.join(parts)}</svg>"
@@ -95,8 +94,8 @@ def _axes(panel: Panel, frame: _Frame) -> Iterable[str]:
     for place, name in enumerate(panel.categories):
         text = name if len(name) <= room else name[: room - 1] + "…"
         title = f"<title>{esc(name)}</title>" if text != name else ""
-        y = _n(frame.y(place) + 4)
-        yield f'<text x="{_n(frame.left - 6)}" y="{y}" class="end">{title}{esc(text)}</text>'
+        at = f'x="{_n(frame.left - 6)}" y="{_n(frame.y(place) + 4)}"'
+        yield f'<text {at} class="end">{title}{esc(text)}</text>'
     if panel.x_label:
         middle = (frame.left + frame.right) / 2
         yield f'<text x="{_n(middle)}" y="{frame.height - 6}" class="mid q">{esc(panel.x_label)}</text>'
@@ -184,7 +183,7 @@ def _rule(mark: Rule, frame: _Frame) -> Iterable[str]:
     yield f'<path class="r" d="M{_n(x)} {_n(frame.top)}V{_n(frame.bottom)}"/>'
     if mark.label:
         late = x + CHARACTER * len(mark.label) > frame.right
-        place = f'x="{_n(x - 3)}" class="end q"' if late else f'x="{_n(x + 3)}" class="q"'
+        place = f'x="{_n(x - 3)}" class="end h"' if late else f'x="{_n(x + 3)}" class="h"'
         yield f'<text {place} y="{_n(frame.top + 10)}">{esc(mark.label)}</text>'
 
 

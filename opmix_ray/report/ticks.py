@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from opmix_ray.report.numbers import MINUS, power
+from opmix_ray.report.numbers import MINUS, NBSP, power
 from opmix_ray.report.panel import Scale
 
 
@@ -25,7 +25,7 @@ def ticks(low: float, high: float, most: int, scale: Scale = "number") -> list[f
 def tick_labels(values: list[float], scale: Scale = "number") -> list[str]:
     """Labels with as many decimals as their spacing needs."""
     if scale == "percent":
-        return [f"{text} %" for text in tick_labels([100 * value for value in values])]
+        return [f"{text}{NBSP}%" for text in tick_labels([100 * value for value in values])]
     if not values:
         return []
     step = values[1] - values[0] if len(values) > 1 else abs(values[0]) or 1.0

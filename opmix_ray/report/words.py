@@ -63,23 +63,37 @@ def _decided(run: RunFiles) -> str:
     tail = f" {n.plural(open_, 'decision')} still being made." if open_ else ""
     if not made:
         return f"No decision about the mixture has been made.{tail}"
-    taken = [files for files in made if files.decision.get("kept") == "proposal"]
     if len(made) == 1:
         return _one(made[0].decision) + tail
-    text = f"The mixture was decided on {len(made)} times and changed {len(taken)} times."
-    sentences = [_one(files.decision, short=True) for files in made]
-    return " ".join([text, *sentences]) + tail
+    taken = [files.decision for files in made if files.decision.get("kept") == "proposal"]
+    left = [files.decision for files in made if files.decision.get("kept") != "proposal"]
+    measured = [decision for decision in left if n.numbers(decision.get("gain"))]
+    text = [f"The mixture was decided on {len(made)} times and changed {_times(len(taken))}."]
+    text += [_one(decision, short=True) for decision in taken]
+    if len(measured) > 1:
+        steps = [n.count(decision.get("step")) for decision in measured]
+        text.append(
+            f"At steps {', '.join(steps[:-1])} and {steps[-1]} it was left as it was: the interval of the proposal's "
+            "measured gain did not lie above 0."
+        )
+        left = [decision for decision in left if decision not in measured]
+    return " ".join([*text, *(_one(decision, short=True) for decision in left)]) + tail
 
 
 def _one(decision: dict[str, Any], short: bool = False) -> str:
-    at = f"At step {n.count(decision.get('step'))}"
+    at = f"At step {n.count(decision.get('step'))} {'it' if short else 'the mixture'}"
     old, new = n.numbers(decision.get("current")), n.numbers(decision.get("proposal"))
     reason = str(decision.get("reason") or "no reason is recorded")
-    scored = f" after scoring {n.plural(int(_whole(decision.get('trials'))), 'candidate mixture')}"
+    trials = n.number(decision.get("trials"))
+    scored = f" after scoring {n.plural(int(trials), 'candidate mixture')}" if math.isfinite(trials) else ""
     if decision.get("kept") == "proposal":
         change = moved(old, new, 2 if short else 3) or "hardly any share"
-        return f"{at} the mixture was changed{'' if short else scored} ({change}): {reason}."
-    return f"{at} the mixture was left as it was{'' if short else scored}: {reason}."
+        return f"{at} was changed{'' if short else scored} ({change}): {reason}."
+    return f"{at} was left as it was{'' if short else scored}: {reason}."
+
+
+def _times(many: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(many, f"{many} times")
 
 
 def _changed(run: RunFiles) -> str:
@@ -111,8 +125,3 @@ def _cost(run: RunFiles) -> str:
         f"Deciding cost {n.percent(run.overhead)} of the FLOPs of training ({n.count(tokens)} tokens) and "
         f"{n.seconds(spent)} of computing time, beside {n.seconds(main.get('seconds'))} of training."
     )
-
-
-def _whole(value: Any) -> float:
-    value = n.number(value)
-    return value if math.isfinite(value) else 0.0
