@@ -47,6 +47,20 @@ def candidates(files: DecisionFiles, objective: dict[str, float]) -> Panel | Non
     stopped = [v if row.status == "stopped" else math.nan for v, row in zip(values, files.rows, strict=True)]
     if any(map(math.isfinite, stopped)):
         marks.append(Dots(x, stopped, "muted", "stopped early", hollow=True, titles=titles))
+    broken = [i for i, row in enumerate(files.rows) if row.status in ("nan", "failed")]
+    if broken:
+        top = max([value for value in [*values, *high] if math.isfinite(value)], default=1.0)
+        texts = [f"candidate {files.rows[i].run}: {files.rows[i].status}" for i in broken]
+        marks.append(
+            Dots(
+                [x[i] for i in broken],
+                [top] * len(broken),
+                "warn",
+                "no finite loss",
+                hollow=True,
+                titles=texts,
+            )
+        )
     if math.isfinite(values[0]):
         marks += [Rule(values[0], "y"), Dots(x[:1], values[:1], 1, "mixture in force", titles=titles)]
     if files.checked is not None:

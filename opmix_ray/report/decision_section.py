@@ -69,7 +69,7 @@ def _law(files: DecisionFiles, check: LawCheck | None) -> str:
         if check
         else paragraph("law.json or the candidates are missing: the law is not drawn.", kind="soft")
     )
-    drawn = grid(panels.law_panels(files, check))
+    drawn = grid(panels.law_panels(files, check), legend=False)
     content = text + drawn + more + absent + tables.quality_table(quality)
     return section("Law against observation", content, level=4)
 
@@ -97,7 +97,10 @@ def _judged(quality: Mapping[str, object], domains: int) -> str:
 def _reading(check: LawCheck | None) -> str:
     if check is None:
         return ""
-    text = "Below, each dot is a candidate: the loss measured, and the loss by the law as fitted; dashed is equality."
+    text = (
+        "Below, each grey dot is a candidate: the loss measured, and the loss by the law as fitted. The blue one is "
+        "the simulated proposal, which the fit has not seen; on the dashed line both losses are equal."
+    )
     if check.eps is None:
         return text
     fitted, read = check.eps

@@ -9,7 +9,7 @@ from opmix_ray.report.panel import COLOURS, Entry, Panel
 from opmix_ray.report.svg import WIDE, WIDTH, draw
 
 
-def figure(panel: Panel | None) -> str:
+def figure(panel: Panel | None, *, legend: bool = True) -> str:
     """One figure; a wide one is drawn a second time for narrow screens."""
     if panel is None:
         return ""
@@ -19,15 +19,14 @@ def figure(panel: Panel | None) -> str:
         drawing = f'<div class="broad">{broad}</div><div class="narrow">{narrow}</div>'
     else:
         drawing = draw(panel)
+    lines = _legend(panel) if legend else ""
     kind = ' class="wide"' if panel.wide else ""
-    return (
-        f"<figure{kind}><figcaption>{esc(panel.title)}{note}</figcaption>{_legend(panel)}{drawing}</figure>"
-    )
+    return f"<figure{kind}><figcaption>{esc(panel.title)}{note}</figcaption>{lines}{drawing}</figure>"
 
 
-def grid(panels: Iterable[Panel | None]) -> str:
+def grid(panels: Iterable[Panel | None], *, legend: bool = True) -> str:
     """Figures side by side, as many as there is room for."""
-    drawn = "".join(figure(panel) for panel in panels)
+    drawn = "".join(figure(panel, legend=legend) for panel in panels)
     return f'<div class="panels">{drawn}</div>' if drawn else ""
 
 

@@ -8,6 +8,7 @@ from opmix_ray.report import run_sections as parts
 from opmix_ray.report.decision_section import decision_section
 from opmix_ray.report.gather import RunFiles, gather
 from opmix_ray.report.html import esc, paragraph, section
+from opmix_ray.report.palette import css
 from opmix_ray.storage import Storage
 
 REPORT = "report.html"
@@ -47,7 +48,7 @@ def render(run: RunFiles) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(run.name)}: mixture report</title><style>{style}</style></head>\n"
+        f"<title>{esc(run.name)}: mixture report</title><style>{css()}{style}</style></head>\n"
         f"<body><header>{parts.opening(run)}</header>\n<main>{chr(10).join(body)}</main>\n"
         "<footer>Losses are in nats per token on held-out documents; a share is a share of training tokens. "
         "Intervals are given in brackets.</footer></body></html>\n"
