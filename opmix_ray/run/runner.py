@@ -15,7 +15,7 @@ import transformers
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, prepare
-from opmix_ray.data.tokenizer import load_tokenizer_from
+from opmix_ray.data.tokenizer import load_saved_tokenizer
 from opmix_ray.errors import UserErrors
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.flops import forward_flops, train_flops
@@ -238,5 +238,5 @@ class _Runner:
             source = self.storage.download(f"{checkpoint}/model")
             for file in source.iterdir():
                 (Path(directory) / file.name).write_bytes(file.read_bytes())
-            load_tokenizer_from(self.prepared.tokenizer_path).save_pretrained(directory)
+            load_saved_tokenizer(self.prepared.tokenizer_path).save_pretrained(directory)
             self.storage.upload(directory, "model")

