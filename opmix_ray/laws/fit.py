@@ -85,6 +85,7 @@ def fit_law(
         fit.details,
         table,
         refit,
+        np.column_stack([fit.held_out, fit.objective_held_out]),
     )
 
 

@@ -31,6 +31,7 @@ class FittedLaw:
         details: what the law reports about its choice, as JSON values.
         table: the rows it was fitted on, or None.
         refit: `refit(table) -> (responses, direct)` under the choices made, for the bootstrap; lost in JSON.
+        held_out: (N, M + 1) predictions out of fold of the metrics and, last, the objective; lost in JSON.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class FittedLaw:
         details: Mapping[str, Any] | None = None,
         table: Table | None = None,
         refit: Refit | None = None,
+        held_out: np.ndarray | None = None,
     ) -> None:
         self.name = name
         self.domains = list(domains)
@@ -58,6 +60,7 @@ class FittedLaw:
         self.details = dict(details or {})
         self.table = table
         self.refit = refit
+        self.held_out = held_out
 
     @property
     def convex(self) -> bool:

@@ -1,8 +1,8 @@
 """A power law in effective tokens: `L(p) = floor + (a . p)^-beta`.
 
-`a_d > 0` is what a token of domain d is worth to the metric: the loss falls as a power of the effective share `a . p`, as
-it does of tokens in scaling laws (Hoffmann et al. 2022; Hernandez et al. 2021 for transfer between domains). Convex on
-the simplex; its limit for large `beta` is the log-linear law.
+`a_d > 0` is what a token of domain d is worth to the metric: the loss falls as a power of the effective share
+`a . p`, as it does of tokens in scaling laws (Hoffmann et al. 2022; Hernandez et al. 2021 for transfer between
+domains). Convex on the simplex; its limit for large `beta` is the log-linear law.
 """
 
 from __future__ import annotations

@@ -254,11 +254,12 @@ def _binding(problem: Problem, shares: np.ndarray) -> list[str]:
         )
     if law.table is not None:
         ratios = law.table.ratios
-        for d in np.flatnonzero((shares > ratios.max(axis=0) + 0.01) | (shares < ratios.min(axis=0) - 0.01)):
-            said.append(
-                f"`{law.domains[d]}` at {shares[d]:.3f} is outside the rows, which hold "
-                f"{ratios[:, d].min():.3f} to {ratios[:, d].max():.3f}: an extrapolation"
-            )
+        outside = (shares > ratios.max(axis=0) + 0.01) | (shares < ratios.min(axis=0) - 0.01)
+        said += [
+            f"`{law.domains[d]}` at {shares[d]:.3f} is outside the rows, which hold "
+            f"{ratios[:, d].min():.3f} to {ratios[:, d].max():.3f}: an extrapolation"
+            for d in np.flatnonzero(outside)
+        ]
     if problem.kl > 0:
         divergence = float(problem.divergence(shares[None])[0])
         said.append(f"KL to the prior is {divergence:.4f} nats and costs {problem.kl * divergence:.4g}")
