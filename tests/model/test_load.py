@@ -66,9 +66,12 @@ def test_the_end_of_text_token_learns_though_it_pads_too(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_saved_model_is_the_same_for_us_and_for_transformers(name: str, dtype: str, tmp_path: Path) -> None:
     model = tiny(name, dtype, seed=3)
+    model.config.use_cache = True
     save_model(model, tmp_path)
     assert list(tmp_path.glob("*.safetensors"))
-    assert bits(load(path=str(tmp_path), dtype=dtype)) == bits(model)
+    ours = load(path=str(tmp_path), dtype=dtype)
+    assert bits(ours) == bits(model)
+    assert ours.config.use_cache is False
     theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path), dtype=dtype)
     assert bits(theirs) == bits(model)
 

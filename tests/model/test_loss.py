@@ -81,13 +81,16 @@ def test_nothing_to_predict() -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "gemma2"])
 def test_chunks_change_neither_loss_nor_gradient(name: str, monkeypatch) -> None:
     ids, mask = (torch.from_numpy(array) for array in tokens())
-    results = []
+    results, sequences = [], []
     for chunk in (loss_module.CHUNK_LOGITS, 3 * VOCAB):
         monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk)
         model = tiny(name)
+        with torch.no_grad():
+            sequences.append(sequence_losses(model, ids, mask)[0])
         nats, count = training_loss(model, ids, mask)
         (nats / count).backward()
         results.append((nats.item(), {n: p.grad for n, p in model.named_parameters()}))
+    torch.testing.assert_close(*sequences, rtol=1e-6, atol=0)
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     for key, gradient in results[0][1].items():
         torch.testing.assert_close(results[1][1][key], gradient, rtol=1e-4, atol=1e-7)
