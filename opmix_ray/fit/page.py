@@ -14,6 +14,7 @@ import numpy as np
 from opmix_ray.report.figure import figure, grid
 from opmix_ray.report.html import code_marks, esc, fold, items, paragraph, section, table
 from opmix_ray.report.numbers import fixed, percent, plural, seconds, share
+from opmix_ray.report.palette import css
 from opmix_ray.report.panel import Dots, Line, Panel, Rects, Whiskers
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def render(result: FitResult) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{style}{_HEAT}</style></head>\n"
+        f"<title>{esc(title)}</title><style>{css()}{style}{_HEAT}</style></head>\n"
         f"<body><header><h1>{esc(title)}</h1>{_opening(result)}</header>\n<main>{chr(10).join(body)}</main>\n"
         "<footer>A share is a share of training tokens. Metrics are in their own units, lower is better. "
         "Out of fold: predicted by a law fitted without that run.</footer></body></html>\n"
@@ -196,7 +197,7 @@ def _against(name: str, measured: np.ndarray, predicted: np.ndarray, runs: Seque
 _HEAT = (
     ".heat td{--a:0;background:rgba(47,116,192,var(--a));min-width:3.2rem}"
     ".heat td.up{background:rgba(207,95,75,var(--a))}"
-    ".heat th[scope=col]{white-space:normal;overflow-wrap:anywhere;min-width:3.4rem;max-width:6rem}"
+    ".heat th[scope=col]{white-space:normal;min-width:3.4rem;max-width:9rem}"
 )
 
 
@@ -208,7 +209,7 @@ def _interactions(result: FitResult) -> str:
     top = np.abs(effect).max(axis=0)
     top = np.where(top > 0, top, 1.0)
     names, metrics = short(law.domains), short(law.metric_names)
-    head = "".join(f'<th scope="col">{esc(name)}</th>' for name in metrics)
+    head = "".join(f'<th scope="col">{esc(name).replace("_", "_<wbr>")}</th>' for name in metrics)
     body = []
     for d in order:
         cells = "".join(
