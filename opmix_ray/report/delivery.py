@@ -36,10 +36,10 @@ def delivery(run: RunFiles) -> list[Delivered]:
     sequences = numbers(rows[-1]["delivered"]) if rows else {}
     end = number(rows[-1].get("step")) if rows else math.nan
     length = run.config.data.seq_len if run.config else math.nan
-    known = run.result.get("delivered")
-    known = known if isinstance(known, dict) else {}
+    entries = run.result.get("delivered")
+    known = {name: numbers(values) for name, values in entries.items()} if isinstance(entries, dict) else {}
     if not sequences:
-        sequences = {name: number(values.get("sequences")) for name, values in known.items()}
+        sequences = {name: values.get("sequences", math.nan) for name, values in known.items()}
         end = float(run.step)
     total = sum(value for value in sequences.values() if math.isfinite(value))
     planned = _planned(run, end)
@@ -49,7 +49,7 @@ def delivery(run: RunFiles) -> list[Delivered]:
             planned=planned.get(name, math.nan),
             share=sequences.get(name, 0.0) / total if total else math.nan,
             tokens=sequences.get(name, 0.0) * length if total else math.nan,
-            epochs=number((known.get(name) or {}).get("epochs")),
+            epochs=known.get(name, {}).get("epochs", math.nan),
         )
         for name in run.domains
     ]

@@ -26,7 +26,7 @@ from opmix_ray.storage import Storage
 FORMATS = ("png", "svg")
 DPI = 160
 COLUMNS = 3  # of small panels that belong together
-_STYLE: Any = {"font.size": 8.5, "svg.fonttype": "none", "svg.hashsalt": "opmix", "axes.titlesize": 9.5}
+_STYLE: Any = {"font.size": 8.5, "svg.fonttype": "none", "svg.hashsalt": "opmix", "axes.titlesize": 9}
 
 
 def figures(storage: Storage, formats: Sequence[str] = FORMATS, directory: str = "figures") -> list[str]:
@@ -93,8 +93,14 @@ def _draw(group: _Group) -> Figure:
     height = 0.9 + 0.32 * len(first.categories) if first.categories else 2.7
     figure = Figure(figsize=(width, height * lines), layout="constrained", facecolor="white")
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, panel in zip(grid, group.panels, strict=False):
+    for place, (axes, panel) in enumerate(zip(grid, group.panels, strict=False)):
         _panel(axes, panel)
+        if place == columns - 1 and len(panel.entries()) > 1:  # small panels share one legend
+            axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        if len(group.panels) > 1:
+            axes.set_title(_short(panel.title, 32), loc="left", fontweight="bold")
+        else:
+            figure.suptitle(_plain(panel.title), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
     for axes in grid[len(group.panels) :]:
         axes.set_visible(False)
     return figure
@@ -104,7 +110,6 @@ def _panel(axes: Axes, panel: Panel) -> None:
     x_limits, y_limits = panel.limits()
     axes.set_xlim(*x_limits)
     axes.set_ylim(*y_limits)
-    axes.set_title(_plain(panel.title), loc="left", fontweight="bold")
     axes.set_xlabel(_plain(panel.x_label), color=LIGHT["soft"])
     axes.set_ylabel(_plain(panel.y_label), color=LIGHT["soft"])
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -122,8 +127,6 @@ def _panel(axes: Axes, panel: Panel) -> None:
         axes.set_yticks(places, tick_labels(places, panel.y_scale))
     for mark in panel.marks:
         _mark(axes, mark)
-    if len(panel.entries()) > 1:
-        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _mark(axes: Axes, mark: Mark) -> None:

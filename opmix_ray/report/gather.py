@@ -183,13 +183,13 @@ def gather(storage: Storage) -> RunFiles:
     run.state = _mapping(_read(storage, STATE, run.notes, storage.read_json))
     run.result = _mapping(_read(storage, RESULT, run.notes, storage.read_json))
     mixture = _mapping(_read(storage, MIXTURE, run.notes, storage.read_json))
-    history = mixture.get("history") or run.state.get("mixtures") or run.result.get("mixtures") or []
-    run.history = [entry for entry in history if isinstance(entry, dict) and numbers(entry.get("mixture"))]
+    history = mixture.get("history") or run.state.get("mixtures") or run.result.get("mixtures")
+    run.history = [entry for entry in _mappings(history) if numbers(entry.get("mixture"))]
     rows = _lines(storage, METRICS, run.notes)
     run.train = _by_step(row for row in rows if row.get("kind") == "train")
     run.evaluations = _by_step(row for row in rows if row.get("kind") == "evaluation")
     if not run.evaluations:
-        run.evaluations = [row for row in run.result.get("evaluations") or [] if isinstance(row, dict)]
+        run.evaluations = _mappings(run.result.get("evaluations"))
     run.decisions = [_decision(storage, name, run.notes) for name in storage.names("decisions")]
     return run
 
@@ -230,7 +230,7 @@ def _read(storage: Storage, name: str, notes: list[str], read: Callable[[str], T
         return None
     try:
         return read(name)
-    except (UserError, ValueError, TypeError, LookupError) as error:
+    except (UserError, ValueError, TypeError, LookupError, AttributeError) as error:
         notes.append(f"{name} cannot be read: {error}")
         return None
 
@@ -269,3 +269,7 @@ def _config(text: str, notes: list[str]) -> RunConfig | None:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _mappings(values: Any) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []

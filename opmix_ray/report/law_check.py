@@ -14,6 +14,7 @@ import numpy as np
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw
 from opmix_ray.report.gather import DecisionFiles
+from opmix_ray.report.numbers import numbers
 from opmix_ray.search.rows import TrialRow, usable_losses
 
 
@@ -79,7 +80,7 @@ def _as_fitted(law: FittedLaw, files: DecisionFiles) -> FittedLaw:
     """The law with the pseudo-count it was fitted with; predictions at the mixture in force are the same in both."""
     if _eps(law) is None:
         return law
-    current = files.decision.get("current") or {}
-    back = Extrapolation(eps_ratio=1.0, anchor=[float(current.get(name, 0.0)) for name in law.domains])
+    current = numbers(files.decision.get("current"))
+    back = Extrapolation(eps_ratio=1.0, anchor=[current.get(name, 0.0) for name in law.domains])
     responses = [r.extrapolate(back, name) for r, name in zip(law.responses, law.metric_names, strict=True)]
     return FittedLaw(law.name, law.domains, law.metric_names, law.weights, responses)

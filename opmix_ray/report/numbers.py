@@ -82,12 +82,13 @@ def seconds(value: Any) -> str:
     if not math.isfinite(value):
         return NOTHING
     if value < 10:
-        return f"{value:.2f}{NBSP}s".replace("-", MINUS)
+        return f"{fixed(value, 2)}{NBSP}s"
     if value < 100:
         return f"{value:.1f}{NBSP}s"
-    if value < 3600:
-        return f"{value // 60:.0f} min {value % 60:02.0f} s"
-    return f"{value // 3600:,.0f} h {value % 3600 // 60:02.0f} min"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
 
 
 def size(value: Any) -> str:

@@ -41,7 +41,8 @@ def difference(old: TrialRow, new: TrialRow, weights: Mapping[str, float]) -> Di
         first, second = (np.asarray(row.nats.get(name) or [], dtype=np.float64) for row in (old, new))
         if not len(targets) == len(first) == len(second) or targets.sum() <= 0:
             return UNKNOWN
-        gap = first - second
+        with np.errstate(invalid="ignore"):
+            gap = first - second
         ratio = gap.sum() / targets.sum()
         mean += weight * ratio
         if len(gap) > 1:

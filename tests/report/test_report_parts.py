@@ -1,0 +1,120 @@
+"""Numbers, ticks, panels, intervals, delivered shares and the law, each by itself."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from opmix_ray.report import numbers as n
+from opmix_ray.report.delivery import delivery
+from opmix_ray.report.gather import gather
+from opmix_ray.report.law_check import check_law
+from opmix_ray.report.paired import difference
+from opmix_ray.report.panel import Line, Panel
+from opmix_ray.report.svg import draw
+from opmix_ray.report.ticks import tick_labels, ticks
+from opmix_ray.search.decide import measure_gain
+from opmix_ray.storage import Storage
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (n.loss(8.32208), "8.3221"),
+        (n.loss(-0.00279, sign=True), "−0.0028"),
+        (n.loss(math.nan), "n/a"),
+        (n.loss(1e300), "1.00 × 10³⁰⁰"),
+        (n.percent(1.508), "150.8\u00a0%"),
+        (n.share(0.0), "0.0\u00a0%"),
+        (n.share(1e-6), "<\u00a00.1\u00a0%"),
+        (n.count(6144.0), "6,144"),
+        (n.power(5.888e9), "5.89 × 10⁹"),
+        (n.power(1e-6), "1.00 × 10⁻⁶"),
+        (n.seconds(0.0892), "0.09\u00a0s"),
+        (n.seconds(4321), "1 h 12 min"),
+        (n.seconds(119.9), "2 min 00 s"),
+        (n.size(606880), "592.7 KiB"),
+        (n.count(None), "n/a"),
+        (n.count("x"), "n/a"),
+    ],
+)
+def test_numbers_as_text(text: str, expected: str) -> None:
+    assert text == expected
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (8.2001, 8.2002), (-3, 900), (1e-9, 2e-9), (5, 5)])
+def test_ticks_lie_inside_and_have_labels_of_their_own(low: float, high: float) -> None:
+    found = ticks(low, high, 5)
+    assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+    assert 1 <= len(found) <= 6
+    assert len(set(tick_labels(found))) == len(found)
+
+
+def test_whole_ticks_are_whole() -> None:
+    assert ticks(0, 3, 9, "whole") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "values", [[], [math.nan], [math.inf, math.nan], [1.0], [2.0, 2.0], [1.0, math.nan, 3.0]]
+)
+def test_any_values_can_be_drawn(values: list[float]) -> None:
+    drawn = draw(Panel("p", "title", "text", [Line(list(range(len(values))), values)]))
+    assert "nan" not in drawn
+    assert "inf" not in drawn.replace("no finite values", "")
+    assert ("no finite values" in drawn) == (not any(map(math.isfinite, values)))
+
+
+def test_a_line_is_broken_where_a_value_is_missing() -> None:
+    drawn = draw(Panel("p", "title", "text", [Line([0, 1, 2, 3, 4], [1, 2, math.nan, 2, 1])]))
+    path = drawn.split('class="l s-accent" d="')[1].split('"')[0]
+    assert path.count("M") == 2
+
+
+def test_intervals_agree_with_the_bootstrap(full: Storage) -> None:
+    run = gather(full)
+    for files in run.decisions:
+        assert files.checked is not None
+        ours = difference(files.rows[0], files.checked, run.objective)
+        theirs = measure_gain(
+            files.rows[0], files.checked, run.objective, confidence=0.95, resamples=4000, seed=1
+        )
+        assert ours.mean == pytest.approx(theirs.mean, abs=1e-12)
+        assert ours.high - ours.low == pytest.approx(theirs.high - theirs.low, rel=0.15)
+
+
+def test_candidates_that_saw_other_sequences_are_not_compared(full: Storage) -> None:
+    run = gather(full)
+    stopped = next(row for row in run.decisions[0].rows if row.status == "stopped")
+    assert math.isnan(difference(run.decisions[0].rows[0], stopped, run.objective).mean)
+
+
+def test_the_law_is_drawn_as_it_was_fitted(full: Storage) -> None:
+    for files in gather(full).decisions:
+        check = check_law(files)
+        assert check is not None
+        assert check.eps is not None
+        for place, name in enumerate(check.sets):
+            observed, predicted = check.observed[:, place], check.predicted[:, place]
+            rest = ((observed - predicted) ** 2).sum() / ((observed - observed.mean()) ** 2).sum()
+            assert 1 - rest == pytest.approx(files.decision["law"][name]["r2"], abs=1e-6)
+
+
+def test_shares_are_planned_by_steps_and_sum_to_one(full: Storage) -> None:
+    rows = delivery(gather(full))
+    assert sum(row.planned for row in rows) == pytest.approx(1)
+    assert sum(row.share for row in rows) == pytest.approx(1)
+    assert max(abs(row.share - row.planned) for row in rows) < 0.005
+    result = full.read_json("result.json")["delivered"]
+    assert [row.tokens for row in rows] == [result[row.domain]["tokens"] for row in rows]
+
+
+def test_best_so_far_never_rises(full: Storage) -> None:
+    from opmix_ray.report.decision_panels import candidates
+
+    run = gather(full)
+    panel = candidates(run.decisions[0], run.objective)
+    assert panel is not None
+    best = next(mark for mark in panel.marks if isinstance(mark, Line))
+    assert (np.diff(best.y) <= 0).all()
