@@ -66,7 +66,7 @@ def candidates(files: DecisionFiles, objective: dict[str, float]) -> Panel | Non
     if files.checked is not None:
         row, at = files.checked, float(len(x))
         marks.append(Rule(at - 0.5))
-        gain = _gain(files, row, objective)
+        gain = proposal_gain(files, objective)
         marks.append(
             Whiskers(
                 [at], [row.objective - (gain.mean - gain.low)], [row.objective + (gain.high - gain.mean)]
@@ -110,7 +110,7 @@ def set_gains(files: DecisionFiles, objective: dict[str, float]) -> Panel | None
     if files.checked is None or not files.rows:
         return None
     names = ["objective", *files.sets]
-    found = [deciding_gain(files)]
+    found = [proposal_gain(files, objective)]
     found += [_gain(files, files.checked, {name: 1.0}) for name in files.sets]
     places = [float(i) for i in range(len(names))]
     means = [d.mean for d in found]
@@ -121,7 +121,7 @@ def set_gains(files: DecisionFiles, objective: dict[str, float]) -> Panel | None
         name="gains-by-set",
         title="Gain of the simulated proposal by evaluation set",
         note=f"Right of 0: better than the mixture in force. Lines: {LEVEL} interval, paired over sequences; "
-        "that of the objective is the one the decision was judged by.",
+        f"that of the objective is the one the decision was judged by{_level(files)}.",
         description="Loss under the mixture in force minus loss under the simulated proposal, with intervals.",
         marks=[
             Rule(0.0),
@@ -200,6 +200,12 @@ def deciding_gain(files: DecisionFiles) -> Difference:
     return Difference(*(gain.get(key, math.nan) for key in ("mean", "low", "high")))
 
 
+def proposal_gain(files: DecisionFiles, objective: dict[str, float]) -> Difference:
+    """Gain of the simulated proposal in the objective: the one that was judged, or ours where none is recorded."""
+    judged = deciding_gain(files)
+    return judged if math.isfinite(judged.mean) else set_gain(files, objective)
+
+
 def set_gain(files: DecisionFiles, weights: dict[str, float]) -> Difference:
     """Gain of the simulated proposal over the mixture in force, for some weights of the sets."""
     return UNKNOWN if files.checked is None else _gain(files, files.checked, weights)
@@ -230,3 +236,8 @@ def _diagonal(observed: Sequence[float], other: tuple[float, float] | None) -> l
         return []
     ends = [float(values.min()), float(values.max())]
     return [Line(ends, ends, "ink", dashed=True)]
+
+
+def _level(files: DecisionFiles) -> str:
+    level = n.numbers(files.decision.get("gain")).get("confidence", math.nan)
+    return f" ({100 * level:g} %)" if math.isfinite(level) else ""

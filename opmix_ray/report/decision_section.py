@@ -59,8 +59,9 @@ def _law(files: DecisionFiles, check: LawCheck | None) -> str:
         return paragraph("No law was fitted.") if files.decision else ""
     quality = files.decision.get("law")
     quality = quality if isinstance(quality, dict) else {}
-    text = paragraph(
-        f"Law: {files.decision['law_name']}.", _judged(quality, len(files.domains)), _reading(check)
+    judged = _judged(quality, len(files.domains))
+    text = paragraph(f"Law: {files.decision['law_name']}.", judged, _promise(files)) + paragraph(
+        _reading(check)
     )
     hidden = len(check.sets) - panels.MOST_SETS if check else 0
     more = paragraph(f"{n.plural(hidden, 'more set')} in the table.", kind="soft") if hidden > 0 else ""
@@ -92,6 +93,20 @@ def _judged(quality: Mapping[str, object], domains: int) -> str:
             "every one of them: R² in sample says nothing here."
         )
     return text
+
+
+def _promise(files: DecisionFiles) -> str:
+    """The gain the law expects of training, beside the one measured on simulated models."""
+    expected = n.number(files.details.get("predicted_gain"))
+    measured = panels.deciding_gain(files).mean
+    if not math.isfinite(expected):
+        return ""
+    text = f"It expects training on the proposal to lower the objective by {n.loss(expected)} nats per token"
+    return (
+        f"{text}; measured on simulated models: {n.loss(measured)}."
+        if math.isfinite(measured)
+        else f"{text}."
+    )
 
 
 def _reading(check: LawCheck | None) -> str:

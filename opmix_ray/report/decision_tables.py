@@ -27,7 +27,7 @@ def candidate_table(files: DecisionFiles, objective: dict[str, float]) -> str:
         rows.append([row.run, row.status, n.loss(row.objective), compared, *_mixture(files, row.ratios)])
         marked.append("bad" if row.status in ("nan", "failed") else "best" if row.objective == best else "")
     if files.checked is not None:
-        row, gain = files.checked, panels.set_gain(files, objective)
+        row, gain = files.checked, panels.proposal_gain(files, objective)
         shares = _mixture(files, row.ratios)
         rows.append(
             ["proposal, simulated", row.status, n.loss(row.objective), panels.interval(gain), *shares]
@@ -78,7 +78,13 @@ def loss_table(files: DecisionFiles, objective: dict[str, float]) -> str:
         rows.append([name, *losses, panels.interval(gain), n.loss(predicted.get(name)), weight])
     whole = [n.loss(_weighted(losses, objective)) for losses in (old, new, predicted)]
     rows.append(
-        ["objective", *whole[:2], panels.interval(panels.deciding_gain(files)), whole[2], n.percent(1.0)]
+        [
+            "objective",
+            *whole[:2],
+            panels.interval(panels.proposal_gain(files, objective)),
+            whole[2],
+            n.percent(1.0),
+        ]
     )
     drawn = table(
         ["held-out set", "in force, simulated", "proposal, simulated", GAIN, "law, trained", "weight"],

@@ -48,7 +48,9 @@ def delivery(run: RunFiles) -> list[Delivered]:
             domain=name,
             planned=planned.get(name, math.nan),
             share=sequences.get(name, 0.0) / total if total else math.nan,
-            tokens=sequences.get(name, 0.0) * length if total else math.nan,
+            tokens=known.get(name, {}).get(
+                "tokens", sequences.get(name, 0.0) * length if total else math.nan
+            ),
             epochs=known.get(name, {}).get("epochs", math.nan),
         )
         for name in run.domains

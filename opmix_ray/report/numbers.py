@@ -73,7 +73,7 @@ def power(value: Any) -> str:
     if value == 0 or 0.001 <= abs(value) < 1000:
         return f"{value:.3g}".replace("-", MINUS)
     mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", MINUS)
+    return f"{mantissa}{NBSP}×{NBSP}10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", MINUS)
 
 
 def seconds(value: Any) -> str:
@@ -87,8 +87,8 @@ def seconds(value: Any) -> str:
         return f"{value:.1f}{NBSP}s"
     whole = round(value)
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+        return f"{whole // 60} min {whole % 60:02d} s".replace(" ", NBSP)
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min".replace(" ", NBSP)
 
 
 def size(value: Any) -> str:
@@ -98,9 +98,9 @@ def size(value: Any) -> str:
         return NOTHING
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+            return f"{value:.{0 if unit == 'B' else 1}f}{NBSP}{unit}"
         value /= 1024
-    return f"{value:,.1f} TiB"
+    return f"{value:,.1f}{NBSP}TiB"
 
 
 def plural(many: int, noun: str, nouns: str | None = None) -> str:

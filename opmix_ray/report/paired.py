@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from opmix_ray.search.rows import TrialRow
 
-Z = 1.959964  # two-sided 95 %
-LEVEL = "95 %"
+LEVEL = "95 %"  # of the two-sided intervals here
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,16 @@ class Difference:
 UNKNOWN = Difference(math.nan, math.nan, math.nan)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def difference(old: TrialRow, new: TrialRow, weights: Mapping[str, float]) -> Difference:
-    """Weighted mean over sets of a paired ratio estimate (Cochran 1977, ch. 6): normal interval, sets independent.
+    """Weighted mean over sets of a paired ratio estimate (Cochran 1977, ch. 6): interval by Student's t,
+    sets independent, degrees of freedom by Welch and Satterthwaite.
 
     Args:
         old, new: candidates that saw the same sequences.
         weights: weight per evaluation set.
     """
-    mean = variance = 0.0
+    mean = variance = spread = 0.0
     for name, weight in weights.items():
         if not weight:
             continue
@@ -41,17 +43,16 @@ def difference(old: TrialRow, new: TrialRow, weights: Mapping[str, float]) -> Di
         first, second = (np.asarray(row.nats.get(name) or [], dtype=np.float64) for row in (old, new))
         if not len(targets) == len(first) == len(second) or targets.sum() <= 0:
             return UNKNOWN
-        with np.errstate(invalid="ignore"):
-            gap = first - second
+        gap = first - second
         ratio = gap.sum() / targets.sum()
         mean += weight * ratio
-        if len(gap) > 1:
-            rest = gap - ratio * targets
-            error = len(gap) / (len(gap) - 1) * float((rest**2).sum()) / targets.sum() ** 2
-            variance += weight**2 * error
-        else:
-            variance = math.nan
-    if not math.isfinite(mean):
+        if len(gap) < 2:
+            return UNKNOWN
+        rest = gap - ratio * targets
+        part = weight**2 * len(gap) / (len(gap) - 1) * float((rest**2).sum()) / targets.sum() ** 2
+        variance += part
+        spread += part**2 / (len(gap) - 1)
+    if not (math.isfinite(mean) and math.isfinite(variance)):
         return UNKNOWN
-    half = Z * math.sqrt(variance) if math.isfinite(variance) else math.nan
+    half = float(stats.t.ppf(0.975, variance**2 / spread)) * math.sqrt(variance) if spread > 0 else 0.0
     return Difference(mean, mean - half, mean + half)

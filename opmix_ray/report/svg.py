@@ -66,7 +66,7 @@ class _Frame:
             x_limits=x_limits,
             y_limits=y_limits,
             downwards=bool(count),
-            x_ticks=ticks(*x_limits, max(2, int((right - left) / 62)), panel.x_scale),
+            x_ticks=ticks(*x_limits, max(2, int((right - left) / 50)), panel.x_scale),
             y_ticks=y_ticks,
         )
 

@@ -39,10 +39,11 @@ def _trained(run: RunFiles) -> str:
     if not tokens > 0 and run.config:
         tokens = run.step * run.config.train.batch_size * run.config.data.seq_len
     seen = f" ({n.count(tokens)} tokens)" if tokens > 0 else ""
+    model = _model(run)
     if run.finished:
-        return f"{_model(run)} was trained for {n.plural(run.step, 'step')}{seen} on {domains}."
+        return f"{model} was trained for {n.plural(run.step, 'step')}{seen} on {domains}."
     return (
-        f"This run is not finished: {_model(run)} has been trained for {run.step:,} of "
+        f"This run is not finished: {model[:1].lower()}{model[1:]} has been trained for {run.step:,} of "
         f"{n.plural(run.planned_steps, 'planned step')}{seen} on {domains}."
     )
 

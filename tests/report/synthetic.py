@@ -79,16 +79,19 @@ def make_run(
 
 def _config(domains: tuple[str, ...], steps: int, decisions: int, trials: int) -> RunConfig:
     at = [(i + 1) / (decisions + 1) for i in range(decisions)]
-    return RunConfig.model_validate(
+    config = RunConfig.model_validate(
         {
             "name": "synthetic",
             "model": {"config": {"model_type": "llama"}},
-            "data": {"seq_len": LENGTH, "domains": {name: {"path": "/data/x.jsonl"} for name in domains}},
+            "data": {"seq_len": LENGTH, "domains": {"text": {"path": "/data/x.jsonl"}}},
             "train": {"batch_size": BATCH},
             "stages": [{"name": "pretrain", "steps": steps, "decide_at": at}],
             "search": {"trials": trials, "sequences": SEQUENCES},
         }
     )
+    source = config.data.domains["text"]  # names that validation would refuse are put in without it
+    data = config.data.model_copy(update={"domains": {name: source for name in domains}})
+    return config.model_copy(update={"data": data})
 
 
 def _entry(step: int, why: str, mixture: Mixture) -> dict[str, object]:

@@ -124,3 +124,13 @@ def _spoilt(value: object, rng: random.Random) -> object:
     if isinstance(value, list):
         return [_spoilt(item, rng) for item in value]
     return value
+
+
+def test_a_configuration_of_another_version(copy: Storage) -> None:
+    copy.write_text("config.yaml", copy.read_text("config.yaml") + "new_key: 1\n")
+    text = report(copy).text
+    assert "config.yaml is not a configuration of this version" in text
+    assert "new_key: 1" in text
+    assert "A language model was trained for 300 steps" in text
+    for row in copy.read_json("result.json")["delivered"].values():
+        assert f"{row['tokens']:,}" in text

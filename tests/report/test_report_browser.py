@@ -1,0 +1,78 @@
+"""The page in a real browser: width of a phone, light and dark. Skipped where there is no Chromium.
+
+Screenshots are kept in the directory that OPMIX_ARTEFACTS names, if it names one.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from opmix_ray.report import write_report
+from opmix_ray.storage import Storage
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DARK = ("--blink-settings=preferredColorScheme=0",)
+PHONE = 360
+# The page in a frame of a given width, and what it measures: a window cannot be made as narrow as a phone.
+FRAME = """<!doctype html><body style="margin:0"><iframe id="f" style="width:{width}px;height:{height}px;border:0"
+srcdoc="{page}"></iframe><p id="measured"></p><script>
+document.getElementById("f").onload = event => {{
+  const root = event.target.contentDocument;
+  root.querySelectorAll("details").forEach(part => part.open = true);
+  const outside = [...root.querySelectorAll("svg text")].filter(text => {{
+    const box = text.getBoundingClientRect(), frame = text.closest("svg").getBoundingClientRect();
+    return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1);
+  }}).length;
+  const small = Math.min(...[...root.querySelectorAll("svg text")].map(t => t.getBoundingClientRect().height)
+    .filter(height => height));
+  document.getElementById("measured").textContent =
+    [root.documentElement.scrollWidth, outside, small.toFixed(1)].join(" ");
+}};</script>"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium")]
+
+
+def browse(page: Path, *options: str) -> str:
+    assert BROWSER is not None
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *options]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+def measure(report: Path, place: Path, width: int) -> tuple[int, int, float]:
+    """Width the page takes, texts that stick out of their drawing, height of the smallest text in pixels."""
+    frame = place / "frame.html"
+    frame.write_text(
+        FRAME.format(width=width, height=900, page=html.escape(report.read_text(encoding="utf-8")))
+    )
+    found = re.search(r'<p id="measured">(\d+) (\d+) ([\d.]+)</p>', browse(frame, "--dump-dom"))
+    assert found is not None
+    return int(found[1]), int(found[2]), float(found[3])
+
+
+@pytest.mark.parametrize("width", [PHONE, 800, 1200])
+@pytest.mark.parametrize("run", ["full", "hostile"])
+def test_nothing_sticks_out_and_texts_can_be_read(
+    request: pytest.FixtureRequest, tmp_path: Path, run: str, width: int
+) -> None:
+    storage: Storage = request.getfixturevalue(run)
+    taken, outside, smallest = measure(Path(write_report(storage)), tmp_path, width)
+    assert taken <= width
+    assert outside == 0
+    assert smallest >= 9
+
+
+@pytest.mark.parametrize(("name", "options"), [("light", ()), ("dark", DARK)])
+def test_screenshots(full: Storage, tmp_path: Path, name: str, options: tuple[str, ...]) -> None:
+    place = Path(os.environ.get("OPMIX_ARTEFACTS") or tmp_path)
+    place.mkdir(parents=True, exist_ok=True)
+    picture = place / f"report-{name}.png"
+    browse(Path(write_report(full)), "--window-size=1200,3000", f"--screenshot={picture}", *options)
+    assert picture.stat().st_size > 20_000
