@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-DEGREES = 4.0
+from opmix_ray.laws.tails import DEGREES, tail_spread
+
 FIRST_STEPS = 15  # of every start
 STEPS = 60
 ROUNDS = 3  # of reweighting
@@ -99,6 +100,7 @@ def fit_curve(
     weights: np.ndarray,
     starts: Sequence[np.ndarray],
     penalties: Sequence[float],
+    noise: np.ndarray,
 ) -> CurveFit:
     """The curve with the penalty that has the least leave-one-out error.
 
@@ -107,45 +109,54 @@ def fit_curve(
         values: (n,) in units of their spread; weights: (n,), mean about 1.
         starts: parameters to start from; the best one at the middle penalty is followed to the others.
         penalties: in increasing order.
+        noise: (n,) first guess of the variance of every row's noise, see `tails.first_spread`.
     """
     root = np.sqrt(weights)
+    first = 1 / np.sqrt(noise)
     middle = len(penalties) // 2
-    theta = min(
-        (_minimise(curve, pulls, values, root, start, penalties[middle], FIRST_STEPS) for start in starts),
-        key=lambda found: found[1],
-    )[0]
+    tried = [
+        _minimise(curve, pulls, values, root * first, start, penalties[middle], FIRST_STEPS)
+        for start in starts
+    ]
+    theta = min(tried, key=lambda found: found[1])[0]
+    tail = first
     path: list[tuple[float, float, np.ndarray, np.ndarray]] = []
     for side in (range(middle, len(penalties)), range(middle - 1, -1, -1)):
-        at = theta
+        at, left = theta, tail
         for place in side:
-            at, spread = _reweighted(curve, pulls, values, root, at, penalties[place])
+            at, left = _reweighted(curve, pulls, values, root, at, left, penalties[place])
             if place == middle:
-                theta = at
-            loo, _ = _leave_one_out(curve, pulls, values, root * spread, at, penalties[place])
-            path.append((_size(loo, root), penalties[place], at, spread))
-    _, penalty, theta, spread = min(path, key=lambda item: item[0])
-    loo, inverse = _leave_one_out(curve, pulls, values, root * spread, theta, penalty)
-    sigma2 = float((root**2 * loo**2).mean())
+                theta, tail = at, left
+            loo, _ = _leave_one_out(curve, pulls, values, root * left, at, penalties[place])
+            path.append((_size(loo, root), penalties[place], at, left))
+    _, penalty, theta, tail = min(path, key=lambda item: item[0])
+    loo, inverse = _leave_one_out(curve, pulls, values, root * tail, theta, penalty)
+    sigma2 = float((root**2 * tail**2 * loo**2).mean())
     return CurveFit(theta, sigma2 * inverse, float(np.sqrt(sigma2)), penalty)
 
 
 def _size(residual: np.ndarray, root: np.ndarray) -> float:
-    """Mean squared residual under heavy tails: minus twice the log of Student's t with the best scale."""
+    """Residuals under heavy tails: minus twice the mean log density of Student's t with the best scale."""
     square = (root * residual) ** 2
     scale = max(float(np.median(square)), 1e-300)
     for _ in range(20):
-        scale = max(float((square * (DEGREES + 1) / (DEGREES + square / scale)).mean()), 1e-300)
+        scale = max(float((square / tail_spread(square / scale)).mean()), 1e-300)
     return float(np.log(scale) + (DEGREES + 1) * np.log1p(square / scale / DEGREES).mean())
 
 
 def _reweighted(
-    curve: Curve, pulls: Pulls, values: np.ndarray, root: np.ndarray, theta: np.ndarray, penalty: float
+    curve: Curve,
+    pulls: Pulls,
+    values: np.ndarray,
+    root: np.ndarray,
+    theta: np.ndarray,
+    tail: np.ndarray,
+    penalty: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parameters under heavy-tailed noise, and the root (n,) of the weights that it leaves the rows."""
-    tail = np.ones(len(values))
     for _ in range(ROUNDS):
         theta, _ = _minimise(curve, pulls, values, root * tail, theta, penalty, STEPS)
         square = (root * (curve(theta)[0] - values)) ** 2
         scale = max(float((tail**2 * square).mean()), 1e-300)
-        tail = np.sqrt((DEGREES + 1) / (DEGREES + square / scale))
+        tail = 1 / np.sqrt(tail_spread(square / scale))
     return theta, tail

@@ -13,6 +13,7 @@ import numpy as np
 
 from opmix_ray.laws import gp
 from opmix_ray.laws.base import Constant, Law, Response, Table, fit_columns, is_constant, register
+from opmix_ray.laws.tails import first_spread
 
 EPS = tuple(float(f"{10**x:.1g}") for x in np.arange(-3.5, 0.1, 0.5))
 FIRST = 2  # where the climb over EPS begins
@@ -147,6 +148,11 @@ def _bare(ratios: np.ndarray, values: np.ndarray, eps: float) -> GaussianProcess
     )
 
 
+def _first(bare: GaussianProcess, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The variance (n,) of every row's noise over the scale, before anything is fitted."""
+    return first_spread(bare.rows, bare.targets(values), weights) / weights
+
+
 def _posterior(
     bare: GaussianProcess,
     values: np.ndarray,
@@ -157,7 +163,7 @@ def _posterior(
 ) -> tuple[GaussianProcess, gp.Solved]:
     """Alternate between heavy tails and `steps` steps on the parameters; 0 keeps them."""
     x, y = bare.inputs(bare.rows), bare.targets(values)
-    spread = 1 / weights
+    spread = _first(bare, values, weights)
     for _ in range(rounds):
         spread = gp.tails(gp.solve(theta, x, y, spread), theta, weights)
         if steps:
@@ -279,4 +285,6 @@ class GaussianProcessLaw(Law):
 def _search(
     bare: GaussianProcess, values: np.ndarray, weights: np.ndarray, theta: np.ndarray, steps: int
 ) -> tuple[np.ndarray, float]:
-    return gp.optimise(bare.inputs(bare.rows), bare.targets(values), 1 / weights, theta, steps)
+    return gp.optimise(
+        bare.inputs(bare.rows), bare.targets(values), _first(bare, values, weights), theta, steps
+    )

@@ -5,7 +5,7 @@ Matérn 5/2 kernel and noise: `C = MEAN + s^2 k(r) + diag(sigma^2 spread)`, `r^2
 parameters are `theta = (log w_1..D, log s, log sigma)`; they maximise the evidence times a wide normal prior, with
 the analytic gradient in O(n^3 + n^2 D) for all of them together (Rasmussen and Williams 2006, section 5.4.1).
 
-Noise is Student's t with `DEGREES` degrees of freedom, as a normal whose variance is scaled row by row: `spread` is the
+Noise is Student's t with few degrees of freedom, as a normal whose variance is scaled row by row: `spread` is the
 fixed point of its expectation-maximisation, so a failed run loses its weight by itself.
 """
 
@@ -17,8 +17,9 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 
+from opmix_ray.laws.tails import tail_spread
+
 MEAN = 4.0  # prior variance of the mean, targets have variance 1
-DEGREES = 4.0
 START = (-np.log(3.0), 0.0, np.log(0.1))  # log inverse length, log signal, log noise
 PRECISION = 0.1  # of the prior of all parameters
 BOUNDS = (-8.0, 4.0)
@@ -111,7 +112,7 @@ def tails(solved: Solved, theta: np.ndarray, weights: np.ndarray) -> np.ndarray:
     residual = solved.noise * solved.alpha
     variance = np.maximum(solved.noise - solved.noise**2 * np.diag(solved.inverse), 0)
     surprise = (residual**2 + variance) * weights / np.exp(2 * theta[-1])
-    return (DEGREES + surprise) / (DEGREES + 1) / weights
+    return tail_spread(surprise) / weights
 
 
 def leave_out(solved: Solved, y: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ import numpy as np
 from opmix_ray.laws.base import Law, Response, Table, fit_columns, register
 from opmix_ray.laws.curve import Pulls, fit_curve
 from opmix_ray.laws.ridge import fit_ridge
+from opmix_ray.laws.tails import first_spread
 
 PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FLOORS = (0.02, 0.3, 1.5, 10.0)  # distance of a start's floor below the least value, in ranges
@@ -117,6 +118,8 @@ def fit_log_linear(
     """
     shift, scale = lowest_floor(values), float(values.std())
     unit = (values - shift) / scale
+    noise = first_spread(ratios, unit, weights)
+    trust = weights / noise
     domains = ratios.shape[1]
     mean = ratios.mean(axis=0)
     columns = ratios - mean
@@ -134,11 +137,11 @@ def fit_log_linear(
         penalties = (near.penalty,)
     for floor in [] if starts else floors(unit):
         above = unit - floor
-        line = fit_ridge(ratios, np.log(above), weights * above**2 / (above**2).mean())
+        line = fit_ridge(ratios, np.log(above), trust * above**2 / (trust * above**2).mean())
         starts.append(np.concatenate([[np.log(floor), line.intercept + mean @ line.beta], line.beta]))
     width = domains + 2
     pulls = Pulls(np.eye(width)[2:], np.zeros((0, width)), np.zeros(width))
-    fit = fit_curve(curve, pulls, unit, weights, starts, penalties)
+    fit = fit_curve(curve, pulls, unit, weights, starts, penalties, noise)
     theta = fit.theta
     floor = float(np.exp(np.clip(theta[0], -LIMIT, LIMIT)))
     slopes = theta[1] + theta[2:] - theta[2:] @ mean + np.log(scale)

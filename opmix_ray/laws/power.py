@@ -16,6 +16,7 @@ from scipy.optimize import nnls
 from opmix_ray.laws.base import Law, Response, Table, fit_columns, register
 from opmix_ray.laws.curve import Pulls, fit_curve
 from opmix_ray.laws.log_linear import floors, lowest_floor
+from opmix_ray.laws.tails import first_spread
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FLOORS = (0.02, 0.3, 1.0)
@@ -123,6 +124,8 @@ def fit_power(
     """
     shift, scale = lowest_floor(values), float(values.std())
     unit = (values - shift) / scale
+    noise = first_spread(ratios, unit, weights)
+    trust = weights / noise
     domains = ratios.shape[1]
 
     def curve(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (log floor, log beta, log a)
@@ -146,11 +149,11 @@ def fit_power(
         penalties = (near.penalty,)
     else:
         starts = [
-            np.concatenate([[np.log(floor), np.log(beta)], _worth(ratios, unit - floor, weights, beta)])
+            np.concatenate([[np.log(floor), np.log(beta)], _worth(ratios, unit - floor, trust, beta)])
             for floor in floors(unit, FLOORS)
             for beta in BETAS
         ]
-    fit = fit_curve(curve, Pulls(loose, firm, target), unit, weights, starts, penalties)
+    fit = fit_curve(curve, Pulls(loose, firm, target), unit, weights, starts, penalties, noise)
     beta = float(np.exp(np.clip(fit.theta[1], -6, 3)))
     floor = float(np.exp(np.clip(fit.theta[0], -LIMIT, LIMIT))) * scale
     lift = np.ones(width)

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from opmix_ray.laws.base import Response, dump_response, load_response, register
+from opmix_ray.laws.tails import tail_spread
 
-DEGREES = 4.0  # of Student's t, as everywhere in the laws
 EVEN = 0.1  # pull to equal weights, in units of one row's variance
 LEAST = 0.02  # smaller weights are dropped
 ROUNDS = 10
@@ -107,5 +107,5 @@ def _simplex(features: np.ndarray, values: np.ndarray) -> np.ndarray:
         found, _ = nnls(left, right)
         square = (features @ found - values) ** 2
         scale = max(float((tail**2 * square).mean()), 1e-300)
-        tail = np.sqrt((DEGREES + 1) / (DEGREES + square / scale))
+        tail = 1 / np.sqrt(tail_spread(square / scale))
     return found / found.sum()
