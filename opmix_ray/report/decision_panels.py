@@ -13,6 +13,7 @@ from opmix_ray.report.law_check import LawCheck
 from opmix_ray.report.paired import LEVEL, UNKNOWN, Difference, difference
 from opmix_ray.report.panel import COLOURS, Dots, Line, Mark, Panel, Rule, Whiskers
 from opmix_ray.report.run_panels import MOST_SETS, NATS, paired_bars
+from opmix_ray.search.space import OLD
 
 
 def decision_panels(files: DecisionFiles, objective: dict[str, float], check: LawCheck | None) -> list[Panel]:
@@ -138,13 +139,21 @@ def probes(files: DecisionFiles) -> Panel | None:
     """Training loss of every probe, each on its own data."""
     entries = files.details.get("probes")
     entries = entries if isinstance(entries, dict) else {}
+    many = len(entries) > COLOURS
     marks: list[Mark] = []
     for place, (name, probe) in enumerate(entries.items()):
         losses = probe.get("losses") if isinstance(probe, dict) else None
         values = [n.number(value) for value in losses] if isinstance(losses, list) else []
         steps = [float(i + 1) for i in range(len(values))]
-        if values:
-            marks.append(Line(steps, values, place % COLOURS, str(name), dashed=place >= COLOURS))
+        if not values:
+            continue
+        if many:  # more than can be told apart by colour
+            mine = name == OLD
+            marks.append(
+                Line(steps, values, "accent" if mine else "muted", OLD if mine else "one domain each")
+            )
+        else:
+            marks.append(Line(steps, values, place, str(name)))
     if not marks:
         return None
     return Panel(

@@ -171,7 +171,7 @@ def gather(storage: Storage) -> RunFiles:
     Raises:
         UserError: there is no run in that directory.
     """
-    if not any(storage.exists(name) for name in (CONFIG, STATE, METRICS, RESULT)):
+    if not any(storage.exists(name) for name in (CONFIG, STATE, METRICS, MIXTURE, RESULT, "decisions")):
         raise UserError(
             "holds no run",
             file=storage.uri,

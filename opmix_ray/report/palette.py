@@ -24,7 +24,7 @@ DARK = {
     "accent": "#6fb0ff",
     "warn": "#f0a868",
     "warnbox": "#33261a",
-    "muted": "#79838e",
+    "muted": "#8e98a4",
 }
 SERIES_LIGHT = ["#2f74c0", "#e08a1e", "#1f9a75", "#c2408d", "#7d62b8", "#8a7030", "#2aa3bb", "#cf5f4b"]
 SERIES_DARK = ["#6aa8ee", "#f2ab52", "#46c39b", "#ec7fbf", "#ab95e6", "#c6ab66", "#58c8dc", "#f28f7d"]

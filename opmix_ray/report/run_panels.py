@@ -50,7 +50,10 @@ def mixture_over_time(run: RunFiles) -> Panel | None:
             boxes[name].append((start, end, low, low + value))
             titles[name].append(f"{name}: {n.share(value)}, steps {start:,.0f} to {end:,.0f}")
             low += value
-    marks: list[Mark] = [Rects(boxes[name], i, name, titles[name]) for i, name in enumerate(bands)]
+    marks: list[Mark] = [
+        Rects(boxes[name], "muted" if name not in run.domains else i, name, titles[name])
+        for i, name in enumerate(bands)
+    ]
     return Panel(
         name="mixture",
         title="Share of training tokens by domain",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from opmix_ray.report import numbers as n
+from opmix_ray.report.decision_panels import candidates, probes
 from opmix_ray.report.delivery import delivery
 from opmix_ray.report.gather import gather
 from opmix_ray.report.law_check import check_law
@@ -111,10 +112,19 @@ def test_shares_are_planned_by_steps_and_sum_to_one(full: Storage) -> None:
 
 
 def test_best_so_far_never_rises(full: Storage) -> None:
-    from opmix_ray.report.decision_panels import candidates
-
     run = gather(full)
     panel = candidates(run.decisions[0], run.objective)
     assert panel is not None
     best = next(mark for mark in panel.marks if isinstance(mark, Line))
     assert (np.diff(best.y) <= 0).all()
+
+
+def test_more_probes_than_colours_are_told_apart_by_what_matters(full: Storage) -> None:
+    files = gather(full).decisions[0]
+    few = probes(files)
+    assert few is not None
+    assert len(few.entries()) == 7
+    files.details["probes"].update({f"more{i}": {"losses": [3.0, 2.0]} for i in range(9)})
+    many = probes(files)
+    assert many is not None
+    assert {entry.label for entry in many.entries()} == {"old", "one domain each"}
