@@ -156,6 +156,7 @@ def probes(files: DecisionFiles) -> Panel | None:
             marks.append(Line(steps, values, place, str(name)))
     if not marks:
         return None
+    marks.sort(key=lambda mark: isinstance(mark, Line) and mark.colour == "accent")  # drawn last, on top
     return Panel(
         name="probes",
         title="Probes while they train",
@@ -249,4 +250,4 @@ def _diagonal(observed: Sequence[float], other: tuple[float, float] | None) -> l
 
 def _level(files: DecisionFiles) -> str:
     level = n.numbers(files.decision.get("gain")).get("confidence", math.nan)
-    return f" ({100 * level:g} %)" if math.isfinite(level) else ""
+    return f" ({100 * level:g}{n.NBSP}%)" if math.isfinite(level) else ""

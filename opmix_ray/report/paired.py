@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from opmix_ray.report.numbers import NBSP
 from opmix_ray.search.rows import TrialRow
 
-LEVEL = "95 %"  # of the two-sided intervals here
+LEVEL = f"95{NBSP}%"  # of the two-sided intervals here
 
 
 @dataclass(frozen=True)
