@@ -1,8 +1,12 @@
-"""The command line: `opmix COMMAND ...`. Exit code 0 on success, 2 on wrong input, 1 when something broke."""
+"""The command line: `opmix COMMAND ...`. How it ends is told in `opmix_ray.exits`.
+
+Torch and Ray are imported only by a command that needs them, once its configuration is well-formed.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -13,12 +17,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from opmix_ray.errors import UserError, UserErrors
+from opmix_ray import __version__
+from opmix_ray.errors import UserError, UserErrors, user_errors
+from opmix_ray.exits import exit_code
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Decides what a language model should train on next.",
 )
 Config = Annotated[Path, typer.Argument(help="YAML file that describes the run.", show_default=False)]
@@ -31,6 +38,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and
 Address = Annotated[str | None, typer.Option(help="Ray address: auto, host:port, ray://host:port.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the output stands.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove a run that is already in the output.")]
+
+
+@app.callback()
+def opmix(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Decide what a language model should train on next."""
+    if version:
+        print(f"opmix {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -55,7 +74,7 @@ def demo(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Run the example that comes with the package: six domains, one decision, a few minutes on two cores."""
+    """Run the example that comes with the package, in a few minutes."""
     from opmix_ray.resources import shipped
 
     _run(shipped("examples") / "quickstart.yaml", settings, output, resume, overwrite, None, as_json)
@@ -63,14 +82,14 @@ def demo(
 
 @app.command()
 def prepare(config: Config, settings: Settings = None, as_json: Json = False) -> None:
-    """Tokenise the data, and show tokens, leaks, and epochs at the planned mixture."""
+    """Tokenise the data, and show tokens, leaks and epochs."""
     from opmix_ray.config import load_config
 
     loaded = load_config(config, settings)
     from opmix_ray.run.tables import prepared_table
     from opmix_ray.run.validate import validate
 
-    with _progress(as_json) as progress:
+    with _about(config), _progress(as_json) as progress:
         prepared = validate(loaded, config, progress.preparing)
     rows = prepared_table(loaded, prepared)
     _show(rows, rows, as_json)
@@ -81,16 +100,17 @@ def validate(
     config: Config, settings: Settings = None, address: Address = None, as_json: Json = False
 ) -> None:
     """List everything that is wrong with a run before it begins."""
-    from opmix_ray.config import load_config
+    from opmix_ray.config import load_partly
 
-    loaded = _with(load_config(config, settings), None, address)
-    from opmix_ray.run.cluster import connected
-    from opmix_ray.run.validate import validate as check
+    loaded, errors = load_partly(config, settings)
+    if loaded is not None:
+        from opmix_ray.run.validate import check_all
 
-    with _progress(as_json) as progress:
-        check(loaded, config, progress.preparing)
-        with connected(loaded):
-            pass
+        with _progress(as_json) as progress:
+            found = check_all(_with(loaded, None, address), config, progress.preparing)
+        errors += [error.within(config) for error in found]
+    if errors:
+        raise UserErrors(errors)
     _show({"valid": True, "config": str(config)}, f"{config}: nothing wrong was found", as_json)
 
 
@@ -107,20 +127,20 @@ def search(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Make one decision for a checkpoint from anywhere; writes mixture.json."""
+    """Make one decision for a checkpoint from anywhere."""
     from opmix_ray.config import load_config
 
     loaded = _with(load_config(config, settings), output, address)
     from opmix_ray.run.search import search_once
 
-    with _progress(as_json) as progress:
+    with _about(config), _progress(as_json) as progress:
         decision = search_once(loaded, model, step=step, overwrite=overwrite, progress=progress)
     _show(decision.to_dict(), decision.mixture, as_json)
 
 
 @app.command()
 def status(directory: Annotated[str, typer.Argument(help="Output of a run.")], as_json: Json = False) -> None:
-    """Show where a run stands, what it spent, and what it would do next."""
+    """Show where a run stands, what it spent and what comes next."""
     from opmix_ray.run.tables import run_status
 
     found = run_status(directory)
@@ -160,7 +180,7 @@ def _run(
     from opmix_ray.run.tables import closing_words
     from opmix_ray.storage import Storage
 
-    with _progress(as_json) as progress:
+    with _about(config), _progress(as_json) as progress:
         result = run_config(loaded, resume=resume, overwrite=overwrite, progress=progress, file=config)
     report_path = Storage(loaded.output_uri()).path("report.html")
     _show(result, closing_words(result, report_path), as_json)
@@ -179,49 +199,54 @@ def _with(config: Any, output: str | None, address: str | None) -> Any:
 def _progress(silent: bool) -> Iterator[Any]:
     from opmix_ray.run.progress import make_progress
 
-    progress = make_progress(Console(), silent=silent)
+    progress = make_progress(_console(), silent=silent)
     try:
         yield progress
     finally:
         progress.close()
 
 
+@contextmanager
+def _about(config: Path) -> Iterator[None]:
+    """Let errors that name a key but no file name the configuration."""
+    try:
+        yield
+    except Exception as error:
+        found = user_errors(error)
+        if not found:
+            raise
+        raise UserErrors([one.within(config) for one in found]) from None
+
+
+def _console() -> Console:
+    """As wide as the terminal; lines are not folded where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=1000, no_color=True, force_terminal=False)
+
+
 def _show(value: Any, words: Any, as_json: bool) -> None:
     """Print a result for a person or for a program."""
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
+        print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
     elif isinstance(words, str):
         print(words)
     else:
         from opmix_ray.run.tables import print_table
 
-        print_table(Console(), words)
+        print_table(_console(), words)
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold: there are no infinite numbers in it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:
     """Entry point of `opmix`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    try:
-        app(standalone_mode=False)
-    except UserErrors as errors:
-        for error in errors.errors:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
-        sys.exit(130)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except Exception as error:
-        from click.exceptions import Abort, ClickException
-
-        if isinstance(error, ClickException):
-            error.show()
-            sys.exit(error.exit_code)
-        if isinstance(error, Abort):
-            sys.exit(130)
-        raise
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would end its part and go on
+    sys.exit(exit_code(lambda: app(standalone_mode=False)))

@@ -8,26 +8,21 @@ Every field's description is the documentation of its key (`docs/configuration.m
 
 from __future__ import annotations
 
-import difflib
-import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.section import Section as Section
+from opmix_ray.section import parse_config as parse_config
+from opmix_ray.section import parse_partly
+from opmix_ray.yaml_file import override
+from opmix_ray.yaml_file import read_yaml as read_yaml
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as a file name and as a column name
-
-
-class Section(BaseModel):
-    """A part of the configuration; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-SectionT = TypeVar("SectionT", bound=Section)
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class SourceConfig(Section):
@@ -70,7 +65,7 @@ class SourceConfig(Section):
 class DataConfig(Section):
     """Domains and how they become token sequences."""
 
-    domains: dict[str, SourceConfig] = Field(description="The sources, by name.")
+    domains: dict[Name, SourceConfig] = Field(min_length=1, description="The sources, by name.")
     seq_len: int = Field(1024, ge=8, description="Tokens in one sequence.")
     eval_fraction: float = Field(
         0.05,
@@ -244,7 +239,7 @@ class EvaluationConfig(Section):
 
     sequences: int = Field(64, ge=1, description="Held-out sequences per set used in reports.")
     batch_size: int = Field(16, ge=1, description="Sequences in one forward pass.")
-    sets: dict[str, SourceConfig] = Field(
+    sets: dict[Name, SourceConfig] = Field(
         default_factory=dict, description="Further sets that are only evaluated on, never trained on."
     )
     weights: dict[str, float] | None = Field(
@@ -296,64 +291,6 @@ class RunConfig(Section):
         return {name: weight / total for name, weight in weights.items()}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, where YAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be plain", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 3e-4 as text; read it as the number it is meant to be.
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def read_yaml(path: Path | str) -> dict[str, Any]:
-    """Read one YAML mapping.
-
-    Raises:
-        UserError: the file is missing, is not text, is empty, or is not a YAML mapping.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError("no such file", file=path, remedy="check the path") from None
-    except IsADirectoryError:
-        raise UserError("is a directory", file=path, remedy="name a YAML file") from None
-    except UnicodeDecodeError:
-        raise UserError("is not text", file=path, remedy="name a YAML file in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", file=path) from None
-    try:
-        loaded = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"is not valid YAML{where}: {problem}", file=path, remedy="mend the line") from None
-    if loaded is None:
-        raise UserError("is empty", file=path, remedy="start from `examples/quickstart.yaml`")
-    if not isinstance(loaded, dict):
-        raise UserError("must be a mapping of keys to values", file=path, remedy="see docs/configuration.md")
-    return loaded
-
-
 def load_config(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
     """Read a run's configuration from a YAML file.
 
@@ -364,95 +301,33 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> RunConf
     Raises:
         UserErrors: everything that is wrong with keys and values, one error each.
     """
-    path = Path(path)
-    tree = read_yaml(path)
-    for override in overrides or []:
-        _override(tree, override)
-    config = parse_config(RunConfig, tree, path)
-    return _resolve_paths(config, path.resolve().parent)
+    config, errors = load_partly(path, overrides)
+    if errors or config is None:
+        raise UserErrors(errors)
+    return config
 
 
-def parse_config(kind: type[SectionT], tree: dict[str, Any], file: object = None) -> SectionT:
-    """Validate a tree against one of the models, with errors in our own words.
+def load_partly(
+    path: Path | str, overrides: list[str] | None = None
+) -> tuple[RunConfig | None, list[UserError]]:
+    """Read a configuration and go on past wrong keys and values, to find out what else is wrong.
+
+    Returns:
+        The configuration as far as it can be understood, or None; and everything that is wrong.
 
     Raises:
-        UserErrors: see `load_config`.
+        UserError: the file is not a YAML mapping.
     """
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise UserErrors([_translate(item, kind, file) for item in error.errors()]) from None
-
-
-def _translate(item: Any, kind: type[Section], file: object) -> UserError:
-    location = [str(part) for part in item["loc"] if not str(part).endswith("]") and part != "str"]
-    key = ".".join(location)
-    value = item.get("input")
-    if isinstance(value, dict) and item["type"] == "missing":
-        value = None
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(kind, item["loc"][:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
-        remedy = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-        return UserError("unknown key", file=file, key=key, value=value, remedy=remedy)
-    if item["type"] == "missing":
-        return UserError("is missing", file=file, key=key, remedy="add it (see docs/configuration.md)")
-    message = item["msg"]
-    return UserError(
-        message[0].lower() + message[1:], file=file, key=key, value=value, remedy="see docs/configuration.md"
-    )
-
-
-def _known_keys(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
-    current: Any = kind
-    for part in location:
-        if isinstance(current, type) and issubclass(current, Section):
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-        else:  # inside dict[str, Section] or list[Section]
-            args = [
-                a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)
-            ]
-            current = args[0] if args else None
-    if isinstance(current, type) and issubclass(current, Section):
-        return list(current.model_fields)
-    args = [a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
-    return list(args[0].model_fields) if args else []
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError("must look like key=value", key="--set", value=override, remedy="for example seed=1")
-    try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError:
-        raise UserError(
-            "the value is not valid YAML", key="--set", value=override, remedy="quote it"
-        ) from None
-    parts = key.split(".")
-    node: Any = tree
-    for part in parts[:-1]:
-        node = node[_index(node, part, override)] if isinstance(node, list) else node.setdefault(part, {})
-        if not isinstance(node, dict | list):
-            raise UserError(
-                f"`{part}` has no keys below it", key="--set", value=override, remedy="check the key"
-            )
-    if isinstance(node, list):
-        node[_index(node, parts[-1], override)] = value
-    else:
-        node[parts[-1]] = value
-
-
-def _index(node: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise UserError(
-            f"`{part}` is not one of the {len(node)} entries",
-            key="--set",
-            value=override,
-            remedy="count from 0, for example stages.0.steps=100",
-        )
-    return int(part)
+    path = Path(path)
+    tree = read_yaml(path)
+    errors: list[UserError] = []
+    for setting in overrides or []:
+        try:
+            override(tree, setting)
+        except UserError as error:
+            errors.append(error)
+    config, wrong = parse_partly(RunConfig, tree, path)
+    return config and _resolve_paths(config, path.resolve().parent), errors + wrong
 
 
 def is_uri(path: str) -> bool:

@@ -5,6 +5,8 @@ Raise `UserError` for anything wrong in input; the command line prints it and ex
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from typing import Any
 
 
@@ -38,6 +40,12 @@ class UserError(ValueError):
     def __reduce__(self) -> tuple[Any, ...]:  # travels through Ray unharmed
         return _rebuild, (self.problem, self.file, self.key, self.value, self.remedy)
 
+    def within(self, file: object) -> UserError:
+        """The same error, naming `file` where it names a configuration key but no file yet."""
+        if self.file is not None or self.key is None or self.key.startswith("--"):
+            return self
+        return UserError(self.problem, file=file, key=self.key, value=self.value, remedy=self.remedy)
+
     def _line(self) -> str:
         place = ": ".join(part for part in (self.file, self.key) if part)
         if self.value is not None:
@@ -61,5 +69,43 @@ class UserErrors(UserError):
         self.errors = errors
         ValueError.__init__(self, "\n".join(str(error) for error in errors))
 
+    def within(self, file: object) -> UserErrors:
+        """See `UserError.within`."""
+        return UserErrors([error.within(file) for error in self.errors])
+
     def __reduce__(self) -> tuple[Any, ...]:
         return UserErrors, (self.errors,)
+
+
+def user_errors(error: BaseException) -> list[UserError]:
+    """The user's errors inside an exception: itself, or what Ray and others have wrapped; empty if there is none.
+
+    A full disk counts as the user's wherever it shows.
+    """
+    seen: set[int] = set()
+    waiting: list[BaseException] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        # Ray gives a task's error the class of its cause, but with the whole traceback as its text.
+        inner = [getattr(current, "cause", None), current.__cause__, current.__context__]
+        failures = getattr(current, "worker_failures", None)
+        inner += list(failures.values()) if isinstance(failures, dict) else []
+        wrapped = isinstance(inner[0], UserError)
+        if isinstance(current, UserError) and not wrapped:
+            return current.errors if isinstance(current, UserErrors) else [current]
+        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
+            return [disk_full(current.filename)]
+        waiting += [part for part in inner if isinstance(part, BaseException)]
+    return [disk_full()] if "No space left on device" in str(error) else []
+
+
+def disk_full(file: object = None) -> UserError:
+    """The error for a disk without space."""
+    return UserError(
+        "cannot be written: no space left on the disk",
+        file=file or tempfile.gettempdir(),
+        remedy="free some space and run again with --resume; nothing before the last checkpoint is lost",
+    )

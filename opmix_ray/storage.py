@@ -96,8 +96,15 @@ class Storage:
         return self._guard("read", read, name)
 
     def read_text(self, name: str) -> str:
-        """A text file's content."""
-        return self.read_bytes(name).decode("utf-8")
+        """A text file's content.
+
+        Raises:
+            UserError: it is missing, cannot be read, or is not text.
+        """
+        try:
+            return self.read_bytes(name).decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError("is not text", file=self.path(name), remedy="restore the file") from None
 
     def read_json(self, name: str) -> Any:
         """A JSON file's content.
@@ -228,7 +235,7 @@ class Storage:
     def _guard(self, verb: str, action: Any, name: str = "") -> Any:
         try:
             return action()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError("no such file", file=self.path(name), remedy="check the path") from None
         except (pa.ArrowException, OSError) as error:
             raise UserError(
@@ -244,7 +251,7 @@ def _first_line(error: BaseException) -> str:
 def _remedy(error: BaseException) -> str:
     text = str(error)
     if "No space left" in text or "quota" in text.lower():
-        return "free some space and run again with --resume; nothing before this is lost"
+        return "free some space and run again with --resume; nothing before the last checkpoint is lost"
     if "ACCESS_DENIED" in text or "Permission denied" in text or "403" in text:
         return "check the permissions or credentials"
     if "NoSuchBucket" in text or "bucket does not exist" in text.lower():

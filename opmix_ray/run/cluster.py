@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import socket
-from collections.abc import Iterator
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import ray
+import torch
 
 from opmix_ray.config import RunConfig
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.run.address import check_address
 
-
-def cpus_needed(config: RunConfig) -> float:
-    """The most CPUs that one part of a run holds at a time and cannot do without."""
-    train = config.train.workers * config.train.cpus_per_worker
-    return max(train, config.probe.cpus, config.search.cpus)
-
-
-def gpus_needed(config: RunConfig) -> float:
-    """The same for GPUs."""
-    return max(config.train.workers * config.train.gpus_per_worker, config.probe.gpus, config.search.gpus)
+_QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @contextlib.contextmanager
@@ -37,20 +30,13 @@ def connected(config: RunConfig) -> Iterator[None]:
         check_resources(config)
         yield
         return
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(config)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address and address != "local":
+    if address is not None:
         _join(address, config.cluster.connect_timeout)
     else:
-        cpus = config.cluster.num_cpus or max(os.cpu_count() or 1, -int(-cpus_needed(config) // 1))
         with _quiet():
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            ray.init(address="local", num_cpus=own_cpus(config), include_dashboard=False, **_QUIET)
     try:
         check_resources(config)
         yield
@@ -58,67 +44,111 @@ def connected(config: RunConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def address_of(config: RunConfig) -> str | None:
+    """The address of the cluster that is to be used; None: a Ray of our own."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+def own_cpus(config: RunConfig) -> int:
+    """CPUs of a Ray of our own: as configured, else all there are, and enough for what is asked."""
+    return config.cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(_needed(config, "cpus")))
+
+
+def check_cluster(config: RunConfig) -> list[UserError]:
+    """Whether the cluster answers and has what the run asks for; no Ray of our own is started for that."""
+    if address_of(config) is None and not ray.is_initialized():
+        have = {"CPU": float(own_cpus(config)), "GPU": float(torch.cuda.device_count())}
+        return missing_resources(config, have, [have])
+    try:
+        with connected(config):
+            return []
+    except UserErrors as errors:
+        return errors.errors
+    except UserError as error:
+        return [error]
+
+
 def check_resources(config: RunConfig) -> None:
-    """Compare what a run asks for with what the cluster has.
+    """Compare what a run asks for with what the connected cluster has, or may grow to.
 
     Raises:
-        UserError: it has not enough CPUs or GPUs, unless it can grow.
+        UserErrors: it has not enough CPUs or GPUs, all together or on any one machine.
     """
-    if _autoscales():
-        return
-    have = ray.cluster_resources()
-    for kind, needed, key in (
-        ("CPU", cpus_needed(config), "cpus"),
-        ("GPU", gpus_needed(config), "gpus"),
-    ):
-        if needed > have.get(kind, 0) + 1e-9:
-            raise UserError(
-                f"the run asks for {needed:g} {kind}s at a time, the cluster has {have.get(kind, 0):g}",
-                key=f"train.{key}_per_worker",
-                value=getattr(config.train, f"{key}_per_worker"),
-                remedy=f"lower train.workers or the {key} asked for, or add machines",
-            )
+    have = _grown(ray.cluster_resources())
+    machines = [_grown(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    errors = missing_resources(config, have, machines)
+    if errors:
+        raise UserErrors(errors)
 
 
-def _autoscales() -> bool:
-    """Whether the cluster may grow: an autoscaler has written its state."""
+def missing_resources(
+    config: RunConfig, have: Mapping[str, float], machines: Sequence[Mapping[str, float]]
+) -> list[UserError]:
+    """An error for each kind of resource that the cluster has too little of.
+
+    Args:
+        config: the run.
+        have: CPUs and GPUs of the whole cluster.
+        machines: the same, of every machine.
+    """
+    errors = []
+    for kind, key in (("CPU", "cpus"), ("GPU", "gpus")):
+        there = have.get(kind, 0.0)
+        largest = max((machine.get(kind, 0.0) for machine in machines), default=0.0)
+        asked = {
+            f"train.{key}_per_worker": getattr(config.train, f"{key}_per_worker"),
+            f"probe.{key}": getattr(config.probe, key),
+            f"search.{key}": getattr(config.search, key),
+        }
+        for name, each in asked.items():
+            workers = config.train.workers if name.startswith("train.") else 1
+            total = each * workers
+            if total > there + 1e-9:
+                of_workers = f" for {workers} workers" if workers > 1 else ""
+                problem = f"asks for {total:g} {kind}s{of_workers}, the cluster has {there:g}"
+            elif each > largest + 1e-9:
+                problem = f"asks for {each:g} {kind}s on one machine, the largest has {largest:g}"
+            else:
+                continue
+            remedy = f"lower it{' or train.workers' if workers > 1 else ''}, or add machines"
+            if kind == "CPU" and config.cluster.num_cpus is not None and address_of(config) is None:
+                remedy += f", or raise cluster.num_cpus ({config.cluster.num_cpus})"
+            errors.append(UserError(problem, key=name, value=each, remedy=remedy))
+    return errors
+
+
+def _needed(config: RunConfig, key: str) -> float:
+    """The most CPUs or GPUs that one part of a run holds at a time and cannot do without."""
+    train = config.train.workers * getattr(config.train, f"{key}_per_worker")
+    return float(max(train, getattr(config.probe, key), getattr(config.search, key)))
+
+
+def _grown(resources: Mapping[str, float]) -> dict[str, float]:
+    """What there is, or what the autoscaler may bring it to."""
     try:
-        from ray.autoscaler.v2.sdk import get_cluster_status
+        from ray._private.state import state
 
-        address = ray.get_runtime_context().gcs_address
-        return bool(get_cluster_status(address).stats) and bool(os.environ.get("RAY_AUTOSCALING"))
-    except Exception:
-        return False
+        limits = state.get_max_resources_from_cluster_config() or {}
+    except Exception:  # not public: where it is gone, the cluster counts as it is
+        limits = {}
+    return {name: max(resources.get(name, 0.0), limits.get(name, 0.0)) for name in {*resources, *limits}}
 
 
 def _join(address: str, timeout: float) -> None:
-    refused = UserError(
-        "no Ray answers at this address",
-        key="cluster.address",
-        value=address,
-        remedy="start one with `ray start --head`, correct the address, or leave it out for a Ray of our own",
-    )
-    if address != "auto":
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        host, port = parts.hostname, parts.port
-        if not host or not port:
-            raise UserError(
-                "is not an address",
-                key="cluster.address",
-                value=address,
-                remedy="use auto, host:port or ray://host:port",
-            )
-        try:
-            socket.create_connection((host, port), timeout=timeout).close()
-        except OSError:
-            raise refused from None
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(int(timeout)))
+    check_address(address, timeout)
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(math.ceil(timeout)))
     try:
         with _quiet():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        refused.__cause__ = error
-        raise refused from None
+            ray.init(address=address, **_QUIET)
+    except Exception as error:  # Ray has no common class for what can go wrong here
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"Ray cannot be joined: {lines[0]}",
+            key="cluster.address",
+            value=address,
+            remedy="start a cluster with `ray start --head`, correct the address, or leave it out",
+        ) from None
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opmix_ray.errors import UserError
+from opmix_ray.run.state import LOCK
 from opmix_ray.storage import Storage
 
 
@@ -25,7 +26,7 @@ def locked(storage: Storage) -> Iterator[None]:
     directory = Path(storage.uri)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR)
+        handle = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise UserError(
             f"cannot be made: {error.strerror}",
@@ -36,13 +37,15 @@ def locked(storage: Storage) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 "another opmix process is writing here",
                 file=storage.uri,
                 key="output",
                 remedy="wait for it or stop it",
             ) from None
+        except OSError:  # a file system without locks: two runs in one directory are the user's own care
+            pass
         yield
     finally:
         os.close(handle)

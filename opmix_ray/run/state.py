@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import yaml
@@ -20,6 +20,20 @@ STATE, CONFIG, METRICS, MIXTURE, RESULT = (
     "mixture.json",
     "result.json",
 )
+LOCK = ".lock"
+_FILES = {
+    STATE,
+    CONFIG,
+    METRICS,
+    MIXTURE,
+    RESULT,
+    LOCK,
+    "report.html",
+    "figures",
+    "decisions",
+    "train",
+    "model",
+}
 VERSION = 1
 # Where things run and how they are watched may change between the parts of one run.
 _MAY_CHANGE: dict[str, set[str]] = {
@@ -70,7 +84,8 @@ def load_state(storage: Storage) -> RunState:
         UserError: it is missing, broken, or of another version.
     """
     values = storage.read_json(STATE)
-    if not isinstance(values, dict) or values.get("version") != VERSION:
+    names = {entry.name for entry in fields(RunState)}
+    if not isinstance(values, dict) or values.get("version") != VERSION or set(values) - names:
         raise UserError(
             "is not the state of a run of this version",
             file=storage.path(STATE),
@@ -98,20 +113,26 @@ def open_output(config: RunConfig, storage: Storage, *, resume: bool, overwrite:
     Raises:
         UserError: another configuration, files that are not a run's, or nothing to resume.
     """
-    if overwrite:
+    if overwrite and storage.exists():
         _clear(storage)
-    if storage.exists(STATE) and storage.exists(CONFIG):
-        _compare(config, storage, resume)
+    names = [name for name in storage.names() if name != LOCK]
+    others = [name for name in names if not _is_ours(name)]
+    if STATE in names and CONFIG in names:
+        state = load_state(storage)
+        if state.done or set(names) - {STATE, CONFIG}:  # else nothing was done yet that could be lost
+            _compare(config, storage, resume)
         storage.write_text(CONFIG, dump_config(config))
-        return load_state(storage)
-    if storage.exists(STATE):
+        return state
+    if STATE in names:
         raise UserError(
-            "lacks its config.yaml", file=storage.uri, remedy="use --overwrite or another --output"
+            "lacks its config.yaml",
+            file=storage.uri,
+            key="output",
+            remedy="use --overwrite or another --output",
         )
-    others = [name for name in storage.names() if name not in (CONFIG, ".lock")]
-    if others and not storage.exists(CONFIG):
+    if others or set(names) - {CONFIG}:
         raise UserError(
-            f"holds other files, such as {others[0]}",
+            f"holds other files, such as {(others or names)[0]}",
             file=storage.uri,
             key="output",
             remedy="name an empty directory",
@@ -122,21 +143,37 @@ def open_output(config: RunConfig, storage: Storage, *, resume: bool, overwrite:
     return state
 
 
+def _is_ours(name: str) -> bool:
+    """Whether a run writes a file or directory of this name into its output."""
+    return (
+        name in _FILES or name.removesuffix(".part") in _FILES or (name[0] == "." and name.endswith(".part"))
+    )
+
+
 def _clear(storage: Storage) -> None:
-    """Remove a run's files, and only a run's."""
-    if not storage.exists():
-        return
-    names = [name for name in storage.names() if name != ".lock"]
-    if names and not {STATE, CONFIG} & set(names):
+    """Remove a run's files, and only a run's; a directory with anything else in it is left as it is."""
+    names = [name for name in storage.names() if name != LOCK]
+    others = [name for name in names if not _is_ours(name)]
+    if names and not others and STATE not in names:
+        others = names if set(names) - {CONFIG} or not _is_config(storage) else []
+    if others:
         raise UserError(
-            f"holds other files, such as {names[0]}; they are not removed",
+            f"holds files that are not a run's, such as {others[0]}; nothing was removed",
             file=storage.uri,
             key="--overwrite",
-            remedy="name the directory of a run, or an empty one",
+            remedy="move them away, or name another --output",
         )
     # state.json last: a directory without it would be refused
-    for name in sorted(names, key=lambda name: name in (STATE, CONFIG)):
+    for name in sorted(names, key=lambda name: (name == CONFIG, name == STATE)):
         storage.delete(name)
+
+
+def _is_config(storage: Storage) -> bool:
+    try:
+        read_config(storage)
+    except UserError:
+        return False
+    return True
 
 
 def read_config(storage: Storage) -> RunConfig:
@@ -147,7 +184,9 @@ def read_config(storage: Storage) -> RunConfig:
     """
     try:
         return RunConfig.model_validate(yaml.safe_load(storage.read_text(CONFIG)))
-    except (yaml.YAMLError, ValidationError):
+    except (yaml.YAMLError, ValidationError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             "is not a run's configuration", file=storage.path(CONFIG), remedy="use --overwrite to begin again"
         ) from None

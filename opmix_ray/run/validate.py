@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import init_empty_weights
 from transformers import AutoConfig
 
 from opmix_ray.config import ModelConfig, RunConfig
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sources import validate_sources
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
-from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.mixture import Mixture
-from opmix_ray.run.plan import check_plan, stage_domains, start_mixture
+from opmix_ray.model.load import load_model
+from opmix_ray.model.probe import adapted_layers
+from opmix_ray.run.check_plan import check_plan
+from opmix_ray.run.cluster import check_cluster
+from opmix_ray.run.plan import stage_domains, start_mixture
 from opmix_ray.search.components import Components
 from opmix_ray.search.space import choose_components, load_space, read_space
 from opmix_ray.train.probes import probe_data
 
+_WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth")
+_MODEL_REMEDY = "give a directory with config.json and weights, or a hub id that this machine can reach"
+
 
 def check_before(config: RunConfig, file: Any = None) -> list[UserError]:
     """What configuration, files, tokenizer and model show without reading all data."""
-    errors = check_plan(config, file)
-    errors += validate_sources(config)
-    for check in (_tokenizer_and_model, _spaces):
-        if not errors or check is _tokenizer_and_model:
-            errors += _collected(lambda check=check: check(config))  # type: ignore[misc]
-    return errors
+    plan = check_plan(config, file)
+    errors = plan + validate_sources(config)
+    if config.tokenizer.train_vocab_size is None or not errors:
+        errors += _collected(lambda: _tokenizer_and_model(config))
+    if not plan:
+        errors += _collected(lambda: _spaces(config))
+    return [error.within(file) for error in errors] if file is not None else errors
+
+
+def check_all(
+    config: RunConfig, file: Any = None, on_progress: Callable[[str, int, int], None] | None = None
+) -> list[UserError]:
+    """Everything wrong in one go: configuration, files, sizes, and what the cluster does not have.
+
+    Args:
+        config: the run.
+        file: its file, for errors.
+        on_progress: see `prepare`.
+    """
+    errors = check_before(config, file)
+    if not errors:
+        prepared, errors = _prepared(config, on_progress)
+        if prepared is not None:
+            errors += check_prepared(config, prepared)
+    return errors + check_cluster(config)
 
 
 def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
@@ -42,22 +71,25 @@ def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
         if sequences < config.train.batch_size:
             errors.append(
                 UserError(
-                    f"its domains have {sequences} sequences of {prepared.seq_len} tokens, fewer than one batch",
+                    f"its domains have {sequences} sequences of {prepared.seq_len} tokens, fewer than one batch of "
+                    f"{config.train.batch_size}",
                     key=f"stages.{position}",
                     value=stage.name,
-                    remedy=f"lower train.batch_size ({config.train.batch_size}) or data.seq_len, or add data",
+                    remedy="lower train.batch_size or data.seq_len, or add data",
                 )
             )
+            continue
         try:
             previous, _ = start_mixture(config, stage, previous, tokens, used, prepared.seq_len)
         except UserError as error:
-            error_here = UserError(
-                error.problem,
-                key=f"stages.{position}: {error.key or ''}",
-                value=error.value,
-                remedy=error.remedy,
+            errors.append(
+                UserError(
+                    error.problem,
+                    key=": ".join(part for part in (f"stages.{position}", error.key) if part),
+                    value=error.value,
+                    remedy=error.remedy,
+                )
             )
-            errors.append(error_here)
             continue
         length = stage.steps * config.train.batch_size * prepared.seq_len
         for name, share in previous.items():
@@ -83,21 +115,36 @@ def validate(
     return prepared
 
 
-def _collected(check: Callable[[], None]) -> list[UserError]:
+def _collected(check: Callable[[], Any]) -> list[UserError]:
     try:
         check()
-    except UserErrors as errors:
-        return errors.errors
     except UserError as error:
-        return [error]
+        return user_errors(error)
     return []
 
 
+def _prepared(
+    config: RunConfig, on_progress: Callable[[str, int, int], None] | None
+) -> tuple[Prepared | None, list[UserError]]:
+    """All data, or what is wrong with each domain of it."""
+    try:
+        return prepare(config, on_progress=on_progress), []
+    except UserError as error:
+        if isinstance(error, UserErrors) or config.tokenizer.train_vocab_size is not None:
+            return None, user_errors(error)
+        first = error
+    found: dict[str, UserError] = {str(first): first}
+    for name, source in config.data.domains.items():
+        alone = config.model_copy(update={"data": config.data.model_copy(update={"domains": {name: source}})})
+        for each in _collected(partial(prepare, alone)):
+            found.setdefault(str(each), each)
+    return None, list(found.values())
+
+
 def _tokenizer_and_model(config: RunConfig) -> None:
-    if config.tokenizer.train_vocab_size is not None:
-        size = config.tokenizer.train_vocab_size
-    else:
-        size = vocabulary_size(load_tokenizer(config))
+    """Both can be loaded and fit each other; the weights themselves are not read."""
+    tokenizer = load_tokenizer(config)
+    size = vocabulary_size(tokenizer)
     rows = _embedding_rows(config.model)
     if rows is not None and rows < size:
         raise UserError(
@@ -106,18 +153,29 @@ def _tokenizer_and_model(config: RunConfig) -> None:
             value=config.model.path,
             remedy="use the model's own tokenizer (leave tokenizer.path out)",
         )
+    if config.model.config is not None:
+        with init_empty_weights():
+            model = load_model(
+                config.model,
+                vocab_size=size,
+                eos_token_id=tokenizer.eos_token_id,
+                seed=config.seed,
+                seq_len=config.data.seq_len,
+            )
+        if any(stage.decide_at for stage in config.stages):
+            adapted_layers(model, config.probe.target_modules)
 
 
 def _embedding_rows(model: ModelConfig) -> int | None:
     """Rows of a pretrained model's embedding, from its configuration alone; None where that is not known."""
-    if (model.path is None) == (model.config is None):
-        raise UserError(
-            "needs either `path` or `config`",
-            key="model",
-            remedy="give `model.path` for a pretrained model or `model.config` for fresh weights",
-        )
     if model.path is None or model.gguf_file is not None:
         return None
+    directory = Path(model.path)
+    if directory.is_dir() and not any(directory.glob(f"*{ending}") for ending in _WEIGHTS):
+        problem = (
+            "holds no weights" if (directory / "config.json").is_file() else "is not a model's directory"
+        )
+        raise UserError(problem, key="model.path", value=model.path, remedy=_MODEL_REMEDY)
     try:
         found = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -125,7 +183,7 @@ def _embedding_rows(model: ModelConfig) -> int | None:
             f"cannot be read as a model: {str(error).splitlines()[0]}",
             key="model.path",
             value=model.path,
-            remedy="give a directory with config.json and weights, or a hub id that this machine can reach",
+            remedy=_MODEL_REMEDY,
         ) from None
     return getattr(found.get_text_config(), "vocab_size", None)
 
@@ -133,7 +191,7 @@ def _embedding_rows(model: ModelConfig) -> int | None:
 def _spaces(config: RunConfig) -> None:
     """Build every decision's search space once, on the mixture its stage begins with."""
     current: Mixture | None = None
-    for stage in config.stages:
+    for position, stage in enumerate(config.stages):
         names = stage_domains(config, stage)
         if isinstance(stage.start, dict):
             here = Mixture(stage.start).over(names)
@@ -142,10 +200,20 @@ def _spaces(config: RunConfig) -> None:
         else:
             here = Mixture.uniform(names)
         if stage.decide_at:
-            space = stage.search_space or config.search.space
-            components = choose_components(read_space(space)[0].kind, here, names)
-            data = [probe_data(name, here, config.probe.new_share).array(names) for name in components]
-            load_space(
-                space, Components(tuple(components), tuple(names), np.array(data)), config.data.domains
-            )
+            key = "search.space" if stage.search_space is None else f"stages.{position}.search_space"
+            _space(config, stage.search_space or config.search.space, key, here, names)
         current = here
+
+
+def _space(config: RunConfig, space: str, key: str, start: Mixture, names: list[str]) -> None:
+    try:
+        components = choose_components(read_space(space)[0].kind, start, names)
+        data = [probe_data(name, start, config.probe.new_share).array(names) for name in components]
+        load_space(space, Components(tuple(components), tuple(names), np.array(data)), config.data.domains)
+    except UserErrors:
+        raise
+    except UserError as error:
+        if error.file is not None:
+            raise
+        value = space if error.value is None else error.value
+        raise UserError(error.problem, key=key, value=value, remedy=error.remedy) from None

@@ -1,0 +1,98 @@
+"""Whether a Ray answers at an address, found out before Ray itself waits there for minutes.
+
+Ray speaks gRPC, which is HTTP/2: after the client's preface a server sends its settings (RFC 9113, section 3.4).
+A port that is closed, silent or speaks something else is told apart without a Ray process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import time
+from urllib.parse import urlsplit
+
+import ray
+
+from opmix_ray.errors import UserError
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # length 0, type 4, no flags, stream 0
+_SETTINGS = 4
+_HERE = ("localhost", "127.0.0.1", "::1")
+_REMEDY = "start one with `ray start --head`, correct the address, or leave it out for a Ray of our own"
+
+
+def check_address(address: str, timeout: float) -> None:
+    """Make sure that something which may be Ray answers at an address.
+
+    Args:
+        address: `auto`, `host:port` or `ray://host:port`.
+        timeout: seconds to wait.
+
+    Raises:
+        UserError: it is not an address, there is no Ray on this machine (`auto`), or none answers in time.
+    """
+    found = _auto() if address == "auto" else address
+    host, port = _host_and_port(found)
+    if found.startswith("ray://") and importlib.util.find_spec("grpc") is None:
+        raise _refused("needs Ray's client", address, "pip install 'ray[client]', or use host:port")
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return  # the settings would come encrypted
+    # A head that listens on the machine's own address is meant by `localhost` too, as Ray sees it.
+    hosts = [host, ray.util.get_node_ip_address()] if host in _HERE else [host]
+    deadline = time.monotonic() + timeout
+    reasons = [reason for each in hosts if (reason := _silent(each, port, deadline))]
+    if len(reasons) == len(hosts):
+        where = f" (found at {found})" if found != address else ""
+        raise _refused(f"no Ray answers at this address{where}: {reasons[0]}", address, _REMEDY)
+
+
+def _auto() -> str:
+    """The address that `auto` stands for."""
+    try:
+        from ray._private.services import canonicalize_bootstrap_address_or_die
+
+        return str(canonicalize_bootstrap_address_or_die("auto"))
+    except ConnectionError as error:
+        several = "multiple" in str(error)
+        problem = "there are several Rays on this machine" if several else "no Ray runs on this machine"
+        raise _refused(problem, "auto", "name one as host:port" if several else _REMEDY) from None
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port or parts.scheme not in ("", "ray") or parts.path.strip("/"):
+        raise _refused("is not an address", address, "use auto, host:port or ray://host:port")
+    return host, port
+
+
+def _silent(host: str, port: int, deadline: float) -> str | None:
+    """Why there is no gRPC server at a port; None where there is one."""
+    received = b""
+    try:
+        with socket.create_connection((host, port), timeout=_left(deadline)) as connection:
+            connection.sendall(_PREFACE + _EMPTY_SETTINGS)
+            while len(received) < 9:  # a frame's header
+                connection.settimeout(_left(deadline))
+                part = connection.recv(64)
+                if not part:
+                    return "the connection was closed"
+                received += part
+    except TimeoutError:
+        return "no answer in time"
+    except OSError as error:
+        return str(error.strerror or error).lower()
+    return None if received[3] == _SETTINGS else "something else than Ray answers"
+
+
+def _left(deadline: float) -> float:
+    return max(0.01, deadline - time.monotonic())
+
+
+def _refused(problem: str, address: str, remedy: str) -> UserError:
+    return UserError(problem, key="cluster.address", value=address, remedy=remedy)

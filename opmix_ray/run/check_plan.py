@@ -1,0 +1,169 @@
+"""Everything wrong with a run that its configuration alone shows: stages, mixtures, bounds, names, numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opmix_ray.config import RunConfig, SourceConfig, StageConfig
+from opmix_ray.errors import UserError
+from opmix_ray.laws.base import nearest
+from opmix_ray.laws.fit import AUTO, LAWS
+from opmix_ray.run.plan import stage_domains
+from opmix_ray.search.space import OLD
+
+ROUNDING = 1e-9
+
+
+def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
+    """One error for each thing wrong; none when all is well.
+
+    Args:
+        config: the run.
+        file: its file, for the errors.
+    """
+    check = _Check(config, file)
+    check.names()
+    for position, stage in enumerate(config.stages):
+        check.stage(f"stages.{position}", stage)
+    check.bounds()
+    check.model()
+    check.numbers()
+    if config.evaluation.weights is not None:
+        check.shares(config.evaluation.weights, "evaluation.weights", list(config.eval_sets()))
+    if isinstance(config.proposal.prior, dict):
+        check.shares(config.proposal.prior, "proposal.prior", list(config.data.domains))
+    return check.errors
+
+
+class _Check:
+    def __init__(self, config: RunConfig, file: Any) -> None:
+        self.config, self.file = config, file
+        self.errors: list[UserError] = []
+
+    def wrong(self, problem: str, key: str, value: Any, remedy: str) -> None:
+        self.errors.append(UserError(problem, file=self.file, key=key, value=value, remedy=remedy))
+
+    def names(self) -> None:
+        """A component, its probe and its column are called like the domain; `old` is one of our own."""
+        if OLD in self.config.data.domains:
+            self.wrong(f"`{OLD}` means the mixture so far", f"data.domains.{OLD}", None, "rename the domain")
+
+    def stage(self, key: str, stage: StageConfig) -> None:
+        """Its name, domains, first mixture and decisions."""
+        config = self.config
+        if [other.name for other in config.stages].count(stage.name) > 1:
+            self.wrong("another stage has this name", f"{key}.name", stage.name, "rename one")
+        known = list(config.data.domains)
+        for name in stage.domains or []:
+            if name not in known:
+                self.wrong("no such domain", f"{key}.domains", name, nearest(name, known))
+        if stage.domains is not None and len(set(stage.domains)) < len(stage.domains):
+            self.wrong("names a domain twice", f"{key}.domains", stage.domains, "name each once")
+        names = stage_domains(config, stage)
+        if not names:
+            self.wrong("has no domain", f"{key}.domains", stage.domains, f"known: {', '.join(known)}")
+        for fraction in stage.decide_at:
+            if not 0 <= fraction < 1:
+                self.wrong("must lie in [0, 1)", f"{key}.decide_at", fraction, "0.5 is half-way")
+        if stage.decide_at and len(names) == 1:
+            self.wrong(
+                "a decision needs at least two domains", f"{key}.decide_at", stage.decide_at,
+                "add a domain, or leave decide_at out",
+            )  # fmt: skip
+        if isinstance(stage.start, dict):
+            self.shares(stage.start, f"{key}.start", names)
+
+    def bounds(self) -> None:
+        """Least and greatest shares must leave room for a mixture, in every stage that decides."""
+        domains = self.config.data.domains
+        for name, source in domains.items():
+            if source.min_share > source.max_share:
+                self.wrong(
+                    f"is above its max_share, {source.max_share:g}", f"data.domains.{name}.min_share",
+                    source.min_share, "lower it, or raise max_share",
+                )  # fmt: skip
+        deciding = [(p, s) for p, s in enumerate(self.config.stages) if s.decide_at]
+        places = [(f"stages.{p}.domains", stage_domains(self.config, s)) for p, s in deciding]
+        for key, names in places or [("data.domains", list(domains))]:
+            if names:
+                self._room(key, {name: domains[name] for name in names})
+
+    def _room(self, key: str, sources: Mapping[str, SourceConfig]) -> None:
+        least = {name: source.min_share for name, source in sources.items()}
+        most = {name: source.max_share for name, source in sources.items()}
+        floor, ceiling = sum(least.values()), sum(most.values())
+        if floor > 1 + ROUNDING:
+            self.wrong(
+                f"the least shares sum to {floor:.4g}, {floor - 1:.4g} more than 1 ({_listed(least)})",
+                key, None, f"lower data.domains.{max(least, key=least.__getitem__)}.min_share or others",
+            )  # fmt: skip
+        if ceiling < 1 - ROUNDING:
+            self.wrong(
+                f"the greatest shares sum to {ceiling:.4g}, {1 - ceiling:.4g} less than 1 ({_listed(most)})",
+                key, None, f"raise data.domains.{min(most, key=most.__getitem__)}.max_share or others",
+            )  # fmt: skip
+
+    def model(self) -> None:
+        """Exactly one model and one tokenizer."""
+        model, tokenizer = self.config.model, self.config.tokenizer
+        if (model.path is None) == (model.config is None):
+            both = model.path is not None
+            self.wrong(
+                f"{'has both' if both else 'needs either'} `path` {'and' if both else 'or'} `config`",
+                "model", model.path,
+                "give model.path for a pretrained model or model.config for fresh weights",
+            )  # fmt: skip
+        if model.gguf_file is not None and model.path is None:
+            self.wrong("needs model.path", "model.gguf_file", model.gguf_file, "name the directory it is in")
+        if tokenizer.path is not None and tokenizer.train_vocab_size is not None:
+            self.wrong(
+                "is given together with tokenizer.train_vocab_size", "tokenizer.path", tokenizer.path,
+                "keep one of them",
+            )  # fmt: skip
+
+    def numbers(self) -> None:
+        """Numbers that do not go together."""
+        train, search, schedule = self.config.train, self.config.search, self.config.train.schedule
+        if train.workers > train.batch_size:
+            self.wrong(
+                f"is more than the {train.batch_size} sequences of a batch", "train.workers", train.workers,
+                "raise train.batch_size or use fewer workers",
+            )  # fmt: skip
+        spent = schedule.warmup_fraction + (schedule.decay_fraction if schedule.kind == "wsd" else 0)
+        if spent > 1 + ROUNDING:
+            self.wrong(
+                f"warm-up and decay take {spent:g} of the stage, more than all of it",
+                "train.schedule.warmup_fraction", schedule.warmup_fraction, "lower it, or decay_fraction",
+            )  # fmt: skip
+        if search.chunks > search.sequences:
+            self.wrong(
+                f"is more than the {search.sequences} sequences of a trial", "search.chunks", search.chunks,
+                "raise search.sequences or use fewer chunks",
+            )  # fmt: skip
+        if search.scheduler == "asha" and search.chunks == 1:
+            self.wrong(
+                "has nothing to stop a trial at: search.chunks is 1", "search.scheduler", search.scheduler,
+                "set search.chunks to 2 or more, or the scheduler to none",
+            )  # fmt: skip
+        law = self.config.proposal.law
+        if law not in (AUTO, *LAWS):
+            self.wrong("no such law", "proposal.law", law, nearest(law, [AUTO, *LAWS]))
+        if law == "trees" and importlib.util.find_spec("lightgbm") is None:
+            self.wrong("needs lightgbm", "proposal.law", law, "pip install 'opmix_ray[trees]'")
+
+    def shares(self, shares: Mapping[str, float], key: str, known: Sequence[str]) -> None:
+        """Weights by name: known names, no negative number, and a sum above 0."""
+        before = len(self.errors)
+        for name, share in shares.items():
+            if name not in known:
+                self.wrong("no such name", f"{key}.{name}", share, nearest(name, known))
+            elif not share >= 0:
+                self.wrong("must be a number of at least 0", f"{key}.{name}", share, "for example 0.2")
+        if len(self.errors) == before and not sum(shares.values()) > 0:
+            self.wrong("the shares sum to 0", key, dict(shares), "give one of them a share above 0")
+
+
+def _listed(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:g}" for name, share in shares.items())

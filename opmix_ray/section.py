@@ -1,0 +1,181 @@
+"""Parts of a configuration as pydantic models, and what is wrong with a tree of values in our own words.
+
+class Optimizer(Section):
+    learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate.")
+
+parse_config(Optimizer, {"learnin_rate": 1}, "run.yaml")   # UserErrors: did you mean `learning_rate`?
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticUndefined
+
+from opmix_ray.errors import UserError, UserErrors
+
+SEE = "see docs/configuration.md"
+_ROUNDS = 4  # of mending; a mended part can show what was hidden before
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def parse_config(kind: type[SectionT], tree: dict[str, Any], file: object = None) -> SectionT:
+    """Validate a tree against one of the models, with errors in our own words.
+
+    Raises:
+        UserErrors: everything that is wrong with keys and values, one error each.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise UserErrors(_translated(error, kind, tree, file)) from None
+
+
+def parse_partly(
+    kind: type[SectionT], tree: dict[str, Any], file: object = None
+) -> tuple[SectionT | None, list[UserError]]:
+    """Validate a tree and go on past what is wrong, so that the rest can be looked at too.
+
+    A misspelt key is read as the one it is near to; a wrong value is replaced by the default.
+
+    Returns:
+        The model, or None where something is missing that has no default; and everything that is wrong.
+    """
+    tree = copy.deepcopy(tree)
+    errors: list[UserError] = []
+    for _ in range(_ROUNDS):
+        try:
+            return kind.model_validate(tree), errors
+        except ValidationError as error:
+            known = {str(found) for found in errors}
+            first = not errors
+            items = error.errors()
+            errors += [
+                found
+                for found in _translated(error, kind, tree, file)
+                if str(found) not in known and (first or found.problem != _MISSING)
+            ]
+            if any(item["type"] == "missing" for item in items):
+                return None, errors
+            for item in items:
+                _mend(tree, item, kind)
+    return None, errors
+
+
+_MISSING = "is missing"
+
+
+def _translated(
+    error: ValidationError, kind: type[Section], tree: dict[str, Any], file: object
+) -> list[UserError]:
+    """One error for each place; what the branches of a union say about it is joined."""
+    places: dict[tuple[str, ...], list[Any]] = {}
+    for item in error.errors():
+        places.setdefault(_path(tree, item["loc"], item["type"]), []).append(item)
+    inner = [p for p in places if not any(len(o) > len(p) and o[: len(p)] == p for o in places)]
+    return [_translate(places[place], place, kind, file) for place in inner]
+
+
+def _path(tree: Any, location: tuple[Any, ...], error: str) -> tuple[str, ...]:
+    """The keys of a location; pydantic also names the branches of a union, which are no keys."""
+    path: list[str] = []
+    node: Any = tree
+    last = len(location) - 1
+    for position, part in enumerate(location):
+        if isinstance(node, dict) and (part in node or (position == last and error == "missing")):
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        else:
+            continue
+        path.append(str(part))
+    return tuple(path)
+
+
+def _translate(items: Sequence[Any], path: tuple[str, ...], kind: type[Section], file: object) -> UserError:
+    item, key = items[0], ".".join(path)
+    if item["type"] == "extra_forbidden":
+        near, known = _nearest(item, kind)
+        remedy = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}"
+        return UserError("unknown key", file=file, key=key, value=item["input"], remedy=remedy)
+    if item["type"] == "missing":
+        return UserError(_MISSING, file=file, key=key, remedy=f"add it ({SEE})")
+    messages = dict.fromkeys(_message(each) for each in items)
+    value = "nothing" if item["input"] is None else item["input"]
+    return UserError(" or ".join(messages), file=file, key=key, value=value, remedy=_remedy(kind, path))
+
+
+def _message(item: Any) -> str:
+    text = str(item["msg"]).replace("Input should be", "must be")
+    if item["type"] == "string_pattern_mismatch":
+        text = "may hold letters, digits, `_`, `.` and `-` only, and begins with a letter or digit"
+    if item["type"] == "too_short" and item["ctx"]["actual_length"] == 0:
+        text = "is empty"
+    return text[0].lower() + text[1:]
+
+
+def _remedy(kind: type[Section], path: tuple[str, ...]) -> str:
+    section = _section(kind, path[:-1])
+    field = section.model_fields.get(path[-1]) if section and path else None
+    if field is None or field.default is PydanticUndefined or field.default is None:
+        return SEE
+    return f"the default is {field.default} ({SEE})"
+
+
+def _nearest(item: Any, kind: type[Section]) -> tuple[str | None, list[str]]:
+    section = _section(kind, item["loc"][:-1])
+    known = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.4)
+    return (near[0] if near else None), known
+
+
+def _section(kind: type[Section], location: Sequence[Any]) -> type[Section] | None:
+    """The model that holds the keys below a location."""
+    current: type[Section] | None = kind
+    for part in location:
+        if current is None:
+            return None
+        field = current.model_fields.get(str(part))
+        if field is not None:
+            current = _inside(field.annotation)
+        # else a name in dict[str, Section] or a position in list[Section]: the same model
+    return current
+
+
+def _inside(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        found = _inside(part)
+        if found is not None:
+            return found
+    return None
+
+
+def _mend(tree: dict[str, Any], item: Any, kind: type[Section]) -> None:
+    """Read a misspelt key as the one it is near to, and take any other wrong entry out."""
+    path = _path(tree, item["loc"], item["type"])
+    node: Any = tree
+    for part in path[:-1]:
+        node = node[int(part)] if isinstance(node, list) else node.get(part)
+        if not isinstance(node, dict | list):
+            return
+    if not isinstance(node, dict) or not path:
+        return
+    value = node.pop(path[-1], None)
+    if item["type"] == "extra_forbidden":
+        near, _ = _nearest(item, kind)
+        if near is not None:
+            node.setdefault(near, value)

@@ -1,0 +1,123 @@
+"""YAML files as people write them: keys given twice are refused, `3e-4` is a number, errors name the line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from opmix_ray.errors import UserError
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, where YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be plain", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 3e-4 as text; read it as the number it is meant to be.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that a YAML text stands for.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is not YAML.
+    """
+    return yaml.load(text, Loader=_UniqueKeyLoader)
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Read one YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is not text, is empty, or is not a YAML mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError("no such file", file=path, remedy="check the path") from None
+    except IsADirectoryError:
+        raise UserError("is a directory", file=path, remedy="name a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError("is not text", file=path, remedy="name a YAML file in UTF-8") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot be read: {reason}", file=path, remedy="check the path") from None
+    try:
+        loaded = parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        raise UserError(f"is not valid YAML{where}: {problem}", file=path, remedy="mend the line") from None
+    if loaded is None:
+        raise UserError("is empty", file=path, remedy="start from `examples/quickstart.yaml`")
+    if not isinstance(loaded, dict):
+        raise UserError("must be a mapping of keys to values", file=path, remedy="see docs/configuration.md")
+    return loaded
+
+
+def override(tree: dict[str, Any], setting: str) -> None:
+    """Apply one `dotted.key=value` to a tree in place; the value is read as YAML.
+
+    Raises:
+        UserError: there is no `=`, the value is not YAML, or the key leads nowhere.
+    """
+    key, separator, text = setting.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise _wrong("must look like key=value", setting, "for example --set train.batch_size=8")
+    try:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise _wrong("the value is not valid YAML", setting, "put it in quotes") from None
+    node: Any = tree
+    for part in parts[:-1]:
+        if isinstance(node, list):
+            node = node[_index(node, part, setting)]
+        elif node.get(part) is None:
+            node[part] = node = {}
+        else:
+            node = node[part]
+        if not isinstance(node, dict | list):
+            raise _wrong(f"`{part}` has no keys below it", setting, "check the key")
+    if isinstance(node, list):
+        node[_index(node, parts[-1], setting)] = value
+    else:
+        node[parts[-1]] = value
+
+
+def _index(node: list[Any], part: str, setting: str) -> int:
+    if not part.isdecimal() or int(part) >= len(node):
+        raise _wrong(
+            f"`{part}` is not one of the {len(node)} entries",
+            setting,
+            "count from 0, for example stages.0.steps=100",
+        )
+    return int(part)
+
+
+def _wrong(problem: str, setting: str, remedy: str) -> UserError:
+    return UserError(problem, key="--set", value=setting, remedy=remedy)
