@@ -90,7 +90,7 @@ def _leave_one_out(
     normal[np.diag_indices_from(normal)] += 1e-10 * np.trace(normal) / len(normal) + 1e-300
     inverse = np.linalg.inv(normal)
     leverage = np.einsum("nf,fg,ng->n", slope, inverse, slope)
-    return (predicted - values) / np.maximum(1 - leverage, 1e-2), inverse
+    return (predicted - values) / np.maximum(1 - leverage, 1e-6), inverse
 
 
 def fit_curve(
@@ -107,32 +107,38 @@ def fit_curve(
     Args:
         curve: theta (K,) -> predictions (n,) and their derivatives (n, K).
         values: (n,) in units of their spread; weights: (n,), mean about 1.
-        starts: parameters to start from; the best one at the middle penalty is followed to the others.
+        starts: parameters to start from; the best one is followed from penalty to penalty.
         penalties: in increasing order.
         noise: (n,) first guess of the variance of every row's noise, see `tails.first_spread`.
     """
     root = np.sqrt(weights)
     first = 1 / np.sqrt(noise)
-    middle = len(penalties) // 2
-    tried = [
-        _minimise(curve, pulls, values, root * first, start, penalties[middle], FIRST_STEPS)
-        for start in starts
-    ]
-    theta = min(tried, key=lambda found: found[1])[0]
-    tail = first
     path: list[tuple[float, float, np.ndarray, np.ndarray]] = []
-    for side in (range(middle, len(penalties)), range(middle - 1, -1, -1)):
-        at, left = theta, tail
-        for place in side:
-            at, left = _reweighted(curve, pulls, values, root, at, left, penalties[place])
-            if place == middle:
-                theta, tail = at, left
-            loo, _ = _leave_one_out(curve, pulls, values, root * left, at, penalties[place])
-            path.append((_size(loo, root), penalties[place], at, left))
+    for begin, places in _walks(len(penalties)):
+        tried = [
+            _minimise(curve, pulls, values, root * first, start, penalties[begin], FIRST_STEPS)
+            for start in starts
+        ]
+        theta, tail = min(tried, key=lambda found: found[1])[0], first
+        for place in places:
+            theta, tail = _reweighted(curve, pulls, values, root, theta, tail, penalties[place])
+            loo, _ = _leave_one_out(curve, pulls, values, root * tail, theta, penalties[place])
+            path.append((_size(loo, root), penalties[place], theta, tail))
     _, penalty, theta, tail = min(path, key=lambda item: item[0])
     loo, inverse = _leave_one_out(curve, pulls, values, root * tail, theta, penalty)
     sigma2 = float((root**2 * tail**2 * loo**2).mean())
     return CurveFit(theta, sigma2 * inverse, float(np.sqrt(sigma2)), penalty)
+
+
+def _walks(count: int) -> list[tuple[int, list[int]]]:
+    """Where to start among the penalties and which to visit from there: up from the least, down from the middle.
+
+    A strong pull and a weak one lead into different valleys; leave-one-out chooses between them.
+    """
+    middle = count // 2
+    if count == 1:
+        return [(0, [0])]
+    return [(0, list(range(count))), (middle, list(range(middle, -1, -1)))]
 
 
 def _size(residual: np.ndarray, root: np.ndarray) -> float:

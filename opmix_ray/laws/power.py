@@ -18,11 +18,11 @@ from opmix_ray.laws.curve import Pulls, fit_curve
 from opmix_ray.laws.log_linear import floors, lowest_floor
 from opmix_ray.laws.tails import first_spread
 
-PENALTIES = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+PENALTIES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FLOORS = (0.02, 0.3, 1.0)
 BETAS = (0.1, 0.3, 1.0)  # to start from
 USUAL_BETA = 0.3  # of scaling laws in tokens; a prior of weight FIRMNESS holds on to its log
-FIRMNESS = 0.3
+FIRMNESS = 0.5
 LIMIT = 40.0
 
 
