@@ -67,10 +67,12 @@ def parse_partly(
                 for found in _translated(error, kind, tree, file)
                 if str(found) not in known and (first or found.problem != _MISSING)
             ]
-            if any(item["type"] == "missing" for item in items):
+            misspelt = _misspelt(items, kind)
+            if any(item["type"] == "missing" and item["loc"] not in misspelt for item in items):
                 return None, errors
             for item in items:
-                _mend(tree, item, kind)
+                if item["type"] != "missing":
+                    _mend(tree, item, kind)
     return None, errors
 
 
@@ -82,10 +84,20 @@ def _translated(
 ) -> list[UserError]:
     """One error for each place; what the branches of a union say about it is joined."""
     places: dict[tuple[str, ...], list[Any]] = {}
-    for item in error.errors():
+    items = error.errors()
+    misspelt = _misspelt(items, kind)
+    for item in items:
+        if item["type"] == "missing" and item["loc"] in misspelt:
+            continue
         places.setdefault(_path(tree, item["loc"], item["type"]), []).append(item)
     inner = [p for p in places if not any(len(o) > len(p) and o[: len(p)] == p for o in places)]
     return [_translate(places[place], place, kind, file) for place in inner]
+
+
+def _misspelt(items: Sequence[Any], kind: type[Section]) -> set[tuple[Any, ...]]:
+    """Locations of the keys that unknown ones are probably meant to be."""
+    unknown = [item for item in items if item["type"] == "extra_forbidden"]
+    return {(*item["loc"][:-1], _nearest(item, kind)[0]) for item in unknown}
 
 
 def _path(tree: Any, location: tuple[Any, ...], error: str) -> tuple[str, ...]:
@@ -165,8 +177,10 @@ def _inside(annotation: Any) -> type[Section] | None:
 
 
 def _mend(tree: dict[str, Any], item: Any, kind: type[Section]) -> None:
-    """Read a misspelt key as the one it is near to, and take any other wrong entry out."""
+    """Read a misspelt key as the one it is near to, and let any other wrong field have its default."""
     path = _path(tree, item["loc"], item["type"])
+    if item["type"] != "extra_forbidden":
+        path = _field(kind, path)
     node: Any = tree
     for part in path[:-1]:
         node = node[int(part)] if isinstance(node, list) else node.get(part)
@@ -179,3 +193,13 @@ def _mend(tree: dict[str, Any], item: Any, kind: type[Section]) -> None:
         near, _ = _nearest(item, kind)
         if near is not None:
             node.setdefault(near, value)
+
+
+def _field(kind: type[Section], path: tuple[str, ...]) -> tuple[str, ...]:
+    """The part of a path that ends at the innermost field with a default; the path itself if there is none."""
+    for length in range(len(path), 0, -1):
+        section = _section(kind, path[: length - 1])
+        field = section.model_fields.get(path[length - 1]) if section else None
+        if field is not None:
+            return path if field.is_required() else path[:length]
+    return path

@@ -62,7 +62,7 @@ class _Check:
         if stage.domains is not None and len(set(stage.domains)) < len(stage.domains):
             self.wrong("names a domain twice", f"{key}.domains", stage.domains, "name each once")
         names = stage_domains(config, stage)
-        if not names:
+        if stage.domains == []:
             self.wrong("has no domain", f"{key}.domains", stage.domains, f"known: {', '.join(known)}")
         for fraction in stage.decide_at:
             if not 0 <= fraction < 1:

@@ -34,7 +34,8 @@ def check_before(config: RunConfig, file: Any = None) -> list[UserError]:
     """What configuration, files, tokenizer and model show without reading all data."""
     plan = check_plan(config, file)
     errors = plan + validate_sources(config)
-    if config.tokenizer.train_vocab_size is None or not errors:
+    named = any((error.key or "").startswith(("model", "tokenizer")) for error in plan)
+    if not named and (config.tokenizer.train_vocab_size is None or not errors):
         errors += _collected(lambda: _tokenizer_and_model(config))
     if not plan:
         errors += _collected(lambda: _spaces(config))
@@ -171,7 +172,7 @@ def _embedding_rows(model: ModelConfig) -> int | None:
     if model.path is None or model.gguf_file is not None:
         return None
     directory = Path(model.path)
-    if directory.is_dir() and not any(directory.glob(f"*{ending}") for ending in _WEIGHTS):
+    if directory.is_dir() and not any(path.name.endswith(_WEIGHTS) for path in directory.iterdir()):
         problem = (
             "holds no weights" if (directory / "config.json").is_file() else "is not a model's directory"
         )

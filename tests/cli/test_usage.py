@@ -1,0 +1,156 @@
+"""Help, version, options that do not exist, and output for programs and pipes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import opmix_ray
+from opmix_ray.cli import app
+from tests import support
+from tests.cli.conftest import Opmix
+from tests.support import ROOT, TinyRun
+
+HEAVY = ("torch", "ray", "transformers", "optuna", "pyarrow", "scipy", "sklearn", "cvxpy")
+
+
+def _commands() -> list[str]:
+    return [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+def test_version(opmix: Opmix) -> None:
+    ended = opmix("--version")
+    assert (ended.code, ended.out, ended.err) == (0, f"opmix {opmix_ray.__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ()])
+def test_help_has_one_line_for_every_command(opmix: Opmix, arguments: tuple[str, ...]) -> None:
+    ended = opmix(*arguments)
+    assert ended.code == 0
+    listed = ended.out.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == _commands()
+    assert all(len(line) <= 80 and len(line.split()) > 2 and "..." not in line for line in listed)
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_every_command_has_help_and_json(opmix: Opmix, command: str) -> None:
+    ended = opmix(command, "--help")
+    assert ended.code == 0
+    assert "--json" in ended.out
+    assert "\x1b" not in ended.out
+
+
+def test_the_command_line_alone_imports_neither_torch_nor_ray() -> None:
+    code = "import sys, opmix_ray.cli; print([m for m in sys.argv[1:] if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code, *HEAVY], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_help_is_there_at_once() -> None:
+    """Processor time, which does not depend on what else the machine does."""
+    code = (
+        "import subprocess, sys, resource as r; subprocess.run([sys.executable, '-m', 'opmix_ray', 'run', '--help'],"
+        "check=True, stdout=subprocess.DEVNULL); u = r.getrusage(r.RUSAGE_CHILDREN); print(u.ru_utime + u.ru_stime)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(found.stdout) < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["run", "--sett", "a=1"], "--sett"),
+        (["run"], "Missing argument 'config'"),
+        (["search", "x.yaml", "--step", "many"], "--step"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_says_where_to_look(
+    opmix: Opmix, arguments: list[str], named: str
+) -> None:
+    line = opmix(*arguments).only_error()
+    assert named in line
+    assert "--help`" in line
+
+
+def test_resume_and_overwrite_exclude_each_other(opmix: Opmix, tiny: TinyRun) -> None:
+    line = opmix("run", tiny.write(), "--resume", "--overwrite").only_error()
+    assert "--resume and --overwrite" in line
+    assert "give one of them" in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("train.batch_size", "must look like key=value"),
+        ("=8", "must look like key=value"),
+        ("train..batch_size=8", "must look like key=value"),
+        ("seed=[1", "not valid YAML"),
+        ("stages.5.steps=1", "`5` is not one of the 1 entries"),
+        ("seed.deep=1", "`seed` has no keys below it"),
+        ("train.batch_sise=8", "did you mean `batch_size`?"),
+        ("train.batch_size=none", "train.batch_size = none"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_named(opmix: Opmix, tiny: TinyRun, setting: str, named: str) -> None:
+    assert named in opmix("run", tiny.write(), "--set", setting).only_error()
+
+
+def test_json_is_one_document_and_errors_stay_on_stderr(opmix: Opmix, tiny: TinyRun) -> None:
+    good = opmix("prepare", tiny.write(), "--json")
+    assert (good.code, good.err) == (0, "")
+    rows = json.loads(good.out)
+    assert [row["domain"] for row in rows] == list(support.DOMAINS)
+    valid = opmix("validate", tiny.write(), "--json")
+    assert json.loads(valid.out) == {"valid": True, "config": str(tiny.file)}
+    assert "no such" in opmix("prepare", "nowhere.yaml", "--json").only_error()
+
+
+def test_output_without_a_terminal_is_plain_and_not_folded(opmix: Opmix, tiny: TinyRun) -> None:
+    ended = opmix("prepare", tiny.write())
+    assert ended.code == 0
+    assert "\x1b" not in ended.out
+    table = ended.out.splitlines()[-4:]
+    assert [line.split()[0] for line in table] == ["domain", *support.DOMAINS]
+
+
+def test_infinite_numbers_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    from opmix_ray.cli import _show
+
+    _show({"a": [float("nan"), (float("inf"), 1.5)]}, "", True)
+    assert json.loads(capsys.readouterr().out) == {"a": [None, [None, 1.5]]}
+
+
+def test_nobody_reads_the_output(tiny: TinyRun) -> None:
+    """`opmix ... | head -0` ends without a traceback, with the code of a program that SIGPIPE ended."""
+    script = f"{sys.executable} -m opmix_ray --help; echo code $? >&2"
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    reader.wait()
+    time.sleep(0.1)
+    process = subprocess.run(
+        ["sh", "-c", script], stdout=reader.stdin, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+    )
+    assert process.stderr == "code 141\n"
+
+
+def test_paths_in_a_configuration_are_relative_to_it(
+    opmix: Opmix, tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file gives the same data from wherever it is started."""
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested" / "one.jsonl").write_text('{"text": ""}\n')
+    tiny.tree["data"]["domains"] = {"one": {"path": "nested/one.jsonl"}}
+    tiny.tree["stages"][0]["decide_at"] = []
+    file = tiny.write()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    line = opmix("validate", file).only_error()
+    assert str(tmp_path / "nested" / "one.jsonl") in line
+    assert "holds no document" in line
