@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws import LAWS, FittedLaw, fit_law
 
 DOMAINS = ["code", "prose", "maths", "forum"]
-METRICS = ["code_loss", "prose_loss", "chat_loss"]
+METRICS = ["code_loss", "chat_loss"]
 OPTIONAL = {"trees": "lightgbm"}
 
 
@@ -37,12 +38,11 @@ every_smooth_law = pytest.mark.parametrize(
 
 
 def truth(ratios: np.ndarray) -> np.ndarray:
-    """Losses that fall with a metric's own domain and a little with a related one, (n, 4) -> (n, 3)."""
+    """Losses that fall with a metric's own domain and a little with a related one, (n, 4) -> (n, 2)."""
     code, prose, maths, forum = ratios.T
     return np.column_stack(
         [
             1.0 + 1.2 * np.exp(-2.5 * code - 0.8 * maths),
-            2.0 + 1.0 * np.exp(-2.0 * prose - 0.5 * forum),
             1.5 + 1.5 * np.exp(-1.5 * forum - 1.0 * prose),
         ]
     )
@@ -60,25 +60,31 @@ def fit(law: str, ratios: np.ndarray, metrics: np.ndarray, **options: object) ->
     return fit_law(ratios, metrics, domains=domains, metric_names=names, law=law, **options)  # type: ignore[arg-type]
 
 
+@functools.cache
+def plain(law: str) -> FittedLaw:
+    """The law fitted to 24 rows, the same one for several tests."""
+    return fit(law, *sweep(24))
+
+
 @every_law
 def test_shapes_and_finite(law: str) -> None:
-    fitted = fit(law, *sweep(24))
+    fitted = plain(law)
     new, _ = sweep(7, seed=1)
-    assert fitted.predict(new).shape == (7, 3)
+    assert fitted.predict(new).shape == (7, 2)
     assert fitted.objective(new).shape == fitted.objective_std(new).shape == (7,)
     assert fitted.gradient(new).shape == fitted.metric_gradient(new, 1).shape == (7, 4)
     for values in (fitted.predict(new), fitted.objective(new), fitted.gradient(new)):
         assert np.isfinite(values).all()
     assert (fitted.objective_std(new) > 0).all()
-    assert fitted.predict(new[0]).shape == (1, 3)
+    assert fitted.predict(new[0]).shape == (1, 2)
 
 
 @every_law
 def test_learns_a_smooth_surface(law: str) -> None:
-    fitted = fit(law, *sweep(60))
+    fitted = fit(law, *sweep(40))
     new, _ = sweep(200, seed=1)
-    worst = min(np.corrcoef(fitted.predict(new)[:, m], truth(new)[:, m])[0, 1] for m in range(3))
-    assert worst > 0.85
+    worst = min(np.corrcoef(fitted.predict(new)[:, m], truth(new)[:, m])[0, 1] for m in range(2))
+    assert worst > 0.8
     assert np.corrcoef(fitted.objective(new), truth(new).mean(axis=1))[0, 1] > (
         0.8 if law in OPTIONAL else 0.9
     )
@@ -86,14 +92,12 @@ def test_learns_a_smooth_surface(law: str) -> None:
 
 @every_law
 def test_the_same_seed_gives_the_same_law(law: str) -> None:
-    ratios, metrics = sweep(20)
-    first, second = fit(law, ratios, metrics, seed=3), fit(law, ratios, metrics, seed=3)
-    assert json.dumps(first.to_dict()) == json.dumps(second.to_dict())
+    assert json.dumps(plain(law).to_dict()) == json.dumps(fit(law, *sweep(24)).to_dict())
 
 
 @every_law
 def test_travels_as_json(law: str) -> None:
-    fitted = fit(law, *sweep(20))
+    fitted = plain(law)
     again = FittedLaw.from_dict(json.loads(json.dumps(fitted.to_dict())))
     new, _ = sweep(9, seed=1)
     np.testing.assert_allclose(again.predict(new), fitted.predict(new), rtol=1e-12)
@@ -106,9 +110,9 @@ def test_travels_as_json(law: str) -> None:
 
 @every_law
 def test_units_of_the_metric_do_not_matter(law: str) -> None:
-    ratios, metrics = sweep(20)
+    ratios, metrics = sweep(24)
     new, _ = sweep(9, seed=1)
-    small, large = fit(law, ratios, metrics), fit(law, ratios, 1000 * metrics)
+    small, large = plain(law), fit(law, ratios, 1000 * metrics)
     np.testing.assert_allclose(large.predict(new), 1000 * small.predict(new), rtol=2e-4)
     np.testing.assert_allclose(large.objective_std(new), 1000 * small.objective_std(new), rtol=2e-2)
 
@@ -154,9 +158,9 @@ def test_all_metrics_constant(law: str) -> None:
 
 @every_law
 def test_rows_given_twice_change_little(law: str) -> None:
-    ratios, metrics = sweep(18)
+    ratios, metrics = sweep(24)
     new, _ = sweep(40, seed=1)
-    once, twice = fit(law, ratios, metrics), fit(law, np.tile(ratios, (2, 1)), np.tile(metrics, (2, 1)))
+    once, twice = plain(law), fit(law, np.tile(ratios, (2, 1)), np.tile(metrics, (2, 1)))
     assert np.isfinite(twice.predict(new)).all()
     assert np.corrcoef(once.objective(new), twice.objective(new))[0, 1] > (0.6 if law in OPTIONAL else 0.9)
 
@@ -175,15 +179,14 @@ def test_a_missing_value_is_left_out_of_its_metric_only(law: str) -> None:
 
 @every_law
 def test_the_order_of_domains_does_not_matter(law: str) -> None:
-    ratios, metrics = sweep(20)
+    ratios, metrics = sweep(24)
     turn = [2, 0, 3, 1]
-    plain = fit(law, ratios, metrics)
     turned = fit_law(
         ratios[:, turn], metrics, domains=[DOMAINS[d] for d in turn], metric_names=METRICS, law=law
     )
     new, _ = sweep(30, seed=1)
     spread = np.ptp(truth(new).mean(axis=1))
-    difference = np.abs(plain.objective(new) - turned.objective(new[:, turn])).max()
+    difference = np.abs(plain(law).objective(new) - turned.objective(new[:, turn])).max()
     assert difference < (0.3 if law in OPTIONAL else 0.02) * spread
 
 
@@ -200,7 +203,7 @@ def test_zero_shares_are_mixtures_too(law: str) -> None:
 
 @every_smooth_law
 def test_the_gradient_is_that_of_the_prediction(law: str) -> None:
-    fitted = fit(law, *sweep(24))
+    fitted = plain(law)
     at, _ = sweep(5, seed=1)
     for metric in range(len(METRICS)):
         slope = fitted.metric_gradient(at, metric)
@@ -213,7 +216,7 @@ def test_the_gradient_is_that_of_the_prediction(law: str) -> None:
 
 @every_law
 def test_a_law_called_convex_is(law: str) -> None:
-    fitted = fit(law, *sweep(24))
+    fitted = plain(law)
     if not fitted.convex:
         return
     rng = np.random.default_rng(0)
@@ -241,8 +244,7 @@ def test_standard_errors_are_of_the_right_size(law: str) -> None:
 
 @every_law
 def test_random_row_weights_move_the_law_a_little(law: str) -> None:
-    ratios, metrics = sweep(24, noise=0.02)
-    fitted = fit(law, ratios, metrics)
+    fitted = plain(law)
     first = fitted.reweighted(np.random.default_rng(0))
     second = fitted.reweighted(np.random.default_rng(0))
     new, _ = sweep(30, seed=1)
@@ -255,10 +257,10 @@ def test_random_row_weights_move_the_law_a_little(law: str) -> None:
 def test_noisy_measurements_count_less(law: str) -> None:
     ratios, metrics = sweep(40, noise=0.0)
     noise = np.full(metrics.shape, 0.001)
-    noise[::4] = 1.0
+    noise[::2] = 1.0
     rng = np.random.default_rng(5)
     spoilt = metrics.copy()
-    spoilt[::4] += rng.standard_normal(metrics[::4].shape)
+    spoilt[::2] += rng.standard_normal(metrics[::2].shape)
     new, _ = sweep(100, seed=1)
     told = fit(law, ratios, spoilt, noise=noise).objective(new)
     plain = fit(law, ratios, spoilt).objective(new)
@@ -298,7 +300,7 @@ def test_too_few_rows_are_refused() -> None:
     with pytest.raises(UserError, match="at least 3"):
         fit("linear", ratios[:2], metrics[:2])
     metrics[2:, 1] = np.nan
-    with pytest.raises(UserError, match="prose_loss"):
+    with pytest.raises(UserError, match="chat_loss"):
         fit("linear", ratios, metrics)
 
 
