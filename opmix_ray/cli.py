@@ -167,6 +167,48 @@ def report(
     _show(found, found["report"], as_json)
 
 
+@app.command()
+def fit(
+    ratios: Annotated[Path, typer.Option(help="CSV of mixtures, one run a line.", show_default=False)],
+    metrics: Annotated[Path, typer.Option(help="CSV of the runs' metrics, lower is better.", show_default=False)],
+    output: Output = "runs/fit",
+    law: Annotated[str, typer.Option(help="Mixing law: auto, log-linear, log-share, power, ...")] = "auto",
+    prior: Annotated[
+        str | None,
+        typer.Option(help="uniform, proportional or a file; none: proportional where --caps holds all tokens."),
+    ] = None,
+    kl: Annotated[float, typer.Option(help="Weight of KL to the prior.")] = 0.05,
+    caps: Annotated[Path | None, typer.Option(help="File of greatest shares, or of tokens and epochs.")] = None,
+    bounds: Annotated[Path | None, typer.Option(help="File of [least, greatest] shares.")] = None,
+    objective: Annotated[Path | None, typer.Option(help="File of metric weights.")] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals; 0: none.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a law to somebody's sweep and propose a mixture."""
+    from opmix_ray.fit import closing_words, fit_command
+
+    summary = fit_command(
+        ratios, metrics, output or "runs/fit", law, prior, kl, caps, bounds, objective,
+        bootstrap=bootstrap, seed=seed,
+    )  # fmt: skip
+    _show(summary, closing_words(summary), as_json)
+
+
+@app.command()
+def predict(
+    directory: Annotated[str, typer.Argument(help="Output of `opmix fit`.")],
+    ratios: Annotated[Path, typer.Option(help="CSV of new mixtures.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Predict the metrics of new mixtures with a fitted law."""
+    from opmix_ray.fit import predict_command
+
+    found = predict_command(directory, ratios, output)
+    _show(found, {key: value for key, value in found.items() if key != "left_out"}, as_json)
+
+
 def _run(
     config: Path, settings: list[str] | None, output: str | None, resume: bool, overwrite: bool,
     address: str | None, as_json: bool,

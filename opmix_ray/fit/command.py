@@ -214,6 +214,31 @@ def _write(storage: Storage, result: FitResult) -> dict[str, Any]:
     }
 
 
+def closing_words(summary: Mapping[str, Any]) -> str:
+    """What `opmix fit` says to a person at its end."""
+    quality = summary["quality"]
+    rank = (
+        ""
+        if quality["spearman_cv"] is None
+        else f", rank correlation out of fold {quality['spearman_cv']:.3f}"
+    )
+    interval = summary["gain_interval"]
+    known = "" if interval is None else f" (90 % interval {interval[0]:.4f} to {interval[1]:.4f})"
+    left_out = f", {summary['left_out']} rows left out" if summary["left_out"] else ""
+    mixture = sorted(summary["mixture"].items(), key=lambda item: -item[1])
+    width = max(len(name) for name, _ in mixture)
+    return "\n".join(
+        [
+            f"{summary['law']} on {summary['rows']} runs{left_out}{rank}",
+            *(f"  {name:<{width}}  {share:7.4f}" for name, share in mixture),
+            f"objective {summary['baseline_objective']:.4f} -> {summary['objective']:.4f}, gain "
+            f"{summary['gain']:.4f}{known}",
+            *(f"- {said}" for said in [*summary["binding"], *summary["notes"]]),
+            summary["files"]["fit.html"],
+        ]
+    )
+
+
 def predict_command(directory: str | Path, ratios: str | Path, output: str | Path) -> dict[str, Any]:
     """Predict the metrics of new mixtures with a law that `fit_command` wrote.
 

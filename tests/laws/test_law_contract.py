@@ -81,7 +81,7 @@ def test_shapes_and_finite(law: str) -> None:
 
 @every_law
 def test_learns_a_smooth_surface(law: str) -> None:
-    fitted = fit(law, *sweep(40))
+    fitted = fit(law, *sweep(60))
     new, _ = sweep(200, seed=1)
     worst = min(np.corrcoef(fitted.predict(new)[:, m], truth(new)[:, m])[0, 1] for m in range(2))
     assert worst > 0.8
