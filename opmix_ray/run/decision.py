@@ -127,6 +127,7 @@ class _Maker:
             propose=find,
             on_row=lambda row: self.progress.trial(row, best.update(row), config.search.trials),
         )
+        log.settle()
         self.times["search"] = time.monotonic() - began
         decision = conclude(
             rows, checked, answers[-1], question,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from opmix_ray.config import RunConfig
@@ -43,6 +44,10 @@ def make_result(
     ]
     return {
         "name": config.name,
+        "versions": {
+            package: version(package)
+            for package in ("opmix_ray", "ray", "torch", "transformers", "peft", "optuna")
+        },
         "seed": config.seed,
         "steps": state.step,
         "domains": list(config.data.domains),

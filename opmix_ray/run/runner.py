@@ -19,6 +19,7 @@ from opmix_ray.data.tokenizer import load_saved_tokenizer
 from opmix_ray.errors import UserErrors
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.flops import forward_flops, train_flops
+from opmix_ray.report import write_report
 from opmix_ray.run.cluster import connected
 from opmix_ray.run.decision import Situation, make_decision
 from opmix_ray.run.ledger import Ledger
@@ -229,6 +230,7 @@ class _Runner:
             self.config, self.state, self.rows, self.storage, self.tokens, self.prepared.seq_len
         )
         self.storage.write_json(RESULT, result)
+        write_report(self.storage)
         self.state.finished = True
         self.state.save(self.storage)
         return result

@@ -208,7 +208,9 @@ def conclude(
             f"{100 * gain.confidence:g} % interval {gain.low:+.4f} to {gain.high:+.4f}"
         )
         if gain.low > 0:
-            kept, reason = "proposal", f"the proposal lowers the objective by {interval}"
+            kept, reason = "proposal", f"the measured gain of the proposal is {interval}"
+        elif gain.high < 0:
+            reason = f"the proposal is worse than the mixture in force: gain {interval}"
         else:
             reason = f"the measured gain of the proposal may be 0: {interval}"
     proposal = found.proposal.mixture if found.proposal else question.current

@@ -77,6 +77,12 @@ class RowLog:
         self.rows.append(row)
         self._write_tables([row], new=False)
 
+    def settle(self) -> None:
+        """Bring the rows into the order of their runs, whichever trial ended first."""
+        self.rows.sort(key=lambda row: row.run)
+        self._storage.write_text(TRIALS, "".join(_line(row) for row in self.rows))
+        self._write_tables(self.rows, new=True)
+
     def _write_tables(self, rows: Sequence[TrialRow], *, new: bool) -> None:
         ratios = [[row.run, *(repr(row.ratios.get(name, 0.0)) for name in self._domains)] for row in rows]
         metrics = [

@@ -33,12 +33,11 @@ class LossModule(nn.Module):
         """(sum of nats, number of target tokens), or both per sequence; ids and mask are (n, L)."""
         if per_sequence:
             return sequence_losses(self.model, ids, mask)
-        nats, targets = training_loss(self.model, ids, mask)
-        if (
-            not nats.requires_grad
-        ):  # no target here; the exchange of gradients needs every worker all the same
-            nats = 0.0 * training_loss(self.model, ids, torch.ones_like(mask))[0]
-        return nats, targets
+        if bool(mask[:, 1:].any()):
+            return training_loss(self.model, ids, mask)
+        # No target here; the exchange of gradients needs the same passes of every worker all the same.
+        nats, targets = training_loss(self.model, ids, torch.ones_like(mask))
+        return 0.0 * nats, torch.zeros_like(targets)
 
 
 class Parallel:

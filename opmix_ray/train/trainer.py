@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +88,7 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with _Relay(reporter, on_event):
+    with _Relay(reporter, on_event), _own_interrupt():
         try:
             result = trainer.fit()
         except Exception as error:
@@ -101,6 +103,17 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
 
         state = read_state(Path(directory))
     return SegmentResult(relative, state)
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Put the handler of Ctrl-C back: Train leaves its own, which asks a controller that is done and goes on."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 class _Relay:

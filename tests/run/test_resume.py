@@ -38,7 +38,9 @@ MOMENTS: dict[str, Moment] = {
 
 def _start(tiny: TinyRun, output: Path, *more: str) -> subprocess.Popen[bytes]:
     command = tiny.command("run", str(tiny.write()), "--output", str(output), "--json", *more)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
+    )
 
 
 def _finish(process: subprocess.Popen[bytes]) -> None:
@@ -81,7 +83,9 @@ def _assert_same(found: dict, expected: dict) -> None:
     assert found["ratios"] == expected["ratios"]
     assert found["mixture"] == pytest.approx(expected["mixture"], abs=1e-6)
     assert [step for step, _ in found["train"]] == [step for step, _ in expected["train"]]
-    assert [loss for _, loss in found["train"]] == pytest.approx([loss for _, loss in expected["train"]], abs=1e-5)
+    assert [loss for _, loss in found["train"]] == pytest.approx(
+        [loss for _, loss in expected["train"]], abs=1e-5
+    )
     for mine, theirs in zip(found["losses"], expected["losses"], strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
 

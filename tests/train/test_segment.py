@@ -1,0 +1,118 @@
+"""The main run with Ray Train: workers, strategies, accumulation and continuation change nothing but rounding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.mixture import Mixture
+from opmix_ray.train.loop import Segment
+from opmix_ray.train.trainer import SegmentResult, run_segment
+from tests.support import TinyRun
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture
+def prepared(tiny: TinyRun) -> Prepared:
+    return prepare(tiny.load())
+
+
+def segment(tiny: TinyRun, prepared: Prepared, output: str, **changes: Any) -> Segment:
+    config = tiny.load(*changes.pop("set", []))
+    fields: dict[str, Any] = {
+        "name": f"{output}-{changes.get('start', 0)}",
+        "start": 0,
+        "end": 6,
+        "stage": "only",
+        "stage_start": 0,
+        "stage_steps": 6,
+        "mixture": Mixture.uniform(prepared.domains).shares,
+        "evaluate_at": (0, 6),
+        "output": str(tiny.directory / output),
+        "checkpoint": None,
+        "seed": config.seed,
+        "model": config.model,
+        "train": config.train,
+        "evaluation": config.evaluation,
+        "sequences_searched": 4,
+        "prepared": prepared,
+    }
+    return Segment(**(fields | changes))
+
+
+def losses(result: SegmentResult) -> list[float]:
+    return [row["loss"] for row in result.state.rows if row["kind"] == "train"]
+
+
+def held_out(result: SegmentResult) -> list[dict[str, float]]:
+    return [row["losses"] for row in result.state.rows if row["kind"] == "evaluation"]
+
+
+def test_workers_and_accumulation_change_nothing_but_rounding(tiny: TinyRun, prepared: Prepared) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    one = run_segment(segment(tiny, prepared, "one"), lambda *event: events.append(event))
+    two = run_segment(
+        segment(tiny, prepared, "two", set=["train.workers=2", "train.micro_batch_size=1"]), lambda *_: None
+    )
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    for a, b in zip(held_out(one), held_out(two), strict=True):
+        assert b == pytest.approx(a, abs=1e-4)
+    assert one.state.sampler == two.state.sampler
+    assert [kind for kind, _ in events][0] == "start"
+    assert [payload for kind, payload in events if kind == "row"] == one.state.rows
+    assert one.state.tokens == 6 * 4 * 32
+
+
+def test_fsdp2_trains_like_ddp(tiny: TinyRun, prepared: Prepared) -> None:
+    both = ["train.workers=2", "train.batch_size=5"]  # one worker has a row more than the other
+    ddp = run_segment(segment(tiny, prepared, "ddp", set=both), lambda *_: None)
+    fsdp = run_segment(
+        segment(tiny, prepared, "fsdp", set=[*both, "train.strategy=fsdp2", "train.micro_batch_size=1"]),
+        lambda *_: None,
+    )
+    assert losses(fsdp) == pytest.approx(losses(ddp), abs=1e-4)
+    weights = Path(tiny.directory / "fsdp" / fsdp.checkpoint / "model")
+    other = AutoModelForCausalLM.from_pretrained(
+        tiny.directory / "ddp" / ddp.checkpoint / "model"
+    ).state_dict()
+    for name, tensor in AutoModelForCausalLM.from_pretrained(weights).state_dict().items():
+        assert (tensor - other[name]).abs().max() < 1e-3, name
+
+
+def test_two_segments_are_one(tiny: TinyRun, prepared: Prepared) -> None:
+    """Moments, schedule, random state and cursors carry over, so a decision that changes nothing changes nothing."""
+    whole = run_segment(segment(tiny, prepared, "whole"), lambda *_: None)
+    first = run_segment(segment(tiny, prepared, "parts", end=4, evaluate_at=(0,)), lambda *_: None)
+    second = run_segment(
+        segment(tiny, prepared, "parts", start=4, evaluate_at=(6,), checkpoint=first.checkpoint),
+        lambda *_: None,
+    )
+    assert losses(first) + losses(second) == pytest.approx(losses(whole), abs=1e-6)
+    assert held_out(second)[-1] == pytest.approx(held_out(whole)[-1], abs=1e-6)
+    assert second.state.sampler["consumed"] == whole.state.sampler["consumed"]
+
+
+def test_a_segment_that_is_done_is_found_again(tiny: TinyRun, prepared: Prepared) -> None:
+    """The driver may die after the last checkpoint and before it writes its own state."""
+    piece = segment(tiny, prepared, "again")
+    first = run_segment(piece, lambda *_: None)
+    events: list[tuple[str, dict[str, Any]]] = []
+    second = run_segment(piece, lambda *event: events.append(event))
+    assert second.state.rows == first.state.rows
+    assert second.checkpoint == first.checkpoint
+    assert [kind for kind, _ in events] == ["start"]
+
+
+def test_a_checkpoint_is_a_hugging_face_directory(tiny: TinyRun, prepared: Prepared) -> None:
+    result = run_segment(segment(tiny, prepared, "hf", end=2, evaluate_at=()), lambda *_: None)
+    directory = tiny.directory / "hf" / result.checkpoint
+    model = AutoModelForCausalLM.from_pretrained(directory / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tree["tokenizer"]["path"])
+    assert model.config.vocab_size == len(tokenizer)
+    assert json.loads((directory / "state.json").read_text())["step"] == 2
