@@ -58,6 +58,7 @@ class GaussianProcess(Response):
         self.level, self.unit, self.logs = level, unit, logs
         self._x = self.inputs(rows)
         self._inverse: np.ndarray | None = None
+        self._last: tuple[bytes, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
 
     def inputs(self, ratios: np.ndarray) -> np.ndarray:
         """What the kernel sees, (n, D) -> (n, D)."""
@@ -72,13 +73,23 @@ class GaussianProcess(Response):
         values = self.level + self.unit * targets
         return np.exp(values) if self.logs else values
 
+    def _kernel(self, ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs, kernel and its slope at mixtures; a solver asks for the value and the gradient at one in turn."""
+        if len(ratios) != 1:
+            x = self.inputs(ratios)
+            return (x, *gp.matern(x, self._x, self.theta))
+        key = ratios.tobytes()
+        if self._last is None or self._last[0] != key:
+            x = self.inputs(ratios)
+            self._last = key, (x, *gp.matern(x, self._x, self.theta))
+        return self._last[1]
+
     def predict(self, ratios: np.ndarray) -> np.ndarray:
-        kernel, _ = gp.matern(self.inputs(ratios), self._x, self.theta)
+        _, kernel, _ = self._kernel(ratios)
         return self.metric(kernel @ self.alpha + gp.MEAN * self.alpha.sum())
 
     def gradient(self, ratios: np.ndarray) -> np.ndarray:
-        x = self.inputs(ratios)
-        kernel, slope = gp.matern(x, self._x, self.theta)
+        x, kernel, slope = self._kernel(ratios)
         pull = slope * self.alpha
         by_input = (pull @ self._x - x * pull.sum(axis=1)[:, None]) * np.exp(2 * self.theta[:-2])
         by_share = self.unit * by_input / self.scale / (np.maximum(ratios, 0) + self.eps)
