@@ -9,12 +9,9 @@ import numpy as np
 from scipy.optimize import nnls
 
 from opmix_ray.laws.base import Response, dump_response, load_response, register
-from opmix_ray.laws.tails import tail_spread
+from opmix_ray.laws.tails import MAD, tail_spread
 
-EVEN, LEAST_EVEN = (
-    0.003,
-    0.1,
-)  # pull to equal weights: per value, and in all; free in accuracy, and no law is alone
+EVEN = 0.2  # pull to equal weights per value, in units of the best law's squared error: no law stands alone
 LEAST = 0.02  # smaller weights are dropped
 ROUNDS = 10
 
@@ -101,8 +98,9 @@ def stack_weights(held_out: np.ndarray, measured: np.ndarray) -> np.ndarray:
 
 def _simplex(features: np.ndarray, values: np.ndarray) -> np.ndarray:
     count = features.shape[1]
+    best = float(np.median((features - values[:, None]) ** 2, axis=0).min()) * MAD**2
     firm = 1e3 * np.sqrt(len(values)) * np.ones((1, count))
-    pull = np.sqrt(max(LEAST_EVEN, EVEN * len(values))) * np.eye(count)
+    pull = np.sqrt(EVEN * best * len(values)) * np.eye(count)
     tail = np.ones(len(values))
     for _ in range(ROUNDS):
         left = np.vstack([features * tail[:, None], pull, firm])
