@@ -170,15 +170,21 @@ def report(
 @app.command()
 def fit(
     ratios: Annotated[Path, typer.Option(help="CSV of mixtures, one run a line.", show_default=False)],
-    metrics: Annotated[Path, typer.Option(help="CSV of the runs' metrics, lower is better.", show_default=False)],
+    metrics: Annotated[
+        Path, typer.Option(help="CSV of the runs' metrics, lower is better.", show_default=False)
+    ],
     output: Output = "runs/fit",
     law: Annotated[str, typer.Option(help="Mixing law: auto, log-linear, log-share, power, ...")] = "auto",
     prior: Annotated[
         str | None,
-        typer.Option(help="uniform, proportional or a file; none: proportional where --caps holds all tokens."),
+        typer.Option(
+            help="uniform, proportional or a file; none: proportional where --caps holds all tokens."
+        ),
     ] = None,
     kl: Annotated[float, typer.Option(help="Weight of KL to the prior.")] = 0.05,
-    caps: Annotated[Path | None, typer.Option(help="File of greatest shares, or of tokens and epochs.")] = None,
+    caps: Annotated[
+        Path | None, typer.Option(help="File of greatest shares, or of tokens and epochs.")
+    ] = None,
     bounds: Annotated[Path | None, typer.Option(help="File of [least, greatest] shares.")] = None,
     objective: Annotated[Path | None, typer.Option(help="File of metric weights.")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals; 0: none.")] = 40,
@@ -291,4 +297,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would end its part and go on
-    sys.exit(exit_code(lambda: app(standalone_mode=False, prog_name="opmix")))
+    code = exit_code(lambda: app(standalone_mode=False, prog_name="opmix"))
+    if code > 128:  # stopped: Ray is shut down by now, and what its libraries do at exit can crash
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
