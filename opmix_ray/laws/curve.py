@@ -14,8 +14,7 @@ from scipy.optimize import least_squares
 from opmix_ray.laws.tails import DEGREES, tail_spread
 
 FIRST_STEPS = 15  # of every start
-STEPS = 60
-ROUNDS = 3  # of reweighting
+STEPS = (12, 12, 40)  # of every round of reweighting
 
 Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -160,8 +159,8 @@ def _reweighted(
     penalty: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parameters under heavy-tailed noise, and the root (n,) of the weights that it leaves the rows."""
-    for _ in range(ROUNDS):
-        theta, _ = _minimise(curve, pulls, values, root * tail, theta, penalty, STEPS)
+    for steps in STEPS:
+        theta, _ = _minimise(curve, pulls, values, root * tail, theta, penalty, steps)
         square = (root * (curve(theta)[0] - values)) ** 2
         scale = max(float((tail**2 * square).mean()), 1e-300)
         tail = 1 / np.sqrt(tail_spread(square / scale))

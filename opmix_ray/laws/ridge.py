@@ -59,7 +59,7 @@ def fit_ridge(
     shrink = singular**2 / (singular**2 + penalties[:, None] * unit)  # (penalties, rank)
     residual = target - shrink * projected @ left.T
     leverage = shrink @ (left**2).T + (weights / total)
-    loo = residual / np.maximum(1 - leverage, 1e-3)
+    loo = residual / np.maximum(1 - leverage, 1e-6)
     best = int(np.argmin((loo**2).sum(axis=1)))
     penalty = penalties[best] * unit
     scale = relief[:, None] * right.T
