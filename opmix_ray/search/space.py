@@ -178,13 +178,17 @@ def _uniforms(weights: np.ndarray) -> list[float]:
 
 
 def choose_components(kind: str, old: Mixture, domains: Sequence[str]) -> list[str]:
-    """The components of a decision: `old` and every domain; in `old_new` only the domains that are new.
+    """The components of a decision: one per domain; in `old_new` the old mixture and the domains that are new.
+
+    With one probe per domain, `p = E^T w` has exactly one solution. A further probe of the old mixture would give
+    many, and they are not equal: sums of several probes average the noise of their training away, so the same
+    data mixture would look better the more probes its weights are spread over.
 
     Raises:
         UserError: `old_new` where no domain is new.
     """
     if kind != "old_new":
-        return [OLD, *domains]
+        return list(domains)
     new = [name for name in domains if old.get(name, 0.0) == 0]
     if not new:
         raise UserError(

@@ -90,6 +90,18 @@ def _assert_same(found: dict, expected: dict) -> None:
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 
+@pytest.mark.timeout(900)
+def test_killed_in_the_middle_of_the_search(tiny: TinyRun, undisturbed: dict) -> None:
+    output = tiny.directory / "out"
+    _kill_when(_start(tiny, output), output, MOMENTS["in the middle of the search"])
+    done = (output / "decisions/000/trials.jsonl").read_text().splitlines()
+    _finish(_start(tiny, output, "--resume"))
+    _assert_same(_outcome(output), undisturbed)
+    for line in done[:-1]:  # the last one may have been cut off
+        assert line in (output / "decisions/000/trials.jsonl").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_at_five_moments_in_one_run(tiny: TinyRun, undisturbed: dict) -> None:
     """One run that dies five times, each time at another moment, ends like one that never did."""

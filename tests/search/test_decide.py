@@ -105,7 +105,9 @@ def test_a_proposal_without_a_loss_keeps_the_old_mixture(status: str) -> None:
 
 def test_broken_candidates_are_left_out_of_the_law() -> None:
     candidates = rows()
-    candidates[3] = replace(candidates[3], status="nan", objective=math.nan, losses=dict.fromkeys(SETS, math.nan))
+    candidates[3] = replace(
+        candidates[3], status="nan", objective=math.nan, losses=dict.fromkeys(SETS, math.nan)
+    )
     candidates[5] = TrialRow("005", candidates[5].weights, candidates[5].ratios, status="failed")
     decision = decide(candidates)
     assert decision.usable == 12
@@ -138,7 +140,9 @@ def test_the_interval_covers_the_true_gain_as_often_as_it_says() -> None:
         rng = np.random.default_rng(seed)
         base = rng.normal(30, 5, 60)
         old = TrialRow("o", {}, {}, nats={"x": base.tolist()}, targets={"x": [10] * 60})
-        new = TrialRow("n", {}, {}, nats={"x": (base - 0.5 + rng.normal(0, 1, 60)).tolist()}, targets={"x": [10] * 60})
+        new = TrialRow(
+            "n", {}, {}, nats={"x": (base - 0.5 + rng.normal(0, 1, 60)).tolist()}, targets={"x": [10] * 60}
+        )
         gain = measure_gain(old, new, {"x": 1.0}, confidence=0.9, resamples=400, seed=seed)
         covered += gain.low <= 0.05 <= gain.high
     assert 165 <= covered <= 195
