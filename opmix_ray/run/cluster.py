@@ -13,7 +13,7 @@ import ray
 import torch
 
 from opmix_ray.config import RunConfig
-from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.run.address import check_address
 
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -57,16 +57,17 @@ def own_cpus(config: RunConfig) -> int:
 
 def check_cluster(config: RunConfig) -> list[UserError]:
     """Whether the cluster answers and has what the run asks for; no Ray of our own is started for that."""
-    if address_of(config) is None and not ray.is_initialized():
+    address = address_of(config)
+    if address is None and not ray.is_initialized():
         have = {"CPU": float(own_cpus(config)), "GPU": float(torch.cuda.device_count())}
         return missing_resources(config, have, [have])
     try:
+        if address is not None:
+            check_address(address, config.cluster.connect_timeout)
         with connected(config):
             return []
-    except UserErrors as errors:
-        return errors.errors
     except UserError as error:
-        return [error]
+        return user_errors(error)
 
 
 def check_resources(config: RunConfig) -> None:

@@ -24,6 +24,7 @@ def locked(storage: Storage) -> Iterator[None]:
         yield
         return
     directory = Path(storage.uri)
+    new, unlocked = not directory.exists(), not (directory / LOCK).exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR)
@@ -46,6 +47,14 @@ def locked(storage: Storage) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks: two runs in one directory are the user's own care
             pass
-        yield
+        try:
+            yield
+        except UserError:  # leave a directory that was refused as it was
+            if unlocked:
+                (directory / LOCK).unlink(missing_ok=True)
+            if new:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+            raise
     finally:
         os.close(handle)

@@ -1,7 +1,7 @@
 """What the main run needs to go on: weights, optimiser, random states, sampler and the rows written so far.
 
-A checkpoint is a directory: `model/` (Hugging Face), `optimizer.pt`, `rng.pt`, `state.json`. Nothing in it is
-unpickled into code when it is read.
+A checkpoint is a directory: `model/` (Hugging Face), `optimizer.pt`, `rng.pt`, `state.json`, `sizes.json`.
+Nothing in it is unpickled into code when it is read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
 from opmix_ray.model.load import save_model
+
+_SIZES = "sizes.json"  # bytes of every other file, to tell a copy that was cut off
 
 
 @dataclass
@@ -62,6 +64,20 @@ def write_checkpoint(
     torch.save(optimizer, directory / "optimizer.pt")
     torch.save(rng, directory / "rng.pt")
     (directory / "state.json").write_text(json.dumps(asdict(state)))
+    (directory / _SIZES).write_text(json.dumps(_sizes(directory)))
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether every file of a checkpoint directory is there with all its bytes; a copy may have been cut off."""
+    try:
+        return bool(_sizes(directory) == json.loads((directory / _SIZES).read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != _SIZES]
+    return {str(path.relative_to(directory)): path.stat().st_size for path in files}
 
 
 def read_state(directory: Path) -> TrainState:

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,6 +18,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state
 from opmix_ray.train.loop import Segment, train_segment
+from opmix_ray.train.salvage import salvage
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 TRAIN = "train"  # directory of the segments inside a run's output
@@ -68,6 +69,9 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
     filesystem, root = storage.filesystem
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    saved = salvage(storage, f"{TRAIN}/{segment.name}")
+    if saved is not None:
+        segment = replace(segment, checkpoint=saved)
     reporter = Reporter.remote()  # type: ignore[attr-defined]
     resources = {"CPU": train.cpus_per_worker}
     if train.gpus_per_worker:
@@ -95,6 +99,8 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
             raise _cause(error) from error
         finally:
             del trainer
+    if result.checkpoint is None and saved is not None:  # what was saved was the segment's end
+        return SegmentResult(saved, read_state(storage.download(saved)))
     if result.checkpoint is None:
         raise RuntimeError(f"segment {segment.name} ended without a checkpoint")
     relative = result.checkpoint.path[len(root) :].lstrip("/")

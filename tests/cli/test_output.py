@@ -1,0 +1,139 @@
+"""Whose directory the output is: what is resumed, refused or removed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opmix_ray.run.state import RunState, open_output
+from opmix_ray.storage import Storage
+from tests.cli.conftest import Opmix
+from tests.support import TinyRun
+
+
+@pytest.fixture
+def begun(tiny: TinyRun) -> Path:
+    """The output of a run that has trained six steps."""
+    config = tiny.load()
+    storage = Storage(config.output_uri())
+    open_output(config, storage, resume=False, overwrite=False)
+    mixture = {"code": 0.5, "german": 0.25, "mathematics": 0.25}
+    RunState(done=2, step=6, stage="only", checkpoint="train/00/c", mixture=mixture).save(storage)
+    storage.write_text("metrics.jsonl", "")
+    storage.write_text("train/00/c/state.json", "{}")
+    return Path(storage.uri)
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_another_configuration_is_refused_with_key_and_both_values(
+    opmix: Opmix, tiny: TinyRun, begun: Path, more: tuple[str, ...]
+) -> None:
+    before = sorted(begun.rglob("*"))
+    line = opmix(
+        "run", tiny.file, "-o", begun, "--set", "seed=4", "--set", "probe.rank=2", *more
+    ).only_error()
+    assert f"{begun}: output: holds a run of another configuration" in line
+    assert "probe.rank: 4 there, 2 here" in line
+    assert "seed: 3 there, 4 here" in line
+    assert ("put the old values back" in line) if more else ("use --overwrite" in line)
+    assert sorted(begun.rglob("*")) == before
+
+
+def test_resources_may_change(tiny: TinyRun, begun: Path) -> None:
+    config = tiny.load(
+        "train.workers=2", "search.evaluators=1", "cluster.num_cpus=4", "data.cache=/elsewhere"
+    )
+    assert open_output(config, Storage(str(begun)), resume=True, overwrite=False).step == 6
+
+
+def test_overwrite_leaves_a_directory_with_foreign_files_as_it_is(
+    opmix: Opmix, tiny: TinyRun, begun: Path
+) -> None:
+    (begun / "thesis.tex").write_text("years of work")
+    before = sorted(begun.rglob("*"))
+    line = opmix("run", tiny.file, "-o", begun, "--overwrite").only_error()
+    assert (
+        f"{begun}: --overwrite: holds files that are not a run's, such as thesis.tex; nothing was removed"
+        in line
+    )
+    assert "move them away, or name another --output" in line
+    assert sorted(begun.rglob("*")) == before
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+@pytest.mark.parametrize("files", [["notes.txt"], ["config.yaml", "model"], ["config.yaml"], ["model"]])
+def test_a_directory_of_something_else_is_refused(
+    opmix: Opmix, tiny: TinyRun, tmp_path: Path, files: list[str], more: tuple[str, ...]
+) -> None:
+    """`config.yaml` and `model` are common names, and not enough to be a run."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in files:
+        (other / name).write_text("a: 1")
+    if files == ["config.yaml"] and not more:
+        pytest.skip("a lone config.yaml is what a crash leaves in a run's first moment")
+    line = opmix("run", tiny.write(), "-o", other, *more).only_error()
+    assert str(other) in line
+    assert files[0] in line or files[-1] in line
+    assert sorted(path.name for path in other.iterdir() if path.name != ".lock") == sorted(files)
+
+
+def test_overwrite_removes_a_runs_files(tiny: TinyRun, begun: Path) -> None:
+    (begun / ".state.json.77.part").write_text("{")
+    (begun / "model.part").mkdir()
+    state = open_output(tiny.load("seed=9"), Storage(str(begun)), resume=False, overwrite=True)
+    assert (state.done, state.step) == (0, 0)
+    assert sorted(path.name for path in begun.iterdir()) == ["config.yaml", "state.json"]
+
+
+def test_a_run_that_never_began_does_not_stand_in_the_way(tiny: TinyRun) -> None:
+    storage = Storage(tiny.load().output_uri())
+    open_output(tiny.load(), storage, resume=False, overwrite=False)
+    assert open_output(tiny.load("seed=9"), storage, resume=False, overwrite=False).done == 0
+    assert "seed: 9" in storage.read_text("config.yaml")
+
+
+def test_the_output_is_a_file_or_in_use(opmix: Opmix, tiny: TinyRun, begun: Path) -> None:
+    from opmix_ray.run.lock import locked
+
+    line = opmix("run", tiny.file, "-o", tiny.file).only_error()
+    assert f"{tiny.file}: output: cannot be made: File exists; name another --output" in line
+    with locked(Storage(str(begun))):
+        line = opmix("run", tiny.file, "-o", begun).only_error()
+    assert "another opmix process is writing here; wait for it or stop it" in line
+
+
+@pytest.mark.parametrize("uri", ["s4://bucket/run", "gopher://x"])
+def test_an_output_uri_that_is_none(opmix: Opmix, tiny: TinyRun, uri: str) -> None:
+    line = opmix("run", tiny.write(), "-o", uri).only_error()
+    assert f"output = {uri}" in line
+    assert "use a path, s3:// or gs://" in line
+
+
+def test_status_and_report_of_what_is_not_a_run(opmix: Opmix, tmp_path: Path) -> None:
+    for command in ("status", "report"):
+        line = opmix(command, tmp_path, "--json").only_error()
+        assert line == f"error: {tmp_path}: is not the output of a run; name a run's output directory"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"version": 1, "stepp": 3}', b'{"version": 0}']
+)
+def test_a_state_that_is_broken(opmix: Opmix, begun: Path, content: bytes) -> None:
+    (begun / "state.json").write_bytes(content)
+    assert f"{begun}/state.json: " in opmix("status", begun).only_error()
+
+
+@pytest.mark.parametrize("content", [b"", b"a: [", b"a: 1", b"\xff\xfe"])
+def test_a_written_configuration_that_is_broken(opmix: Opmix, begun: Path, content: bytes) -> None:
+    (begun / "config.yaml").write_bytes(content)
+    assert f"{begun}/config.yaml: " in opmix("status", begun).only_error()
+
+
+def test_status_of_a_run_says_what_comes_next(opmix: Opmix, begun: Path) -> None:
+    ended = opmix("status", begun, "--json")
+    found = json.loads(ended.out)
+    assert (found["step"], found["steps"], found["next"]) == (6, 12, "make decision 0 at step 6")
+    assert "make decision 0 at step 6" in opmix("status", begun).out

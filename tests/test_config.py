@@ -1,0 +1,131 @@
+"""Configurations from YAML: defaults, overrides, paths, and the way back to YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opmix_ray.config import RunConfig, dump_config, load_config, load_partly, read_yaml
+from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.resources import shipped
+from opmix_ray.run.state import identity
+from opmix_ray.yaml_file import parse_yaml
+from tests.support import TinyRun
+
+EXAMPLES = sorted(shipped("examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=[file.name for file in EXAMPLES])
+def test_a_dump_reads_back_as_the_same_run(file: Path, tmp_path: Path) -> None:
+    config = load_config(file)
+    copy = tmp_path / "config.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+    assert RunConfig.model_validate(yaml.safe_load(dump_config(config))) == config
+    assert identity(load_config(copy)) == identity(config)
+
+
+def test_a_dump_says_every_default(tiny: TinyRun) -> None:
+    tree = yaml.safe_load(dump_config(tiny.load()))
+    assert tree["train"]["optimizer"] == {
+        "learning_rate": 0.003, "betas": [0.9, 0.95], "eps": 1e-08, "weight_decay": 0.1, "clip_norm": 1.0,
+    }  # fmt: skip
+    assert set(tree) == set(RunConfig.model_fields)
+
+
+def test_overrides_reach_into_mappings_and_lists_and_are_yaml(tiny: TinyRun) -> None:
+    config = tiny.load(
+        "train.batch_size=8",
+        "train.optimizer.learning_rate=1e-4",
+        "stages.0.steps=77",
+        "stages.0.start={code: 1, german: 3}",
+        "evaluation.weights.code=2",
+        "train.optimizer.clip_norm=null",
+        "name=a=b".replace("=b", "-b"),
+    )
+    assert (config.train.batch_size, config.train.optimizer.learning_rate) == (8, 1e-4)
+    assert config.stages[0].steps == 77
+    assert config.stages[0].start == {"code": 1, "german": 3}
+    assert config.evaluation.weights == {"code": 2}
+    assert config.train.optimizer.clip_norm is None
+    assert config.name == "a-b"
+
+
+def test_the_last_override_of_a_key_counts(tiny: TinyRun) -> None:
+    assert tiny.load("seed=1", "seed=2").seed == 2
+
+
+def test_paths_are_relative_to_the_file_and_uris_are_left(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tiny.directory / "tok").mkdir()
+    (tiny.directory / "space.yaml").write_text("kind: simplex\n")
+    domains = tiny.tree["data"]["domains"]
+    domains["code"]["path"] = "sub/code.jsonl"
+    domains["german"]["path"] = ["a.jsonl", "/b.jsonl", "s3://bucket/c.jsonl"]
+    domains["mathematics"]["path"] = "~/m.jsonl"
+    tiny.tree["data"]["cache"] = "gs://bucket/cache"
+    tiny.tree["tokenizer"]["path"] = "tok"
+    tiny.tree["model"] = {"path": "owner/name"}
+    tiny.tree["search"]["space"] = "space.yaml"
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = tiny.load()
+    here = tiny.directory
+    assert config.data.domains["code"].path == str(here / "sub/code.jsonl")
+    assert config.data.domains["german"].path == [str(here / "a.jsonl"), "/b.jsonl", "s3://bucket/c.jsonl"]
+    assert config.data.domains["mathematics"].path == "/home/somebody/m.jsonl"
+    assert config.data.cache == "gs://bucket/cache"
+    assert config.tokenizer.path == str(here / "tok")
+    assert config.model.path == "owner/name", "what is not a directory here is a hub id"
+    assert config.search.space == str(here / "space.yaml")
+
+
+@pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("1E5", 1e5), ("-2e+3", -2000.0), (".5e1", 5.0)])
+def test_numbers_are_read_as_they_are_meant(text: str, value: float) -> None:
+    assert parse_yaml(text) == value
+    assert isinstance(parse_yaml(text), float)
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2\n", "x: {b: 1, b: 1}\n", "- {c: 1, 'c': 2}\n"])
+def test_a_key_given_twice_is_refused_at_any_depth(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(
+        UserError, match=r"x\.yaml: is not valid YAML in line \d: the key '[abc]' is given twice"
+    ):
+        read_yaml(file)
+
+
+def test_every_error_is_given_once_with_the_nearest_key(tiny: TinyRun) -> None:
+    tiny.tree["trian"] = {}
+    tiny.tree["stages"][0]["decide"] = [0.5]
+    tiny.tree["probe"]["steps"] = "many"
+    tiny.tree["zzz"] = 1
+    with pytest.raises(UserErrors) as found:
+        load_config(tiny.write())
+    by_key = {error.key: error.remedy or "" for error in found.value.errors}
+    assert len(found.value.errors) == 4
+    assert by_key["trian"] == "did you mean `train`?"
+    assert by_key["stages.0.decide"] == "did you mean `decide_at`?"
+    assert by_key["zzz"].startswith("known keys: name, seed")
+    assert by_key["probe.steps"].startswith("the default is 25")
+
+
+def test_a_misspelt_key_is_read_as_meant_to_look_further(tiny: TinyRun) -> None:
+    tiny.tree["data"]["domains"]["code"] = {"paht": "gone.jsonl"}
+    tiny.tree["train"]["batch_size"] = -1
+    config, errors = load_partly(tiny.write())
+    assert config is not None
+    assert config.data.domains["code"].path == str(tiny.directory / "gone.jsonl")
+    assert config.train.batch_size == 16
+    assert sorted(error.key or "" for error in errors) == ["data.domains.code.paht", "train.batch_size"]
+
+
+def test_nothing_can_be_understood_without_what_has_no_default(tiny: TinyRun) -> None:
+    del tiny.tree["stages"]
+    config, errors = load_partly(tiny.write())
+    assert config is None
+    assert [(error.key, error.problem) for error in errors] == [("stages", "is missing")]
