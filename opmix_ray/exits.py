@@ -11,13 +11,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
-import socket
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +22,7 @@ from typing import Any
 import typer
 
 from opmix_ray.errors import user_errors
+from opmix_ray.signals import Watch
 
 BROKE, WRONG, BROKEN_PIPE = 1, 2, 141
 _STOPPED = "stopped; the same command with --resume goes on from the last checkpoint"
@@ -37,7 +35,7 @@ def exit_code(call: Callable[[], Any]) -> int:
     Args:
         call: the command; an int that it returns is the exit code.
     """
-    signals = _Signals()
+    signals = Watch()
     try:
         returned = call()
         sys.stdout.flush()
@@ -109,32 +107,3 @@ def _flush() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-
-
-class _Signals:
-    """Remembers which signals came, whoever handles them: Ray Train puts a handler of its own in place."""
-
-    def __init__(self) -> None:
-        self._pair: tuple[socket.socket, socket.socket] | None = None
-        self._seen = b""
-        if threading.current_thread() is threading.main_thread():
-            reader, writer = socket.socketpair()
-            reader.setblocking(False)
-            writer.setblocking(False)
-            self._pair = reader, writer
-            signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def stopped(self) -> int:
-        """SIGINT or SIGTERM, whichever came first; else 0."""
-        if self._pair is not None:
-            with contextlib.suppress(BlockingIOError):
-                self._seen += self._pair[0].recv(4096)
-        return next((number for number in self._seen if number in (signal.SIGINT, signal.SIGTERM)), 0)
-
-    def close(self) -> None:
-        """Stop watching."""
-        if self._pair is not None:
-            signal.set_wakeup_fd(-1)
-            for end in self._pair:
-                end.close()
-            self._pair = None

@@ -15,6 +15,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from opmix_ray.errors import UserError
+from opmix_ray.signals import Watch
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state
 from opmix_ray.train.loop import Segment, train_segment
@@ -113,13 +114,21 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
 
 @contextmanager
 def _own_interrupt() -> Iterator[None]:
-    """Put the handler of Ctrl-C back: Train leaves its own, which asks a controller that is done and goes on."""
-    before = signal.getsignal(signal.SIGINT)
+    """Let Ctrl-C end the run at any moment of a segment.
+
+    Train puts a handler of its own in place, does not take it away, and forgets a signal that comes when its
+    controller is already done.
+    """
+    before, watch = signal.getsignal(signal.SIGINT), Watch()
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
+        stopped = watch.stopped()
+        watch.close()
+    if stopped == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 class _Relay:

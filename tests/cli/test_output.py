@@ -137,3 +137,10 @@ def test_status_of_a_run_says_what_comes_next(opmix: Opmix, begun: Path) -> None
     found = json.loads(ended.out)
     assert (found["step"], found["steps"], found["next"]) == (6, 12, "make decision 0 at step 6")
     assert "make decision 0 at step 6" in opmix("status", begun).out
+
+
+def test_report_of_a_run_that_is_not_finished(opmix: Opmix, begun: Path) -> None:
+    ended = opmix("report", begun, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out) == {"report": str(begun / "report.html")}
+    assert "<html" in (begun / "report.html").read_text()

@@ -98,3 +98,23 @@ def test_a_full_disk_ends_the_run_and_more_space_lets_it_finish(tiny: TinyRun, d
     result = read_json(disk / "out" / "result.json")
     assert [entry["step"] for entry in result["evaluations"]] == [0, 12]
     assert result["evaluations"][1]["mean_loss"] < result["evaluations"][0]["mean_loss"]
+
+
+def test_an_interrupt_that_another_handler_swallows_is_still_seen() -> None:
+    """As Train's own does, when it comes after the last step of a segment."""
+    from opmix_ray.signals import Watch
+
+    before = signal.getsignal(signal.SIGINT)
+    outer = Watch()
+    inner = Watch()
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        assert (outer.stopped(), inner.stopped()) == (0, 0)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert inner.stopped() == signal.SIGINT
+    finally:
+        inner.close()
+        signal.signal(signal.SIGINT, before)
+    assert outer.stopped() == signal.SIGINT
+    outer.close()
+    assert signal.set_wakeup_fd(-1) == -1
