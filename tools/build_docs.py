@@ -58,7 +58,12 @@ def default_of(field: Any) -> str:
 
 def section(model: type[Section], title: str) -> str:
     """One section's table."""
-    lines = [f"\n## {title}\n", f"{(model.__doc__ or '').strip()}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines = [
+        f"\n## {title}\n",
+        f"{(model.__doc__ or '').strip()}\n",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     for name, field in model.model_fields.items():
         meaning = (field.description or "").replace("|", "\\|")
         lines.append(f"| `{name}` | {type_name(field.annotation)} | {default_of(field)} | {meaning} |")

@@ -93,7 +93,7 @@ def _proposal(result: FitResult) -> str:
         x_range=(0.0, 1.05 * max([*shares, *prior, *(v for v in high if math.isfinite(v))])),
         x_scale="percent",
         wide=True,
-        note="whiskers: 90 % interval from refits on reweighted runs" if intervals else "",
+        note="whiskers: 90 % interval from refits" if intervals else "",
     )
     rows = [
         (

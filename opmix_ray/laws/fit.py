@@ -86,6 +86,7 @@ def fit_law(
         table,
         refit,
         np.column_stack([fit.held_out, fit.objective_held_out]),
+        np.column_stack([response.predict(table.ratios) for response in fit.responses]),
     )
 
 

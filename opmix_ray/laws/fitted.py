@@ -32,6 +32,7 @@ class FittedLaw:
         table: the rows it was fitted on, or None.
         refit: `refit(table) -> (responses, direct)` under the choices made, for the bootstrap; lost in JSON.
         held_out: (N, M + 1) predictions out of fold of the metrics and, last, the objective; lost in JSON.
+        in_sample: (N, M) predictions of the rows by the law as it was fitted; lost in JSON.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class FittedLaw:
         table: Table | None = None,
         refit: Refit | None = None,
         held_out: np.ndarray | None = None,
+        in_sample: np.ndarray | None = None,
     ) -> None:
         self.name = name
         self.domains = list(domains)
@@ -61,6 +63,7 @@ class FittedLaw:
         self.table = table
         self.refit = refit
         self.held_out = held_out
+        self.in_sample = in_sample
 
     @property
     def convex(self) -> bool:
@@ -132,11 +135,33 @@ class FittedLaw:
                 remedy="fit it again, or ask for 0",
             )
         drawn = rng.dirichlet(np.ones(len(self.table))) * len(self.table)
-        table = replace(self.table, weights=self.table.weights * np.maximum(drawn, 1e-3)[:, None])
+        return self._again(replace(self.table, weights=self.table.weights * np.maximum(drawn, 1e-3)[:, None]))
+
+    def redrawn(self, rng: np.random.Generator) -> FittedLaw:
+        """The law refitted to its own predictions plus errors out of fold with random signs.
+
+        One draw of the wild bootstrap (Wu 1986; Davidson and Flachaire 2008). Errors out of fold are as large as
+        errors on new runs, and a row keeps its sign over the metrics, which err together.
+
+        Raises:
+            UserError: the law was read from a file and has no rows to refit on.
+        """
+        if self.table is None or self.held_out is None or self.in_sample is None:
+            return self.reweighted(rng)
+        measured = self.table.metrics
+        errors = np.nan_to_num(measured - self.held_out[:, : measured.shape[1]])
+        signs = rng.choice([-1.0, 1.0], len(measured))[:, None]
+        values = self.in_sample + signs * errors
+        least = np.nanmin(measured, axis=0)
+        values = np.where(least > 0, np.maximum(values, 0.5 * least), values)  # what has no log has no law
+        return self._again(replace(self.table, metrics=np.where(np.isfinite(measured), values, np.nan)))
+
+    def _again(self, table: Table) -> FittedLaw:
+        assert self.refit is not None
         responses, direct = self.refit(table)
         return FittedLaw(
             self.name, self.domains, self.metric_names, self.weights, responses, direct, self.quality,
-            self.std_scale, self.details, self.table, self.refit,
+            self.std_scale, self.details, self.table, self.refit, self.held_out, self.in_sample,
         )  # fmt: skip
 
     def _check(self, ratios: np.ndarray) -> np.ndarray:

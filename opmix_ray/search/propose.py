@@ -94,7 +94,7 @@ def propose(
             all metrics, or by metric.
         expand: component -> mixture of leaf domains it stands for; KL and limits are then over leaves.
         seed: of starts and of the bootstrap.
-        bootstrap: refits on reweighted rows (Bayesian bootstrap, Rubin 1981) for the intervals; 0: none.
+        bootstrap: refits for the intervals, see `FittedLaw.redrawn`; 0: none.
 
     Raises:
         UserError: unknown names, or limits that cannot be met together: which, and by how much.
@@ -214,11 +214,11 @@ def _known(key: str, given: Mapping[str, Any], known: list[str]) -> None:
 
 
 def _bootstrap(problem: Problem, shares: np.ndarray, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Solutions (B, D) and the gains (B,) of the given shares under laws refitted on reweighted rows."""
+    """Solutions (B, D) and the gains (B,) of the given shares under refitted laws."""
     draws, gains = [], []
     rng = np.random.default_rng([seed, 1])
     for _ in range(count):
-        again = problem.with_law(problem.law.reweighted(rng))
+        again = problem.with_law(problem.law.redrawn(rng))
         draws.append(solve(again, start=shares))
         gains.append(float((again.value(again.baseline) - again.value(shares[None]))[0]))
     return np.array(draws), np.array(gains)

@@ -113,7 +113,7 @@ def _slsqp(problem: Problem, start: np.ndarray) -> np.ndarray:
         )
     bounds = list(zip(low, high, strict=True))
     if worst:
-        used = np.flatnonzero(law.weights > 0)
+        used = np.flatnonzero(law.weights > 0).tolist()
         constraints.append(
             at_most(
                 lambda x: (problem.excess(x[:domains])[0] - x[-1]) / scale,

@@ -252,6 +252,16 @@ def test_random_row_weights_move_the_law_a_little(law: str) -> None:
 
 
 @every_law
+def test_a_redrawn_law_differs_by_what_is_not_known(law: str) -> None:
+    fitted = plain(law)
+    first, second = (fitted.redrawn(np.random.default_rng(seed)) for seed in (0, 0))
+    other = fitted.redrawn(np.random.default_rng(1))
+    new, _ = sweep(30, seed=1)
+    np.testing.assert_array_equal(first.objective(new), second.objective(new))
+    assert 0 < np.abs(first.objective(new) - other.objective(new)).max() < np.ptp(truth(new).mean(axis=1))
+
+
+@every_law
 def test_noisy_measurements_count_less(law: str) -> None:
     ratios, metrics = sweep(40, noise=0.0)
     noise = np.full(metrics.shape, 0.001)

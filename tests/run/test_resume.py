@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,10 +72,10 @@ def _outcome(output: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     directory = tmp_path_factory.mktemp("undisturbed")
     _finish(_start(TinyRun(tiny_data, directory), directory / "out"))
-    yield _outcome(directory / "out")
+    return _outcome(directory / "out")
 
 
 def _assert_same(found: dict, expected: dict) -> None:

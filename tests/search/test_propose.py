@@ -246,3 +246,21 @@ def test_everything_is_json() -> None:
 
     data = propose(fitted("power"), prior=UNIFORM, bootstrap=2).to_dict()
     assert json.loads(json.dumps(data))["mixture"].keys() == set(DOMAINS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law_name", ["log-share", "gaussian-process", "power"])
+def test_the_interval_of_the_gain_holds_the_true_gain(law_name: str) -> None:
+    current = Mixture({"code": 0.8, "prose": 0.1, "maths": 0.1})
+    before = losses(current.array(DOMAINS)[None]).mean()
+    held = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        ratios = rng.dirichlet(np.ones(3), 24)
+        metrics = losses(ratios) + 0.02 * rng.standard_normal((24, 3))
+        law = fit_law(ratios, metrics, domains=DOMAINS, metric_names=METRICS, law=law_name)
+        found = propose(law, prior=UNIFORM, current=current, bootstrap=24)
+        assert found.gain_interval is not None
+        true = before - losses(found.mixture.array(DOMAINS)[None]).mean()
+        held += found.gain_interval[0] <= true <= found.gain_interval[1]
+    assert held >= 13  # of 18 expected

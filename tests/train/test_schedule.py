@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from opmix_ray.config import OptimizerConfig, ScheduleConfig
@@ -24,7 +26,7 @@ def test_warm_up_is_linear_and_reaches_the_peak() -> None:
 def test_wsd_is_stable_then_falls_linearly_to_the_final_ratio() -> None:
     found = rates(kind="wsd", warmup_fraction=0, decay_fraction=0.2, final_ratio=0.1)
     assert found[:80] == [1.0] * 80
-    steps = [a - b for a, b in zip(found[80:], found[81:], strict=False)]
+    steps = [a - b for a, b in pairwise(found[80:])]
     assert steps == pytest.approx([0.9 / 20] * 19)
     assert found[-1] == pytest.approx(0.1 + 0.9 / 20)
 

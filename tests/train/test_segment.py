@@ -64,7 +64,7 @@ def test_workers_and_accumulation_change_nothing_but_rounding(tiny: TinyRun, pre
     for a, b in zip(held_out(one), held_out(two), strict=True):
         assert b == pytest.approx(a, abs=1e-4)
     assert one.state.sampler == two.state.sampler
-    assert [kind for kind, _ in events][0] == "start"
+    assert events[0][0] == "start"
     assert [payload for kind, payload in events if kind == "row"] == one.state.rows
     assert one.state.tokens == 6 * 4 * 32
 
