@@ -33,7 +33,7 @@ def _names() -> Iterator[object]:
 every_law = pytest.mark.parametrize("law", list(_names()))
 every_smooth_law = pytest.mark.parametrize(
     "law",
-    [p for p in _names() if p.values[0] not in ("trees", "auto")],  # type: ignore[attr-defined]
+    [p for p in _names() if p.values[0] != "trees"],  # type: ignore[attr-defined]
 )
 
 
