@@ -16,7 +16,7 @@ from tests import support
 from tests.cli.conftest import Opmix
 from tests.support import ROOT, TinyRun
 
-HEAVY = ("torch", "ray", "transformers", "optuna", "pyarrow", "scipy", "sklearn", "cvxpy")
+HEAVY = ("torch", "ray", "transformers", "optuna", "pyarrow", "scipy", "sklearn")
 
 
 def _commands() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import CONFIGS, VOCAB, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
@@ -13,6 +12,7 @@ from opmix_ray.config import ProbeConfig
 from opmix_ray.model.flops import forward_flops, probe_flops, train_flops
 from opmix_ray.model.loss import training_loss
 from opmix_ray.model.probe import attach
+from tests.model.tiny_models import CONFIGS, VOCAB, tiny
 
 ROWS, LENGTH = 3, 16
 

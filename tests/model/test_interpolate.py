@@ -13,7 +13,6 @@ import pytest
 import ray
 import torch
 from peft import PeftModel
-from tiny_models import CONFIGS, bits, made_probes, tiny, tokens
 from transformers import PreTrainedModel
 
 from opmix_ray.config import ProbeConfig
@@ -21,6 +20,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.model.probe import Probe, save_probe
+from tests.model.tiny_models import CONFIGS, bits, made_probes, tiny, tokens
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have this file
 

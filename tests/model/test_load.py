@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import CONFIGS, SCALED_CONFIGS, VOCAB, bits, made_probes, tiny, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from opmix_ray.config import ModelConfig, ProbeConfig
@@ -18,6 +17,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.load import build_empty, fill, load_model, model_spec, save_model
 from opmix_ray.model.loss import evaluate_sets, training_loss
+from tests.model.tiny_models import CONFIGS, SCALED_CONFIGS, VOCAB, bits, made_probes, tiny, tokens
 
 LLAMA = CONFIGS["llama"]
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import CONFIGS, PROBE, SCALED_CONFIGS, VOCAB, made_probes, tiny, tokens
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -22,6 +21,7 @@ from opmix_ray.model.loss import (
     training_loss,
 )
 from opmix_ray.model.probe import attach
+from tests.model.tiny_models import CONFIGS, PROBE, SCALED_CONFIGS, VOCAB, made_probes, tiny, tokens
 
 ALL = [*CONFIGS, *SCALED_CONFIGS]
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import CONFIGS, PROBE, bits, made_probes, tiny, tokens
 from torch import nn
 
 from opmix_ray.config import ProbeConfig
@@ -27,6 +26,7 @@ from opmix_ray.model.probe import (
     lora_config,
     save_probe,
 )
+from tests.model.tiny_models import CONFIGS, PROBE, bits, made_probes, tiny, tokens
 
 
 def logits(model: nn.Module) -> torch.Tensor:
