@@ -42,7 +42,11 @@ def test_the_quickstart_loads_and_decides_at_least_once_on_at_least_twelve_candi
 
 def test_the_configuration_reference_is_up_to_date() -> None:
     done = subprocess.run(
-        [sys.executable, "tools/build_docs.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "tools/build_docs.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -52,7 +56,9 @@ def test_every_command_of_the_readme_exists() -> None:
     commands = set(re.findall(r"^opmix ([a-z]+)", text, flags=re.MULTILINE))
     from opmix_ray.cli import app
 
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known = {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
     assert commands
     assert commands <= known
 

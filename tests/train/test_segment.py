@@ -18,9 +18,24 @@ from tests.support import TinyRun
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-@pytest.fixture
+Events = list[tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    return TinyRun(tiny_data, tmp_path_factory.mktemp("segments"))
+
+
+@pytest.fixture(scope="module")
 def prepared(tiny: TinyRun) -> Prepared:
     return prepare(tiny.load())
+
+
+@pytest.fixture(scope="module")
+def whole(ray_session: None, tiny: TinyRun, prepared: Prepared) -> tuple[SegmentResult, Events]:
+    """Six steps by one worker, and what it reported."""
+    events: Events = []
+    return run_segment(segment(tiny, prepared, "whole"), lambda *event: events.append(event)), events
 
 
 def segment(tiny: TinyRun, prepared: Prepared, output: str, **changes: Any) -> Segment:
@@ -54,19 +69,23 @@ def held_out(result: SegmentResult) -> list[dict[str, float]]:
     return [row["losses"] for row in result.state.rows if row["kind"] == "evaluation"]
 
 
-def test_workers_and_accumulation_change_nothing_but_rounding(tiny: TinyRun, prepared: Prepared) -> None:
-    events: list[tuple[str, dict[str, Any]]] = []
-    one = run_segment(segment(tiny, prepared, "one"), lambda *event: events.append(event))
+def test_everything_is_reported_as_it_happens(whole: tuple[SegmentResult, Events]) -> None:
+    result, events = whole
+    assert events[0][0] == "start"
+    assert [payload for kind, payload in events if kind == "row"] == result.state.rows
+    assert result.state.tokens == 6 * 4 * 32
+
+
+def test_workers_and_accumulation_change_nothing_but_rounding(
+    tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events]
+) -> None:
     two = run_segment(
         segment(tiny, prepared, "two", set=["train.workers=2", "train.micro_batch_size=1"]), lambda *_: None
     )
-    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
-    for a, b in zip(held_out(one), held_out(two), strict=True):
+    assert losses(two) == pytest.approx(losses(whole[0]), abs=1e-4)
+    for a, b in zip(held_out(whole[0]), held_out(two), strict=True):
         assert b == pytest.approx(a, abs=1e-4)
-    assert one.state.sampler == two.state.sampler
-    assert events[0][0] == "start"
-    assert [payload for kind, payload in events if kind == "row"] == one.state.rows
-    assert one.state.tokens == 6 * 4 * 32
+    assert whole[0].state.sampler == two.state.sampler
 
 
 def test_fsdp2_trains_like_ddp(tiny: TinyRun, prepared: Prepared) -> None:
@@ -85,34 +104,32 @@ def test_fsdp2_trains_like_ddp(tiny: TinyRun, prepared: Prepared) -> None:
         assert (tensor - other[name]).abs().max() < 1e-3, name
 
 
-def test_two_segments_are_one(tiny: TinyRun, prepared: Prepared) -> None:
+def test_two_segments_are_one(tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events]) -> None:
     """Moments, schedule, random state and cursors carry over, so a decision that changes nothing changes nothing."""
-    whole = run_segment(segment(tiny, prepared, "whole"), lambda *_: None)
     first = run_segment(segment(tiny, prepared, "parts", end=4, evaluate_at=(0,)), lambda *_: None)
     second = run_segment(
         segment(tiny, prepared, "parts", start=4, evaluate_at=(6,), checkpoint=first.checkpoint),
         lambda *_: None,
     )
-    assert losses(first) + losses(second) == pytest.approx(losses(whole), abs=1e-6)
-    assert held_out(second)[-1] == pytest.approx(held_out(whole)[-1], abs=1e-6)
-    assert second.state.sampler["consumed"] == whole.state.sampler["consumed"]
+    assert losses(first) + losses(second) == pytest.approx(losses(whole[0]), abs=1e-6)
+    assert held_out(second)[-1] == pytest.approx(held_out(whole[0])[-1], abs=1e-6)
+    assert second.state.sampler["consumed"] == whole[0].state.sampler["consumed"]
 
 
-def test_a_segment_that_is_done_is_found_again(tiny: TinyRun, prepared: Prepared) -> None:
+def test_a_segment_that_is_done_is_found_again(
+    tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events]
+) -> None:
     """The driver may die after the last checkpoint and before it writes its own state."""
-    piece = segment(tiny, prepared, "again")
-    first = run_segment(piece, lambda *_: None)
-    events: list[tuple[str, dict[str, Any]]] = []
-    second = run_segment(piece, lambda *event: events.append(event))
-    assert second.state.rows == first.state.rows
-    assert second.checkpoint == first.checkpoint
+    events: Events = []
+    second = run_segment(segment(tiny, prepared, "whole"), lambda *event: events.append(event))
+    assert second.state.rows == whole[0].state.rows
+    assert second.checkpoint == whole[0].checkpoint
     assert [kind for kind, _ in events] == ["start"]
 
 
-def test_a_checkpoint_is_a_hugging_face_directory(tiny: TinyRun, prepared: Prepared) -> None:
-    result = run_segment(segment(tiny, prepared, "hf", end=2, evaluate_at=()), lambda *_: None)
-    directory = tiny.directory / "hf" / result.checkpoint
+def test_a_checkpoint_is_a_hugging_face_directory(tiny: TinyRun, whole: tuple[SegmentResult, Events]) -> None:
+    directory = tiny.directory / "whole" / whole[0].checkpoint
     model = AutoModelForCausalLM.from_pretrained(directory / "model")
     tokenizer = AutoTokenizer.from_pretrained(tiny.tree["tokenizer"]["path"])
     assert model.config.vocab_size == len(tokenizer)
-    assert json.loads((directory / "state.json").read_text())["step"] == 2
+    assert json.loads((directory / "state.json").read_text())["step"] == 6
