@@ -108,27 +108,22 @@ class _Worker:
 
     def _begin(self, directory: Path | None) -> None:
         segment = self.segment
+        source = segment.model
         if directory is None:
             self.state = TrainState(segment=segment.name)
-            model = load_model(
-                segment.model,
-                vocab_size=segment.prepared.vocab_size,
-                eos_token_id=segment.prepared.eos_token_id,
-                seed=segment.seed,
-            )
         else:
             found = read_state(directory)
             same = found.segment == segment.name
             self.state = found if same else TrainState(found.step, found.sampler, segment=segment.name)
-            saved = segment.model.model_copy(
-                update={"path": str(directory / "model"), "config": None, "gguf_file": None}
-            )
-            model = load_model(
-                saved,
-                vocab_size=segment.prepared.vocab_size,
-                eos_token_id=segment.prepared.eos_token_id,
-                seed=segment.seed,
-            )
+            saved = str(directory / "model")
+            source = source.model_copy(update={"path": saved, "config": None, "gguf_file": None})
+        model = load_model(
+            source,
+            vocab_size=segment.prepared.vocab_size,
+            eos_token_id=segment.prepared.eos_token_id,
+            seed=segment.seed,
+            seq_len=segment.prepared.seq_len,
+        )
         torch.manual_seed(segment.seed * 1_000_003 + self.rank)
         model.train()
         model.to(self.device)  # type: ignore[arg-type]

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import user_errors
 from opmix_ray.signals import Watch
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state
@@ -97,7 +98,9 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
         try:
             result = trainer.fit()
         except Exception as error:
-            raise _cause(error) from error
+            for found in user_errors(error):
+                raise found from error
+            raise
         finally:
             del trainer
     if result.checkpoint is None and saved is not None:  # what was saved was the segment's end
@@ -106,8 +109,6 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
         raise RuntimeError(f"segment {segment.name} ended without a checkpoint")
     relative = result.checkpoint.path[len(root) :].lstrip("/")
     with result.checkpoint.as_directory() as directory:
-        from pathlib import Path
-
         state = read_state(Path(directory))
     return SegmentResult(relative, state)
 
@@ -165,26 +166,3 @@ class _Relay:
                 return
             if last:
                 return
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The user's error inside Ray's, if there is one; else the error itself."""
-    seen: BaseException | None = error
-    for _ in range(20):
-        if seen is None:
-            break
-        if isinstance(seen, UserError):
-            return seen
-        for inner in (getattr(seen, "worker_failures", None) or {}).values():
-            found = _cause(inner)
-            if isinstance(found, UserError):
-                return found
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    text = str(error)
-    if "No space left on device" in text:
-        return UserError(
-            "the disk is full: a checkpoint could not be written",
-            key="output",
-            remedy="free some space and run again with --resume; nothing before this segment's last checkpoint is lost",
-        )
-    return error
