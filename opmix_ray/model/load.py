@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import quantization_config
+from transformers.utils import logging, quantization_config
 
 from opmix_ray.config import ModelConfig
 from opmix_ray.errors import UserError
@@ -198,12 +199,13 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
             raise UserError(f"no such file in {local}", key="model.gguf_file", value=config.gguf_file)
     options = _dense_gguf(config.gguf_file) if config.gguf_file else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(local) if local.exists() else path,
-            dtype=DTYPES[config.dtype],
-            trust_remote_code=config.trust_remote_code,
-            **options,
-        )
+        with _without_bar():
+            model = AutoModelForCausalLM.from_pretrained(
+                str(local) if local.exists() else path,
+                dtype=DTYPES[config.dtype],
+                trust_remote_code=config.trust_remote_code,
+                **options,
+            )
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
@@ -222,6 +224,18 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
             remedy="name the model in float32 or bfloat16",
         )
     return model
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """No bar for every loading of the same weights; a run shows its own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _dense_gguf(gguf_file: str) -> dict[str, Any]:

@@ -11,8 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.tokenizer import load_saved_tokenizer
@@ -58,7 +56,6 @@ def run(
     Raises:
         UserError: something in the configuration, the data or the output is wrong.
     """
-    transformers.utils.logging.disable_progress_bar()
     errors = check_before(config, file)
     if errors:
         raise UserErrors(errors)
