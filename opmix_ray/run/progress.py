@@ -125,7 +125,7 @@ class RichProgress(PlainProgress):
     def row(self, row: dict[str, Any]) -> None:
         if row["kind"] == "train" and self._task is not None:
             note = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
-            self._bars.update(self._task, completed=row["step"], note=note)
+            self._bars.update(self._task, completed=row["step"], note=note, refresh=True)
         elif row["kind"] == "evaluation":
             super().row(row)
 
@@ -148,7 +148,7 @@ class RichProgress(PlainProgress):
         if self._task is None or self._bars.tasks[-1].description != "candidates":
             self._begin("candidates", trials)
         note = f"best {best.objective:.4f}: {_shares(best.ratios)}" if best else row.status
-        self._bars.update(self._task, advance=1, note=note)
+        self._bars.update(self._task, advance=1, note=note, refresh=True)
 
     def decided(self, decision: Decision) -> None:
         self._end()
