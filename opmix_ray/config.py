@@ -93,6 +93,10 @@ class ModelConfig(Section):
     autocast: bool = Field(True, description="Compute in bfloat16 autocast while the weights stay float32.")
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
 
+    def at(self, directory: Path) -> ModelConfig:
+        """The same settings with the weights of a Hugging Face directory."""
+        return self.model_copy(update={"path": str(directory), "config": None, "gguf_file": None})
+
 
 class TokenizerConfig(Section):
     """The tokenizer: an existing one, or a byte-level BPE trained on the domains."""

@@ -5,12 +5,14 @@ Noise is Student's t: rows far from the curve lose weight (iteratively reweighte
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import least_squares
 
+from opmix_ray.laws.base import Law, Response, Table, fit_columns
 from opmix_ray.laws.tails import DEGREES, tail_spread
 
 FIRST_STEPS = 15  # of every start
@@ -41,6 +43,28 @@ class CurveFit:
     covariance: np.ndarray
     sigma: float
     penalty: float
+
+
+class CurveLaw(Law):
+    """A law that fits one curve to every metric by itself."""
+
+    @abstractmethod
+    def fit_one(
+        self, ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, near: Response | None
+    ) -> Response:
+        """Fit one metric; `near` is a fit to start from and whose penalty to keep."""
+
+    def fit(self, table: Table) -> list[Response]:
+        def one(ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, metric: int) -> Response:
+            return self.fit_one(ratios, values, weights, None)
+
+        return fit_columns(table, one)
+
+    def refit(self, table: Table, fitted: Sequence[Response]) -> list[Response]:
+        def one(ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, metric: int) -> Response:
+            return self.fit_one(ratios, values, weights, fitted[metric])
+
+        return fit_columns(table, one)
 
 
 def _minimise(

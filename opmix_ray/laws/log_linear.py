@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.laws.base import Law, Response, Table, fit_columns, register
-from opmix_ray.laws.curve import Pulls, fit_curve
+from opmix_ray.laws.base import Response, register
+from opmix_ray.laws.curve import CurveLaw, Pulls, fit_curve
 from opmix_ray.laws.ridge import fit_ridge
 from opmix_ray.laws.tails import first_spread
 
@@ -70,25 +70,15 @@ class LogLinear(Response):
         return cls(data["floor"], slopes, covariance, data["sigma"], data["penalty"])
 
 
-class LogLinearLaw(Law):
+class LogLinearLaw(CurveLaw):
     """Least squares for every metric by itself."""
 
     name = "log-linear"
 
-    def __init__(self, penalties: Sequence[float] = PENALTIES) -> None:
-        self.penalties = tuple(penalties)
-
-    def fit(self, table: Table) -> list[Response]:
-        def one(ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, metric: int) -> Response:
-            return fit_log_linear(ratios, values, weights, self.penalties)
-
-        return fit_columns(table, one)
-
-    def refit(self, table: Table, fitted: Sequence[Response]) -> list[Response]:
-        def one(ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, metric: int) -> Response:
-            return fit_log_linear(ratios, values, weights, self.penalties, fitted[metric])
-
-        return fit_columns(table, one)
+    def fit_one(
+        self, ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, near: Response | None
+    ) -> Response:
+        return fit_log_linear(ratios, values, weights, near=near)
 
 
 def lowest_floor(values: np.ndarray) -> float:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from opmix_ray.laws.base import Law, Response, Table, fit_columns, register
-from opmix_ray.laws.curve import Pulls, fit_curve
+from opmix_ray.laws.base import Response, register
+from opmix_ray.laws.curve import CurveLaw, Pulls, fit_curve
 from opmix_ray.laws.log_linear import floors, lowest_floor
 from opmix_ray.laws.tails import first_spread
 
@@ -87,25 +87,15 @@ class Power(Response):
         return cls(data["floor"], worth, data["beta"], covariance, data["sigma"], data["penalty"])
 
 
-class PowerLaw(Law):
+class PowerLaw(CurveLaw):
     """Least squares for every metric by itself."""
 
     name = "power"
 
-    def __init__(self, penalties: Sequence[float] = PENALTIES) -> None:
-        self.penalties = tuple(penalties)
-
-    def fit(self, table: Table) -> list[Response]:
-        def one(ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, metric: int) -> Response:
-            return fit_power(ratios, values, weights, self.penalties)
-
-        return fit_columns(table, one)
-
-    def refit(self, table: Table, fitted: Sequence[Response]) -> list[Response]:
-        def one(ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, metric: int) -> Response:
-            return fit_power(ratios, values, weights, self.penalties, fitted[metric])
-
-        return fit_columns(table, one)
+    def fit_one(
+        self, ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, near: Response | None
+    ) -> Response:
+        return fit_power(ratios, values, weights, near=near)
 
 
 def fit_power(

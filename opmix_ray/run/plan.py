@@ -57,6 +57,17 @@ def stage_domains(config: RunConfig, stage: StageConfig) -> list[str]:
     return [name for name in config.data.domains if name in stage.domains]
 
 
+def wanted_mixture(stage: StageConfig, previous: Mixture | None, tokens: Mapping[str, float]) -> Mixture:
+    """The mixture a stage asks to begin with, over the domains that `tokens` names, before any cap."""
+    if isinstance(stage.start, dict):
+        return Mixture(stage.start).over(tokens)
+    if stage.start == "uniform":
+        return Mixture.uniform(tokens)
+    if stage.start == "carry" and previous is not None and any(previous.get(name, 0) > 0 for name in tokens):
+        return previous.over(tokens)
+    return Mixture.proportional(tokens)
+
+
 def start_mixture(
     config: RunConfig, stage: StageConfig, previous: Mixture | None, tokens: Mapping[str, int],
     used: Mapping[str, float], seq_len: int,
@@ -76,14 +87,7 @@ def start_mixture(
     """
     names = stage_domains(config, stage)
     of_names = {name: float(tokens[name]) for name in names}
-    if isinstance(stage.start, dict):
-        wanted = Mixture(stage.start).over(names)
-    elif stage.start == "uniform":
-        wanted = Mixture.uniform(names)
-    elif stage.start == "carry" and previous is not None and any(previous.get(name, 0) > 0 for name in names):
-        wanted = previous.over(names)
-    else:
-        wanted = Mixture.proportional(of_names)
+    wanted = wanted_mixture(stage, previous, of_names)
     length = stage.steps * config.train.batch_size * seq_len
     caps = share_caps(of_names, {name: config.data.domains[name].max_epochs for name in names}, used, length)
     return fit_to_caps(wanted, caps)

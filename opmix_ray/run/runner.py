@@ -135,7 +135,7 @@ class _Runner:
         )
         self.progress.segment_started(stage.name, step.start, step.end, self.state.mixture)
         result = run_segment(segment, self._on_event)
-        self._account(segment, result)
+        self._account(result)
 
     def _on_event(self, kind: str, payload: dict[str, Any]) -> None:
         """Keep metrics.jsonl equal to what the workers have done, whatever they had to do again."""
@@ -151,7 +151,7 @@ class _Runner:
         lines = [json.dumps(row) + "\n" for row in [*self.rows, *rows]]
         self.storage.write_text(METRICS, "".join(lines))
 
-    def _account(self, segment: Segment, result: SegmentResult) -> None:
+    def _account(self, result: SegmentResult) -> None:
         self._write_rows(result.state.rows)
         self.rows += result.state.rows
         self.state.rows = len(self.rows)

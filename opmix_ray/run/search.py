@@ -48,10 +48,7 @@ def search_once(
             raise UserError(
                 "no such directory", key="--model", value=model, remedy="name a Hugging Face directory"
             )
-        source = config.model.model_copy(
-            update={"path": str(model.absolute()), "config": None, "gguf_file": None}
-        )
-        config = config.model_copy(update={"model": source})
+        config = config.model_copy(update={"model": config.model.at(model.absolute())})
     stage = config.stages[0]
     if len(stage_domains(config, stage)) < 2:
         raise UserError("a decision needs at least two domains", key="data.domains", remedy="add a domain")

@@ -29,11 +29,8 @@ from opmix_ray.train.probes import ProbeTask, probe_data, train_probes
 
 def load_weights(config: RunConfig, prepared: Prepared, directory: Path | None) -> PreTrainedModel:
     """The weights of a checkpoint's directory; of the configured model where there is none."""
-    source = config.model
-    if directory is not None:
-        source = source.model_copy(update={"path": str(directory), "config": None, "gguf_file": None})
     return load_model(
-        source,
+        config.model if directory is None else config.model.at(directory),
         vocab_size=prepared.vocab_size,
         eos_token_id=prepared.eos_token_id,
         seed=config.seed,

@@ -21,7 +21,7 @@ from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import adapted_layers
 from opmix_ray.run.check_plan import check_plan
 from opmix_ray.run.cluster import check_cluster
-from opmix_ray.run.plan import stage_domains, start_mixture
+from opmix_ray.run.plan import stage_domains, start_mixture, wanted_mixture
 from opmix_ray.search.components import Components
 from opmix_ray.search.space import choose_components, load_space, read_space
 from opmix_ray.train.probes import probe_data
@@ -194,12 +194,7 @@ def _spaces(config: RunConfig) -> None:
     current: Mixture | None = None
     for position, stage in enumerate(config.stages):
         names = stage_domains(config, stage)
-        if isinstance(stage.start, dict):
-            here = Mixture(stage.start).over(names)
-        elif stage.start == "carry" and current is not None and any(current.get(n, 0) > 0 for n in names):
-            here = current.over(names)
-        else:
-            here = Mixture.uniform(names)
+        here = wanted_mixture(stage, current, dict.fromkeys(names, 1.0))  # no tokens are counted yet
         if stage.decide_at:
             key = "search.space" if stage.search_space is None else f"stages.{position}.search_space"
             _space(config, stage.search_space or config.search.space, key, here, names)

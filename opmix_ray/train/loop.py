@@ -115,8 +115,7 @@ class _Worker:
             found = read_state(directory)
             same = found.segment == segment.name
             self.state = found if same else TrainState(found.step, found.sampler, segment=segment.name)
-            saved = str(directory / "model")
-            source = source.model_copy(update={"path": saved, "config": None, "gguf_file": None})
+            source = source.at(directory / "model")
         model = load_model(
             source,
             vocab_size=segment.prepared.vocab_size,

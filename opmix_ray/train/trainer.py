@@ -101,8 +101,6 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
             for found in user_errors(error):
                 raise found from error
             raise
-        finally:
-            del trainer
     if result.checkpoint is None and saved is not None:  # what was saved was the segment's end
         return SegmentResult(saved, read_state(storage.download(saved)))
     if result.checkpoint is None:
