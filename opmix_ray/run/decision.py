@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Situation:
         model: directory of the weights; None: the configured model.
         tokens_left: of the stage.
         tokens_used: by domain, since the run began.
+        old: what the model was trained on before the stage; None: nothing.
     """
 
     index: int
@@ -53,6 +54,7 @@ class Situation:
     model: Path | None
     tokens_left: int
     tokens_used: dict[str, float]
+    old: Mixture | None = None
 
 
 def make_decision(
@@ -81,6 +83,10 @@ def make_decision(
     for purpose, amounts in decision.details["cost"].items():
         ledger.add(purpose, **amounts)
     return decision
+
+
+# What a strategy puts in the place of `make_decision`: it leaves decision.json and adds its cost to the ledger.
+Decide = Callable[[RunConfig, Prepared, Storage, Situation, Progress, Ledger], Decision]
 
 
 class _Maker:

@@ -19,7 +19,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.flops import forward_flops, train_flops
 from opmix_ray.report import write_report
 from opmix_ray.run.cluster import connected
-from opmix_ray.run.decision import Situation, make_decision
+from opmix_ray.run.decision import Decide, Situation, make_decision
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
 from opmix_ray.run.plan import Step, plan, stage_domains, start_mixture
@@ -40,6 +40,7 @@ def run(
     overwrite: bool = False,
     progress: Progress | None = None,
     file: Any = None,
+    decide: Decide = make_decision,
 ) -> dict[str, Any]:
     """Run a configuration to its end, from wherever its output stands.
 
@@ -49,6 +50,7 @@ def run(
         overwrite: remove a run that is already in the output.
         progress: what a person sees; none: nothing.
         file: the configuration's file, for errors.
+        decide: what happens at a decision; other strategies put theirs here.
 
     Returns:
         The content of result.json.
@@ -73,14 +75,15 @@ def run(
         if errors:
             raise UserErrors(errors)
         with connected(config):
-            return _Runner(config, prepared, storage, state, progress).run()
+            return _Runner(config, prepared, storage, state, progress, decide).run()
 
 
 class _Runner:
     def __init__(
-        self, config: RunConfig, prepared: Prepared, storage: Storage, state: RunState, progress: Progress
-    ) -> None:
-        self.config, self.prepared = config, prepared
+        self, config: RunConfig, prepared: Prepared, storage: Storage, state: RunState, progress: Progress,
+        decide: Decide,
+    ) -> None:  # fmt: skip
+        self.config, self.prepared, self.decide = config, prepared, decide
         self.storage, self.state, self.progress = storage, state, progress
         self.ledger = Ledger(state.ledger)
         self.tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
@@ -193,7 +196,7 @@ class _Runner:
             tokens_left=(stage_end - step.start) * config.train.batch_size * self.prepared.seq_len,
             tokens_used=self._used(),
         )
-        decision = make_decision(config, self.prepared, self.storage, situation, self.progress, self.ledger)
+        decision = self.decide(config, self.prepared, self.storage, situation, self.progress, self.ledger)
         if decision.kept == "proposal":
             self._set_mixture(Mixture(decision.mixture), step.start, f"decision {decision.index}")
 
