@@ -8,75 +8,26 @@ Every field's description is the documentation of its key (`docs/configuration.m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field
 
+from opmix_ray.data_config import NAME
+from opmix_ray.data_config import BaseConfig as BaseConfig
+from opmix_ray.data_config import DataConfig as DataConfig
+from opmix_ray.data_config import EvaluationConfig as EvaluationConfig
+from opmix_ray.data_config import EvaluationSetConfig as EvaluationSetConfig
+from opmix_ray.data_config import SourceConfig as SourceConfig
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.section import Section as Section
 from opmix_ray.section import parse_config as parse_config
 from opmix_ray.section import parse_partly
+from opmix_ray.strategy_config import StrategiesConfig, StrategyName
 from opmix_ray.yaml_file import override
 from opmix_ray.yaml_file import read_yaml as read_yaml
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as a file name and as a column name
-Name = Annotated[str, Field(pattern=NAME)]
-
-
-class SourceConfig(Section):
-    """Where one domain's text or tokens come from."""
-
-    path: str | list[str] = Field(
-        description="File, directory, glob or any `pyarrow.fs` URI; several as a list."
-    )
-    format: Literal["auto", "jsonl", "parquet", "arrow", "hf", "tokens"] = Field(
-        "auto",
-        description="`auto` goes by the file ending: .jsonl[.gz|.zst], .parquet, .arrow, a directory written by "
-        "`datasets.save_to_disk` (`hf`), .npy/.bin (`tokens`: raw token ids).",
-    )
-    text_column: str = Field("text", description="Column that holds the text of a document.")
-    prompt_column: str | None = Field(
-        None, description="Instruction data: column of the prompt; needs `completion_column`."
-    )
-    completion_column: str | None = Field(
-        None, description="Instruction data: column of the answer; only its tokens count in the loss."
-    )
-    messages_column: str | None = Field(
-        None,
-        description="Instruction data: column of chat messages, rendered with the tokenizer's chat template; only "
-        "the assistant's tokens count in the loss.",
-    )
-    tokens_column: str | None = Field(
-        None, description="Pre-tokenised data: column of token ids (for example `input_ids`)."
-    )
-    token_dtype: Literal["uint16", "uint32"] = Field(
-        "uint16", description="Type of the ids in raw .bin files."
-    )
-    max_epochs: float | None = Field(
-        None, gt=0, description="How often the domain may be repeated over the whole run; none: no cap."
-    )
-    min_share: float = Field(0.0, ge=0, le=1, description="Least share a decision may give this domain.")
-    max_share: float = Field(1.0, ge=0, le=1, description="Greatest share a decision may give it.")
-    group: str | None = Field(None, description="Group for the `grouped` search space.")
-
-
-class DataConfig(Section):
-    """Domains and how they become token sequences."""
-
-    domains: dict[Name, SourceConfig] = Field(min_length=1, description="The sources, by name.")
-    seq_len: int = Field(1024, ge=8, description="Tokens in one sequence.")
-    eval_fraction: float = Field(
-        0.05,
-        gt=0,
-        lt=1,
-        description="Share of each domain's documents that is held out, chosen by a hash of the document.",
-    )
-    cache: str = Field(
-        "~/.cache/opmix_ray",
-        description="Where prepared token shards are kept: a directory or URI that every machine can read.",
-    )
 
 
 class ModelConfig(Section):
@@ -162,15 +113,29 @@ class StageConfig(Section):
     domains: list[str] | None = Field(None, description="Domains used; none: all.")
     start: Literal["uniform", "proportional", "carry"] | dict[str, float] = Field(
         "proportional",
-        description="First mixture: `uniform`, `proportional` to tokens, `carry` (the last stage's, or proportional "
-        "in the first), or shares by name.",
+        description="First mixture: `uniform`, `proportional` to tokens, `carry` (the last stage's or the base's, new "
+        "domains without a share; proportional where there is neither), or shares by name.",
     )
     decide_at: list[float] = Field(
         default_factory=list, description="Fractions of the stage at which to decide, each in [0, 1)."
     )
-    search_space: str | None = Field(
-        None, description="Search space of this stage's decisions; none: `search.space`."
+    search_space: str | list[str] | None = Field(
+        None,
+        description="Search space of this stage's decisions, or one for each in the order of `decide_at`; none: "
+        "`search.space`.",
     )
+    overlap: bool = Field(
+        False,
+        description="Train on under the old mixture while a decision is made; the new one comes into force "
+        "`overlap_steps` steps after the decision's weights were taken.",
+    )
+    overlap_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps trained beside a decision with `overlap`. They are announced beforehand, so that a run does "
+        "not depend on how long a decision takes. None: a tenth of the stage.",
+    )
+    restart: bool = Field(False, description="Begin with the configured model, not the last stage's weights.")
 
 
 class ProbeConfig(Section):
@@ -236,18 +201,8 @@ class ProposalConfig(Section):
         0.95, gt=0.5, lt=1, description="Level of the paired bootstrap interval that must exclude 0."
     )
     bootstrap: int = Field(2000, ge=100, description="Resamples of the paired bootstrap.")
-
-
-class EvaluationConfig(Section):
-    """Held-out sets that are reported and that the decision minimises."""
-
-    sequences: int = Field(64, ge=1, description="Held-out sequences per set used in reports.")
-    batch_size: int = Field(16, ge=1, description="Sequences in one forward pass.")
-    sets: dict[Name, SourceConfig] = Field(
-        default_factory=dict, description="Further sets that are only evaluated on, never trained on."
-    )
-    weights: dict[str, float] | None = Field(
-        None, description="Weight of each set in the objective; none: the same for every set."
+    verify: bool = Field(
+        True, description="Take a proposal only if its check shows a gain; false: take it as it is."
     )
 
 
@@ -269,7 +224,11 @@ class RunConfig(Section):
     output: str | None = Field(
         None, description="Directory or `pyarrow.fs` URI of the results; none: `runs/<name>`."
     )
-    model: ModelConfig = Field(description="The language model.")
+    model: ModelConfig = Field(
+        default_factory=ModelConfig,
+        description="The language model; with `base.run` that run's, unless named.",
+    )
+    base: BaseConfig = Field(default_factory=BaseConfig, description="What the run goes on from.")
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="The tokenizer.")
     data: DataConfig = Field(description="Domains and sequences.")
     train: TrainConfig = Field(default_factory=TrainConfig, description="The main run.")
@@ -278,13 +237,19 @@ class RunConfig(Section):
     search: SearchConfig = Field(default_factory=SearchConfig, description="Candidates.")
     proposal: ProposalConfig = Field(default_factory=ProposalConfig, description="The next mixture.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Held-out sets.")
+    strategy: StrategyName = Field(
+        "opmix", description="Who decides the mixture: `opmix`, or one of those it is compared with."
+    )
+    strategies: StrategiesConfig = Field(
+        default_factory=StrategiesConfig, description="Parameters of the strategies."
+    )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Where Ray is.")
 
     def output_uri(self) -> str:
         """The output directory or URI."""
         return self.output or f"runs/{self.name}"
 
-    def eval_sets(self) -> dict[str, SourceConfig]:
+    def eval_sets(self) -> Mapping[str, SourceConfig]:
         """Every evaluation set: the domains' held-out parts and the sets named for evaluation only."""
         return {**self.data.domains, **self.evaluation.sets}
 
@@ -334,6 +299,9 @@ def load_partly(
     return config and _resolve_paths(config, path.resolve().parent), errors + wrong
 
 
+SourceT = TypeVar("SourceT", bound=SourceConfig)
+
+
 def is_uri(path: str) -> bool:
     """Whether a path names a file system other than the local one (`s3://`, `gs://`, ...)."""
     return "://" in path
@@ -347,7 +315,7 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
             return path
         return str((base / Path(path).expanduser()).absolute())
 
-    def source(entry: SourceConfig) -> SourceConfig:
+    def source(entry: SourceT) -> SourceT:
         paths = entry.path
         resolved = [local(p) for p in paths] if isinstance(paths, list) else local(paths)
         return entry.model_copy(update={"path": resolved})
@@ -358,6 +326,9 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     def space(name: str) -> str:
         return local(name) if name.endswith((".yaml", ".yml")) else name
 
+    def spaces(names: str | list[str] | None) -> str | list[str] | None:
+        return [space(name) for name in names] if isinstance(names, list) else names and space(names)
+
     data = config.data.model_copy(
         update={
             "domains": {n: source(s) for n, s in config.data.domains.items()},
@@ -367,15 +338,13 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     evaluation = config.evaluation.model_copy(
         update={"sets": {n: source(s) for n, s in config.evaluation.sets.items()}}
     )
-    stages = [
-        s.model_copy(update={"search_space": space(s.search_space) if s.search_space else None})
-        for s in config.stages
-    ]
+    stages = [s.model_copy(update={"search_space": spaces(s.search_space)}) for s in config.stages]
     return config.model_copy(
         update={
             "data": data,
             "evaluation": evaluation,
             "stages": stages,
+            "base": config.base.model_copy(update={"run": config.base.run and local(config.base.run)}),
             "model": config.model.model_copy(update={"path": hub_or_local(config.model.path)}),
             "tokenizer": config.tokenizer.model_copy(update={"path": hub_or_local(config.tokenizer.path)}),
             "search": config.search.model_copy(update={"space": space(config.search.space)}),
