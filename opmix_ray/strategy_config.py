@@ -123,7 +123,10 @@ class AioliConfig(Section):
     one_hot: float = Field(0.75, gt=0, le=1, description="Share of the domain whose turn it is in a sweep.")
     eta: float = Field(1.0, gt=0, description="Step size of the exponentiated gradient.")
     ema: float | None = Field(
-        0.1, ge=0, lt=1, description="Share of the old value in the smoothed interactions; none: no smoothing."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the old value in the smoothed interactions; none: no smoothing.",
     )
 
 

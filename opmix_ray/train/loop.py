@@ -110,7 +110,7 @@ class _Worker:
         segment = self.segment
         source = segment.model
         if directory is None:
-            self.state = TrainState(segment=segment.name)
+            self.state = TrainState(segment.start, segment=segment.name)
         else:
             found = read_state(directory)
             same = found.segment == segment.name

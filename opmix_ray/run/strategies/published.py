@@ -1,0 +1,28 @@
+"""OP-Mix as its paper and its published code describe it (arXiv 2605.15220), as settings of our own runner.
+
+LoRA probes of rank 16 and alpha 32 at twice the learning rate without warm-up, 90 % of each on its own domain;
+40 random mixtures per decision; the log-linear law as fitted, without extrapolation; KL 0.05 to the mixture in
+force; and the proposal is taken without a check. What is ours and stays: it is fitted in data coordinates, every
+domain goes on where it stood, and repetition caps hold.
+"""
+
+from __future__ import annotations
+
+from opmix_ray.config import RunConfig
+
+
+def published(config: RunConfig) -> RunConfig:
+    """The run with the published settings of `probe`, `search` and `proposal`."""
+    own = config.strategies.opmix_published
+    probe = {"rank": 16, "alpha": 32.0, "learning_rate_ratio": 2.0, "new_share": 0.9}
+    if own.probe_steps is not None:
+        probe["steps"] = own.probe_steps
+    search = {"trials": own.trials, "sampler": "random", "scheduler": "none"}
+    proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "eps_ratio": None, "verify": False}
+    return config.model_copy(
+        update={
+            "probe": config.probe.model_copy(update=probe),
+            "search": config.search.model_copy(update=search),
+            "proposal": config.proposal.model_copy(update=proposal),
+        }
+    )

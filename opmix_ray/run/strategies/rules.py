@@ -1,0 +1,65 @@
+"""What a strategy does to the plan, from the configuration alone: quick to import, the same at every resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from opmix_ray.config import RunConfig, StageConfig
+from opmix_ray.mixture import Mixture
+from opmix_ray.run.strategies import continual, static
+from opmix_ray.run.strategies.published import published
+
+OPMIX = "opmix"
+ALWAYS_FIXED: dict[str, Callable[[RunConfig, Mapping[str, float]], Mixture]] = {
+    "uniform": static.uniform,
+    "proportional": static.proportional,
+    "temperature": static.tempered,
+    "fixed": static.fixed,
+}
+NEVER_DECIDE = {*ALWAYS_FIXED, "sequential", "replay", "odm", "aioli", "self-distillation"}
+BEFORE_THE_STAGE = {"swarm", "doremi"}  # learn from separate models, so the whole stage can profit
+
+
+def planned(config: RunConfig) -> RunConfig:
+    """The run as its strategy wants it; planning what is planned already changes nothing.
+
+    Raises:
+        UserError: the strategy lacks a parameter.
+    """
+    name = config.strategy
+    if name == "opmix-published":
+        return published(config)
+    if name == "retrain":
+        return config if any(stage.restart for stage in config.stages) else continual.retrained(config)
+    if name == "fixed":
+        static.fixed(config, dict.fromkeys(config.data.domains, 1.0))
+    if name in NEVER_DECIDE:
+        return _deciding(config, lambda stage: [])
+    if name in BEFORE_THE_STAGE:
+        return _deciding(config, lambda stage: [0.0] if stage.decide_at else [])
+    return config
+
+
+def start_rule(
+    config: RunConfig, stage: StageConfig, old: Mixture | None, tokens: Mapping[str, float]
+) -> Mixture | None:
+    """A stage's first mixture before any cap, where the strategy has a rule of its own.
+
+    Args:
+        config: the run.
+        stage: the stage.
+        old: what was trained on before it, if anything.
+        tokens: training tokens of the stage's domains.
+    """
+    if config.strategy in ALWAYS_FIXED:
+        return ALWAYS_FIXED[config.strategy](config, tokens)
+    if config.strategy == "sequential":
+        return continual.sequential(tokens, old)
+    if config.strategy == "replay":
+        return continual.replay(tokens, old, config.strategies.replay.old_share)
+    return None
+
+
+def _deciding(config: RunConfig, points: Callable[[StageConfig], list[float]]) -> RunConfig:
+    stages = [stage.model_copy(update={"decide_at": points(stage)}) for stage in config.stages]
+    return config.model_copy(update={"stages": stages})
