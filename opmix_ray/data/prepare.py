@@ -79,6 +79,11 @@ class PreparedDomain:
         return self.eval_sequences * int(self.manifest["seq_len"])
 
     @property
+    def digest(self) -> str:
+        """A hash of the training sequences: the same numbers mean the same sequences."""
+        return str(self.manifest["splits"]["train"]["digest"])
+
+    @property
     def bytes_per_token(self) -> float | None:
         """Mean UTF-8 bytes per counted token of the held-out part; None for pre-tokenised data.
 

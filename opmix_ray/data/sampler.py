@@ -1,7 +1,6 @@
 """Which sequences of which domains form the global batch of a step: exact shares, exact cursors.
 
-A pure function of a seed and a small `SamplerState`; the number of workers plays no part (worker r of W
-takes rows r::W).
+A pure function of a seed and a small `SamplerState`; the number of workers plays no part (rank r takes rows r::W).
 
     >>> mixture = Mixture({"code": 1, "prose": 3})
     >>> Sampler({"code": 10, "prose": 30}, batch_size=4, seed=0, mixture=mixture).next_batch().counts()
@@ -41,6 +40,7 @@ class SamplerState:
         carry: asked minus delivered per domain, in 1/2**SHARE_BITS sequences; the values sum to 0.
         mixture: the shares in force.
         since_step: the step at which they came into force.
+        orders: seed and name that key a domain's order; those it was first read with, whatever both are now.
     """
 
     step: int = 0
@@ -48,6 +48,7 @@ class SamplerState:
     carry: dict[str, int] = field(default_factory=dict)
     mixture: dict[str, float] = field(default_factory=dict)
     since_step: int = 0
+    orders: dict[str, list[Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` gives back an equal state."""
@@ -95,7 +96,7 @@ class Sampler:
     Args:
         sizes: training sequences per domain.
         batch_size: sequences in a global batch, B.
-        seed: of the order inside domains and batches.
+        seed: of the order inside domains and batches; domains that the state knows keep the order they had.
         mixture: shares by domain; domains it leaves out get 0.
         state: where to go on. If its mixture is not `mixture`, the change happens at its step. Domains it
             knows and `sizes` lacks keep their cursor until they come back.
@@ -135,6 +136,7 @@ class Sampler:
         self._sizes = np.array([sizes[name] for name in self._names], dtype=np.int64)
         self._step = state.step
         self._absent = {name: n for name, n in state.consumed.items() if name not in position}
+        self._orders = {name: [self.seed, name] for name in sizes} | state.orders
         self._consumed = np.array([state.consumed.get(name, 0) for name in self._names], dtype=np.int64)
         self._carry = np.array([state.carry.get(name, 0) for name in self._names], dtype=np.int64)
         self._enforce(mixture, state.mixture, state.since_step)
@@ -163,6 +165,7 @@ class Sampler:
             carry=dict(zip(self._names, self._carry.tolist(), strict=True)),
             mixture=dict(self._in_force),
             since_step=self._since_step,
+            orders={name: list(key) for name, key in self._orders.items()},
         )
 
     def set_mixture(self, mixture: Mixture) -> None:
@@ -175,8 +178,7 @@ class Sampler:
 
     def next_batch(self) -> Batch:
         """The batch of the current step; moves the state one step on."""
-        before = self._consumed
-        picks = self._advance(self.batch_size)
+        before, picks = self._consumed, self._advance(self.batch_size)
         nth = _occurrence(picks)
         order = _shuffled(self.batch_size, self.seed, self.stream, self._step)
         picks, nth = picks[order], nth[order]
@@ -228,8 +230,8 @@ class Sampler:
     def _keys(self, picks: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         span = int(epochs.max()) + 1
         pairs, inverse = np.unique(picks * span + epochs, return_inverse=True)
-        named = ((self._names[pair // span], pair % span) for pair in pairs.tolist())
-        return np.stack([_key(self.seed, self.stream, name, epoch) for name, epoch in named])[inverse]
+        named = ((*self._orders[self._names[pair // span]], pair % span) for pair in pairs.tolist())
+        return np.stack([_key(seed, self.stream, name, epoch) for seed, name, epoch in named])[inverse]
 
 
 def quantise(shares: np.ndarray) -> np.ndarray:

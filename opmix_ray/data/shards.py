@@ -9,6 +9,7 @@ Text is concatenated and cut every `seq_len` tokens. Instruction examples are pa
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class SplitWriter:
         self._full: list[tuple[np.ndarray, np.ndarray]] = []
         self._file: pa.ipc.RecordBatchFileWriter | None = None
         self._in_file = 0
+        self._digest = hashlib.blake2b(digest_size=16)
         self._shards: list[dict[str, Any]] = []
         self._counts = dict.fromkeys(
             ("documents", "tokens", "counted_tokens", "bytes", "truncated", "without_answer"), 0
@@ -110,6 +112,8 @@ class SplitWriter:
 
     def _write(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
         columns = {"input_ids": ids} if mask is None else {"input_ids": ids, "loss_mask": mask}
+        for values in columns.values():
+            self._digest.update(np.ascontiguousarray(values))
         step = max(1, BATCH_TOKENS // self._seq_len) * self._seq_len
         for start in range(0, len(ids), step):
             arrays = [
@@ -138,7 +142,8 @@ class SplitWriter:
         Returns:
             `sequences`, `shards`, `documents`, `tokens` (all documents', before cutting), `dropped_tokens`
             (rest of the last sequence), `padding` (fill in packed sequences), `counted_tokens` and `bytes`
-            (UTF-8, that these stand for), `truncated` and `without_answer` (examples).
+            (UTF-8, that these stand for), `truncated` and `without_answer` (examples), and `digest`, a hash of
+            the sequences.
         """
         if self._rest:
             self._cut()
@@ -153,6 +158,7 @@ class SplitWriter:
             **self._counts,
             "dropped_tokens": max(0, left),
             "padding": max(0, -left),
+            "digest": self._digest.hexdigest(),
             "shards": self._shards,
         }
 

@@ -21,7 +21,7 @@ from opmix_ray.data._files import local_directory
 from opmix_ray.errors import UserError
 
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 
 class TokenStore(Sequence[np.ndarray]):
