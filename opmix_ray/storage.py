@@ -13,6 +13,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from pyarrow import fs as pafs
 
 from opmix_ray.config import is_uri
 from opmix_ray.errors import UserError
+from opmix_ray.remote import open_uri, reason, remedy
 
 
 class Storage:
@@ -30,7 +34,7 @@ class Storage:
         uri: local path or `pyarrow.fs` URI; a local path is made absolute.
 
     Raises:
-        UserError: the URI names an unknown file system.
+        UserError: the URI names an unknown file system, or carries credentials.
     """
 
     def __init__(self, uri: str) -> None:
@@ -42,15 +46,7 @@ class Storage:
             self._root = self.uri
         else:
             self.uri = uri.rstrip("/")
-            try:
-                self._fs, root = pafs.FileSystem.from_uri(uri)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise UserError(
-                    f"cannot open this file system: {_first_line(error)}",
-                    key="output",
-                    value=uri,
-                    remedy="use a path, s3:// or gs://",
-                ) from None
+            self._fs, root = open_uri(uri, key="output")
             self._root = root.rstrip("/")
         self._appended: dict[str, str] = {}
 
@@ -66,7 +62,7 @@ class Storage:
     def path(self, name: str) -> str:
         """The full path or URI of a file or directory in here."""
         head, mark, query = self.uri.partition("?") if not self.is_local else (self.uri, "", "")
-        return f"{head}/{name}{mark}{query}"
+        return f"{head}{'/' if name else ''}{name}{mark}{query}"
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or directory of that name."""
@@ -176,8 +172,14 @@ class Storage:
         self._appended = {k: v for k, v in self._appended.items() if not k.startswith(name)}
         self._guard("removed", remove, name)
 
-    def upload(self, directory: str | Path, name: str) -> None:
-        """Copy a local directory's files; a local target appears as a whole."""
+    def upload(self, directory: str | Path, name: str, *, last: str | None = None) -> None:
+        """Copy a local directory's files; a local target appears as a whole.
+
+        Args:
+            directory: local.
+            name: of the target.
+            last: file that an object store gets after all others, so that its being there says that they are.
+        """
 
         def copy() -> None:
             target = self._inner(name)
@@ -187,26 +189,30 @@ class Storage:
                 shutil.copytree(directory, staging)
                 shutil.rmtree(target, ignore_errors=True)
                 os.rename(staging, target)
-            else:
-                pafs.copy_files(str(directory), target, destination_filesystem=self._fs)
+                return
+            files = [path for path in sorted(Path(directory).rglob("*")) if path.is_file()]
+            for path in sorted(files, key=lambda path: path.name == last):
+                inner = f"{target}/{path.relative_to(directory).as_posix()}"
+                pafs.copy_files(str(path), inner, destination_filesystem=self._fs)
 
         self._guard("written", copy, name)
 
-    def download(self, name: str) -> Path:
-        """A local directory with the files of a directory in here; the directory itself where it is local.
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A local directory with the files of a directory in here, for the time of a `with`.
+
+        It is the directory itself where that is local, else a copy that is removed at the end.
 
         Raises:
             UserError: it is missing or cannot be read.
         """
         if self.is_local:
-            return Path(self._inner(name))
-
-        def fetch() -> Path:
-            target = Path(tempfile.mkdtemp(prefix="opmix-"))
-            pafs.copy_files(self._inner(name), str(target), source_filesystem=self._fs)
-            return target
-
-        return self._guard("read", fetch, name)
+            yield Path(self._inner(name))
+            return
+        with tempfile.TemporaryDirectory(prefix="opmix-") as target:
+            copy = partial(pafs.copy_files, self._inner(name), target, source_filesystem=self._fs)
+            self._guard("read", copy, name)
+            yield Path(target)
 
     def _inner(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -239,21 +245,12 @@ class Storage:
             raise UserError("no such file", file=self.path(name), remedy="check the path") from None
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                f"cannot be {verb}: {_first_line(error)}", file=self.path(name), remedy=_remedy(error)
+                f"cannot be {verb}: {reason(error)}", file=self.path(name), remedy=_remedy(error)
             ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]
 
 
 def _remedy(error: BaseException) -> str:
     text = str(error)
     if "No space left" in text or "quota" in text.lower():
         return "free some space and run again with --resume; nothing before the last checkpoint is lost"
-    if "ACCESS_DENIED" in text or "Permission denied" in text or "403" in text:
-        return "check the permissions or credentials"
-    if "NoSuchBucket" in text or "bucket does not exist" in text.lower():
-        return "check the bucket's name"
-    return "check the path and run again with --resume"
+    return remedy(error, "check the path and run again with --resume")

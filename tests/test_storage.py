@@ -69,7 +69,8 @@ def test_an_upload_replaces_a_directory_as_a_whole(storage: Storage, tmp_path: P
     storage.upload(source, "model")
     assert storage.names("model") == ["new"]
     assert storage.names() == ["model"]
-    assert storage.download("model") == Path(storage.path("model"))
+    with storage.local("model") as directory:
+        assert directory == Path(storage.path("model"))
 
 
 def test_deleting_what_is_not_there_is_no_error(storage: Storage) -> None:

@@ -25,6 +25,7 @@ from pyarrow import fs as pafs
 
 from opmix_ray.config import is_uri
 from opmix_ray.errors import UserError
+from opmix_ray.remote import missing_bucket, open_uri, reason, remedy
 
 ENDINGS = {
     ".jsonl": "jsonl",
@@ -56,18 +57,13 @@ def filesystem(path: str, *, key: str | None = None) -> tuple[pafs.FileSystem, s
     """The file system of a path or URI, and the path inside it.
 
     Raises:
-        UserError: the scheme is unknown, or the URI cannot be parsed.
+        UserError: the scheme is unknown, or the URI cannot be parsed or carries credentials.
     """
     if not is_uri(path):
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     if path.startswith("file://"):
         return pafs.LocalFileSystem(), unquote(urlsplit(path).path)
-    try:
-        return pafs.FileSystem.from_uri(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"cannot open this file system: {error}", key=key, value=path, remedy="use s3://, gs:// or a path"
-        ) from None
+    return open_uri(path, key=key)
 
 
 def join(base: str, *parts: str) -> str:
@@ -103,7 +99,11 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
     try:
         files = _matches(path, system, inner, recognised_only)
     except (pa.ArrowException, OSError, ValueError, re.error) as error:
-        raise UserError(f"cannot be listed: {error}", key=key, value=path, remedy="check the path") from None
+        raise UserError(
+            f"cannot be listed: {reason(error)}", key=key, value=path, remedy=remedy(error, "check the path")
+        ) from None
+    if not files and is_uri(path) and missing_bucket(system, inner):
+        raise UserError("there is no such bucket", key=key, value=path, remedy="check the bucket's name")
     if not files:
         raise UserError("no file matches", key=key, value=path, remedy="check the path" + _hint(path))
     return sorted(files, key=lambda file: file.path)
@@ -144,7 +144,7 @@ def _remote_glob(path: str, system: pafs.FileSystem) -> list[InputFile]:
     rest = pattern[len(prefix) :].lstrip("/")
     expression = re.escape(rest).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*").replace(r"\*", "[^/]*")
     found = []
-    for entry in system.get_file_info(pafs.FileSelector(base, recursive=True)):
+    for entry in system.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=True)):
         relative = entry.path[len(base) :].lstrip("/")
         if entry.type == pafs.FileType.File and re.fullmatch(expression, relative):
             found.append(_input(f"{prefix}/{relative}{mark}{query}", entry))
@@ -185,7 +185,7 @@ def reading(file: str, key: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"cannot be read: {text}", file=file, key=key, remedy="write the file again"
+            f"cannot be read: {text}", file=file, key=key, remedy=remedy(error, "write the file again")
         ) from None
     except (MemoryError, OverflowError, RecursionError, NotImplementedError) as error:
         raise UserError(f"cannot be read: {type(error).__name__}", file=file, key=key) from None
@@ -230,9 +230,11 @@ def exists(path: str) -> bool:
 
 
 def _unusable(path: str, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error)
     return UserError(
-        f"cannot be used: {reason}", key="data.cache", value=path, remedy="make room, or name another place"
+        f"cannot be used: {reason(error)}",
+        key="data.cache",
+        value=path,
+        remedy=remedy(error, "make room, or name another place"),
     )
 
 
@@ -262,7 +264,9 @@ def local_directory(path: str) -> Path:
     try:
         entries = system.get_file_info(pafs.FileSelector(inner))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot be listed: {error}", file=path, remedy="prepare the data again") from None
+        raise UserError(
+            f"cannot be listed: {reason(error)}", file=path, remedy=remedy(error, "prepare the data again")
+        ) from None
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
     for entry in entries:

@@ -128,7 +128,7 @@ class _Check:
         train, search, schedule = self.config.train, self.config.search, self.config.train.schedule
         if train.workers > train.batch_size:
             self.wrong(
-                f"is more than the {train.batch_size} sequences of a batch", "train.workers", train.workers,
+                f"is more than train.batch_size, {train.batch_size}", "train.workers", train.workers,
                 "raise train.batch_size or use fewer workers",
             )  # fmt: skip
         spent = schedule.warmup_fraction + (schedule.decay_fraction if schedule.kind == "wsd" else 0)

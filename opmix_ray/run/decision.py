@@ -17,7 +17,7 @@ from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
-from opmix_ray.model.probe import Probe, load_probe, save_probe
+from opmix_ray.model.probe import RECORD, Probe, load_probe, save_probe
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.task import load_weights, probe_task, put_task
@@ -162,8 +162,9 @@ class _Maker:
         found: dict[str, Probe] = {}
         missing = []
         for name in self.names:
-            if self.place.exists(f"probes/{name}/probe.json"):
-                found[name] = replace(load_probe(self.place.download(f"probes/{name}")), name=name)
+            if self.place.exists(f"probes/{name}/{RECORD}"):
+                with self.place.local(f"probes/{name}") as directory:
+                    found[name] = replace(load_probe(directory), name=name)
                 self.progress.probe_done(found[name])
                 continue
             stream = f"decision-{self.situation.index}"
@@ -171,7 +172,7 @@ class _Maker:
         for probe in train_probes(missing, base, self.progress.probe_started):
             with tempfile.TemporaryDirectory() as directory:
                 save_probe(probe, directory)
-                self.place.upload(directory, f"probes/{probe.name}")
+                self.place.upload(directory, f"probes/{probe.name}", last=RECORD)
             found[probe.name] = probe
             self.progress.probe_done(probe)
         return [found[name] for name in self.names]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.tokenizer import load_saved_tokenizer
 from opmix_ray.errors import UserErrors
 from opmix_ray.mixture import Mixture
+from opmix_ray.model.architecture import architecture
 from opmix_ray.model.flops import forward_flops, train_flops
 from opmix_ray.report import write_report
 from opmix_ray.run.cluster import connected
@@ -26,7 +29,6 @@ from opmix_ray.run.plan import Step, plan, stage_domains, start_mixture
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.result import make_result
 from opmix_ray.run.state import METRICS, MIXTURE, RESULT, RunState, open_output
-from opmix_ray.run.task import load_weights
 from opmix_ray.run.validate import check_before, check_prepared
 from opmix_ray.storage import Storage
 from opmix_ray.train.loop import Segment
@@ -160,7 +162,7 @@ class _Runner:
         self.state.rows = len(self.rows)
         self.state.step = result.state.step
         self.state.checkpoint = result.checkpoint
-        train, forward = self._flops_per_token(result.checkpoint)
+        train, forward = self._flops_per_token()
         evaluated = [row for row in result.state.rows if row["kind"] == "evaluation"]
         seconds = sum(row["seconds"] for row in evaluated)
         self.ledger.add(
@@ -183,20 +185,18 @@ class _Runner:
     def _decide(self, step: Step) -> None:
         config, stage = self.config, self.config.stages[step.stage]
         stage_end = sum(other.steps for other in config.stages[: step.stage + 1])
-        model = None
-        if self.state.checkpoint is not None:
-            model = self.storage.download(f"{self.state.checkpoint}/model")
-        situation = Situation(
-            index=step.index,
-            step=step.start,
-            stage=stage.name,
-            space=stage.search_space or config.search.space,
-            current=Mixture(self.state.mixture).over(stage_domains(config, stage)),
-            model=model,
-            tokens_left=(stage_end - step.start) * config.train.batch_size * self.prepared.seq_len,
-            tokens_used=self._used(),
-        )
-        decision = self.decide(config, self.prepared, self.storage, situation, self.progress, self.ledger)
+        with self._weights() as model:
+            situation = Situation(
+                index=step.index,
+                step=step.start,
+                stage=stage.name,
+                space=stage.search_space or config.search.space,
+                current=Mixture(self.state.mixture).over(stage_domains(config, stage)),
+                model=model,
+                tokens_left=(stage_end - step.start) * config.train.batch_size * self.prepared.seq_len,
+                tokens_used=self._used(),
+            )
+            decision = self.decide(config, self.prepared, self.storage, situation, self.progress, self.ledger)
         if decision.kept == "proposal":
             self._set_mixture(Mixture(decision.mixture), step.start, f"decision {decision.index}")
 
@@ -213,12 +213,23 @@ class _Runner:
         )
         return {name: float(count * self.prepared.seq_len) for name, count in delivered.items()}
 
-    def _flops_per_token(self, checkpoint: str) -> tuple[float, float]:
+    @contextmanager
+    def _weights(self) -> Iterator[Path | None]:
+        """The directory of the weights in force, for the time of a `with`; None: the configured model."""
+        if self.state.checkpoint is None:
+            yield None
+            return
+        with self.storage.local(f"{self.state.checkpoint}/model") as directory:
+            yield directory
+
+    def _flops_per_token(self) -> tuple[float, float]:
         """FLOPs per token of a training step and of a forward pass."""
         if self._flops is None:
-            directory = self.storage.download(f"{checkpoint}/model")
-            model = load_weights(self.config, self.prepared, directory)
-            length = self.prepared.seq_len
+            prepared = self.prepared
+            model = architecture(
+                self.config.model, vocab_size=prepared.vocab_size, eos_token_id=prepared.eos_token_id
+            )
+            length = prepared.seq_len
             self._flops = train_flops(model, 1.0, length), forward_flops(model, 1.0, length)
         return self._flops
 
@@ -236,8 +247,10 @@ class _Runner:
         return result
 
     def _publish_model(self, checkpoint: str) -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            source = self.storage.download(f"{checkpoint}/model")
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            self.storage.local(f"{checkpoint}/model") as source,
+        ):
             for file in source.iterdir():
                 (Path(directory) / file.name).write_bytes(file.read_bytes())
             load_saved_tokenizer(self.prepared.tokenizer_path).save_pretrained(directory)

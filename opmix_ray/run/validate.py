@@ -19,6 +19,7 @@ from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import adapted_layers
+from opmix_ray.remote import check_uris
 from opmix_ray.run.check_plan import check_plan
 from opmix_ray.run.cluster import check_cluster
 from opmix_ray.run.plan import stage_domains, start_mixture, wanted_mixture
@@ -32,7 +33,7 @@ _MODEL_REMEDY = "give a directory with config.json and weights, or a hub id that
 
 def check_before(config: RunConfig, file: Any = None) -> list[UserError]:
     """What configuration, files, tokenizer and model show without reading all data."""
-    plan = check_plan(config, file)
+    plan = check_uris(config) + check_plan(config, file)
     errors = plan + validate_sources(config)
     named = any((error.key or "").startswith(("model", "tokenizer")) for error in plan)
     if not named and (config.tokenizer.train_vocab_size is None or not errors):

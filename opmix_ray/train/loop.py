@@ -315,11 +315,8 @@ def _checkpoint(segment: Segment) -> Any:
         with own.as_directory() as directory:
             yield Path(directory)
     elif segment.checkpoint is not None:
-        store = Storage(segment.output)
-        directory = store.download(segment.checkpoint)
-        yield directory
-        if not store.is_local:
-            shutil.rmtree(directory, ignore_errors=True)
+        with Storage(segment.output).local(segment.checkpoint) as directory:
+            yield directory
     else:
         yield None
 

@@ -102,7 +102,8 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
                 raise found from error
             raise
     if result.checkpoint is None and saved is not None:  # what was saved was the segment's end
-        return SegmentResult(saved, read_state(storage.download(saved)))
+        with storage.local(saved) as place:
+            return SegmentResult(saved, read_state(place))
     if result.checkpoint is None:
         raise RuntimeError(f"segment {segment.name} ended without a checkpoint")
     relative = result.checkpoint.path[len(root) :].lstrip("/")

@@ -5,10 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,7 @@ from opmix_ray.data import _readers
 from opmix_ray.data.prepare import prepare
 from opmix_ray.data.sources import Document, iter_documents, open_source, validate_sources
 from opmix_ray.errors import UserError
+from tests.object_store import object_store
 
 TEXTS = ["one", "zwei äöü", "three\nlines\n", "", "🙂 emoji", "x" * 5000]
 PRESENT = [text for text in TEXTS if text]
@@ -320,28 +317,11 @@ def test_validation_lists_everything_wrong_in_one_go(
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
     """A real S3 server; gives the URI of a key in its bucket."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = open(tmp_path / "server.log", "wb")  # noqa: SIM115
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
     monkeypatch.setenv("OPMIX_RAY_LOCAL_CACHE", str(tmp_path / "local"))
-    query = f"?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1&allow_bucket_creation=true"
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        system, inner = pafs.FileSystem.from_uri(f"s3://data{query}")
-        system.create_dir(inner)
-        yield lambda key: f"s3://data/{key}{query}"
-    finally:
-        server.terminate()
-        server.wait()
-        log.close()
+    with object_store(tmp_path) as store:
+        for name, value in store.environment().items():
+            monkeypatch.setenv(name, value)
+        yield store.uri
 
 
 @pytest.mark.slow

@@ -1,0 +1,114 @@
+"""Object stores named by a URI: opened without credentials in it, and what they answer in our own words.
+
+    system, inner = open_uri("s3://bucket/run?region=eu-central-1", key="output")
+
+Credentials come from where each store's own tools take them: AWS_ACCESS_KEY_ID, ~/.aws, a machine's role,
+GOOGLE_APPLICATION_CREDENTIALS. A URI that carries them is refused, since URIs are written into files and shown.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from opmix_ray.config import RunConfig, is_uri
+from opmix_ray.errors import UserError
+
+_SECRET = re.compile(r"secret|password|passwd|token|credential|signature|^sig$|^sas|key", re.IGNORECASE)
+# A name and a password before the host; a secret may hold slashes, and host:9000 is no such pair.
+_USER = re.compile(r"^(\w+://)[^/@:]*:(?!\d+(?:/|$))[^@]*@")
+_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "bucket does not exist", "Bucket not found")
+_REFUSED = (
+    "ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY", "INVALID_CLIENT_TOKEN", "InvalidToken",
+    "EXPIRED", "expired", "UNRECOGNIZED_CLIENT", "MISSING_AUTHENTICATION", "TIME_TOO_SKEWED", "FORBIDDEN",
+    "HTTP status 403", "HTTP status 401", "Permission denied", "UNAUTHENTICATED", "PERMISSION_DENIED",
+)  # fmt: skip
+_NETWORK = ("NETWORK_CONNECTION", "Could not resolve", "curlCode", "Connection refused", "UNAVAILABLE")
+
+
+def open_uri(uri: str, *, key: str | None = None) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI, and the path inside it.
+
+    Args:
+        uri: `s3://`, `gs://`, or another scheme that pyarrow knows.
+        key: configuration key named in errors.
+
+    Raises:
+        UserError: the URI carries credentials, its scheme is unknown, or the store does not answer.
+    """
+    refuse_credentials(uri, key=key)
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"cannot open this file system: {reason(error)}",
+            key=key,
+            value=uri,
+            remedy=remedy(error, "use a path, s3:// or gs://"),
+        ) from None
+
+
+def refuse_credentials(uri: str, *, key: str | None = None) -> None:
+    """Raise a `UserError`, which does not show them, where a URI carries credentials."""
+    if not is_uri(uri):
+        return
+    shown = without_credentials(uri)
+    if shown != uri:
+        raise UserError(
+            "holds credentials, which would be written into files and logs",
+            key=key,
+            value=shown,
+            remedy="leave them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile or role",
+        )
+
+
+def without_credentials(uri: str) -> str:
+    """The URI with `***` in the place of a password and of every secret in its query."""
+    head, mark, query = uri.partition("?")
+    head = _USER.sub(r"\1***@", head)
+    for name, value in parse_qsl(query):
+        if value and _SECRET.search(name):
+            query = re.sub(rf"(^|[&;])({re.escape(name)})=[^&;]*", r"\1\2=***", query)
+    return head + mark + query
+
+
+def check_uris(config: RunConfig) -> list[UserError]:
+    """An error for each place to write to whose URI carries credentials; sources tell it when they are opened."""
+    errors = []
+    for key, uri in (("output", config.output_uri()), ("data.cache", config.data.cache)):
+        try:
+            refuse_credentials(uri, key=key)
+        except UserError as error:
+            errors.append(error)
+    return errors
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a file system said, without the number of the request."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return re.sub(r"\s*\(Request ID: [^)]*\)", "", str(text).splitlines()[0])
+
+
+def remedy(error: BaseException, otherwise: str) -> str:
+    """What to do about what a file system said."""
+    text = str(error)
+    if any(word in text for word in _BUCKET) or re.search(r"[Bb]ucket '[^']*' not found", text):
+        return "check the bucket's name"
+    if any(word in text for word in _REFUSED):
+        return "check the permissions, and that the credentials are right and have not expired"
+    if any(word in text for word in _NETWORK):
+        return "check the network, the region and the endpoint"
+    return otherwise
+
+
+def missing_bucket(system: pafs.FileSystem, inner: str) -> bool:
+    """Whether an object store lacks the bucket of a path inside it; False where it does not say."""
+    if isinstance(system, pafs.LocalFileSystem):
+        return False
+    try:
+        return bool(system.get_file_info(inner.partition("/")[0]).type == pafs.FileType.NotFound)
+    except (pa.ArrowException, OSError):
+        return False
