@@ -18,10 +18,11 @@ class SourceConfig(Section):
     path: str | list[str] = Field(
         description="File, directory, glob or any `pyarrow.fs` URI; several as a list."
     )
-    format: Literal["auto", "jsonl", "parquet", "arrow", "hf", "tokens"] = Field(
+    format: Literal["auto", "jsonl", "parquet", "arrow", "hf", "megatron", "tokens"] = Field(
         "auto",
         description="`auto` goes by the file ending: .jsonl[.gz|.zst], .parquet, .arrow, a directory written by "
-        "`datasets.save_to_disk` (`hf`), .npy/.bin (`tokens`: raw token ids).",
+        "`datasets.save_to_disk` (`hf`), .bin with an .idx beside it or the prefix of both (`megatron`), other .bin "
+        "and .npy (`tokens`: raw token ids).",
     )
     text_column: str = Field("text", description="Column that holds the text of a document.")
     prompt_column: str | None = Field(

@@ -174,7 +174,7 @@ class _Job:
         memory = notes(self.config.data.cache)
         parts = [
             MANIFEST_VERSION,
-            [content_hash(file, memory) for file in source.files],
+            [content_hash(file, memory) for file in [*source.files, *source.beside]],
             source.recipe(),
             self.fingerprint,
             self.config.data.seq_len,

@@ -1,4 +1,4 @@
-"""Documents out of files: JSONL, Parquet, Arrow, saved data sets, and raw token arrays.
+"""Documents out of files: JSONL, Parquet, Arrow, saved data sets, Megatron's indexed ones, and raw token arrays.
 
     for document in iter_documents(config.data.domains["code"], "code"):
         document.text
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from opmix_ray.config import RunConfig, SourceConfig
-from opmix_ray.data import _readers
+from opmix_ray.data import _megatron, _readers
 from opmix_ray.data._files import InputFile, expand, file_format, reading
 from opmix_ray.data._hf import data_set_files
 from opmix_ray.errors import UserError, UserErrors
@@ -80,6 +80,7 @@ class Source:
         files: its files, in order.
         eos: id of the end-of-text token, at which raw token streams are split.
         block: tokens in a document of a stream without end-of-text tokens.
+        beside: files that are read together with these: the index of each Megatron `.bin`.
     """
 
     config: SourceConfig
@@ -88,6 +89,7 @@ class Source:
     files: list[InputFile] = field(default_factory=list)
     eos: int = -1
     block: int = 64 * 1024
+    beside: list[InputFile] = field(default_factory=list)
 
     def recipe(self) -> str:
         """Everything besides the files' bytes that the documents depend on."""
@@ -112,23 +114,43 @@ def open_source(source: SourceConfig, key: str, *, eos: int | None = None, block
             files.setdefault(file.path, file)
     kind = _kind(source, key)
     formats = {_format(file, source, f"{key}.path") for file in files.values()}
-    if "tokens" in formats:
+    if formats & {"tokens", "megatron"}:
         if len(formats) > 1:
             raise UserError(
-                "mixes raw token files with other formats",
+                "mixes token files with other formats",
                 key=f"{key}.path",
                 remedy="make two domains of them",
             )
         kind = "tokens"
-    return Source(source, key, kind, list(files.values()), -1 if eos is None else eos, block)
+    found = list(files.values())
+    beside = [_index(file, f"{key}.path") for file in found] if formats == {"megatron"} else []
+    return Source(source, key, kind, found, -1 if eos is None else eos, block, beside)
+
+
+def _index(file: InputFile, key: str) -> InputFile:
+    found = _megatron.find(file.path)
+    if found is None:
+        raise UserError(
+            "has no index beside it",
+            file=file.path,
+            key=key,
+            remedy="name the common prefix of a .bin and an .idx file, or set the format to tokens",
+        )
+    return found
 
 
 def _files(path: str, source: SourceConfig, key: str) -> list[InputFile]:
+    if source.format in ("auto", "megatron"):
+        with reading(path, key):
+            prefixed = _megatron.find_prefixed(path)
+        if prefixed is not None:
+            return [prefixed]
     if source.format in ("auto", "hf"):
         saved = data_set_files(path, key=key, required=source.format == "hf")
         if saved is not None:
             return saved
-    return expand(path, key=key, recognised_only=source.format == "auto")
+    found = expand(path, key=key, recognised_only=source.format in ("auto", "megatron"))
+    return [file for file in found if not file.path.endswith(_megatron.IDX)]
 
 
 def _kind(source: SourceConfig, key: str) -> Kind:
@@ -154,12 +176,14 @@ def _format(file: InputFile, source: SourceConfig, key: str) -> str:
     found = file_format(file.path)
     if source.format != "auto":
         return "arrow" if source.format == "hf" else source.format
+    if found == "tokens" and file.path.endswith(_megatron.BIN) and _megatron.find(file.path):
+        return "megatron"
     if found is None:
         raise UserError(
             "the file ending does not say the format",
             file=file.path,
             key=key,
-            remedy=f"set {key.removesuffix('.path')}.format to jsonl, parquet, arrow, hf or tokens",
+            remedy=f"set {key.removesuffix('.path')}.format to jsonl, parquet, arrow, hf, megatron or tokens",
         )
     return found
 
@@ -176,6 +200,12 @@ def read_file(source: Source, file: InputFile) -> Iterator[Document | None]:
         dtype = np.dtype(config.token_dtype).newbyteorder("<")
         with reading(file.path, f"{source.key}.path"):
             yield from _stream_documents(source, file, dtype)
+        return
+    if kind == "megatron":
+        key = f"{source.key}.path"
+        with reading(file.path, key):
+            for ids in _megatron.documents(file.path):
+                yield _ids_document(source, _readers.token_ids(ids, file.path, key, "a document"))
         return
     columns = _columns(source)
     rows = _readers.READERS[kind](file.path, columns, source.key)
@@ -198,12 +228,8 @@ def _columns(source: Source) -> dict[str, str]:
 def _document(source: Source, file: InputFile, row: _readers.Row) -> Document | None:
     values = row.values
     if source.kind == "tokens":
-        ids = _readers.token_ids(values[0], file.path, f"{source.key}.tokens_column", row.place)
-        if ids is None or len(ids) == 0:
-            return None
-        if len(ids) > 1 and ids[-1] == source.eos and not (ids[:-1] == source.eos).any():
-            return Document(ids=ids[:-1])
-        return Document(ids=ids, complete=not (ids == source.eos).any())
+        key = f"{source.key}.tokens_column"
+        return _ids_document(source, _readers.token_ids(values[0], file.path, key, row.place))
     if source.kind == "messages":
         messages = _readers.messages(values[0], file.path, f"{source.key}.messages_column", row.place)
         return Document(messages=messages) if messages else None
@@ -215,6 +241,14 @@ def _document(source: Source, file: InputFile, row: _readers.Row) -> Document | 
         prompt, completion = texts
         return Document(prompt=prompt or "", completion=completion) if completion else None
     return Document(text=texts[0]) if texts[0] else None
+
+
+def _ids_document(source: Source, ids: np.ndarray | None) -> Document | None:
+    if ids is None or len(ids) == 0:
+        return None
+    if len(ids) > 1 and ids[-1] == source.eos and not (ids[:-1] == source.eos).any():
+        return Document(ids=ids[:-1])
+    return Document(ids=ids, complete=not (ids == source.eos).any())
 
 
 def _stream_documents(source: Source, file: InputFile, dtype: np.dtype[Any]) -> Iterator[Document]:
@@ -310,5 +344,7 @@ def _has_rows(source: Source, file: InputFile) -> bool:
     if source.kind == "tokens" and source.config.tokens_column is None:
         dtype = np.dtype(source.config.token_dtype).newbyteorder("<")
         with reading(file.path, f"{source.key}.path"):
+            if source.beside:
+                return len(_megatron.read_index(file.path)[1]) > 0
             return any(len(part) for part in _readers.raw_ids(file.path, dtype))
     return any(True for _ in read_file(source, file))
