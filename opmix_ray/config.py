@@ -92,6 +92,9 @@ class TrainConfig(Section):
     workers: int = Field(1, ge=1, description="Ray Train workers; one process each.")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs asked for per worker.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs asked for per worker.")
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="What else is asked for per worker, such as `{trainer: 1}`."
+    )
     strategy: Literal["ddp", "fsdp2"] = Field("ddp", description="How several workers share the model.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW settings.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate schedule.")
@@ -154,7 +157,10 @@ class ProbeConfig(Section):
     )
     cpus: float = Field(1, gt=0, description="CPUs asked for per probe.")
     gpus: float = Field(0, ge=0, description="GPUs asked for per probe.")
-    max_retries: int = Field(3, ge=0, description="How often a probe is tried again.")
+    resources: dict[str, float] = Field(default_factory=dict, description="What else is asked for per probe.")
+    max_retries: int = Field(
+        3, ge=0, description="How often a probe is tried again when its machine goes away or it fails."
+    )
 
 
 class SearchConfig(Section):
@@ -180,6 +186,12 @@ class SearchConfig(Section):
     batch_size: int = Field(16, ge=1, description="Sequences in one forward pass of a trial.")
     cpus: float = Field(1, gt=0, description="CPUs asked for per evaluator.")
     gpus: float = Field(0, ge=0, description="GPUs asked for per evaluator.")
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="What else is asked for per evaluator."
+    )
+    max_retries: int = Field(
+        3, ge=0, description="How often a candidate is tried again when its machine goes away or it fails."
+    )
 
 
 class ProposalConfig(Section):

@@ -147,11 +147,23 @@ class _Check:
                 "has nothing to stop a trial at: search.chunks is 1", "search.scheduler", search.scheduler,
                 "set search.chunks to 2 or more, or the scheduler to none",
             )  # fmt: skip
+        for section in ("train", "probe", "search"):
+            self.resources(section, getattr(self.config, section).resources)
         law = self.config.proposal.law
         if law not in (AUTO, *LAWS):
             self.wrong("no such law", "proposal.law", law, nearest(law, [AUTO, *LAWS]))
         if law == "trees" and importlib.util.find_spec("lightgbm") is None:
             self.wrong("needs lightgbm", "proposal.law", law, "pip install 'opmix_ray[trees]'")
+
+    def resources(self, section: str, resources: Mapping[str, float]) -> None:
+        """Named resources: amounts above 0, and no CPUs or GPUs, which have keys of their own."""
+        for kind, amount in resources.items():
+            key = f"{section}.resources.{kind}"
+            if kind in ("CPU", "GPU"):
+                own = f"{section}.{kind.lower()}s{'_per_worker' if section == 'train' else ''}"
+                self.wrong("has a key of its own", key, amount, f"use {own}")
+            elif not amount > 0:
+                self.wrong("must be above 0", key, amount, "for example 1, or leave it out")
 
     def shares(self, shares: Mapping[str, float], key: str, known: Sequence[str]) -> None:
         """Weights by name: known names, no negative number, and a sum above 0."""

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -15,6 +16,15 @@ import torch
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.run.address import check_address
+from opmix_ray.run.demand import (
+    ROUNDING,
+    Demand,
+    Resources,
+    demands,
+    machines_now,
+    machines_to_come,
+    words,
+)
 
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -36,7 +46,8 @@ def connected(config: RunConfig) -> Iterator[None]:
         _join(address, config.cluster.connect_timeout)
     else:
         with _quiet():
-            ray.init(address="local", num_cpus=own_cpus(config), include_dashboard=False, **_QUIET)
+            ray.init(address="local", num_cpus=own_cpus(config), resources=own_resources(config),
+                     include_dashboard=False, **_QUIET)  # fmt: skip
     try:
         check_resources(config)
         yield
@@ -52,14 +63,28 @@ def address_of(config: RunConfig) -> str | None:
 
 def own_cpus(config: RunConfig) -> int:
     """CPUs of a Ray of our own: as configured, else all there are, and enough for what is asked."""
-    return config.cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(_needed(config, "cpus")))
+    needed = max(demand.count * demand.each["CPU"] for demand in demands(config))
+    return config.cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
+
+
+def own_resources(config: RunConfig) -> dict[str, float]:
+    """Other resources of a Ray of our own: whatever is asked for, since names of machine types mean nothing here."""
+    found: dict[str, float] = {}
+    for demand in demands(config):
+        for kind in demand.each.keys() - {"CPU", "GPU"}:
+            found[kind] = max(found.get(kind, 0.0), math.ceil(demand.count * demand.each[kind]))
+    return found
 
 
 def check_cluster(config: RunConfig) -> list[UserError]:
     """Whether the cluster answers and has what the run asks for; no Ray of our own is started for that."""
     address = address_of(config)
     if address is None and not ray.is_initialized():
-        have = {"CPU": float(own_cpus(config)), "GPU": float(torch.cuda.device_count())}
+        have = {
+            "CPU": float(own_cpus(config)),
+            "GPU": float(torch.cuda.device_count()),
+            **own_resources(config),
+        }
         return missing_resources(config, have, [have])
     try:
         if address is not None:
@@ -74,66 +99,67 @@ def check_resources(config: RunConfig) -> None:
     """Compare what a run asks for with what the connected cluster has, or may grow to.
 
     Raises:
-        UserErrors: it has not enough CPUs or GPUs, all together or on any one machine.
+        UserErrors: it has not enough of something, all together or on any one machine.
     """
-    have = _grown(ray.cluster_resources())
-    machines = [_grown(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    machines, types = machines_now(), machines_to_come()
+    limits = _sum([(machine, 1) for machine in machines]), _sum(types)
+    have = {kind: max(limit.get(kind, 0.0) for limit in limits) for kind in {*limits[0], *limits[1]}}
+    machines += [each for each, _ in types]
     errors = missing_resources(config, have, machines)
     if errors:
         raise UserErrors(errors)
 
 
-def missing_resources(
-    config: RunConfig, have: Mapping[str, float], machines: Sequence[Mapping[str, float]]
-) -> list[UserError]:
+def missing_resources(config: RunConfig, have: Resources, machines: Sequence[Resources]) -> list[UserError]:
     """An error for each kind of resource that the cluster has too little of.
 
     Args:
         config: the run.
-        have: CPUs and GPUs of the whole cluster.
-        machines: the same, of every machine.
+        have: resources of the whole cluster.
+        machines: the same, of every machine or type of machine.
     """
     errors = []
-    for kind, key in (("CPU", "cpus"), ("GPU", "gpus")):
-        there = have.get(kind, 0.0)
-        largest = max((machine.get(kind, 0.0) for machine in machines), default=0.0)
-        asked = {
-            f"train.{key}_per_worker": getattr(config.train, f"{key}_per_worker"),
-            f"probe.{key}": getattr(config.probe, key),
-            f"search.{key}": getattr(config.search, key),
-        }
-        for name, each in asked.items():
-            workers = config.train.workers if name.startswith("train.") else 1
-            total = each * workers
-            if total > there + 1e-9:
-                of_workers = f" for {workers} workers" if workers > 1 else ""
-                problem = f"asks for {total:g} {kind}s{of_workers}, the cluster has {there:g}"
-            elif each > largest + 1e-9:
-                problem = f"asks for {each:g} {kind}s on one machine, the largest has {largest:g}"
-            else:
-                continue
-            remedy = f"lower it{' or train.workers' if workers > 1 else ''}, or add machines"
-            if kind == "CPU" and config.cluster.num_cpus is not None and address_of(config) is None:
-                remedy += f", or raise cluster.num_cpus ({config.cluster.num_cpus})"
-            errors.append(UserError(problem, key=name, value=each, remedy=remedy))
+    for demand in demands(config):
+        found = [_missing(config, demand, kind, have, machines) for kind in demand.each]
+        wrong = [error for error in found if error is not None]
+        if not wrong and not replace(demand, count=1).places(machines):
+            wrong.append(
+                UserError(
+                    f"asks for {words(demand.each)} on one machine, no machine has them together",
+                    key=demand.section,
+                    remedy="lower one of them, or add machines",
+                )
+            )
+        errors += wrong
     return errors
 
 
-def _needed(config: RunConfig, key: str) -> float:
-    """The most CPUs or GPUs that one part of a run holds at a time and cannot do without."""
-    train = config.train.workers * getattr(config.train, f"{key}_per_worker")
-    return float(max(train, getattr(config.probe, key), getattr(config.search, key)))
+def _missing(
+    config: RunConfig, demand: Demand, kind: str, have: Resources, machines: Sequence[Resources]
+) -> UserError | None:
+    """The error for one kind of resource that is too little, all together or on any one machine."""
+    each, count, there = demand.each[kind], demand.count, have.get(kind, 0.0)
+    largest = max((machine.get(kind, 0.0) for machine in machines), default=0.0)
+    name = f"{kind}s" if kind in ("CPU", "GPU") else kind
+    if each * count > there + ROUNDING:
+        of_workers = f" for {count} workers" if count > 1 else ""
+        problem = f"asks for {each * count:g} {name}{of_workers}, the cluster has {there:g}"
+    elif each > largest + ROUNDING:
+        problem = f"asks for {each:g} {name} on one machine, the largest has {largest:g}"
+    else:
+        return None
+    remedy = f"lower it{f' or {demand.section}.workers' if count > 1 else ''}, or add machines"
+    if kind == "CPU" and config.cluster.num_cpus is not None and address_of(config) is None:
+        remedy += f", or raise cluster.num_cpus ({config.cluster.num_cpus})"
+    return UserError(problem, key=demand.key(kind), value=each, remedy=remedy)
 
 
-def _grown(resources: Mapping[str, float]) -> dict[str, float]:
-    """What there is, or what the autoscaler may bring it to."""
-    try:
-        from ray._private.state import state
-
-        limits = state.get_max_resources_from_cluster_config() or {}
-    except Exception:  # not public: where it is gone, the cluster counts as it is
-        limits = {}
-    return {name: max(resources.get(name, 0.0), limits.get(name, 0.0)) for name in {*resources, *limits}}
+def _sum(machines: Sequence[tuple[Resources, int]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for resources, count in machines:
+        for kind, amount in resources.items():
+            total[kind] = total.get(kind, 0.0) + count * amount
+    return total
 
 
 def _join(address: str, timeout: float) -> None:

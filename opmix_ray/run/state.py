@@ -39,9 +39,16 @@ VERSION = 1
 _MAY_CHANGE: dict[str, set[str]] = {
     "": {"output", "cluster"},
     "data": {"cache"},
-    "train": {"workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "micro_batch_size"},
-    "probe": {"cpus", "gpus", "max_retries"},
-    "search": {"evaluators", "cpus", "gpus"},
+    "train": {
+        "workers",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "resources",
+        "max_failures",
+        "micro_batch_size",
+    },
+    "probe": {"cpus", "gpus", "resources", "max_retries"},
+    "search": {"evaluators", "cpus", "gpus", "resources", "max_retries"},
 }
 
 

@@ -19,7 +19,6 @@ from opmix_ray.search.searcher import PROPOSAL, MixtureSearch
 from opmix_ray.search.space import Space
 from opmix_ray.search.trial import MixtureTrial, SearchTask
 
-_RETRIES = 2  # of a trial whose machine went away
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no file per trial: rows are kept by us
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -78,7 +77,7 @@ def run_search(
 def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    resources: dict[str, Any] = {"cpu": config.cpus}
+    resources: dict[str, Any] = {"cpu": config.cpus, **config.resources}
     if config.gpus:
         resources["gpu"] = config.gpus
     trainable = tune.with_resources(tune.with_parameters(MixtureTrial, task=task), resources)
@@ -100,7 +99,7 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
                 storage_path=directory,
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                failure_config=tune.FailureConfig(max_failures=config.max_retries),
             ),
         ).fit()
     finally:

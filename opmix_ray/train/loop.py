@@ -30,6 +30,7 @@ from opmix_ray.model.load import load_model
 from opmix_ray.model.loss import SetLoss, compute_context
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
+from opmix_ray.train.notice import Notice
 from opmix_ray.train.parallel import Parallel
 from opmix_ray.train.schedule import learning_rate
 
@@ -86,6 +87,7 @@ class _Worker:
         self.segment = segment
         self.reporter = reporter
         context = ray.train.get_context()
+        self.notice = Notice()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         with _checkpoint(segment) as directory:
@@ -150,15 +152,17 @@ class _Worker:
                 self._log()
             if step in segment.evaluate_at:
                 self._evaluate()
-            if step == segment.end or (every and (step - segment.start) % every == 0):
+            if step == segment.end or self.notice.pending or (every and (step - segment.start) % every == 0):
                 self._save()
 
     def _step(self) -> None:
         segment, train = self.segment, self.segment.train
         batch = self.sampler.next_batch()
         ids, mask = self._rows(batch)
-        own = torch.tensor(float(mask[:, 1:].sum()), dtype=torch.float64, device=self.device)
-        targets = float(self.parallel.total(own))
+        own = [float(mask[:, 1:].sum()), float(self.notice.due(self.rank))]
+        targets, look = self.parallel.total(torch.tensor(own, dtype=torch.float64, device=self.device)).tolist()
+        if look:
+            self.notice.look()
         rate = learning_rate(
             self.state.step - segment.stage_start, segment.stage_steps, train.optimizer, train.schedule
         )
@@ -280,6 +284,7 @@ class _Worker:
         return np.concatenate(nats), np.concatenate(targets)
 
     def _save(self) -> None:
+        self.notice.pending = False
         self.state.sampler = self.sampler.state.to_dict()
         self.state.seconds = self.seconds_before + (time.monotonic() - self.started) * self.world
         nats = torch.as_tensor(self._since[0], dtype=torch.float64).to(self.device)

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from opmix_ray.errors import user_errors
 from opmix_ray.signals import Watch
@@ -26,12 +27,16 @@ OnEvent = Callable[[str, dict[str, Any]], None]
 TRAIN = "train"  # directory of the segments inside a run's output
 _POLL = 0.3  # seconds between two looks at what the workers reported
 # A segment ends with one report; at Ray's default interval each costs about two seconds.
-_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_METRICS_ENABLED": "0"}
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+}
 
 
 @ray.remote(num_cpus=0)
 class Reporter:
-    """Holds what rank 0 reports until the driver takes it."""
+    """Holds what rank 0 reports until the driver takes it; on the driver's machine, so that it goes with no other."""
 
     def __init__(self) -> None:
         self._events: list[tuple[str, dict[str, Any]]] = []
@@ -74,8 +79,9 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
     saved = salvage(storage, f"{TRAIN}/{segment.name}")
     if saved is not None:
         segment = replace(segment, checkpoint=saved)
-    reporter = Reporter.remote()  # type: ignore[attr-defined]
-    resources = {"CPU": train.cpus_per_worker}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reporter = Reporter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    resources = {"CPU": train.cpus_per_worker, **train.resources}
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
     trainer = TorchTrainer(

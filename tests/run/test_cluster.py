@@ -12,8 +12,10 @@ import pytest
 import ray
 
 from opmix_ray.errors import UserError
+from opmix_ray.run import waiting as waiting_module
 from opmix_ray.run.address import check_address
-from opmix_ray.run.cluster import check_cluster, connected, missing_resources, own_cpus
+from opmix_ray.run.cluster import check_cluster, connected, missing_resources, own_cpus, own_resources
+from opmix_ray.run.demand import Demand
 from tests.support import TinyRun
 
 
@@ -117,3 +119,50 @@ def test_requests_are_compared_with_the_cluster_and_with_its_machines(tiny: Tiny
 def test_a_ray_of_our_own_has_what_the_run_asks_for_unless_told_otherwise(tiny: TinyRun) -> None:
     assert own_cpus(tiny.load("train.workers=4", "train.cpus_per_worker=100.5")) == 402
     assert own_cpus(tiny.load("cluster.num_cpus=3", "probe.cpus=9")) == 3
+
+
+def test_what_no_machine_has_together_or_at_all_is_named(tiny: TinyRun) -> None:
+    machines = [{"CPU": 32.0}, {"CPU": 4.0, "GPU": 2.0}]
+
+    def wrong(*settings: str) -> list[str]:
+        have = {"CPU": 36.0, "GPU": 2.0}
+        return [str(error) for error in missing_resources(tiny.load(*settings), have, machines)]
+
+    assert wrong("probe.cpus=8") == []
+    assert wrong("probe.cpus=8", "probe.gpus=1") == [
+        "probe: asks for 8 CPUs and 1 GPU on one machine, no machine has them together; lower one of them, or add "
+        "machines"
+    ]
+    assert wrong("train.resources={trainer: 1}", "train.workers=2") == [
+        "train.resources.trainer = 1.0: asks for 2 trainer for 2 workers, the cluster has 0; lower it or "
+        "train.workers, or add machines"
+    ]
+
+
+def test_places_are_counted_machine_by_machine() -> None:
+    each = {"CPU": 2.0, "GPU": 0.5}
+    demand = Demand("train", "the main run", 5, each)
+    assert demand.places([{"CPU": 5.0, "GPU": 1.0}, {"CPU": 3.0, "GPU": 4.0}, {"CPU": 64.0}]) == 3
+    assert demand.places([{"CPU": 64.0, "GPU": 8.0}]) == 5
+
+
+def test_a_ray_of_our_own_has_the_named_resources_that_are_asked_for(tiny: TinyRun) -> None:
+    config = tiny.load("train.resources={trainer: 1}", "train.workers=3", "search.resources={spot: 0.5}")
+    assert own_resources(config) == {"trainer": 3, "spot": 1}
+
+
+def test_waiting_is_said_once_and_its_end_too(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines: list[dict[str, float]] = [{"CPU": 1.0}]
+    monkeypatch.setattr(waiting_module, "machines_now", lambda: list(machines))
+    monkeypatch.setattr(waiting_module, "_FIRST", 0.01)
+    monkeypatch.setattr(waiting_module, "_EVERY", 0.01)
+    said: list[str] = []
+    with waiting_module.waiting(Demand("probe", "a probe", 1, {"CPU": 1.0, "GPU": 1.0}), said.append):
+        time.sleep(0.2)
+        assert said == [
+            "waiting for the cluster to grow: a probe asks for 1 CPU and 1 GPU on one machine, "
+            "the machines there are (1) have less"
+        ]
+        machines.append({"CPU": 8.0, "GPU": 1.0})
+        time.sleep(0.2)
+    assert said[1:] == ["the machines are there after 0 s"]
