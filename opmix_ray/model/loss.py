@@ -82,7 +82,7 @@ def training_loss(
         Sum of nats (float32 scalar) and number of targets (int64 scalar).
     """
     nats = torch.zeros((), dtype=torch.float32, device=ids.device)
-    for losses, _ in _token_losses(model, ids, mask):
+    for losses, _ in token_losses(model, ids, mask):
         nats = nats + losses.sum()
     return nats, mask[:, 1:].sum()
 
@@ -101,7 +101,7 @@ def sequence_losses(
         Nats, float64 of shape (n,), and number of targets, int64 of shape (n,).
     """
     nats = torch.zeros(ids.shape[0], dtype=torch.float64, device=ids.device)
-    for losses, rows in _token_losses(model, ids, mask):
+    for losses, rows in token_losses(model, ids, mask):
         nats = nats.index_add(0, rows, losses.double())
     return nats, mask[:, 1:].sum(dim=1)
 
@@ -153,7 +153,7 @@ def _evaluate(
     return SetLoss(nats, tokens)
 
 
-def _token_losses(
+def token_losses(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Loss of every target that counts, in slices: nats float32 (k,) and the sequence of each, int64 (k,)."""

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from opmix_ray.config import RunConfig
+from opmix_ray.config import RunConfig, StageConfig
+from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.tokenizer import load_saved_tokenizer
 from opmix_ray.errors import UserErrors
@@ -22,13 +23,15 @@ from opmix_ray.model.architecture import architecture
 from opmix_ray.model.flops import forward_flops, train_flops
 from opmix_ray.report import write_report
 from opmix_ray.run.cluster import connected
-from opmix_ray.run.decision import Decide, Situation, make_decision
+from opmix_ray.run.decision import Decide, Situation
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
 from opmix_ray.run.plan import Step, plan, stage_domains, start_mixture
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.result import make_result
 from opmix_ray.run.state import METRICS, MIXTURE, RESULT, RunState, open_output
+from opmix_ray.run.strategies.registry import decider, live
+from opmix_ray.run.strategies.rules import planned
 from opmix_ray.run.validate import check_before, check_prepared
 from opmix_ray.storage import Storage
 from opmix_ray.train.loop import Segment
@@ -42,7 +45,7 @@ def run(
     overwrite: bool = False,
     progress: Progress | None = None,
     file: Any = None,
-    decide: Decide = make_decision,
+    decide: Decide | None = None,
 ) -> dict[str, Any]:
     """Run a configuration to its end, from wherever its output stands.
 
@@ -52,7 +55,7 @@ def run(
         overwrite: remove a run that is already in the output.
         progress: what a person sees; none: nothing.
         file: the configuration's file, for errors.
-        decide: what happens at a decision; other strategies put theirs here.
+        decide: what happens at a decision; none: what `config.strategy` does.
 
     Returns:
         The content of result.json.
@@ -60,6 +63,7 @@ def run(
     Raises:
         UserError: something in the configuration, the data or the output is wrong.
     """
+    config = planned(config)
     errors = check_before(config, file)
     if errors:
         raise UserErrors(errors)
@@ -77,7 +81,7 @@ def run(
         if errors:
             raise UserErrors(errors)
         with connected(config):
-            return _Runner(config, prepared, storage, state, progress, decide).run()
+            return _Runner(config, prepared, storage, state, progress, decide or decider(config)).run()
 
 
 class _Runner:
@@ -104,6 +108,8 @@ class _Runner:
 
     def _stage(self, step: Step) -> None:
         stage = self.config.stages[step.stage]
+        if stage.restart:
+            self.state.checkpoint = None
         previous = Mixture(self.state.mixture) if self.state.mixture else None
         mixture, moved = start_mixture(
             self.config, stage, previous, self.tokens, self._used(), self.prepared.seq_len
@@ -137,6 +143,7 @@ class _Runner:
             evaluation=config.evaluation,
             sequences_searched=config.search.sequences,
             prepared=self.prepared,
+            live=live(config, self._caps(stage)),
         )
         self.progress.segment_started(stage.name, step.start, step.end, self.state.mixture)
         result = run_segment(segment, self._on_event)
@@ -173,6 +180,10 @@ class _Runner:
         )
         tokens = sum(row["tokens"] for row in evaluated)
         self.ledger.add("evaluation", tokens=tokens, flops=tokens * forward, seconds=seconds)
+        for purpose, tokens in result.state.side.items():
+            self.ledger.add(purpose, tokens=tokens, flops=tokens * forward)
+        if result.state.live:
+            self._set_mixture(Mixture(result.state.sampler["mixture"]), result.state.step, self.config.strategy)
 
     def _drop_old_checkpoints(self) -> None:
         """Keep the segment that holds the weights in force; what came before is not needed any more."""
@@ -206,10 +217,17 @@ class _Runner:
         self.state.mixtures.append(entry)
         self.storage.write_json(MIXTURE, {"mixture": mixture.shares, "history": self.state.mixtures})
 
+    def _caps(self, stage: StageConfig) -> dict[str, float]:
+        """The greatest share of each domain that repetition allows in what is left of a stage."""
+        tokens = {name: self.tokens[name] for name in stage_domains(self.config, stage)}
+        epochs = {name: self.config.data.domains[name].max_epochs for name in tokens}
+        length = stage.steps * self.config.train.batch_size * self.prepared.seq_len
+        return share_caps(tokens, epochs, self._used(), length)
+
     def _used(self) -> dict[str, float]:
-        """Tokens drawn so far by domain."""
+        """Tokens drawn so far by domain, since the weights in force were begun with."""
         delivered: dict[str, int] = next(
-            (row["delivered"] for row in reversed(self.rows) if row["kind"] == "train"), {}
+            (row["delivered"] for row in reversed(self.rows) if row["kind"] == "train" and self.state.checkpoint), {}
         )
         return {name: float(count * self.prepared.seq_len) for name, count in delivered.items()}
 

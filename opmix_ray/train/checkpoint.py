@@ -32,6 +32,8 @@ class TrainState:
         seconds: of all workers together since the segment began.
         segment: name of the segment that wrote it.
         partial: nats and target tokens since the last row, over all workers.
+        live: what a live strategy remembers.
+        side: tokens passed forward beside training since the segment began, by purpose in the ledger.
     """
 
     step: int = 0
@@ -41,6 +43,8 @@ class TrainState:
     seconds: float = 0.0
     segment: str = ""
     partial: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    live: dict[str, Any] = field(default_factory=dict)
+    side: dict[str, int] = field(default_factory=dict)
 
 
 def write_checkpoint(

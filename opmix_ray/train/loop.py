@@ -31,8 +31,10 @@ from opmix_ray.model.loss import SetLoss, compute_context
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
 from opmix_ray.train.notice import Notice
+from opmix_ray.train.live import Live
 from opmix_ray.train.parallel import Parallel
 from opmix_ray.train.schedule import learning_rate
+from opmix_ray.train.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Segment:
         checkpoint: directory inside `output` to start from; none: the configured model.
         seed: of the run.
         sequences_searched: held-out sequences per set that are kept for decisions.
+        live: what a strategy does inside the segment, if anything.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Segment:
     evaluation: EvaluationConfig
     sequences_searched: int
     prepared: Prepared
+    live: Live | None = None
 
 
 def train_segment(config: dict[str, Any]) -> None:
@@ -97,9 +101,10 @@ class _Worker:
             {name: len(store) for name, store in self.stores.items()},
             segment.train.batch_size,
             segment.seed,
-            Mixture(segment.mixture),
+            Mixture(self._mixture()),
             SamplerState.from_dict(self.state.sampler),
         )
+        self.steering = Steering(self, segment.live) if segment.live is not None else None
         self.started = time.monotonic()
         self.seconds_before = self.state.seconds
         nats, targets = self.state.partial
@@ -128,13 +133,18 @@ class _Worker:
         torch.manual_seed(segment.seed * 1_000_003 + self.rank)
         model.train()
         model.to(self.device)  # type: ignore[arg-type]
-        self.parallel = Parallel(model, segment.train.strategy, self.device)
+        own = segment.live.module(model) if segment.live is not None else None
+        self.parallel = Parallel(model, segment.train.strategy, self.device, own)
         self.optimizer = _optimizer(model, segment.train)
         if directory is not None:
             self.parallel.load_optimizer_state(self.optimizer, read_tensors(directory, "optimizer.pt"))
             states = read_tensors(directory, "rng.pt")
             if len(states) == self.world:
                 torch.set_rng_state(states[self.rank])
+
+    def _mixture(self) -> dict[str, float]:
+        """The segment's mixture, or the one a live strategy has moved it to."""
+        return self.state.sampler["mixture"] if self.state.live else self.segment.mixture
 
     def run(self) -> None:
         segment = self.segment
@@ -157,6 +167,8 @@ class _Worker:
 
     def _step(self) -> None:
         segment, train = self.segment, self.segment.train
+        if self.steering is not None:
+            self.steering.before_step()
         batch = self.sampler.next_batch()
         ids, mask = self._rows(batch)
         own = [float(mask[:, 1:].sum()), float(self.notice.due(self.rank))]
@@ -180,13 +192,20 @@ class _Worker:
                 part, part_mask = torch.zeros_like(ids[:1]), torch.zeros_like(mask[:1])
             with self.parallel.accumulate(last=start == starts[-1]):
                 with compute_context(segment.model.autocast, self.device):
-                    loss, _ = self.parallel.module(part.to(self.device), part_mask.to(self.device))
+                    part, part_mask = part.to(self.device), part_mask.to(self.device)
+                    if self.steering is None:
+                        loss, _ = self.parallel.module(part, part_mask)
+                    else:
+                        rows = batch.domain_ids[self.rank :: self.world][start : start + micro]
+                        loss = self.steering.loss(part, part_mask, rows)
                 (loss * scale).backward()
             nats += loss.detach()
         if train.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parallel.module.parameters(), train.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.steering is not None:
+            self.steering.after_step()
         self._since[0] = self._since[0] + nats
         self._since[1] += targets
         self.state.step += 1
@@ -235,6 +254,7 @@ class _Worker:
                 "tokens_per_second": tokens / max(now - since, 1e-9),
                 "delivered": self.sampler.delivered,
             }
+            | ({} if self.steering is None else {"mixture": self.sampler.mixture.shares})
         )
         self._since = [0.0, 0, now]
         self._logged = self.state.step

@@ -47,15 +47,18 @@ class Parallel:
         model: a transformers causal LM on `device`, the same on every worker.
         strategy: `ddp` or `fsdp2`; of no effect with one worker.
         device: of this worker.
+        module: around the model, whose forward is the loss to train on; none: the usual one.
     """
 
-    def __init__(self, model: Any, strategy: str, device: torch.device) -> None:
+    def __init__(
+        self, model: Any, strategy: str, device: torch.device, module: nn.Module | None = None
+    ) -> None:
         self.model = model
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.device = device
         self.sharded = strategy == "fsdp2" and self.world > 1
-        self.module: nn.Module = LossModule(model)
+        self.module: nn.Module = LossModule(model) if module is None else module
         if self.sharded:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard

@@ -1,0 +1,37 @@
+"""Which code decides and acts for a strategy."""
+
+from __future__ import annotations
+
+from opmix_ray.config import RunConfig
+from opmix_ray.run.decision import Decide, make_decision
+from opmix_ray.run.strategies import doremi, mergemix, swarm
+from opmix_ray.run.strategies.aioli import Sweeps
+from opmix_ray.run.strategies.odm import Bandit
+from opmix_ray.run.strategies.offline import offline
+from opmix_ray.train.live import Live
+
+_DECIDERS: dict[str, Decide] = {
+    "swarm": offline(swarm.decide),
+    "doremi": offline(doremi.decide),
+    "mergemix": offline(mergemix.decide),
+}
+
+
+def decider(config: RunConfig) -> Decide:
+    """What happens at a decision; probes and a search unless the strategy has its own."""
+    return _DECIDERS.get(config.strategy, make_decision)
+
+
+def live(config: RunConfig, caps: dict[str, float]) -> Live | None:
+    """What happens inside segments, if anything.
+
+    Args:
+        config: the run.
+        caps: greatest share by domain that repetition allows in the stage.
+    """
+    objective = config.objective()
+    if config.strategy == "odm":
+        return Bandit(caps, objective, config.strategies.odm)
+    if config.strategy == "aioli":
+        return Sweeps(caps, objective, config.strategies.aioli)
+    return None
