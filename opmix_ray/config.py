@@ -25,7 +25,7 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.section import Section as Section
 from opmix_ray.section import parse_config as parse_config
 from opmix_ray.section import parse_partly
-from opmix_ray.strategy_config import StrategiesConfig, StrategyName
+from opmix_ray.strategy_config import BUILT_IN, StrategiesConfig
 from opmix_ray.yaml_file import override
 from opmix_ray.yaml_file import read_yaml as read_yaml
 
@@ -249,8 +249,10 @@ class RunConfig(Section):
     search: SearchConfig = Field(default_factory=SearchConfig, description="Candidates.")
     proposal: ProposalConfig = Field(default_factory=ProposalConfig, description="The next mixture.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Held-out sets.")
-    strategy: StrategyName = Field(
-        "opmix", description="Who decides the mixture: `opmix`, or one of those it is compared with."
+    strategy: str = Field(
+        "opmix",
+        description="Who decides the mixture: `opmix`, or one of those it is compared with: "
+        f"{', '.join(f'`{name}`' for name in BUILT_IN[1:])}; or one that another package brings.",
     )
     strategies: StrategiesConfig = Field(
         default_factory=StrategiesConfig, description="Parameters of the strategies."

@@ -11,6 +11,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws.base import nearest
 from opmix_ray.laws.fit import AUTO, LAWS
 from opmix_ray.run.plan import stage_domains
+from opmix_ray.run.strategies.rules import planned
 from opmix_ray.search.space import OLD
 
 ROUNDING = 1e-9
@@ -30,6 +31,7 @@ def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
     check.bounds()
     check.model()
     check.numbers()
+    check.strategy()
     if config.evaluation.weights is not None:
         check.shares(config.evaluation.weights, "evaluation.weights", list(config.eval_sets()))
     if isinstance(config.proposal.prior, dict):
@@ -74,6 +76,13 @@ class _Check:
             )  # fmt: skip
         if isinstance(stage.start, dict):
             self.shares(stage.start, f"{key}.start", names)
+
+    def strategy(self) -> None:
+        """There is such a strategy, and it has what it needs."""
+        try:
+            planned(self.config)
+        except UserError as error:
+            self.errors.append(error)
 
     def bounds(self) -> None:
         """Least and greatest shares must leave room for a mixture, in every stage that decides."""

@@ -59,7 +59,8 @@ class Steering:
         return nats.sum()
 
     def after_step(self) -> None:
-        """Put the step's losses by domain where the next step finds them, over all workers."""
+        """Put the step's losses by domain where the next step finds them, and count what a module of its own did."""
+        self._count()
         if not self.live.watches_losses:
             return
         sums = self.worker.parallel.total(self._sums).cpu().numpy()
@@ -67,6 +68,19 @@ class Steering:
         seen = np.flatnonzero(sums[1])
         self.worker.state.live["losses"] = {names[d]: float(sums[0, d] / sums[1, d]) for d in seen}
         self._sums = self._zeros()
+
+    def _count(self) -> None:
+        """Tokens as the strategy's own module counted them, in the place of the batch's."""
+        worker = self.worker
+        module = getattr(worker.parallel.module, "module", worker.parallel.module)
+        take = getattr(module, "take_counts", None)
+        if take is None:
+            return
+        counts = torch.tensor(take(), dtype=torch.float64, device=worker.device)
+        trained, forwarded = map(int, worker.parallel.total(counts).tolist())
+        segment, state = worker.segment, worker.state
+        state.tokens += trained - segment.train.batch_size * segment.prepared.seq_len
+        state.side["main"] = state.side.get("main", 0) + forwarded
 
     def _zeros(self) -> torch.Tensor:
         """Nats and target tokens by domain: (2, D)."""

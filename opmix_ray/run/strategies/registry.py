@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from opmix_ray import plugins
 from opmix_ray.config import RunConfig
 from opmix_ray.run.decision import Decide, make_decision
 from opmix_ray.run.strategies import doremi, mergemix, swarm
 from opmix_ray.run.strategies.aioli import Sweeps
 from opmix_ray.run.strategies.odm import Bandit
 from opmix_ray.run.strategies.offline import offline
+from opmix_ray.run.strategies.self_distillation import Distillation
 from opmix_ray.train.live import Live
 
 _DECIDERS: dict[str, Decide] = {
@@ -18,8 +20,9 @@ _DECIDERS: dict[str, Decide] = {
 
 
 def decider(config: RunConfig) -> Decide:
-    """What happens at a decision; probes and a search unless the strategy has its own."""
-    return _DECIDERS.get(config.strategy, make_decision)
+    """What happens at a decision: probes and a search, unless the strategy or another package has its own."""
+    own: Decide | None = plugins.find("strategies", config.strategy)
+    return _DECIDERS.get(config.strategy) or own or make_decision
 
 
 def live(config: RunConfig, caps: dict[str, float]) -> Live | None:
@@ -34,4 +37,6 @@ def live(config: RunConfig, caps: dict[str, float]) -> Live | None:
         return Bandit(caps, objective, config.strategies.odm)
     if config.strategy == "aioli":
         return Sweeps(caps, objective, config.strategies.aioli)
+    if config.strategy == "self-distillation":
+        return Distillation(caps, objective, config.strategies.self_distillation)
     return None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from opmix_ray.config import RunConfig, StageConfig
+from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.run.strategies import continual, static
 from opmix_ray.run.strategies.published import published
+from opmix_ray.strategy_config import check_strategy
 
-OPMIX = "opmix"
 ALWAYS_FIXED: dict[str, Callable[[RunConfig, Mapping[str, float]], Mixture]] = {
     "uniform": static.uniform,
     "proportional": static.proportional,
@@ -24,15 +25,18 @@ def planned(config: RunConfig) -> RunConfig:
     """The run as its strategy wants it; planning what is planned already changes nothing.
 
     Raises:
-        UserError: the strategy lacks a parameter.
+        UserError: there is no such strategy, it lacks a parameter, or the run does not suit it.
     """
     name = config.strategy
+    check_strategy(name, "strategy")
     if name == "opmix-published":
         return published(config)
     if name == "retrain":
         return config if any(stage.restart for stage in config.stages) else continual.retrained(config)
     if name == "fixed":
         static.fixed(config, dict.fromkeys(config.data.domains, 1.0))
+    if name == "self-distillation":
+        _suits_distillation(config)
     if name in NEVER_DECIDE:
         return _deciding(config, lambda stage: [])
     if name in BEFORE_THE_STAGE:
@@ -63,3 +67,20 @@ def start_rule(
 def _deciding(config: RunConfig, points: Callable[[StageConfig], list[float]]) -> RunConfig:
     stages = [stage.model_copy(update={"decide_at": points(stage)}) for stage in config.stages]
     return config.model_copy(update={"stages": stages})
+
+
+def _suits_distillation(config: RunConfig) -> None:
+    sources = config.data.domains.values()
+    if not any(source.prompt_column or source.messages_column for source in sources):
+        raise UserError(
+            "`self-distillation` needs prompts, and no domain has any",
+            key="strategy",
+            remedy="give `prompt_column` and `completion_column`, or `messages_column`",
+        )
+    if config.train.strategy == "fsdp2" and config.train.workers > 1:
+        raise UserError(
+            "`self-distillation` answers with the whole model",
+            key="train.strategy",
+            value="fsdp2",
+            remedy="use ddp, or one worker",
+        )

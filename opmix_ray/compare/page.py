@@ -1,0 +1,163 @@
+"""compare.html: one self-contained page made of the report's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files as resources
+from typing import Any
+
+from opmix_ray.compare.table import percentage, table_rows, with_interval
+from opmix_ray.report import numbers as n
+from opmix_ray.report.figure import figure, grid
+from opmix_ray.report.html import esc, fold, paragraph, section, table
+from opmix_ray.report.palette import css
+from opmix_ray.report.panel import Dots, Mark, Panel, Rects, Whiskers
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The whole page.
+
+    Args:
+        content: of compare.json; strategies without a finished run are left out.
+    """
+    style = resources("opmix_ray.report").joinpath("style.css").read_text(encoding="utf-8")
+    body = [_opening(content)]
+    if content["summary"]:
+        body += [_quality(content), _sets(content), _costs(content), _runs(content)]
+    body.append(
+        section("Configuration", fold("config.yaml", f"<pre><code>{esc(content['config'])}</code></pre>"))
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{esc(content['name'])}: comparison</title><style>{css()}{style}</style></head>\n"
+        f"<body><main>{chr(10).join(body)}</main>\n"
+        "<footer>Losses are in nats per token on held-out documents. ± is half of the 95 % interval of Student's t "
+        "over seeds. FLOPs hold the main run and everything done to decide; evaluations for reports are left out."
+        "</footer></body></html>\n"
+    )
+
+
+def _opening(content: Mapping[str, Any]) -> str:
+    seeds = n.plural(len(content["seeds"]), "seed")
+    equal = ", at equal compute with the search included" if content["equal_compute"] else ""
+    said = f"{n.plural(len(content['strategies']), 'strategy', 'strategies')}, {seeds} each{equal}."
+    done = "" if content["complete"] else " Not all runs are finished yet."
+    return f"<h1>{esc(content['name'])}: comparison</h1>" + paragraph(said + done, kind="lead")
+
+
+def _quality(content: Mapping[str, Any]) -> str:
+    rows = table_rows(content)
+    best = min(entry["mean_perplexity"]["mean"] for entry in content["summary"])
+    marked = ["best" if e["mean_perplexity"]["mean"] == best else "" for e in content["summary"]]
+    caption = "Averages over the evaluation sets and seeds"
+    shown = table(list(rows[0]), [list(row.values()) for row in rows], caption=caption, marked=marked)
+    return section("Quality", shown + grid([against_compute(content), _differences(content)]), name="quality")
+
+
+def against_compute(content: Mapping[str, Any]) -> Panel:
+    """Mean perplexity against all FLOPs; further left and further down is better."""
+    marks: list[Mark] = []
+    for colour, entry in enumerate(content["summary"]):
+        x, y = entry["flops"]["mean"], entry["mean_perplexity"]
+        if y["low"] is not None:
+            marks.append(Whiskers([x], [y["low"]], [y["high"]], colour))
+        title = f"{entry['strategy']}: {y['mean']:.2f} at {x:.3g} FLOPs"
+        marks.append(Dots([x], [y["mean"]], colour, label=entry["strategy"], titles=[title]))
+    return Panel(
+        name="quality-against-compute",
+        title="Quality against total compute",
+        description="Mean perplexity of each strategy against all its FLOPs, the search included.",
+        marks=marks,
+        x_label="FLOPs, search included",
+        y_label="mean perplexity",
+    )
+
+
+def _differences(content: Mapping[str, Any]) -> Panel | None:
+    entries = [entry for entry in content["summary"] if entry["versus"]]
+    if not entries:
+        return None
+    marks: list[Mark] = []
+    for place, entry in enumerate(entries):
+        change = entry["versus"]["perplexity"]
+        title = f"{entry['strategy']}: {percentage(change)}"
+        marks.append(Dots([change["mean"]], [place], "accent", titles=[title]))
+        if change["low"] is not None:
+            marks.append(Whiskers([place], [change["low"]], [change["high"]], lying=True))
+    return Panel(
+        name="difference",
+        title=f"Mean perplexity against {content['strategies'][0]}",
+        description="Relative change of the mean perplexity, seed by seed; to the left is better.",
+        marks=marks,
+        categories=[entry["strategy"] for entry in entries],
+        x_scale="percent",
+        x_label="change, paired by seed",
+    )
+
+
+def _sets(content: Mapping[str, Any]) -> str:
+    sets = list(content["summary"][0]["losses"])
+    parts = []
+    for key, title, digits in (
+        ("losses", "Final loss, nats per token", 4),
+        ("perplexity", "Final perplexity", 2),
+    ):
+        rows = [
+            [entry["strategy"], *(with_interval(entry[key].get(name), digits) for name in sets)]
+            for entry in content["summary"]
+        ]
+        parts.append(table(["strategy", *sets], rows, caption=title))
+    return section("Evaluation sets", "".join(parts), name="sets")
+
+
+def _costs(content: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            entry["strategy"],
+            n.count(entry["steps"]["mean"]),
+            n.count(entry["tokens"]["mean"]),
+            n.power(entry["flops"]["mean"]),
+            n.power(entry["search_flops"]["mean"]),
+            n.seconds(entry["worker_seconds"]["mean"]),
+            n.seconds(entry["wall_seconds"]["mean"]),
+        ]
+        for entry in content["summary"]
+    ]
+    head = ["strategy", "steps", "tokens", "FLOPs", "of them to decide", "worker time", "wall time"]
+    return section(
+        "Costs", table(head, rows, caption="Means over seeds") + figure(_bars(content)), name="costs"
+    )
+
+
+def _bars(content: Mapping[str, Any]) -> Panel:
+    entries = content["summary"]
+    main, search = [], []
+    for place, entry in enumerate(entries):
+        decided, total = entry["search_flops"]["mean"], entry["flops"]["mean"]
+        main.append((0.0, total - decided, place - 0.3, place + 0.3))
+        search.append((total - decided, total, place - 0.3, place + 0.3))
+    return Panel(
+        name="costs",
+        title="FLOPs by purpose",
+        description="FLOPs of the main run and of deciding, for each strategy.",
+        marks=[Rects(main, 0, label="main run"), Rects(search, 1, label="deciding")],
+        categories=[entry["strategy"] for entry in entries],
+        x_label="FLOPs",
+    )
+
+
+def _runs(content: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"{row['strategy']}, seed {row['seed']}",
+            n.loss(row["mean_loss"]),
+            n.fixed(row["mean_perplexity"], 2),
+            n.loss(row["forgetting"]),
+            n.power(row["flops"]),
+            " ".join(f"{name} {share:.3f}" for name, share in row["mixture"].items()),
+        ]
+        for row in content["rows"]
+    ]
+    head = ["run", "mean loss", "mean perplexity", "forgetting", "FLOPs", "last mixture"]
+    return section("Runs", fold("Every run", table(head, rows, caption="Every run")), name="runs")

@@ -1,0 +1,193 @@
+"""Run a comparison: what is finished is found, what was cut off goes on, the table is written after every run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+from opmix_ray.compare.forecast import factors
+from opmix_ray.compare.page import render
+from opmix_ray.compare.plan import RUNS, Entry, check_strategies, entries
+from opmix_ray.compare.summary import Row, row_of, summarise
+from opmix_ray.compare.table import to_csv
+from opmix_ray.config import RunConfig, dump_config
+from opmix_ray.errors import UserError
+from opmix_ray.run.base import beginning, with_base
+from opmix_ray.run.cluster import connected
+from opmix_ray.run.lock import locked
+from opmix_ray.run.plan import stage_domains
+from opmix_ray.run.progress import Progress
+from opmix_ray.run.runner import run
+from opmix_ray.run.state import LOCK, RESULT
+from opmix_ray.run.strategies.rules import planned
+from opmix_ray.run.validate import validate
+from opmix_ray.storage import Storage
+
+COMPARE, TABLE, PAGE, TIMES = "compare.json", "compare.csv", "compare.html", "times.json"
+_OURS = {COMPARE, TABLE, PAGE, TIMES, RUNS, LOCK}
+
+
+def compare(
+    config: RunConfig,
+    strategies: Sequence[str],
+    *,
+    seeds: int = 3,
+    output: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    equal_compute: bool = False,
+    parallel: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run every strategy with every seed and put the results side by side.
+
+    Args:
+        config: the run that all are made from; its `strategy` is not looked at.
+        strategies: names; the first one is the baseline of the table.
+        seeds: runs of each strategy; seeds count up from the configuration's.
+        output: directory or URI.
+        resume: the output must hold a comparison; without it one that is there goes on as well.
+        overwrite: remove what is there first.
+        equal_compute: shorten the runs of strategies that search, so that all cost the same FLOPs, search included.
+        parallel: runs at a time, each in a process of its own; more than one needs a cluster's address.
+        progress: what a person sees.
+
+    Returns:
+        The content of compare.json.
+
+    Raises:
+        UserError: something in the input is wrong, or the output holds something else.
+    """
+    progress = progress or Progress()
+    names = check_strategies(strategies)
+    if seeds < 1:
+        raise UserError("needs at least one seed", key="--seeds", value=seeds, remedy="3 give an interval")
+    if parallel > 1 and config.cluster.address is None:
+        raise UserError(
+            "runs side by side share a cluster", key="--parallel", value=parallel,
+            remedy="give its address with --address, or run one at a time",
+        )  # fmt: skip
+    storage = Storage(output)
+    with locked(storage):
+        _open(storage, resume, overwrite)
+        with with_base(config) as based:
+            prepared = validate(based, None, progress.preparing)
+            scale = factors(based, prepared, names) if equal_compute else None
+        planned_runs = entries(config, names, seeds, storage.uri, scale)
+        table = _Table(config, names, seeds, equal_compute, storage)
+        with ExitStack() as stack:
+            if parallel == 1:
+                stack.enter_context(connected(config))
+            table.run(planned_runs, parallel, progress)
+        return table.write()
+
+
+class _Table:
+    """Rows as they come in, and the files that show them."""
+
+    def __init__(
+        self, config: RunConfig, names: list[str], seeds: int, equal_compute: bool, storage: Storage
+    ) -> None:
+        self._config, self._names, self._seeds = config, names, seeds
+        self._equal, self._storage = equal_compute, storage
+        self._times: dict[str, float] = storage.read_json(TIMES) if storage.exists(TIMES) else {}
+        self._rows: dict[str, Row] = {}
+
+    def run(self, runs: list[Entry], parallel: int, progress: Progress) -> None:
+        """Run what is not finished, and read the rest."""
+        work: Callable[[Entry], dict[str, Any]] = (
+            (lambda entry: run(entry.config, progress=progress)) if parallel == 1 else self._in_process
+        )
+        with ThreadPoolExecutor(parallel) as pool:
+            # One at a time stays in this thread, where signals arrive.
+            results = map if parallel == 1 else pool.map
+            for entry, result in zip(
+                runs, results(lambda e: self._timed(e, work, progress), runs), strict=True
+            ):
+                wall = self._times.get(entry.place, 0.0)
+                row = row_of(entry.strategy, result, wall, learned_at(entry.config))
+                self._rows[entry.place] = row
+                self.write()
+                progress.message(
+                    f"{entry.strategy}, seed {entry.seed}: mean loss {row.mean_loss:.4f}, "
+                    f"mean perplexity {row.mean_perplexity:.1f}, {row.flops:.3g} FLOPs"
+                )
+
+    def write(self) -> dict[str, Any]:
+        """Write compare.json, compare.csv and compare.html."""
+        rows = list(self._rows.values())
+        content = {
+            "name": self._config.name,
+            "strategies": self._names,
+            "seeds": [self._config.seed + number for number in range(self._seeds)],
+            "equal_compute": self._equal,
+            "complete": len(rows) == len(self._names) * self._seeds,
+            "summary": summarise(rows, self._names),
+            "rows": [row.to_dict() for row in rows],
+            "config": dump_config(self._config),
+        }
+        self._storage.write_json(COMPARE, content)
+        self._storage.write_text(TABLE, to_csv(rows))
+        self._storage.write_text(PAGE, render(content))
+        return content
+
+    def _timed(
+        self, entry: Entry, work: Callable[[Entry], dict[str, Any]], progress: Progress
+    ) -> dict[str, Any]:
+        if self._storage.exists(f"{entry.place}/{RESULT}") and entry.place in self._times:
+            return work(entry)  # reads the result, and refuses one of another configuration
+        progress.message(f"{entry.strategy}, seed {entry.seed}: begins")
+        began = time.monotonic()
+        try:
+            return work(entry)
+        finally:
+            self._times[entry.place] = self._times.get(entry.place, 0.0) + time.monotonic() - began
+            self._storage.write_json(TIMES, self._times)
+
+    def _in_process(self, entry: Entry) -> dict[str, Any]:
+        """The run as a command of its own, which joins the same cluster."""
+        storage = self._storage.child(entry.place)
+        file = f"{self._storage.uri}/{entry.place}.yaml"
+        self._storage.write_text(f"{entry.place}.yaml", dump_config(entry.config))
+        command = [sys.executable, "-m", "opmix_ray", "run", file, "--output", storage.uri, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise UserError(f"failed: {last}", key=f"{entry.strategy}, seed {entry.seed}")
+        found: dict[str, Any] = storage.read_json(RESULT)
+        return found
+
+
+def learned_at(config: RunConfig) -> dict[str, int]:
+    """Domain -> step at the end of the first stage that trains on it; 0: the model was trained on it before."""
+    config = planned(config)
+    found = {name: 0 for name, share in beginning(config).mixture.items() if share > 0}
+    found = {name: step for name, step in found.items() if name in config.data.domains}
+    at = 0
+    for stage in config.stages:
+        at += stage.steps
+        for name in stage_domains(config, stage):
+            found.setdefault(name, at)
+    return found
+
+
+def _open(storage: Storage, resume: bool, overwrite: bool) -> None:
+    names = set(storage.names()) - {LOCK}
+    others = sorted(name for name in names if name not in _OURS and not name.endswith(".part"))
+    if others:
+        raise UserError(
+            f"holds other files, such as {others[0]}", file=storage.uri, key="--output",
+            remedy="name an empty directory",
+        )  # fmt: skip
+    if overwrite:
+        for name in names:
+            storage.delete(name)
+    elif resume and not names:
+        raise UserError(
+            "holds no comparison", file=storage.uri, key="--resume", remedy="leave --resume out to begin one"
+        )
