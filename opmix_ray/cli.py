@@ -5,8 +5,6 @@ Torch and Ray are imported only by a command that needs them, once its configura
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -15,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from opmix_ray import __version__
+from opmix_ray.commands.init import init
+from opmix_ray.commands.show import console, show
 from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.exits import exit_code
 
@@ -80,6 +79,9 @@ def demo(
     _run(shipped("examples") / "quickstart.yaml", settings, output, resume, overwrite, None, as_json)
 
 
+app.command()(init)
+
+
 @app.command()
 def prepare(config: Config, settings: Settings = None, as_json: Json = False) -> None:
     """Tokenise the data, and show tokens, leaks and epochs."""
@@ -92,7 +94,7 @@ def prepare(config: Config, settings: Settings = None, as_json: Json = False) ->
     with _about(config), _progress(as_json) as progress:
         prepared = validate(loaded, config, progress.preparing)
     rows = prepared_table(loaded, prepared)
-    _show(rows, rows, as_json)
+    show(rows, rows, as_json)
 
 
 @app.command()
@@ -111,7 +113,7 @@ def validate(
         errors += [error.within(config) for error in found]
     if errors:
         raise UserErrors(errors)
-    _show({"valid": True, "config": str(config)}, f"{config}: nothing wrong was found", as_json)
+    show({"valid": True, "config": str(config)}, f"{config}: nothing wrong was found", as_json)
 
 
 @app.command()
@@ -135,7 +137,7 @@ def search(
 
     with _about(config), _progress(as_json) as progress:
         decision = search_once(loaded, model, step=step, overwrite=overwrite, progress=progress)
-    _show(decision.to_dict(), decision.mixture, as_json)
+    show(decision.to_dict(), decision.mixture, as_json)
 
 
 @app.command()
@@ -144,7 +146,7 @@ def status(directory: Annotated[str, typer.Argument(help="Output of a run.")], a
     from opmix_ray.run.tables import run_status
 
     found = run_status(directory)
-    _show(found, {key: value for key, value in found.items() if key != "ledger"} | found["ledger"], as_json)
+    show(found, {key: value for key, value in found.items() if key != "ledger"} | found["ledger"], as_json)
 
 
 @app.command()
@@ -164,7 +166,7 @@ def report(
     found: dict[str, Any] = {"report": write_report(storage)}
     if figures:
         found["figures"] = write_figures(storage)
-    _show(found, found["report"], as_json)
+    show(found, found["report"], as_json)
 
 
 @app.command()
@@ -198,7 +200,7 @@ def fit(
         ratios, metrics, output or "runs/fit", law, prior, kl, caps, bounds, objective,
         bootstrap=bootstrap, seed=seed,
     )  # fmt: skip
-    _show(summary, closing_words(summary), as_json)
+    show(summary, closing_words(summary), as_json)
 
 
 @app.command()
@@ -212,7 +214,7 @@ def predict(
     from opmix_ray.fit import predict_command
 
     found = predict_command(directory, ratios, output)
-    _show(found, {key: value for key, value in found.items() if key != "left_out"}, as_json)
+    show(found, {key: value for key, value in found.items() if key != "left_out"}, as_json)
 
 
 def _run(
@@ -231,7 +233,7 @@ def _run(
     with _about(config), _progress(as_json) as progress:
         result = run_config(loaded, resume=resume, overwrite=overwrite, progress=progress, file=config)
     report_path = Storage(loaded.output_uri()).path("report.html")
-    _show(result, closing_words(result, report_path), as_json)
+    show(result, closing_words(result, report_path), as_json)
 
 
 def _with(config: Any, output: str | None, address: str | None) -> Any:
@@ -247,7 +249,7 @@ def _with(config: Any, output: str | None, address: str | None) -> Any:
 def _progress(silent: bool) -> Iterator[Any]:
     from opmix_ray.run.progress import make_progress
 
-    progress = make_progress(_console(), silent=silent)
+    progress = make_progress(console(), silent=silent)
     try:
         yield progress
     finally:
@@ -264,32 +266,6 @@ def _about(config: Path) -> Iterator[None]:
         if not found:
             raise
         raise UserErrors([one.within(config) for one in found]) from None
-
-
-def _console() -> Console:
-    """As wide as the terminal; lines are not folded where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=1000, no_color=True, force_terminal=False)
-
-
-def _show(value: Any, words: Any, as_json: bool) -> None:
-    """Print a result for a person or for a program."""
-    if as_json:
-        print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
-    elif isinstance(words, str):
-        print(words)
-    else:
-        from opmix_ray.run.tables import print_table
-
-        print_table(_console(), words)
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON can hold: there are no infinite numbers in it."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:
