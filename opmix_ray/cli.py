@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from opmix_ray import __version__
+from opmix_ray.commands.compare import compare
 from opmix_ray.commands.init import init
 from opmix_ray.commands.show import console, show
 from opmix_ray.errors import UserError, UserErrors, user_errors
@@ -80,6 +81,7 @@ def demo(
 
 
 app.command()(init)
+app.command()(compare)
 
 
 @app.command()
