@@ -1,11 +1,11 @@
 """What other packages bring along: mixing laws, objectives, strategies and data sources, found by entry point.
 
-    # pyproject.toml of the other package
-    [project.entry-points."opmix_ray.laws"]
-    nearest = "my_package:NearestLaw"
+# pyproject.toml of the other package
+[project.entry-points."opmix_ray.laws"]
+nearest = "my_package:NearestLaw"
 
-    find("laws", "nearest")     # the object, imported now; None where no package brings it
-    names("laws")               # what there is, without importing it
+find("laws", "nearest")     # the object, imported now; None where no package brings it
+names("laws")               # what there is, without importing it
 """
 
 from __future__ import annotations

@@ -175,20 +175,23 @@ def make_plan(
     per_second = speed.tokens_per_second * (workers if workers == 1 else 0.85 * workers)
     tokens = min(seconds * per_second, most)
     batch = _power(tokens / seq_len / STEPS, 8 * workers, 256)
-    steps = max(20, round(tokens / (batch * seq_len)))
-    tokens = steps * batch * seq_len
     trials = min(32, max(16, domains + 8))
     probe_batch = _power(PROBES * tokens / (domains * PROBE_STEPS * seq_len), 4, batch)
     sequences = _power(3 * SEARCH * tokens / (trials * domains * seq_len), 8, 64)
     cost = PROBE_STEPS * domains * probe_batch + trials * domains * sequences / 3
-    training = (tokens + len(decide_at) * cost * seq_len) / per_second
+    decisions = len(decide_at) * cost * seq_len  # in training tokens
+    # Decisions may cost less than was set aside for them.
+    room = max(seconds, 60 * minutes - spent) * per_second - decisions
+    steps = max(20, round(min(most, max(tokens, room)) / (batch * seq_len)))
+    tokens = steps * batch * seq_len
+    training = (tokens + decisions) / per_second
     return Plan(
         model=model,
         weights=speed.weights,
         tokens=tokens,
         available=available,
         seconds=spent + training,
-        by="data" if seconds * per_second > most else "time",
+        by="data" if room > most else "time",
         batch_size=batch,
         steps=steps,
         decide_at=decide_at,

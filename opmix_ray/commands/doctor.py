@@ -1,0 +1,27 @@
+"""`opmix doctor`: what this machine is like, what will be slow, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="Ray address: auto, host:port, ray://host:port.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
+    ] = False,
+) -> None:
+    """Show versions, Ray, GPUs, memory and disks, and what will be slow."""
+    from opmix_ray.commands.show import show
+    from opmix_ray.start.doctor import examine, summary
+
+    findings = examine(address)
+    found = summary(findings)
+    show(found, found["findings"], as_json)
+    if not as_json:
+        counts = f"{found['wrong']} wrong, {found['slow']} slow"
+        print(f"\n{counts}" if found["wrong"] or found["slow"] else "\nnothing wrong or slow was found")
