@@ -16,6 +16,7 @@ import typer
 
 from opmix_ray import __version__
 from opmix_ray.commands.compare import compare
+from opmix_ray.commands.doctor import doctor
 from opmix_ray.commands.init import init
 from opmix_ray.commands.show import console, show
 from opmix_ray.errors import UserError, UserErrors, user_errors
@@ -81,6 +82,7 @@ def demo(
 
 
 app.command()(init)
+app.command()(doctor)
 app.command()(compare)
 
 
