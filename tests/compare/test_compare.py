@@ -1,0 +1,131 @@
+"""`opmix compare` as a whole: equal work, equal compute, what is finished is not done again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opmix_ray.compare import compare
+from opmix_ray.compare.forecast import Forecast, factors
+from opmix_ray.compare.plan import check_strategies, entries
+from opmix_ray.compare.run import learned_at
+from opmix_ray.data.prepare import prepare
+from opmix_ray.errors import UserError
+from tests.cli.conftest import Opmix
+from tests.cli.conftest import opmix as opmix
+from tests.support import TinyRun, read_json
+
+
+def test_every_strategy_gets_the_same_work_but_its_own_name(tiny: TinyRun) -> None:
+    config = tiny.load()
+    found = entries(config, ["uniform", "opmix"], 2, "out")
+    assert [(e.strategy, e.seed) for e in found] == [
+        ("uniform", 3),
+        ("opmix", 3),
+        ("uniform", 4),
+        ("opmix", 4),
+    ]
+    same = {"strategy", "seed", "name", "output", "stages"}
+    for entry in found:
+        assert entry.config.model_dump(exclude=same) == config.model_dump(exclude=same)
+        assert entry.config.output == f"out/{entry.place}"
+
+
+def test_equal_compute_shortens_what_searches(tiny: TinyRun) -> None:
+    tiny.tree["stages"][0]["steps"] = 400
+    config = tiny.load()
+    prepared = prepare(config)
+    scale = factors(config, prepared, ["uniform", "odm", "aioli", "opmix"])
+    assert scale["uniform"] == scale["odm"] == 1
+    assert scale["opmix"] < 1
+    assert scale["aioli"] < 1
+    forecast = Forecast(config, prepared)
+    budget = forecast.training("uniform")
+    for name, factor in scale.items():
+        steps = entries(config, [name], 1, "out", scale)[0].config.stages[0].steps
+        assert steps == round(400 * factor)
+        total = forecast.searching(name) + steps / 400 * budget
+        assert total == pytest.approx(budget, rel=0.002)
+
+
+def test_a_search_that_eats_the_whole_budget_is_refused(tiny: TinyRun) -> None:
+    tiny.tree["strategies"] = {"swarm": {"proxies": 100}}
+    config = tiny.load()
+    with pytest.raises(UserError, match=r"swarm: its search alone costs .* times the whole run"):
+        factors(config, prepare(config), ["swarm"])
+
+
+def test_where_domains_were_learned(tiny: TinyRun) -> None:
+    tiny.tree["stages"] = [
+        {"name": "one", "steps": 10, "domains": ["code", "german"]},
+        {"name": "two", "steps": 20},
+    ]
+    assert learned_at(tiny.load()) == {"code": 10, "german": 10, "mathematics": 30}
+    tiny.tree["base"] = {"mixture": {"german": 1.0, "gone": 2.0}}
+    assert learned_at(tiny.load()) == {"code": 10, "german": 0, "mathematics": 30}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_comparison_from_the_command_line(tiny: TinyRun, opmix: Opmix) -> None:
+    tiny.tree["stages"][0]["steps"] = 4
+    tiny.tree["train"]["checkpoint_every"] = None
+    output = tiny.directory / "table"
+    arguments = ["compare", tiny.write(), "--seeds", 1, "-o", output, "--json", "--strategies"]
+    ended = opmix(*arguments, "uniform,odm")
+    assert ended.code == 0, ended.err
+    content = json.loads(ended.out)
+    assert content["complete"]
+    assert [entry["strategy"] for entry in content["summary"]] == ["uniform", "odm"]
+    first, second = content["rows"]
+    assert (first["steps"], first["tokens"], first["flops"]) == (
+        second["steps"],
+        second["tokens"],
+        second["flops"],
+    )
+    assert first["losses"] != second["losses"] or first["mixture"] == second["mixture"]
+    assert read_json(output / "compare.json") == content
+    assert (output / "compare.csv").read_text().count("\n") == 3
+    assert "quality-against" not in (output / "compare.html").read_text()[:100]
+    before = (output / "runs/uniform/seed-3/state.json").stat().st_mtime_ns
+    again = opmix(*arguments, "uniform,odm", "--resume")
+    assert json.loads(again.out) == content
+    assert (output / "runs/uniform/seed-3/state.json").stat().st_mtime_ns == before
+    tiny.tree["train"]["batch_size"] = 5
+    tiny.write()
+    assert "holds a run of another configuration" in opmix(*arguments, "uniform,odm").only_error()
+
+
+def test_wrong_input_is_one_line(tiny: TinyRun, opmix: Opmix, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no strategy is named"):
+        check_strategies([" "])
+    file = tiny.write()
+    assert "did you mean `uniform`" in opmix("compare", file, "--strategies", "unifrom").only_error()
+    line = opmix("compare", file, "-o", tmp_path / "new", "--resume").only_error()
+    assert "holds no comparison" in line
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.tex").write_text("")
+    assert "thesis.tex" in opmix("compare", file, "-o", tmp_path / "used").only_error()
+    assert "share a cluster" in opmix("compare", file, "-o", tmp_path / "x", "--parallel", 2).only_error()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_session")
+def test_forecasts_are_what_the_ledger_says(tiny: TinyRun) -> None:
+    tiny.tree["strategies"] = {
+        "swarm": {"proxies": 4, "proxy": {"steps": 3, "model": {"hidden_size": 16}}},
+        "doremi": {"proxy": {"steps": 3}},
+        "mergemix": {"trials": 5, "steps": 2},
+        "aioli": {"rounds": 2, "sweep_fraction": 0.5},
+        "opmix_published": {"trials": 5},
+    }
+    config = tiny.load()
+    names = ["uniform", "opmix", "opmix-published", "swarm", "doremi", "mergemix", "aioli", "retrain"]
+    content = compare(config, names, seeds=1, output=str(tiny.directory / "all"))
+    forecast = Forecast(config, prepare(config))
+    for entry in content["summary"]:
+        name, flops, search = entry["strategy"], entry["flops"]["mean"], entry["search_flops"]["mean"]
+        assert search == pytest.approx(forecast.searching(name), rel=0.01), name
+        assert flops - search == pytest.approx(forecast.training(name), rel=0.01), name

@@ -1,0 +1,97 @@
+"""Rows, intervals, differences by seed, forgetting, and the files that show them."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from scipy import stats
+
+from opmix_ray.compare.page import render
+from opmix_ray.compare.summary import estimate, forgetting, row_of, summarise
+from opmix_ray.compare.table import table_rows, to_csv, to_markdown
+from tests.compare.made import content, row
+from tests.report.reading import Page
+
+
+def test_the_interval_is_students() -> None:
+    found = estimate([1.0, 2.0, 4.0])
+    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert (found.mean, found.low, found.high) == (
+        pytest.approx(7 / 3),
+        pytest.approx(low),
+        pytest.approx(high),
+    )
+    assert estimate([5.0]).low is None
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    """Seeds differ by 3 nats, strategies by 0.1: only pairs show it."""
+    rows = [
+        row(s, seed, 3.0 * seed + shift) for seed in range(3) for s, shift in (("base", 0.1), ("new", 0.0))
+    ]
+    base, new = summarise(rows, ["base", "new"])
+    assert base["versus"] is None
+    assert new["versus"]["loss"]["mean"] == pytest.approx(-0.1)
+    assert new["versus"]["loss"]["high"] < -0.09
+    assert new["versus"]["perplexity"]["mean"] == pytest.approx(2**-0.1 - 1)
+    assert new["mean_loss"]["high"] - new["mean_loss"]["low"] > 5
+
+
+def test_forgetting_is_the_rise_since_the_best_of_what_was_learned() -> None:
+    steps = [
+        {"step": 0, "losses": {"old": 2.0, "first": 9.0, "last": 9.0}},
+        {"step": 10, "losses": {"old": 2.5, "first": 3.0, "last": 8.0}},
+        {"step": 20, "losses": {"old": 3.0, "first": 3.2, "last": 4.0}},
+    ]
+    learned = {"old": 0, "first": 10, "last": 20}
+    assert forgetting(steps, learned) == pytest.approx((1.0 + 0.2) / 2)
+    assert forgetting(steps, {"last": 20}) is None
+    assert forgetting(steps[:1], {"old": 0}) is None
+
+
+def test_a_row_counts_the_search_and_leaves_reports_out() -> None:
+    amounts = {"tokens": 10.0, "flops": 100.0, "seconds": 1.0}
+    result = {
+        "seed": 3, "steps": 5, "final_mixture": {"a": 1.0},
+        "evaluations": [{"step": 5, "losses": {"a": 1.0}, "perplexity": {"a": 2.7}, "mean_loss": 1.0,
+                         "mean_perplexity": 2.7, "objective": 1.0}],
+        "ledger": {p: amounts for p in ("main", "probes", "search", "fit", "evaluation")},
+    }  # fmt: skip
+    found = row_of("opmix", result, 9.0, {"a": 5})
+    assert (found.flops, found.search_flops, found.tokens, found.worker_seconds) == (400, 300, 40, 4)
+
+
+def test_the_csv_has_a_line_per_run_and_a_column_per_set() -> None:
+    lines = list(csv.DictReader(io.StringIO(to_csv([row("a", 0, 1.0), row("b", 0, 2.0)]))))
+    assert [line["strategy"] for line in lines] == ["a", "b"]
+    assert float(lines[1]["eval_german_loss"]) == 3
+    assert lines[0]["forgetting"] == ""
+
+
+def test_the_table_compares_with_the_first_strategy() -> None:
+    rows = [row(s, seed, 1.0 + (s == "b"), search=5e11) for seed in range(2) for s in "ab"]
+    first, second = table_rows(content(rows, ["a", "b"]))
+    assert first["perplexity vs a"] == "-"
+    assert second["perplexity vs a"].startswith("+100.00 %")
+    assert second["of them search"] == "50.0 %"
+    assert to_markdown(content(rows, ["a", "b"])).count("\n") == 4
+
+
+def test_the_page_is_whole_and_shows_every_strategy() -> None:
+    rows = [row(s, seed, 1.0 + seed / 10, flops=1e12 * (1 + (s == "b"))) for seed in range(3) for s in "ab"]
+    text = render(content(rows, ["a", "b"]))
+    assert "made &lt;up&gt;" in text
+    page = Page(text)
+    assert page.errors == []
+    assert page.references() == []
+    assert "script" not in page.names()
+    assert text.count("<svg") >= 3
+    assert "Not all runs" not in text
+
+
+def test_the_page_of_a_comparison_that_has_just_begun() -> None:
+    text = render(content([row("b", 0, 1.0)], ["a", "b"]))
+    assert "Not all runs are finished" in text
+    assert "No" in render({**content([], ["a"]), "complete": False})
