@@ -11,23 +11,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opmix_ray.config import RunConfig, load_config
-    from opmix_ray.data.prepare import prepare
+    from opmix_ray.api import prepare, run, search, train_probes
+    from opmix_ray.config import RunConfig, load_config, make_config
+    from opmix_ray.data.held_out import search_sets
     from opmix_ray.errors import UserError
     from opmix_ray.laws import fit_law
     from opmix_ray.mixture import Mixture
     from opmix_ray.model.interpolate import Interpolator, ProbeSet
-    from opmix_ray.run.runner import run
     from opmix_ray.run.task import make_task
+    from opmix_ray.search.decide import Decision
     from opmix_ray.search.propose import propose
     from opmix_ray.search.space import mixture_space
     from opmix_ray.search.trial import CandidateScorer, MixtureTrial, SearchTask
-    from opmix_ray.train.probes import train_probes
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "CandidateScorer": "opmix_ray.search.trial",
+    "Decision": "opmix_ray.search.decide",
     "Interpolator": "opmix_ray.model.interpolate",
     "Mixture": "opmix_ray.mixture",
     "MixtureTrial": "opmix_ray.search.trial",
@@ -37,16 +38,20 @@ _WHERE = {
     "UserError": "opmix_ray.errors",
     "fit_law": "opmix_ray.laws",
     "load_config": "opmix_ray.config",
+    "make_config": "opmix_ray.config",
     "make_task": "opmix_ray.run.task",
     "mixture_space": "opmix_ray.search.space",
-    "prepare": "opmix_ray.data.prepare",
+    "prepare": "opmix_ray.api",
     "propose": "opmix_ray.search.propose",
-    "run": "opmix_ray.run.runner",
-    "train_probes": "opmix_ray.train.probes",
+    "run": "opmix_ray.api",
+    "search": "opmix_ray.api",
+    "search_sets": "opmix_ray.data.held_out",
+    "train_probes": "opmix_ray.api",
 }
 
 __all__ = [
     "CandidateScorer",
+    "Decision",
     "Interpolator",
     "Mixture",
     "MixtureTrial",
@@ -56,11 +61,14 @@ __all__ = [
     "UserError",
     "fit_law",
     "load_config",
+    "make_config",
     "make_task",
     "mixture_space",
     "prepare",
     "propose",
     "run",
+    "search",
+    "search_sets",
     "train_probes",
 ]
 
