@@ -290,6 +290,15 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> RunConf
     return config
 
 
+def make_config(tree: Mapping[str, Any], directory: Path | str = ".") -> RunConfig:
+    """A configuration from a mapping as in a YAML file; relative paths in it are below `directory`.
+
+    Raises:
+        UserErrors: everything that is wrong with keys and values, one error each.
+    """
+    return _resolve_paths(parse_config(RunConfig, dict(tree)), Path(directory).resolve())
+
+
 def load_partly(
     path: Path | str, overrides: list[str] | None = None
 ) -> tuple[RunConfig | None, list[UserError]]:
