@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from opmix_ray import __version__
-from opmix_ray.commands.compare import compare
 from opmix_ray.commands.doctor import doctor
+from opmix_ray.commands.export import export
+from opmix_ray.commands.compare import compare
 from opmix_ray.commands.init import init
 from opmix_ray.commands.show import console, show
 from opmix_ray.errors import UserError, UserErrors, user_errors
@@ -61,10 +62,14 @@ def run(
     resume: Resume = False,
     overwrite: Overwrite = False,
     address: Address = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--continue", help="Finished run to go on from: its model, mixture, reading positions."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model and decide its mixture on the way."""
-    _run(config, settings, output, resume, overwrite, address, as_json)
+    _run(config, settings, output, resume, overwrite, address, as_json, base)
 
 
 @app.command()
@@ -82,8 +87,9 @@ def demo(
 
 
 app.command()(init)
-app.command()(doctor)
 app.command()(compare)
+app.command()(export)
+app.command()(doctor)
 
 
 @app.command()
@@ -223,13 +229,15 @@ def predict(
 
 def _run(
     config: Path, settings: list[str] | None, output: str | None, resume: bool, overwrite: bool,
-    address: str | None, as_json: bool,
+    address: str | None, as_json: bool, base: str | None = None,
 ) -> None:  # fmt: skip
-    from opmix_ray.config import load_config
+    from opmix_ray.config import continued, load_config
 
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", remedy="give one of them")
     loaded = _with(load_config(config, settings), output, address)
+    if base is not None:
+        loaded = continued(loaded, base)
     from opmix_ray.run.runner import run as run_config  # torch and Ray only for what is well-formed
     from opmix_ray.run.tables import closing_words
     from opmix_ray.storage import Storage

@@ -22,6 +22,7 @@ from opmix_ray.data_config import EvaluationConfig as EvaluationConfig
 from opmix_ray.data_config import EvaluationSetConfig as EvaluationSetConfig
 from opmix_ray.data_config import SourceConfig as SourceConfig
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.objective import own_objective
 from opmix_ray.section import Section as Section
 from opmix_ray.section import parse_config as parse_config
 from opmix_ray.section import parse_partly
@@ -238,7 +239,7 @@ class RunConfig(Section):
     )
     model: ModelConfig = Field(
         default_factory=ModelConfig,
-        description="The language model; with `base.run` that run's, unless named.",
+        description="The language model; with `base.run` that run's, unless another is named.",
     )
     base: BaseConfig = Field(default_factory=BaseConfig, description="What the run goes on from.")
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="The tokenizer.")
@@ -269,6 +270,8 @@ class RunConfig(Section):
 
     def objective(self) -> dict[str, float]:
         """Weight per evaluation set in the objective, summing to 1."""
+        if self.evaluation.objective is not None:
+            return own_objective(self.evaluation.objective, self.eval_sets())
         weights = self.evaluation.weights or {name: 1.0 for name in self.eval_sets()}
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
@@ -323,6 +326,15 @@ def load_partly(
 
 
 SourceT = TypeVar("SourceT", bound=SourceConfig)
+
+
+def continued(config: RunConfig, run: str) -> RunConfig:
+    """The configuration going on from a finished run's output, with that run's model, whatever model it names."""
+    place = run if is_uri(run) else str(Path(run).expanduser().absolute())
+    model = config.model.model_copy(update={"path": None, "config": None, "gguf_file": None})
+    return config.model_copy(
+        update={"model": model, "base": config.base.model_copy(update={"run": place, "mixture": None})}
+    )
 
 
 def is_uri(path: str) -> bool:

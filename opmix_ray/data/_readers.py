@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,6 +161,8 @@ _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "completion_column": (_is_text, "text"),
     "messages_column": (_is_messages, "lists of messages with role and content"),
     "tokens_column": (_is_ids, "lists of integers"),
+    "choices_column": (_is_list, "lists of text"),
+    "answer_column": (lambda kind: _is_text(kind) or pa.types.is_integer(kind), "text or integers"),
 }
 
 
@@ -287,13 +291,7 @@ def raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
         if stream.read(6) == b"\x93NUMPY":
             stream.seek(0)
             head = io.BytesIO(stream.read(min(size, 1 << 16)))
-            version = np.lib.format.read_magic(head)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read(head)
+            shape, dtype = _numpy_header(head)
             start = head.tell()
             if len(shape) != 1 or dtype.kind not in "iu":
                 raise ValueError(f"must hold a flat array of integers, not {dtype} of shape {shape}")
@@ -308,3 +306,16 @@ def raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
             data = stream.read(min(left, _TOKENS * dtype.itemsize))
             left -= len(data)
             yield np.frombuffer(data, dtype=dtype)
+
+
+def _numpy_header(head: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, from the beginning of its file."""
+    version = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy mends what it takes for a header of Python 2
+            shape, _, dtype = read(head)
+    except (UserWarning, SyntaxError, TokenError):
+        raise ValueError("its NumPy header is broken") from None
+    return shape, dtype

@@ -36,7 +36,7 @@ def encode_chat(encoder: Encoder, messages: Messages) -> tuple[np.ndarray, np.nd
         ChatError: see the class.
     """
     eos = str(encoder.tokenizer.eos_token)
-    text = _render(encoder, messages)
+    text = render(encoder, messages)
     if text.rstrip().endswith(eos):
         text = text.rstrip()
     spans = _answers(encoder, messages, text)
@@ -50,7 +50,12 @@ def encode_chat(encoder: Encoder, messages: Messages) -> tuple[np.ndarray, np.nd
     return ids, mask, sum(len(text[start:end].encode()) for start, end in spans)
 
 
-def _render(encoder: Encoder, messages: Messages, prompt: bool = False) -> str:
+def render(encoder: Encoder, messages: Messages, prompt: bool = False) -> str:
+    """The text of messages; with `prompt`, up to where the assistant is to speak.
+
+    Raises:
+        ChatError: the template does not take them.
+    """
     try:
         return str(
             encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
@@ -68,9 +73,9 @@ def _answers(encoder: Encoder, messages: Messages, text: str) -> list[tuple[int,
             continue
         start = position
         if index:
-            prompt = _render(encoder, messages[:index], prompt=True)
+            prompt = render(encoder, messages[:index], prompt=True)
             if not text.startswith(prompt):
-                prompt = _render(encoder, messages[:index])
+                prompt = render(encoder, messages[:index])
             if not text.startswith(prompt):
                 raise ChatError("the chat template renders a conversation and its beginning differently")
             start = len(prompt)

@@ -1,16 +1,33 @@
-"""Held-out sequences as arrays: one part for reports, another, disjoint one for the search.
+"""Held-out sequences and questions: one part for reports, another, disjoint one for the search.
 
-sets = report_sets(prepared, sequences=64)   # {"code": (ids, mask), ...}
-sets = search_sets(prepared, sequences=32, reported=64)
+sets = report_sets(prepared, reported=64, searched=32)   # {"code": (ids, mask), "quiz": ChoiceSet, ...}
+sets = search_sets(prepared, reported=64, searched=32)
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from opmix_ray.data.prepare import Prepared
+from opmix_ray.data.prepare import Prepared, PreparedDomain
+from opmix_ray.data.questions import ChoiceSet, ExactSet
 
-HeldOut = dict[str, tuple[np.ndarray, np.ndarray]]
+Held = tuple[np.ndarray, np.ndarray] | ChoiceSet | ExactSet
+HeldOut = dict[str, Held]
+
+
+def count_of(held: Held) -> int:
+    """Sequences or questions."""
+    return len(held[0]) if isinstance(held, tuple) else len(held)
+
+
+def part_of(held: Held, part: slice) -> Held:
+    """Some of the sequences or questions."""
+    return (held[0][part], held[1][part]) if isinstance(held, tuple) else held[part]
+
+
+def tokens_of(held: Held) -> int:
+    """Tokens that measuring the set passes through a model, at most."""
+    return int(held[0].size) if isinstance(held, tuple) else held.tokens
 
 
 def split_counts(available: int, reported: int, searched: int) -> tuple[int, int]:
@@ -28,12 +45,11 @@ def split_counts(available: int, reported: int, searched: int) -> tuple[int, int
 
 
 def report_sets(prepared: Prepared, reported: int, searched: int) -> HeldOut:
-    """The first sequences of each evaluation set: ids int64 (n, L) and mask bool (n, L)."""
+    """The first sequences of each evaluation set: ids int64 (n, L) and mask bool (n, L), or questions."""
     sets = {}
     for name, domain in prepared.eval_sets.items():
-        store = domain.evaluation()
-        count, _ = split_counts(len(store), reported, searched)
-        sets[name] = store.batch(range(count))
+        count, _ = split_counts(domain.eval_sequences, reported, searched)
+        sets[name] = _held(domain, slice(0, count))
     return sets
 
 
@@ -41,8 +57,14 @@ def search_sets(prepared: Prepared, reported: int, searched: int) -> HeldOut:
     """The sequences after those of `report_sets`: no decision is made on what is reported."""
     sets = {}
     for name, domain in prepared.eval_sets.items():
-        store = domain.evaluation()
-        first, count = split_counts(len(store), reported, searched)
-        start = first if len(store) > 1 else 0
-        sets[name] = store.batch(range(start, start + count))
+        first, count = split_counts(domain.eval_sequences, reported, searched)
+        start = first if domain.eval_sequences > 1 else 0
+        sets[name] = _held(domain, slice(start, start + count))
     return sets
+
+
+def _held(domain: PreparedDomain, part: slice) -> Held:
+    questions = domain.questions()
+    return (
+        questions[part] if questions is not None else domain.evaluation().batch(range(part.start, part.stop))
+    )

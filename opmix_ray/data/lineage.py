@@ -74,15 +74,16 @@ def take_over(
     positions = _Positions(state, read)
     for name, content in now.items():
         origin = origins.get(name, Origin())
-        if name not in positions.read and origin.renamed_from in positions.read:
-            positions.rename(origin.renamed_from, name)
+        earlier, whole = origin.renamed_from, origin.split_from
+        if name not in positions.read and earlier is not None and earlier in positions.read:
+            positions.rename(earlier, name)
         before = positions.read.get(name)
         revised = before is not None and before.digest != content.digest
         if revised:
             positions.revise(name, content)
-        if origin.split_from in read and (before is None or (revised and origin.split_from == name)):
-            passes = state.consumed.get(origin.split_from, 0) / max(1, read[origin.split_from].sequences)
-            positions.begin_after(passes, name, content, origin.split_from)
+        if whole is not None and whole in read and (before is None or (revised and whole == name)):
+            passes = state.consumed.get(whole, 0) / max(1, read[whole].sequences)
+            positions.begin_after(passes, name, content, whole)
         positions.read[name] = content
     return positions.state, positions.read, positions.notes
 

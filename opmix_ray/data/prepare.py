@@ -21,17 +21,25 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from opmix_ray.config import RunConfig, SourceConfig
+from opmix_ray.config import EvaluationSetConfig, RunConfig, SourceConfig
 from opmix_ray.data._files import content_hash, exists, join, local_directory, notes, publish
 from opmix_ray.data.blocks import read_blocks
 from opmix_ray.data.encode import Recipe
+from opmix_ray.data.questions import Questions, encoded, open_questions, questions_of
 from opmix_ray.data.shards import SplitWriter, Spool
 from opmix_ray.data.sources import Source, empty_source, open_source, validate_names
 from opmix_ray.data.store import MANIFEST, MANIFEST_VERSION, TokenStore, read_manifest
-from opmix_ray.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_fingerprint, vocabulary_size
+from opmix_ray.data.tokenizer import (
+    Encoder,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
 from opmix_ray.errors import UserError, UserErrors
 
 DIGESTS = "digests.npy"
+QUESTIONS = "questions.json"
 
 Progress = Callable[[str, int, int], None]
 
@@ -64,6 +72,11 @@ class PreparedDomain:
         return int(self.manifest["splits"]["train"]["sequences"])
 
     @property
+    def train_documents(self) -> int:
+        """Number of documents in the training sequences."""
+        return int(self.manifest["splits"]["train"]["documents"])
+
+    @property
     def eval_sequences(self) -> int:
         """Number of held-out sequences."""
         return int(self.manifest["splits"]["eval"]["sequences"])
@@ -91,6 +104,12 @@ class PreparedDomain:
         """
         part = self.manifest["splits"]["eval"]
         return part["bytes"] / part["counted_tokens"] if part["bytes"] else None
+
+    def questions(self) -> Questions | None:
+        """What is asked, where the set is not measured by loss."""
+        if self.manifest["kind"] not in ("choice", "exact_match"):
+            return None
+        return questions_of(json.loads((local_directory(self.path) / QUESTIONS).read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -124,7 +143,10 @@ def prepare(config: RunConfig, *, on_progress: Progress | None = None) -> Prepar
         raise UserErrors(errors)
     tokenizer = load_tokenizer(config)
     job = _Job(config, tokenizer, on_progress or (lambda name, done, total: None))
-    sets = {name: job.run(name, source, held_out=True) for name, source in config.evaluation.sets.items()}
+    sets = {
+        name: job.run(name, source, held_out=True) if source.metric == "loss" else job.ask(name, source)
+        for name, source in config.evaluation.sets.items()
+    }
     job.leaks = _digests(sets.values())
     domains = {name: job.run(name, source, held_out=False) for name, source in config.data.domains.items()}
     return Prepared(
@@ -170,6 +192,51 @@ class _Job:
         _check_sizes(source, manifest, held_out)
         return PreparedDomain(name, path, manifest, key, config.max_epochs)
 
+    def ask(self, name: str, config: EvaluationSetConfig) -> PreparedDomain:
+        """Find or make a prepared set of questions."""
+        key, cache = f"evaluation.sets.{name}", self.config.data.cache
+        source = open_questions(config, key)
+        parts = [
+            MANIFEST_VERSION,
+            [content_hash(file, notes(cache)) for file in source.files],
+            config.model_dump(mode="json", exclude={"path"}),
+            self.fingerprint,
+            self.config.data.seq_len,
+        ]
+        path = join(cache, "domains", f"{name}-{_digest(parts)}")
+        if not exists(join(path, MANIFEST)):
+            publish(path, lambda directory: self._make_questions(directory, config, source), last=MANIFEST)
+        size = sum(file.size for file in source.files)
+        self.on_progress(name, size, size)
+        return PreparedDomain(name, path, read_manifest(local_directory(path)), key)
+
+    def _make_questions(self, directory: Path, config: EvaluationSetConfig, source: Source) -> None:
+        encoder, seq_len = Encoder(self.tokenizer), self.config.data.seq_len
+        found = encoded(config, source, encoder, seq_len)
+        np.save(directory / DIGESTS, np.array(list(found), dtype=np.uint64))
+        values = {
+            "metric": config.metric,
+            "questions": list(found.values()),
+            "length_normalised": config.length_normalised,
+            "max_new_tokens": config.max_new_tokens,
+            "stops": sorted({encoder.eos, *self.tokenizer.all_special_ids}),
+            "tokenizer": save_tokenizer(self.tokenizer, self.config.data.cache),
+        }
+        (directory / QUESTIONS).write_text(json.dumps(values), encoding="utf-8")
+        counts = dict.fromkeys(("tokens", "counted_tokens", "bytes", "without_answer"), 0)
+        manifest = {
+            "version": MANIFEST_VERSION,
+            "name": source.key,
+            "kind": config.metric,
+            "seq_len": seq_len,
+            "leaks": 0,
+            "splits": {
+                split: {**counts, "documents": number, "sequences": number, "digest": "", "shards": []}
+                for split, number in (("train", 0), ("eval", len(found)))
+            },
+        }
+        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
     def _hash(self, source: Source, held_out: bool) -> str:
         memory = notes(self.config.data.cache)
         parts = [
@@ -181,7 +248,7 @@ class _Job:
             "all" if held_out else self.config.data.eval_fraction,
             hashlib.blake2b(self.leaks.tobytes(), digest_size=16).hexdigest(),
         ]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+        return _digest(parts)
 
     def _make(self, directory: Path, name: str, recipe: Recipe, held_out: bool) -> None:
         """Write shards, digests and manifest into an empty directory."""
@@ -221,6 +288,10 @@ class _Job:
         }
         _check_sizes(source, manifest, held_out)
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 def _check_sizes(source: Source, manifest: dict[str, Any], held_out: bool) -> None:

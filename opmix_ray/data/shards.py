@@ -113,7 +113,7 @@ class SplitWriter:
     def _write(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
         columns = {"input_ids": ids} if mask is None else {"input_ids": ids, "loss_mask": mask}
         for values in columns.values():
-            self._digest.update(np.ascontiguousarray(values))
+            self._digest.update(np.ascontiguousarray(values).tobytes())
         step = max(1, BATCH_TOKENS // self._seq_len) * self._seq_len
         for start in range(0, len(ids), step):
             arrays = [

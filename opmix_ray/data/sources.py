@@ -20,6 +20,7 @@ from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.data import _megatron, _readers
 from opmix_ray.data._files import InputFile, expand, file_format, reading
 from opmix_ray.data._hf import data_set_files
+from opmix_ray.data.own_formats import check_format, reader
 from opmix_ray.errors import UserError, UserErrors
 
 CHECKED_FILES = 32  # of each source, by `validate_sources`
@@ -105,6 +106,7 @@ def open_source(source: SourceConfig, key: str, *, eos: int | None = None, block
     Raises:
         UserError: no file matches, a file's format is unknown, or the columns contradict each other.
     """
+    check_format(source.format, key)
     paths = source.path if isinstance(source.path, list) else [source.path]
     if not paths:
         raise UserError("names no file", key=f"{key}.path", remedy="name at least one file")
@@ -208,7 +210,7 @@ def read_file(source: Source, file: InputFile) -> Iterator[Document | None]:
                 yield _ids_document(source, _readers.token_ids(ids, file.path, key, "a document"))
         return
     columns = _columns(source)
-    rows = _readers.READERS[kind](file.path, columns, source.key)
+    rows = reader(kind)(file.path, columns, source.key)
     with reading(file.path, f"{source.key}.path"):
         for row in rows:
             yield _document(source, file, row)
@@ -314,7 +316,11 @@ def validate_sources(config: RunConfig) -> list[UserError]:
     """
     errors = validate_names(config)
     sources = {f"data.domains.{name}": source for name, source in config.data.domains.items()}
-    sources |= {f"evaluation.sets.{name}": source for name, source in config.evaluation.sets.items()}
+    sources |= {
+        f"evaluation.sets.{name}": source
+        for name, source in config.evaluation.sets.items()
+        if source.metric == "loss"
+    }
     for key, source in sources.items():
         try:
             found = open_source(source, key)

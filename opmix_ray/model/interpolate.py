@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from opmix_ray.data.held_out import Held
 from opmix_ray.errors import UserError
 from opmix_ray.model.load import build_empty, fill, model_spec
 from opmix_ray.model.loss import SetLoss, batches, compute_context, evaluate_sets, sequence_losses
@@ -160,9 +161,7 @@ class Interpolator:
             layer.write(factor, index, self._scratch)
         self.w = w.copy()
 
-    def losses(
-        self, sets: Mapping[str, tuple[np.ndarray, np.ndarray]], batch_size: int
-    ) -> dict[str, SetLoss]:
+    def losses(self, sets: Mapping[str, Held], batch_size: int) -> dict[str, SetLoss]:
         """Loss of every evaluation set at the present weights; see `evaluate_sets`."""
         return evaluate_sets(self.model, sets, batch_size, autocast=self.autocast)
 

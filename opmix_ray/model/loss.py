@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from opmix_ray.data.held_out import Held
+from opmix_ray.data.questions import ChoiceSet
+from opmix_ray.model.accuracy import Score, wrong_choices, wrong_continuations
 from opmix_ray.model.probe import base_causal_lm
 
 CHUNK_LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32
@@ -107,23 +111,39 @@ def sequence_losses(
 
 
 def evaluate_sets(
-    model: nn.Module,
-    sets: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    batch_size: int,
-    *,
-    autocast: bool,
+    model: nn.Module, sets: Mapping[str, Held], batch_size: int, *, autocast: bool
 ) -> dict[str, SetLoss]:
-    """Loss of every evaluation set, per sequence.
+    """Loss of every evaluation set, per sequence; of questions whether the answer is wrong, per question.
 
     Args:
         model: causal LM; put into evaluation mode meanwhile.
-        sets: name -> ids, integers of shape (n, L), and mask, bool of shape (n, L).
+        sets: name -> ids, integers of shape (n, L), and mask, bool of shape (n, L); or questions.
         batch_size: sequences in one forward pass.
         autocast: compute in bfloat16.
     """
     device = _device(model)
     with _evaluating(model), torch.inference_mode(), compute_context(autocast, device):
-        return {name: _evaluate(model, ids, mask, batch_size, device) for name, (ids, mask) in sets.items()}
+        score = partial(sequence_losses, model)
+        return {name: measure(held, score, model, batch_size, device) for name, held in sets.items()}
+
+
+def measure(held: Held, score: Score, model: Any, batch_size: int, device: torch.device) -> SetLoss:
+    """Loss of one evaluation set, or the rate of wrong answers.
+
+    Args:
+        held: sequences or questions.
+        score: summed nats and number of targets of every sequence, from ids (b, L) and mask (b, L).
+        model: the causal LM behind `score`, in evaluation mode.
+        batch_size: sequences in one forward pass.
+        device: the model's.
+    """
+    if isinstance(held, tuple):
+        return _evaluate(score, *held, batch_size, device)
+    if isinstance(held, ChoiceSet):
+        wrong = wrong_choices(score, held, batch_size, device)
+    else:
+        wrong = wrong_continuations(base_causal_lm(model), held, batch_size, device)
+    return SetLoss(wrong, np.ones(len(wrong), dtype=np.int64))
 
 
 def compute_context(autocast: bool, device: torch.device | str) -> torch.autocast:
@@ -144,9 +164,9 @@ def batches(
 
 
 def _evaluate(
-    model: nn.Module, ids: np.ndarray, mask: np.ndarray, batch_size: int, device: torch.device
+    score: Score, ids: np.ndarray, mask: np.ndarray, batch_size: int, device: torch.device
 ) -> SetLoss:
-    parts = [sequence_losses(model, *batch) for batch in batches(ids, mask, batch_size, device)]
+    parts = [score(*batch) for batch in batches(ids, mask, batch_size, device)]
     if not parts:
         return SetLoss(np.zeros(0, dtype=np.float64), np.zeros(0, dtype=np.int64))
     nats, tokens = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))

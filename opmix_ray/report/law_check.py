@@ -15,7 +15,8 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw
 from opmix_ray.report.gather import DecisionFiles
 from opmix_ray.report.numbers import numbers
-from opmix_ray.search.rows import TrialRow, usable_losses
+from opmix_ray.search.old_part import OLD
+from opmix_ray.search.rows import usable_losses
 
 
 @dataclass
@@ -51,10 +52,10 @@ def check_law(files: DecisionFiles) -> LawCheck | None:
         fitted = _as_fitted(law, files)
         columns = [law.metric_names.index(name) for name in sets]
         observed = usable_losses(rows, sets)
-        predicted = fitted.predict(np.array([_shares(row, law) for row in rows]))[:, columns]
+        predicted = fitted.predict(np.array([_shares(row.ratios, law) for row in rows]))[:, columns]
         check = LawCheck([row.run for row in rows], sets, observed, predicted, eps=_eps(law))
         if files.checked is not None and files.checked.losses:
-            at = fitted.predict(np.array([_shares(files.checked, law)]))[0, columns]
+            at = fitted.predict(np.array([_shares(files.checked.ratios, law)]))[0, columns]
             losses = files.checked.losses
             check.checked = {
                 name: (losses.get(name, math.nan), float(value)) for name, value in zip(sets, at, strict=True)
@@ -64,8 +65,10 @@ def check_law(files: DecisionFiles) -> LawCheck | None:
     return check
 
 
-def _shares(row: TrialRow, law: FittedLaw) -> list[float]:
-    return [row.ratios.get(name, 0.0) for name in law.domains]
+def _shares(ratios: dict[str, float], law: FittedLaw) -> list[float]:
+    """Shares of the law's domains; `old` is all that is not one of the others."""
+    rest = 1 - sum(ratios.get(name, 0.0) for name in law.domains)
+    return [rest if name == OLD else ratios.get(name, 0.0) for name in law.domains]
 
 
 def _eps(law: FittedLaw) -> tuple[float, float] | None:
@@ -81,6 +84,6 @@ def _as_fitted(law: FittedLaw, files: DecisionFiles) -> FittedLaw:
     if _eps(law) is None:
         return law
     current = numbers(files.decision.get("current"))
-    back = Extrapolation(eps_ratio=1.0, anchor=[current.get(name, 0.0) for name in law.domains])
+    back = Extrapolation(eps_ratio=1.0, anchor=_shares(current, law))
     responses = [r.extrapolate(back, name) for r, name in zip(law.responses, law.metric_names, strict=True)]
     return FittedLaw(law.name, law.domains, law.metric_names, law.weights, responses)

@@ -19,6 +19,7 @@ PURPOSES = {
     "search": "candidates",
     "fit": "law and proposal",
     "evaluation": "evaluation",
+    "idle": "waiting for decisions",
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from opmix_ray.config import RunConfig, SourceConfig, StageConfig
 from opmix_ray.errors import UserError
 from opmix_ray.laws.base import nearest
-from opmix_ray.laws.fit import AUTO, LAWS
-from opmix_ray.run.plan import stage_domains
+from opmix_ray.laws.fit import law_names
+from opmix_ray.run.plan import decision_points, overlap_steps, stage_domains
 from opmix_ray.run.strategies.rules import planned
 from opmix_ray.search.space import OLD
 
@@ -28,10 +29,12 @@ def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
     check.names()
     for position, stage in enumerate(config.stages):
         check.stage(f"stages.{position}", stage)
+    check.base()
     check.bounds()
     check.model()
     check.numbers()
     check.strategy()
+    check.objective()
     if config.evaluation.weights is not None:
         check.shares(config.evaluation.weights, "evaluation.weights", list(config.eval_sets()))
     if isinstance(config.proposal.prior, dict):
@@ -69,6 +72,7 @@ class _Check:
         for fraction in stage.decide_at:
             if not 0 <= fraction < 1:
                 self.wrong("must lie in [0, 1)", f"{key}.decide_at", fraction, "0.5 is half-way")
+        self._points(key, stage)
         if stage.decide_at and len(names) == 1:
             self.wrong(
                 "a decision needs at least two domains", f"{key}.decide_at", stage.decide_at,
@@ -77,10 +81,68 @@ class _Check:
         if isinstance(stage.start, dict):
             self.shares(stage.start, f"{key}.start", names)
 
+    def _points(self, key: str, stage: StageConfig) -> None:
+        """Search spaces and overlaps fit the steps at which the stage decides."""
+        points, ahead = decision_points(stage), overlap_steps(stage)
+        spaces = stage.search_space
+        if isinstance(spaces, list) and len(spaces) != len(points):
+            self.wrong(
+                f"names {len(spaces)} search spaces for {len(points)} decisions", f"{key}.search_space", spaces,
+                "name one for each, or a single one",
+            )  # fmt: skip
+        if stage.overlap_steps is not None and not stage.overlap:
+            self.wrong(
+                "is of no use without overlap", f"{key}.overlap_steps", ahead or stage.overlap_steps,
+                "set overlap to true, or leave it out",
+            )  # fmt: skip
+        for point, end in pairwise([*points, stage.steps]):
+            if ahead and point + ahead >= end:
+                following = "the end of the stage" if end == stage.steps else "the next decision"
+                self.wrong(
+                    f"the mixture decided at step {point} of the stage would come into force at step "
+                    f"{point + ahead}, not before {following} at step {end}",
+                    f"{key}.overlap_steps", ahead, f"set it below {end - point}, or move decide_at",
+                )  # fmt: skip
+
+    def base(self) -> None:
+        """The old mixture and the names that domains had before."""
+        config = self.config
+        origins: list[str] = []
+        for name, source in config.data.domains.items():
+            place = f"data.domains.{name}"
+            if source.renamed_from is not None and source.split_from is not None:
+                self.wrong(
+                    "is given together with renamed_from", f"{place}.split_from", source.split_from,
+                    "keep one of them",
+                )  # fmt: skip
+            if source.renamed_from in config.data.domains:
+                self.wrong(
+                    "is the name of another domain", f"{place}.renamed_from", source.renamed_from,
+                    "name the one it had in an earlier run, or use split_from",
+                )  # fmt: skip
+            origins += [origin for origin in (source.renamed_from, source.split_from) if origin is not None]
+        if config.base.mixture is not None:
+            self.shares(config.base.mixture, "base.mixture", [*config.data.domains, *origins])
+            if config.base.run is not None:
+                self.wrong(
+                    "is given together with base.run, which has its own", "base.mixture", config.base.mixture,
+                    "keep one of them",
+                )  # fmt: skip
+
     def strategy(self) -> None:
         """There is such a strategy, and it has what it needs."""
         try:
             planned(self.config)
+        except UserError as error:
+            self.errors.append(error)
+
+    def objective(self) -> None:
+        """An objective of another package is there, and says what the sets weigh."""
+        evaluation = self.config.evaluation
+        if evaluation.objective is not None and evaluation.weights is not None:
+            self.wrong("excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one")
+        try:
+            self.config.objective()
         except UserError as error:
             self.errors.append(error)
 
@@ -159,8 +221,8 @@ class _Check:
         for section in ("train", "probe", "search"):
             self.resources(section, getattr(self.config, section).resources)
         law = self.config.proposal.law
-        if law not in (AUTO, *LAWS):
-            self.wrong("no such law", "proposal.law", law, nearest(law, [AUTO, *LAWS]))
+        if law not in law_names():
+            self.wrong("no such law", "proposal.law", law, nearest(law, law_names()))
         if law == "trees" and importlib.util.find_spec("lightgbm") is None:
             self.wrong("needs lightgbm", "proposal.law", law, "pip install 'opmix_ray[trees]'")
 

@@ -23,6 +23,7 @@ from opmix_ray.run.progress import Progress
 from opmix_ray.run.task import load_weights, probe_task, put_task
 from opmix_ray.search.components import Components
 from opmix_ray.search.decide import Answer, Decision, Question, answer, conclude, prior_mixture
+from opmix_ray.search.old_part import OldPart
 from opmix_ray.search.rows import RowLog, TrialRow
 from opmix_ray.search.space import choose_components, load_space, read_space
 from opmix_ray.search.tuner import run_search
@@ -44,6 +45,7 @@ class Situation:
         tokens_left: of the stage.
         tokens_used: by domain, since the run began.
         old: what the model was trained on before the stage; None: nothing.
+        effective: step at which the new mixture comes into force; None: at once.
     """
 
     index: int
@@ -55,6 +57,7 @@ class Situation:
     tokens_left: int
     tokens_used: dict[str, float]
     old: Mixture | None = None
+    effective: int | None = None
 
 
 def make_decision(
@@ -97,7 +100,8 @@ class _Maker:
         self.situation, self.progress = situation, progress
         self.domains = situation.current.domains
         kind = read_space(situation.space)[0].kind
-        self.names = choose_components(kind, situation.current, self.domains)
+        self.names = choose_components(kind, situation.old or situation.current, self.domains)
+        self.old = OldPart.of(situation.old, situation.current) if kind == "old_new" else None
         self.sets = tuple(config.eval_sets())
         self.times: dict[str, float] = {}
 
@@ -150,6 +154,7 @@ class _Maker:
                 probes, [*rows, *([checked] if checked else [])], answers[-1], base.nbytes, factors.nbytes
             ),
             wall_seconds=self.times,
+            effective_step=situation.step if situation.effective is None else situation.effective,
         )
         if answers[-1].law is not None:
             self.place.write_json("law.json", answers[-1].law.to_dict())
@@ -168,7 +173,8 @@ class _Maker:
                 self.progress.probe_done(found[name])
                 continue
             stream = f"decision-{self.situation.index}"
-            missing.append(probe_task(config, self.prepared, name, self.situation.current, stream))
+            replayed = self.situation.current if self.old is None else self.old.inside
+            missing.append(probe_task(config, self.prepared, name, replayed, stream))
         for probe in train_probes(missing, base, self.progress.probe_started):
             with tempfile.TemporaryDirectory() as directory:
                 save_probe(probe, directory)
@@ -204,6 +210,7 @@ class _Maker:
             upper=upper,
             settings=config.proposal,
             seed=_mix(config.seed, situation.index),
+            old=self.old,
         )
 
     def _warm_starts(self, components: Components) -> list[np.ndarray]:

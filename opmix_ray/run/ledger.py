@@ -5,7 +5,8 @@
     ledger.overhead()  # FLOPs of deciding over FLOPs of training
 
 Seconds are those of the workers, summed over them; bytes are what was put into the object store or
-written as checkpoints.
+written as checkpoints. `idle` are the seconds in which the main run's workers had nothing to do because a
+decision was being made: the wall time of every decision, less what was trained beside it, times the workers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-PURPOSES = ("main", "probes", "search", "fit", "evaluation")
+PURPOSES = ("main", "probes", "search", "fit", "evaluation", "idle")
 UNITS = ("tokens", "flops", "seconds", "bytes")
 DECIDING = ("probes", "search", "fit")
 
@@ -36,6 +37,11 @@ class Ledger:
         """Add amounts by unit (`tokens`, `flops`, `seconds`, `bytes`) to one purpose."""
         for unit, amount in amounts.items():
             self._sums[purpose][unit] += float(amount)
+
+    def merge(self, other: Ledger) -> None:
+        """Add all of another ledger's amounts."""
+        for purpose in other:
+            self.add(purpose, **other[purpose])
 
     def overhead(self) -> float:
         """FLOPs of probes, search and fit over those of the main run; 0 before any training."""

@@ -16,10 +16,12 @@ class Step:
     """One step of the machine.
 
     Args:
-        kind: `stage` (its first mixture comes into force), `train` or `decide`.
+        kind: `stage` (its first mixture comes into force), `train`, `decide`, or `overlap` (train beside a decision,
+            whose mixture comes into force at the end).
         stage: position in the configuration.
-        start, end: global steps; equal but for `train`.
+        start, end: global steps; equal but for `train` and `overlap`.
         index: of the decision.
+        space: search space of the decision.
     """
 
     kind: str
@@ -27,6 +29,7 @@ class Step:
     start: int
     end: int
     index: int = -1
+    space: str = ""
 
     def name(self, config: RunConfig) -> str:
         """Unique in the run, safe as a directory."""
@@ -40,15 +43,33 @@ def plan(config: RunConfig) -> list[Step]:
     for number, stage in enumerate(config.stages):
         steps.append(Step("stage", number, begin, begin))
         at = begin
-        for point in sorted({begin + round(fraction * stage.steps) for fraction in stage.decide_at}):
-            if point > at:
-                steps.append(Step("train", number, at, point))
-            steps.append(Step("decide", number, point, point, decisions))
-            at, decisions = point, decisions + 1
+        for nth, point in enumerate(decision_points(stage)):
+            if begin + point > at:
+                steps.append(Step("train", number, at, begin + point))
+            at = begin + point + overlap_steps(stage)
+            kind = "overlap" if stage.overlap else "decide"
+            steps.append(Step(kind, number, begin + point, at, decisions, space_of(config, stage, nth)))
+            decisions += 1
         if at < begin + stage.steps:
             steps.append(Step("train", number, at, begin + stage.steps))
         begin += stage.steps
     return steps
+
+
+def decision_points(stage: StageConfig) -> list[int]:
+    """Steps of a stage at which it decides."""
+    return sorted({round(fraction * stage.steps) for fraction in stage.decide_at})
+
+
+def overlap_steps(stage: StageConfig) -> int:
+    """Steps trained beside each decision of a stage."""
+    return (stage.overlap_steps or max(1, stage.steps // 10)) if stage.overlap else 0
+
+
+def space_of(config: RunConfig, stage: StageConfig, nth: int) -> str:
+    """Search space of a stage's decision, counted from 0."""
+    spaces = stage.search_space or config.search.space
+    return spaces[min(nth, len(spaces) - 1)] if isinstance(spaces, list) else spaces
 
 
 def stage_domains(config: RunConfig, stage: StageConfig) -> list[str]:

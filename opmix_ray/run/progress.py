@@ -74,7 +74,9 @@ class PlainProgress(Progress):
                 f"learning rate {row['learning_rate']:.2e}"
             )
         elif row["kind"] == "evaluation":
-            self.message(f"step {row['step']}: held-out loss {_losses(row['losses'])}")
+            right = row.get("accuracy", {})
+            losses = {name: loss for name, loss in row["losses"].items() if name not in right}
+            self.message(f"step {row['step']}: held-out loss {_losses(losses)}{_accuracies(right)}")
 
     def decision_started(self, index: int, step: int, components: Sequence[str], trials: int) -> None:
         self.message(f"decision {index} at step {step}: {len(components)} probes, then {trials} candidates")
@@ -91,7 +93,25 @@ class PlainProgress(Progress):
     def decided(self, decision: Decision) -> None:
         kept = "new mixture" if decision.kept == "proposal" else "old mixture kept"
         self.message(f"decision {decision.index}: {kept}, because {decision.reason}")
-        self.message(f"mixture from step {decision.step}: {_shares(decision.mixture)}")
+        step = decision.details.get("effective_step", decision.step)
+        self.message(f"mixture from step {step}: {_shares(decision.mixture)}")
+
+
+class BesideProgress(PlainProgress):
+    """Lines about a decision that is made beside training, whose bars stay as they are.
+
+    Args:
+        progress: of the training.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def message(self, text: str) -> None:
+        self._progress.message(text)
+
+    def trial(self, row: TrialRow, best: TrialRow | None, trials: int) -> None:
+        """Nothing: candidates are many."""
 
 
 class RichProgress(PlainProgress):
@@ -177,6 +197,11 @@ def make_progress(console: Console, *, silent: bool = False) -> Progress:
 
 def _shares(shares: dict[str, float]) -> str:
     return " ".join(f"{name} {share:.3f}" for name, share in shares.items())
+
+
+def _accuracies(right: dict[str, float]) -> str:
+    shown = " ".join(f"{name} {100 * value:.1f} %" for name, value in right.items())
+    return f", right answers {shown}" if shown else ""
 
 
 def _losses(losses: dict[str, float]) -> str:

@@ -30,7 +30,8 @@ def make_result(
         seq_len: tokens in a sequence.
 
     Returns:
-        Losses in nats per token, perplexities as their exponentials, costs in tokens, FLOPs, seconds, bytes.
+        Losses in nats per token, perplexities as their exponentials, accuracies and their rates of wrong answers
+        among the losses; means over sets of one kind, None where there is none; costs in tokens, FLOPs, seconds, bytes.
     """
     objective = config.objective()
     ledger = Ledger(state.ledger)
@@ -87,7 +88,13 @@ def _evaluation(row: dict[str, Any], objective: dict[str, float]) -> dict[str, A
         "losses": losses,
         "perplexity": perplexity,
         "bits_per_byte": row["bits_per_byte"],
-        "mean_loss": sum(losses.values()) / len(losses),
-        "mean_perplexity": sum(perplexity.values()) / len(perplexity),
+        "accuracy": row.get("accuracy", {}),
+        "mean_loss": _mean([loss for name, loss in losses.items() if name in perplexity]),
+        "mean_perplexity": _mean(list(perplexity.values())),
+        "mean_accuracy": _mean(list(row.get("accuracy", {}).values())),
         "objective": sum(weight * losses[name] for name, weight in objective.items()),
     }
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +16,28 @@ from typing import Any
 
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.plan import share_caps
-from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.data.sampler import Sampler, SamplerState
 from opmix_ray.data.tokenizer import load_saved_tokenizer
-from opmix_ray.errors import UserErrors
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.flops import forward_flops, train_flops
 from opmix_ray.report import write_report
+from opmix_ray.run.base import BASE, Before, adopt, beginning, same_content, with_base
+from opmix_ray.run.beside import Beside
 from opmix_ray.run.cluster import connected
 from opmix_ray.run.decision import Decide, Situation
+from opmix_ray.run.enter import enter
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
-from opmix_ray.run.plan import Step, plan, stage_domains, start_mixture
-from opmix_ray.run.progress import Progress
+from opmix_ray.run.plan import Step, plan, stage_domains
+from opmix_ray.run.progress import BesideProgress, Progress
 from opmix_ray.run.result import make_result
 from opmix_ray.run.state import METRICS, MIXTURE, RESULT, RunState, open_output
 from opmix_ray.run.strategies.registry import decider, live
 from opmix_ray.run.strategies.rules import planned
-from opmix_ray.run.validate import check_before, check_prepared
+from opmix_ray.run.validate import check_before, prepare_checked, refuse
+from opmix_ray.search.decide import Decision
 from opmix_ray.storage import Storage
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import TRAIN, SegmentResult, run_segment
@@ -64,24 +69,24 @@ def run(
         UserError: something in the configuration, the data or the output is wrong.
     """
     config = planned(config)
-    errors = check_before(config, file)
-    if errors:
-        raise UserErrors(errors)
     progress = progress or Progress()
     storage = Storage(config.output_uri())
-    with locked(storage):
-        state = open_output(config, storage, resume=resume, overwrite=overwrite)
-        if state.finished and storage.exists(RESULT):
-            progress.message(f"{storage.uri} holds this run, finished; use --overwrite to run it again")
-            return storage.read_json(RESULT)
-        if state.done:
-            progress.message(f"resuming at step {state.step}")
-        prepared = prepare(config, on_progress=progress.preparing)
-        errors = check_prepared(config, prepared)
-        if errors:
-            raise UserErrors(errors)
-        with connected(config):
-            return _Runner(config, prepared, storage, state, progress, decide or decider(config)).run()
+    with with_base(config) as based:
+        refuse(check_before(based, file))
+        with locked(storage):
+            state = open_output(config, storage, resume=resume, overwrite=overwrite)
+            if state.finished and storage.exists(RESULT):
+                progress.message(f"{storage.uri} holds this run, finished; use --overwrite to run it again")
+                return storage.read_json(RESULT)
+            if state.done:
+                progress.message(f"resuming at step {state.step}")
+            prepared = prepare_checked(based, progress.preparing)
+            if state.done:
+                same_content(state, prepared)
+            else:
+                adopt(config, storage, state)
+            with connected(config):
+                return _Runner(based, prepared, storage, state, progress, decide or decider(config)).run()
 
 
 class _Runner:
@@ -107,17 +112,17 @@ class _Runner:
         return self._finish()
 
     def _stage(self, step: Step) -> None:
-        stage = self.config.stages[step.stage]
+        stage, before = self.config.stages[step.stage], Before.of(self.state)
         if stage.restart:
-            self.state.checkpoint = None
-        previous = Mixture(self.state.mixture) if self.state.mixture else None
-        mixture, moved = start_mixture(
-            self.config, stage, previous, self.tokens, self._used(), self.prepared.seq_len
-        )
-        for name, change in moved.items():
-            self.progress.message(f"{name}: share changed by {change:+.4f} to keep its max_epochs")
+            before = beginning(self.config)
+            self.state.checkpoint = BASE if self.storage.exists(BASE) else None
+        entry = enter(self.config, step.stage, before, self.prepared)
+        for note in entry.notes:
+            self.progress.message(note)
         self.state.stage = stage.name
-        self._set_mixture(mixture, step.start, "start of the stage")
+        entry.before.put(self.state)
+        self.state.old = entry.old.shares if entry.old is not None else {}
+        self._set_mixture(entry.mixture, step.start, "start of the stage")
 
     def _train(self, step: Step) -> None:
         config, stage = self.config, self.config.stages[step.stage]
@@ -144,6 +149,7 @@ class _Runner:
             sequences_searched=config.search.sequences,
             prepared=self.prepared,
             live=live(config, self._caps(stage)),
+            sampler=self.state.sampler,
         )
         self.progress.segment_started(stage.name, step.start, step.end, self.state.mixture)
         result = run_segment(segment, self._on_event)
@@ -169,6 +175,7 @@ class _Runner:
         self.state.rows = len(self.rows)
         self.state.step = result.state.step
         self.state.checkpoint = result.checkpoint
+        self.state.sampler = result.state.sampler
         train, forward = self._flops_per_token()
         evaluated = [row for row in result.state.rows if row["kind"] == "evaluation"]
         seconds = sum(row["seconds"] for row in evaluated)
@@ -183,33 +190,64 @@ class _Runner:
         for purpose, tokens in result.state.side.items():
             self.ledger.add(purpose, tokens=tokens, flops=tokens * forward)
         if result.state.live:
-            self._set_mixture(Mixture(result.state.sampler["mixture"]), result.state.step, self.config.strategy)
+            self._set_mixture(
+                Mixture(result.state.sampler["mixture"]), result.state.step, self.config.strategy
+            )
 
     def _drop_old_checkpoints(self) -> None:
         """Keep the segment that holds the weights in force; what came before is not needed any more."""
         if self.state.checkpoint is not None:
-            kept = self.state.checkpoint.split("/")[1]
+            kept = {self.state.checkpoint.split("/")[1]}
+            if any(stage.restart for stage in self.config.stages):
+                kept.add(BASE.split("/")[1])
             for name in self.storage.names(TRAIN):
-                if name != kept:
+                if name not in kept:
                     self.storage.delete(f"{TRAIN}/{name}")
 
     def _decide(self, step: Step) -> None:
+        began = time.monotonic()
+        with self._weights() as model:
+            decision = self._decision(self._situation(step, model), self.progress, self.ledger)
+        self._follow(decision, step, _wall(decision, began))
+
+    def _overlap(self, step: Step) -> None:
+        """Train on under the old mixture while the decision is made from the weights the step begins with."""
+        began, ledger = time.monotonic(), Ledger()
+        with self._weights() as model:
+            situation, progress = self._situation(step, model), BesideProgress(self.progress)
+            beside = Beside(lambda: self._decision(situation, progress, ledger))
+            before = self.ledger["main"]["seconds"]
+            self._train(step)
+            decision = beside.result()
+        trained = (self.ledger["main"]["seconds"] - before) / self.config.train.workers
+        self.ledger.merge(ledger)
+        self._follow(decision, step, max(0.0, _wall(decision, began) - trained))
+
+    def _situation(self, step: Step, model: Path | None) -> Situation:
         config, stage = self.config, self.config.stages[step.stage]
         stage_end = sum(other.steps for other in config.stages[: step.stage + 1])
-        with self._weights() as model:
-            situation = Situation(
-                index=step.index,
-                step=step.start,
-                stage=stage.name,
-                space=stage.search_space or config.search.space,
-                current=Mixture(self.state.mixture).over(stage_domains(config, stage)),
-                model=model,
-                tokens_left=(stage_end - step.start) * config.train.batch_size * self.prepared.seq_len,
-                tokens_used=self._used(),
-            )
-            decision = self.decide(config, self.prepared, self.storage, situation, self.progress, self.ledger)
+        return Situation(
+            index=step.index,
+            step=step.start,
+            stage=stage.name,
+            space=step.space,
+            current=Mixture(self.state.mixture).over(stage_domains(config, stage)),
+            model=model,
+            tokens_left=(stage_end - step.end) * config.train.batch_size * self.prepared.seq_len,
+            tokens_used=self._used(step.end - step.start),
+            old=Mixture(self.state.old) if self.state.old else None,
+            effective=step.end,
+        )
+
+    def _decision(self, situation: Situation, progress: Progress, ledger: Ledger) -> Decision:
+        return self.decide(self.config, self.prepared, self.storage, situation, progress, ledger)
+
+    def _follow(self, decision: Decision, step: Step, idle: float) -> None:
+        """Let a decision's mixture come into force at the step's end; `idle` seconds were waited for it."""
+        self.ledger.add("idle", seconds=idle * self.config.train.workers)
         if decision.kept == "proposal":
-            self._set_mixture(Mixture(decision.mixture), step.start, f"decision {decision.index}")
+            made = f", made for step {step.start}" if step.end > step.start else ""
+            self._set_mixture(Mixture(decision.mixture), step.end, f"decision {decision.index}{made}")
 
     def _set_mixture(self, mixture: Mixture, step: int, why: str) -> None:
         self.state.mixture = mixture.shares
@@ -224,12 +262,15 @@ class _Runner:
         length = stage.steps * self.config.train.batch_size * self.prepared.seq_len
         return share_caps(tokens, epochs, self._used(), length)
 
-    def _used(self) -> dict[str, float]:
-        """Tokens drawn so far by domain, since the weights in force were begun with."""
-        delivered: dict[str, int] = next(
-            (row["delivered"] for row in reversed(self.rows) if row["kind"] == "train" and self.state.checkpoint), {}
-        )
-        return {name: float(count * self.prepared.seq_len) for name, count in delivered.items()}
+    def _used(self, ahead: int = 0) -> dict[str, float]:
+        """Tokens drawn by domain since the weights in force were begun with, and in so many steps ahead."""
+        state, mixture = SamplerState.from_dict(self.state.sampler), Mixture(self.state.mixture)
+        if ahead:
+            sizes = {name: self.prepared.domains[name].train_sequences for name in mixture}
+            sampler = Sampler(sizes, self.config.train.batch_size, self.config.seed, mixture, state)
+            sampler.skip(ahead)
+            state = sampler.state
+        return {name: float(count * self.prepared.seq_len) for name, count in state.consumed.items()}
 
     @contextmanager
     def _weights(self) -> Iterator[Path | None]:
@@ -273,3 +314,9 @@ class _Runner:
                 (Path(directory) / file.name).write_bytes(file.read_bytes())
             load_saved_tokenizer(self.prepared.tokenizer_path).save_pretrained(directory)
             self.storage.upload(directory, "model")
+
+
+def _wall(decision: Decision, began: float) -> float:
+    """Wall seconds that a decision took; those it noted, where it was found and not made."""
+    noted = decision.details.get("wall_seconds", {})
+    return float(sum(noted.values())) if noted else time.monotonic() - began

@@ -7,11 +7,13 @@ from pathlib import Path
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
+from opmix_ray.run.base import beginning, with_base
 from opmix_ray.run.cluster import connected
 from opmix_ray.run.decision import Situation, make_decision
+from opmix_ray.run.enter import enter
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
-from opmix_ray.run.plan import stage_domains, start_mixture
+from opmix_ray.run.plan import space_of, stage_domains
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.state import MIXTURE, open_output
 from opmix_ray.run.validate import validate
@@ -52,21 +54,22 @@ def search_once(
     stage = config.stages[0]
     if len(stage_domains(config, stage)) < 2:
         raise UserError("a decision needs at least two domains", key="data.domains", remedy="add a domain")
-    storage = Storage(config.output_uri())
-    with locked(storage):
-        state = open_output(config, storage, resume=False, overwrite=overwrite)
+    storage, original = Storage(config.output_uri()), config
+    with with_base(config) as config, locked(storage):
+        state = open_output(original, storage, resume=False, overwrite=overwrite)
         prepared = validate(config, on_progress=progress.preparing)
-        tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
-        mixture, _ = start_mixture(config, stage, None, tokens, {}, prepared.seq_len)
+        entry = enter(config, 0, beginning(config), prepared)
+        mixture = entry.mixture
         situation = Situation(
             index=0,
             step=step,
             stage=stage.name,
-            space=stage.search_space or config.search.space,
+            space=space_of(config, stage, 0),
             current=mixture,
             model=None,
             tokens_left=stage.steps * config.train.batch_size * prepared.seq_len,
-            tokens_used={},
+            tokens_used=entry.used,
+            old=entry.old,
         )
         ledger = Ledger()
         with connected(config):

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from opmix_ray.config import RunConfig, dump_config
+from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
 from opmix_ray.storage import Storage
 
@@ -65,6 +66,9 @@ class RunState:
         mixtures: every mixture with the step it began at, its stage, and why.
         ledger: `Ledger.to_dict()`.
         rows: rows of metrics.jsonl that are final.
+        sampler: `SamplerState.to_dict()`, of every domain that was ever read.
+        read: digest and number of the sequences of each domain when it was read.
+        old: mixture that the stage began on, in the names of its domains; empty where nothing came before.
         finished: whether result.json is written.
     """
 
@@ -76,6 +80,9 @@ class RunState:
     mixtures: list[dict[str, Any]] = field(default_factory=list)
     ledger: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: int = 0
+    sampler: dict[str, Any] = field(default_factory=lambda: SamplerState().to_dict())
+    read: dict[str, dict[str, Any]] = field(default_factory=dict)
+    old: dict[str, float] = field(default_factory=dict)
     finished: bool = False
     version: int = VERSION
 

@@ -11,16 +11,17 @@ from rich.table import Table
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, summary
 from opmix_ray.errors import UserError
+from opmix_ray.run.base import beginning
+from opmix_ray.run.enter import enter
 from opmix_ray.run.ledger import Ledger
-from opmix_ray.run.plan import plan, start_mixture
+from opmix_ray.run.plan import plan
 from opmix_ray.run.state import RESULT, STATE, load_state, read_config
 from opmix_ray.storage import Storage
 
 
 def prepared_table(config: RunConfig, prepared: Prepared) -> list[dict[str, Any]]:
     """Tokens, leaks and epochs of every domain at the first stage's mixture over all stages."""
-    tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
-    mixture, _ = start_mixture(config, config.stages[0], None, tokens, {}, prepared.seq_len)
+    mixture = enter(config, 0, beginning(config), prepared).mixture
     total = sum(stage.steps for stage in config.stages) * config.train.batch_size * prepared.seq_len
     return [dict(row) for row in summary(prepared, mixture, total)]
 
@@ -55,8 +56,9 @@ def run_status(directory: str) -> dict[str, Any]:
             "stage": f"begin stage {config.stages[step.stage].name}",
             "train": f"train steps {step.start} to {step.end}",
             "decide": f"make decision {step.index} at step {step.start}",
+            "overlap": f"train steps {step.start} to {step.end} beside decision {step.index}",
         }[step.kind]
-        if step.kind == "decide":
+        if step.index >= 0:
             log = storage.lines(f"decisions/{step.index:03d}/trials.jsonl")
             found["trials"] = f"{len(log)} of {config.search.trials}"
     elif not state.finished:
@@ -80,11 +82,22 @@ def closing_words(result: Mapping[str, Any], report: str) -> str:
             f"decisions {len(result['decisions'])}, of which {changed} changed the mixture",
             f"loss      {first['mean_loss']:.4f} -> {last['mean_loss']:.4f} nats per token, "
             f"mean perplexity {first['mean_perplexity']:.1f} -> {last['mean_perplexity']:.1f}",
+            *_accuracy(first, last),
             f"cost      {main['tokens']:,.0f} tokens trained in {main['seconds']:.0f} worker seconds; deciding took "
             f"{deciding:.0f} worker seconds and {100 * ledger['overhead']:.1f} % of the training FLOPs",
             f"report    {report}",
         ]
     )
+
+
+def _accuracy(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
+    sets = last.get("accuracy") or {}
+    if not sets:
+        return []
+    shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in sets.items())
+    return [
+        f"accuracy  {100 * first['mean_accuracy']:.1f} % -> {100 * last['mean_accuracy']:.1f} % ({shown})"
+    ]
 
 
 def print_table(console: Console, value: Any) -> None:

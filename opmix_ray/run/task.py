@@ -20,7 +20,8 @@ from opmix_ray.model.base import factors_only, snapshot
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import Probe
-from opmix_ray.run.plan import stage_domains, start_mixture
+from opmix_ray.run.base import beginning, with_base
+from opmix_ray.run.enter import enter
 from opmix_ray.run.validate import validate
 from opmix_ray.search.space import choose_components, read_space
 from opmix_ray.search.trial import SearchTask
@@ -88,13 +89,16 @@ def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
     Raises:
         UserErrors: everything that is wrong with the configuration and the data.
     """
-    prepared = validate(config)
-    stage = config.stages[0]
-    tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
-    old, _ = start_mixture(config, stage, None, tokens, {}, prepared.seq_len)
-    names = choose_components(read_space(config.search.space)[0].kind, old, stage_domains(config, stage))
-    weights = load_weights(config, prepared, model)
-    base_ref = ray.put(snapshot(weights))
-    tasks = [probe_task(config, prepared, name, old, "task") for name in names]
-    found = {probe.name: probe for probe in train_probes(tasks, base_ref)}
-    return put_task(config, prepared, weights, base_ref, [found[name] for name in names], old.domains)[0]
+    with with_base(config) as config:
+        prepared = validate(config)
+        entry = enter(config, 0, beginning(config), prepared)
+        current, old = entry.mixture, entry.old or entry.mixture
+        kind = read_space(config.search.space)[0].kind
+        names = choose_components(kind, old, current.domains)
+        weights = load_weights(config, prepared, model)
+        base_ref = ray.put(snapshot(weights))
+        replayed = old if kind == "old_new" else current
+        tasks = [probe_task(config, prepared, name, replayed, "task") for name in names]
+        found = {probe.name: probe for probe in train_probes(tasks, base_ref)}
+        probes = [found[name] for name in names]
+        return put_task(config, prepared, weights, base_ref, probes, current.domains)[0]

@@ -12,7 +12,9 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig
 
 from opmix_ray.config import ModelConfig, RunConfig
+from opmix_ray.data.lineage import Origin, follow
 from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.data.questions import validate_questions
 from opmix_ray.data.sources import validate_sources
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
 from opmix_ray.errors import UserError, UserErrors, user_errors
@@ -20,9 +22,11 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import adapted_layers
 from opmix_ray.remote import check_uris
+from opmix_ray.run.base import beginning, with_base
 from opmix_ray.run.check_plan import check_plan
 from opmix_ray.run.cluster import check_cluster
-from opmix_ray.run.plan import stage_domains, start_mixture, wanted_mixture
+from opmix_ray.run.enter import enter
+from opmix_ray.run.plan import decision_points, space_of, stage_domains, wanted_mixture
 from opmix_ray.search.components import Components
 from opmix_ray.search.space import choose_components, load_space, read_space
 from opmix_ray.train.probes import probe_data
@@ -34,7 +38,7 @@ _MODEL_REMEDY = "give a directory with config.json and weights, or a hub id that
 def check_before(config: RunConfig, file: Any = None) -> list[UserError]:
     """What configuration, files, tokenizer and model show without reading all data."""
     plan = check_uris(config) + check_plan(config, file)
-    errors = plan + validate_sources(config)
+    errors = plan + validate_sources(config) + validate_questions(config)
     named = any((error.key or "").startswith(("model", "tokenizer")) for error in plan)
     if not named and (config.tokenizer.train_vocab_size is None or not errors):
         errors += _collected(lambda: _tokenizer_and_model(config))
@@ -53,20 +57,21 @@ def check_all(
         file: its file, for errors.
         on_progress: see `prepare`.
     """
-    errors = check_before(config, file)
-    if not errors:
-        prepared, errors = _prepared(config, on_progress)
-        if prepared is not None:
-            errors += check_prepared(config, prepared)
+    errors = _collected(lambda: _checked(config, file, on_progress))
     return errors + check_cluster(config)
+
+
+def _checked(config: RunConfig, file: Any, on_progress: Callable[[str, int, int], None] | None) -> None:
+    with with_base(config) as config:
+        refuse(check_before(config, file))
+        prepared, errors = _prepared(config, on_progress)
+        refuse(errors if prepared is None else check_prepared(config, prepared))
 
 
 def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
     """What the number of tokens shows: sizes, repetition caps."""
     errors: list[UserError] = []
-    tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
-    previous: Mixture | None = None
-    used = dict.fromkeys(tokens, 0.0)
+    first = before = beginning(config)
     for position, stage in enumerate(config.stages):
         names = stage_domains(config, stage)
         sequences = sum(prepared.domains[name].train_sequences for name in names)
@@ -82,7 +87,7 @@ def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
             )
             continue
         try:
-            previous, _ = start_mixture(config, stage, previous, tokens, used, prepared.seq_len)
+            entry = enter(config, position, first if stage.restart else before, prepared)
         except UserError as error:
             errors.append(
                 UserError(
@@ -93,9 +98,7 @@ def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
                 )
             )
             continue
-        length = stage.steps * config.train.batch_size * prepared.seq_len
-        for name, share in previous.items():
-            used[name] += share * length
+        before = entry.after(stage.steps * config.train.batch_size)
     return errors
 
 
@@ -107,14 +110,28 @@ def validate(
     Raises:
         UserErrors: everything that is wrong.
     """
-    errors = check_before(config, file)
-    if errors:
-        raise UserErrors(errors)
+    with with_base(config) as config:
+        refuse(check_before(config, file))
+        return prepare_checked(config, on_progress)
+
+
+def prepare_checked(
+    config: RunConfig, on_progress: Callable[[str, int, int], None] | None = None
+) -> Prepared:
+    """Prepare a run's data and check its sizes.
+
+    Raises:
+        UserErrors: everything that is wrong.
+    """
     prepared = prepare(config, on_progress=on_progress)
-    errors = check_prepared(config, prepared)
+    refuse(check_prepared(config, prepared))
+    return prepared
+
+
+def refuse(errors: list[UserError]) -> None:
+    """Raise all errors together, if there are any."""
     if errors:
         raise UserErrors(errors)
-    return prepared
 
 
 def _collected(check: Callable[[], Any]) -> list[UserError]:
@@ -192,20 +209,25 @@ def _embedding_rows(model: ModelConfig) -> int | None:
 
 def _spaces(config: RunConfig) -> None:
     """Build every decision's search space once, on the mixture its stage begins with."""
-    current: Mixture | None = None
+    current = beginning(config).mixture
     for position, stage in enumerate(config.stages):
         names = stage_domains(config, stage)
-        here = wanted_mixture(stage, current, dict.fromkeys(names, 1.0))  # no tokens are counted yet
-        if stage.decide_at:
+        tokens = dict.fromkeys(names, 1.0)  # none are counted yet
+        old = follow(current, {name: Origin.of(config.data.domains[name]) for name in names}, tokens)
+        here = wanted_mixture(stage, old, tokens)
+        for nth in range(len(decision_points(stage))):
             key = "search.space" if stage.search_space is None else f"stages.{position}.search_space"
-            _space(config, stage.search_space or config.search.space, key, here, names)
-        current = here
+            _space(config, space_of(config, stage, nth), key, here, old or here)
+        current = here.shares
 
 
-def _space(config: RunConfig, space: str, key: str, start: Mixture, names: list[str]) -> None:
+def _space(config: RunConfig, space: str, key: str, start: Mixture, old: Mixture) -> None:
+    names = start.domains
     try:
-        components = choose_components(read_space(space)[0].kind, start, names)
-        data = [probe_data(name, start, config.probe.new_share).array(names) for name in components]
+        kind = read_space(space)[0].kind
+        components = choose_components(kind, old, names)
+        replayed = old if kind == "old_new" else start
+        data = [probe_data(name, replayed, config.probe.new_share).array(names) for name in components]
         load_space(space, Components(tuple(components), tuple(names), np.array(data)), config.data.domains)
     except UserErrors:
         raise

@@ -14,6 +14,7 @@ from opmix_ray.config import ProposalConfig
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.mixture import Mixture
 from opmix_ray.search.components import Components
+from opmix_ray.search.old_part import OldPart
 from opmix_ray.search.propose import Proposal, propose
 from opmix_ray.search.rows import TrialRow, usable_losses
 
@@ -33,6 +34,7 @@ class Question:
         lower, upper: least and greatest share of each domain, bounds and repetition caps together.
         settings: law, KL weight, confidence.
         seed: of the bootstrap.
+        old: the domains that are searched as one; None: every domain has a share of its own.
     """
 
     components: Components
@@ -44,6 +46,7 @@ class Question:
     upper: dict[str, float]
     settings: ProposalConfig
     seed: int
+    old: OldPart | None = None
 
 
 @dataclass
@@ -51,14 +54,16 @@ class Answer:
     """The law and the proposal it leads to.
 
     Args:
-        law: fitted; None where too few candidates are usable.
-        proposal: over domains.
+        law: fitted, over domains, or over `old` and the new ones; None where too few candidates are usable.
+        proposal: over the law's domains.
+        mixture: the proposal over all domains.
         weights: (C,) interpolation weights that simulate the proposal.
         seconds: spent on fitting and solving.
     """
 
     law: FittedLaw | None
     proposal: Proposal | None
+    mixture: Mixture | None
     weights: np.ndarray | None
     seconds: float
 
@@ -113,15 +118,15 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
     began = time.monotonic()
     usable = [row for row in rows if row.usable and math.isfinite(row.objective)]
     if len(usable) < LEAST_ROWS:
-        return Answer(None, None, None, time.monotonic() - began)
-    domains = list(question.components.domains)
+        return Answer(None, None, None, None, time.monotonic() - began)
+    domains, current, old = list(question.components.domains), question.current, question.old
     ratios = np.array([[row.ratios[name] for name in domains] for row in usable])
+    if old is not None:
+        domains, current, ratios = old.names, old.reduced(current), old.reduce(ratios)
     settings = question.settings
     extrapolate = None
     if settings.law in ("auto", "log-share") and settings.eps_ratio is not None:
-        extrapolate = Extrapolation(
-            eps_ratio=settings.eps_ratio, anchor=question.current.array(domains).tolist()
-        )
+        extrapolate = Extrapolation(eps_ratio=settings.eps_ratio, anchor=current.array(domains).tolist())
     law = fit_law(
         ratios,
         usable_losses(usable, question.sets),
@@ -138,11 +143,13 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
         kl=settings.kl,
         lower=question.lower,
         upper=question.upper,
-        current=question.current,
+        current=current,
+        expand=None if old is None else old.expand,
         seed=question.seed,
     )
-    weights = question.components.weights_for(proposal.mixture)
-    return Answer(law, proposal, weights, time.monotonic() - began)
+    mixture = (proposal.leaves or proposal.mixture).over(question.components.domains)
+    weights = question.components.weights_for(mixture)
+    return Answer(law, proposal, mixture, weights, time.monotonic() - began)
 
 
 def measure_gain(
@@ -215,7 +222,7 @@ def conclude(
             reason = f"the proposal is worse than the mixture in force: gain {interval}"
         else:
             reason = f"the measured gain of the proposal may be 0: {interval}"
-    proposal = found.proposal.mixture if found.proposal else question.current
+    proposal = found.mixture or question.current
     mixture = proposal if kept == "proposal" else question.current
     return Decision(
         index=index,

@@ -178,7 +178,7 @@ def _uniforms(weights: np.ndarray) -> list[float]:
 
 
 def choose_components(kind: str, old: Mixture, domains: Sequence[str]) -> list[str]:
-    """The components of a decision: one per domain; in `old_new` the old mixture and the domains that are new.
+    """The components of a decision: one per domain; in `old_new` the old mixture and the domains it gives no share.
 
     With one probe per domain, `p = E^T w` has exactly one solution. A further probe of the old mixture would give
     many, and they are not equal: sums of several probes average the noise of their training away, so the same

@@ -19,12 +19,13 @@ import ray
 import torch
 from ray import tune
 
-from opmix_ray.data.held_out import HeldOut
+from opmix_ray.data.held_out import HeldOut, count_of, part_of, tokens_of
 from opmix_ray.model.base import with_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import SetLoss
 from opmix_ray.search.components import Components
+from opmix_ray.search.race import Rival, lead
 from opmix_ray.search.space import Simplex, Space
 
 PENALTY = 1e3  # objective of a candidate whose loss is not a number: worse than any loss
@@ -41,8 +42,9 @@ class SearchTask:
         components: the probes' names and data.
         objective: weight per evaluation set.
         batch_size: sequences in a forward pass.
-        chunks: parts in which a trial reports.
+        chunks: parts of the sequences, after each of which a candidate may be left.
         autocast: compute in bfloat16.
+        race_confidence: at which a candidate must be worse than the best to be left early.
         space: turns drawn parameters into weights; none: the simplex.
     """
 
@@ -54,6 +56,7 @@ class SearchTask:
     batch_size: int = 16
     chunks: int = 1
     autocast: bool = True
+    race_confidence: float = 0.999
     space: Space | None = None
 
     @classmethod
@@ -117,18 +120,17 @@ class CandidateScorer:
         self._model = Interpolator(probe_set, autocast=autocast)
         self._batch_size = batch_size
         self._objective = dict(objective)
-        most = max(len(ids) for ids, _ in sets.values())
-        count = min(chunks, most)
-        edges = [[round(k * len(ids) / count) for k in range(count + 1)] for ids, _ in sets.values()]
-        self._chunks = [
+        count = min(chunks, max(count_of(held) for held in sets.values()))
+        edges = [[round(k * count_of(held) / count) for k in range(count + 1)] for held in sets.values()]
+        self._chunks: list[HeldOut] = [
             {
-                n: (i[e[k] : e[k + 1]], m[e[k] : e[k + 1]])
-                for (n, (i, m)), e in zip(sets.items(), edges, strict=True)
+                name: part_of(held, slice(edge[k], edge[k + 1]))
+                for (name, held), edge in zip(sets.items(), edges, strict=True)
             }
             for k in range(count)
         ]
-        ids = next(iter(sets.values()))[0]
-        self._flops_per_token = forward_flops(self._model.model, 1.0, ids.shape[1])
+        length = max((held[0].shape[1] for held in sets.values() if isinstance(held, tuple)), default=1)
+        self._flops_per_token = forward_flops(self._model.model, 1.0, length)
 
     def scores(self, weights: np.ndarray) -> Iterator[Score]:
         """The score after each chunk of sequences, for interpolation weights (C,)."""
@@ -138,7 +140,7 @@ class CandidateScorer:
         for number, chunk in enumerate(self._chunks, start=1):
             for name, loss in self._model.losses(chunk, self._batch_size).items():
                 parts[name].append(loss)
-            tokens += sum(ids.size for ids, _ in chunk.values())
+            tokens += sum(tokens_of(held) for held in chunk.values())
             losses = {
                 name: SetLoss(
                     np.concatenate([p.nats for p in part]), np.concatenate([p.tokens for p in part])
@@ -151,7 +153,16 @@ class CandidateScorer:
 
     def score(self, weights: np.ndarray) -> Score:
         """The score on every sequence."""
-        return list(self.scores(weights))[-1]
+        return self.race(weights, None)
+
+    def race(self, weights: np.ndarray, rival: Rival | None, confidence: float = 0.999) -> Score:
+        """The score on every sequence, or on those after which the candidate is certainly worse than the rival."""
+        for score in self.scores(weights):
+            if score.done or not math.isfinite(score.objective):
+                break
+            if rival is not None and lead(score.losses, rival, self._objective, confidence) > 0:
+                break
+        return score
 
 
 class MixtureTrial(tune.Trainable):
@@ -160,6 +171,10 @@ class MixtureTrial(tune.Trainable):
     The configuration holds either `weights` (C,) or the parameters of the task's space. Reports `objective`
     (a finite number, `PENALTY` where a loss is not), `finite`, `eval_<set>_loss`, `sequences`, `tokens`, `flops`,
     and per sequence `nats` and `targets`.
+
+    The product's own search saves trips between driver and actor: `batch` is a list of candidates' weights, scored
+    in one step and reported as the list `scored`; with `rival`, a candidate that is certainly worse is left early.
+    `rest` is a number of seconds to wait for other evaluators, which keeps the actor from being given up meanwhile.
     """
 
     def setup(self, config: dict[str, Any], task: SearchTask | None = None) -> None:
@@ -180,6 +195,7 @@ class MixtureTrial(tune.Trainable):
             chunks=task.chunks,
             autocast=task.autocast,
         )
+        self._confidence = task.race_confidence
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -188,6 +204,12 @@ class MixtureTrial(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
+        self._rest = config.get("rest")
+        self._batch = config.get("batch")
+        if self._rest is not None or self._batch is not None:
+            given = config.get("rival")
+            self._rival = None if given is None else Rival(**given)
+            return
         given = config.get("weights")
         self._weights = np.asarray(
             given if given is not None else self._space.weights(config), dtype=np.float64
@@ -196,25 +218,41 @@ class MixtureTrial(tune.Trainable):
         self._seconds = 0.0
 
     def step(self) -> dict[str, Any]:
-        """Score the next chunk of sequences."""
+        """Score the next chunk of sequences, or the whole batch."""
+        if self._rest is not None:
+            time.sleep(self._rest)
+            return {"objective": PENALTY, "rested": self._rest, "done": True}
+        if self._batch is not None:
+            scored = [self._score(np.asarray(weights, dtype=np.float64)) for weights in self._batch]
+            return {"scored": scored, "objective": min(s["objective"] for s in scored), "done": True}
         began = time.monotonic()
         score = next(self._scores)
         self._seconds += time.monotonic() - began
+        return {
+            **self._report(self._weights, score, self._seconds),
+            **{f"eval_{name}_loss": loss.mean for name, loss in score.losses.items()},
+            "done": score.done,
+        }
+
+    def _score(self, weights: np.ndarray) -> dict[str, Any]:
+        began = time.monotonic()
+        score = self._scorer.race(weights, self._rival, self._confidence)
+        return self._report(weights, score, time.monotonic() - began)
+
+    def _report(self, weights: np.ndarray, score: Score, seconds: float) -> dict[str, Any]:
         finite = math.isfinite(score.objective)
         return {
             "objective": score.objective if finite else PENALTY,
             "finite": finite,
-            **{f"eval_{name}_loss": loss.mean for name, loss in score.losses.items()},
-            "weights": self._weights.tolist(),
-            "ratios": self._components.ratios(self._weights).tolist(),
+            "weights": weights.tolist(),
+            "ratios": self._components.ratios(weights).tolist(),
             "sequences": sum(len(loss.nats) for loss in score.losses.values()),
             "tokens": score.tokens,
             "flops": score.flops,
-            "scoring_seconds": self._seconds,
+            "scoring_seconds": seconds,
             "nats": {name: loss.nats.tolist() for name, loss in score.losses.items()},
             "targets": {name: loss.tokens.tolist() for name, loss in score.losses.items()},
             "complete": score.done,
-            "done": score.done,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

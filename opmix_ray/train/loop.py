@@ -21,17 +21,17 @@ import ray.train.torch
 import torch
 
 from opmix_ray.config import EvaluationConfig, ModelConfig, TrainConfig
-from opmix_ray.data.held_out import report_sets
+from opmix_ray.data.held_out import Held, part_of, report_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Batch, Sampler, SamplerState
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import load_model
-from opmix_ray.model.loss import SetLoss, compute_context
+from opmix_ray.model.loss import SetLoss, compute_context, measure
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
-from opmix_ray.train.notice import Notice
 from opmix_ray.train.live import Live
+from opmix_ray.train.notice import Notice
 from opmix_ray.train.parallel import Parallel
 from opmix_ray.train.schedule import learning_rate
 from opmix_ray.train.steering import Steering
@@ -52,6 +52,7 @@ class Segment:
         evaluate_at: global steps after which every evaluation set is measured.
         output: URI of the run's directory.
         checkpoint: directory inside `output` to start from; none: the configured model.
+        sampler: `SamplerState.to_dict()` to start from; none: the checkpoint's.
         seed: of the run.
         sequences_searched: held-out sequences per set that are kept for decisions.
         live: what a strategy does inside the segment, if anything.
@@ -74,6 +75,7 @@ class Segment:
     sequences_searched: int
     prepared: Prepared
     live: Live | None = None
+    sampler: dict[str, Any] | None = None
 
 
 def train_segment(config: dict[str, Any]) -> None:
@@ -123,6 +125,8 @@ class _Worker:
             same = found.segment == segment.name
             self.state = found if same else TrainState(found.step, found.sampler, segment=segment.name)
             source = source.at(directory / "model")
+        if segment.sampler is not None and (directory is None or not same):
+            self.state.sampler = segment.sampler
         model = load_model(
             source,
             vocab_size=segment.prepared.vocab_size,
@@ -136,7 +140,7 @@ class _Worker:
         own = segment.live.module(model) if segment.live is not None else None
         self.parallel = Parallel(model, segment.train.strategy, self.device, own)
         self.optimizer = _optimizer(model, segment.train)
-        if directory is not None:
+        if directory is not None and (directory / "optimizer.pt").exists():
             self.parallel.load_optimizer_state(self.optimizer, read_tensors(directory, "optimizer.pt"))
             states = read_tensors(directory, "rng.pt")
             if len(states) == self.world:
@@ -172,7 +176,9 @@ class _Worker:
         batch = self.sampler.next_batch()
         ids, mask = self._rows(batch)
         own = [float(mask[:, 1:].sum()), float(self.notice.due(self.rank))]
-        targets, look = self.parallel.total(torch.tensor(own, dtype=torch.float64, device=self.device)).tolist()
+        targets, look = self.parallel.total(
+            torch.tensor(own, dtype=torch.float64, device=self.device)
+        ).tolist()
         if look:
             self.notice.look()
         rate = learning_rate(
@@ -267,14 +273,13 @@ class _Worker:
         alone = self.parallel.sharded or self.world == 1
         losses: dict[str, SetLoss] = {}
         tokens = 0
-        for name, (ids, mask) in sets.items():
-            own = slice(None) if alone else slice(self.rank, None, self.world)
-            nats, targets = self._measure(ids[own], mask[own])
-            parts = [(nats, targets)] if alone else self.parallel.gather((nats, targets))
+        for name, held in sets.items():
+            own = self._measure(held if alone else part_of(held, slice(self.rank, None, self.world)))
+            parts = [own] if alone else self.parallel.gather(own)
             losses[name] = SetLoss(
-                np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+                np.concatenate([part.nats for part in parts]), np.concatenate([part.tokens for part in parts])
             )
-            tokens += ids.size
+            tokens += tokens_of(held)
         self.parallel.model.train()
         sizes = {n: d.bytes_per_token for n, d in segment.prepared.eval_sets.items()}
         self._row(
@@ -283,7 +288,12 @@ class _Worker:
                 "step": self.state.step,
                 "stage": segment.stage,
                 "losses": {name: loss.mean for name, loss in losses.items()},
-                "perplexity": {name: loss.perplexity for name, loss in losses.items()},
+                "perplexity": {
+                    n: loss.perplexity for n, loss in losses.items() if isinstance(sets[n], tuple)
+                },
+                "accuracy": {
+                    n: 1 - loss.mean for n, loss in losses.items() if not isinstance(sets[n], tuple)
+                },
                 "bits_per_byte": {n: losses[n].bits_per_byte(size) for n, size in sizes.items() if size},
                 "tokens": tokens,
                 "seconds": time.monotonic() - began,
@@ -291,17 +301,10 @@ class _Worker:
         )
         self._since[2] += time.monotonic() - began
 
-    def _measure(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = self.segment.evaluation.batch_size
-        nats, targets = [np.zeros(0)], [np.zeros(0, np.int64)]
+    def _measure(self, held: Held) -> SetLoss:
+        size, model = self.segment.evaluation.batch_size, self.parallel.model
         with torch.no_grad(), compute_context(self.segment.model.autocast, self.device):
-            for start in range(0, len(ids), size):
-                part = torch.from_numpy(ids[start : start + size]).to(self.device)
-                part_mask = torch.from_numpy(mask[start : start + size]).to(self.device)
-                losses, counts = self.parallel.losses(part, part_mask)
-                nats.append(losses.cpu().numpy())
-                targets.append(counts.cpu().numpy())
-        return np.concatenate(nats), np.concatenate(targets)
+            return measure(held, self.parallel.losses, model, size, self.device)
 
     def _save(self) -> None:
         self.notice.pending = False

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from opmix_ray.data import shards
 from opmix_ray.data.shards import SplitWriter, Spool
-from opmix_ray.data.store import MANIFEST, TokenStore
+from opmix_ray.data.store import MANIFEST, MANIFEST_VERSION, TokenStore
 from opmix_ray.errors import UserError
 
 IDS = st.lists(st.integers(0, 70_000), min_size=1)
@@ -29,7 +29,9 @@ def write_store(
     writer = SplitWriter(directory, "train", seq_len=seq_len, vocab_size=vocab_size, eos=0)
     for index, ids in enumerate(documents):
         writer.add(ids, None if masks is None else masks[index], len(ids))
-    manifest = {"version": 1, "seq_len": seq_len, "splits": {"train": writer.close()}}
+    nothing = SplitWriter(directory, "eval", seq_len=seq_len, vocab_size=vocab_size, eos=0)
+    splits = {"train": writer.close(), "eval": nothing.close()}
+    manifest = {"version": MANIFEST_VERSION, "seq_len": seq_len, "leaks": 0, "splits": splits}
     (directory / MANIFEST).write_text(json.dumps(manifest))
     return TokenStore.open(str(directory))
 

@@ -66,6 +66,8 @@ def test_old_new_needs_a_new_domain_in_every_stage_that_decides(tiny: TinyRun) -
     ]
     assert check_before(tiny.load()) == []
     tiny.tree["stages"][1]["start"] = "uniform"
+    assert check_before(tiny.load()) == [], "new is what the last stage did not have"
+    tiny.tree["stages"][1]["domains"] = ["code", "german"]
     assert [error.key for error in check_before(tiny.load())] == ["stages.1.search_space"]
     with pytest.raises(UserErrors, match="old_new"):
         validate(tiny.load())
