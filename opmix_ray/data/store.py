@@ -10,6 +10,7 @@ Opening reads the manifest and the shards' footers only; a store pickles as its 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from opmix_ray.data._files import local_directory
 from opmix_ray.errors import UserError
 
 MANIFEST = "manifest.json"
+_COUNTS = ("documents", "tokens", "counted_tokens", "bytes", "without_answer")
 MANIFEST_VERSION = 2
 
 
@@ -155,6 +157,35 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise UserError("no such file", file=file, remedy="prepare the data first") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", file=file, remedy=remedy) from None
-    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("version") != MANIFEST_VERSION
+        or not _complete(manifest)
+    ):
         raise UserError("is not a manifest of this version", file=file, remedy=remedy)
     return manifest
+
+
+def _complete(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has what is read of it, in the types it is written in."""
+    splits = manifest.get("splits")
+    if (
+        not isinstance(splits, dict)
+        or not _are_counts(manifest, "seq_len", "leaks")
+        or manifest["seq_len"] < 1
+    ):
+        return False
+    for part in (splits.get("train"), splits.get("eval")):
+        if not isinstance(part, dict) or not _are_counts(part, "sequences", *_COUNTS):
+            return False
+        shards = part.get("shards")
+        if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+            return False
+        names = [shard.get("file") for shard in shards]
+        if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
+            return False
+    return True
+
+
+def _are_counts(values: dict[str, Any], *names: str) -> bool:
+    return all(isinstance(values.get(name), int) and values[name] >= 0 for name in names)

@@ -77,13 +77,21 @@ def model_spec(model: PreTrainedModel) -> dict[str, Any]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if first.setdefault(id(parameter), name) != name:
             tied[name] = first[id(parameter)]
-    remote = model.config.name_or_path if getattr(model.config, "auto_map", None) else None
+    remote = model.config.name_or_path if is_remote(model) else None
     return {
         "model_type": model.config.model_type,
         "config": model.config.to_dict(),
         "remote": remote,
         "tied": tied,
     }
+
+
+def is_remote(model: nn.Module) -> bool:
+    """Whether a model's code came with its weights, which `trust_remote_code` has allowed.
+
+    A configuration may name such code where it was not run, so the class is asked.
+    """
+    return type(model).__module__.startswith("transformers_modules.")
 
 
 def build_empty(spec: Mapping[str, Any]) -> PreTrainedModel:

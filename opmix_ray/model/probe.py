@@ -33,6 +33,7 @@ from opmix_ray.errors import UserError
 
 ADAPTER = "default"
 PREFIX = "base_model.model."
+_RECORDED = ("name", "data", "tokens", "seconds", "flops", "losses")
 WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "probe.json"
 
 # Keys of adapter_config.json that leave the weight change at scale * B @ A; any other must be unset.
@@ -269,7 +270,7 @@ def save_probe(probe: Probe, directory: Path | str, base_model_name: str | None 
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = np.ascontiguousarray(a)
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = np.ascontiguousarray(b)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    record = {key: getattr(probe, key) for key in ("name", "data", "tokens", "seconds", "flops", "losses")}
+    record = {key: getattr(probe, key) for key in _RECORDED}
     (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -283,13 +284,14 @@ def load_probe(directory: Path | str) -> Probe:
     directory = Path(directory)
     config = _read_json(directory / CONFIG)
     _refuse_other_kinds(config, directory / CONFIG)
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    rank, alpha = _number(config, "r", directory), _number(config, "lora_alpha", directory)
+    if rank != int(rank) or rank < 1:
+        raise UserError("is not a rank", file=directory / CONFIG, key="r", value=rank)
+    rank = int(rank)
     factors = _read_factors(directory / WEIGHTS, rank)
-    record = _read_json(directory / RECORD) if (directory / RECORD).exists() else {}
+    record = _read_record(directory / RECORD, directory.name)
     targets = config.get("target_modules")
     return Probe(
-        name=record.get("name", directory.name),
-        data=record.get("data", {}),
         factors=factors,
         scale=alpha / rank,
         rank=rank,
@@ -297,10 +299,7 @@ def load_probe(directory: Path | str) -> Probe:
         target_modules=sorted(targets) if isinstance(targets, list) else sorted(factors),
         base_name=config.get("base_model_name_or_path"),
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
-        tokens=record.get("tokens", 0),
-        seconds=record.get("seconds", 0.0),
-        flops=record.get("flops", 0.0),
-        losses=record.get("losses", []),
+        **record,
     )
 
 
@@ -334,6 +333,26 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError("must hold a mapping", file=file)
     return tree
+
+
+def _number(config: Mapping[str, Any], key: str, directory: Path) -> float:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError("is not a number", file=directory / CONFIG, key=key, value=value)
+    return float(value)
+
+
+def _read_record(file: Path, name: str) -> dict[str, Any]:
+    """What a probe's record says of it; of one that has no record, its name alone."""
+    found: dict[str, Any] = _read_json(file) if file.exists() else {}
+    record = {"name": name, "data": {}, "tokens": 0, "seconds": 0.0, "flops": 0.0, "losses": []} | found
+    numbers = [record["tokens"], record["seconds"], record["flops"]]
+    if isinstance(record["data"], dict) and isinstance(record["losses"], list):
+        numbers += [*record["data"].values(), *record["losses"]]
+        known = set(record) == set(_RECORDED) and isinstance(record["name"], str)
+        if known and all(isinstance(number, int | float) for number in numbers):
+            return record
+    raise UserError("is not a probe's record", file=file, remedy="delete it, or restore the file")
 
 
 def _refuse_other_kinds(config: Mapping[str, Any], file: Path) -> None:

@@ -7,6 +7,7 @@ Nothing in it is unpickled into code when it is read.
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,5 +101,16 @@ def read_state(directory: Path) -> TrainState:
 
 
 def read_tensors(directory: Path, name: str) -> Any:
-    """`optimizer.pt` or `rng.pt`: tensors and plain values only, never code."""
-    return torch.load(directory / name, map_location="cpu", weights_only=True)
+    """`optimizer.pt` or `rng.pt`: tensors and plain values only, never code.
+
+    Raises:
+        UserError: the file is broken, or holds anything else.
+    """
+    try:
+        return torch.load(directory / name, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"is not part of a checkpoint: {str(error).splitlines()[0]}",
+            file=directory / name,
+            remedy="resume from an earlier checkpoint",
+        ) from None

@@ -1,0 +1,103 @@
+"""Files that were whole and are not any more: valid ones of every format, and a seeded way to break them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+from safetensors.numpy import save
+
+_TEXTS = ["a text of some words", "zwei äöü", "x" * 300, None, "y"] * 8
+_CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def _table() -> pa.Table:
+    ids = pa.array([[1, 2, 3]] * len(_TEXTS), pa.list_(pa.int32()))
+    return pa.table({"text": _TEXTS, "ids": ids, "messages": [_CHAT] * len(_TEXTS)})
+
+
+def _parquet(**options: Any) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(_table(), file, **options)
+    return file.getvalue()
+
+
+def _arrow(new: Any) -> bytes:
+    file, table = io.BytesIO(), _table()
+    with new(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
+def _numpy() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.arange(200, dtype=np.uint16))
+    return file.getvalue()
+
+
+_ROWS = [{"text": text or "", "prompt": "p", "answer": "a", "messages": _CHAT} for text in _TEXTS]
+_LINES = "".join(json.dumps(row) + "\n" for row in _ROWS).encode()
+FILES: dict[str, list[bytes]] = {
+    "data.parquet": [
+        _parquet(),
+        _parquet(compression="zstd"),
+        _parquet(use_dictionary=False, compression="none"),
+    ],
+    "data.arrow": [_arrow(pa.ipc.new_file), _arrow(pa.ipc.new_stream)],
+    "data.jsonl": [_LINES],
+    "data.jsonl.gz": [gzip.compress(_LINES)],
+    "data.jsonl.zst": [zstandard.compress(_LINES)],
+    "data.npy": [_numpy()],
+}
+COLUMNS: list[dict[str, str]] = [
+    {},
+    {"tokens_column": "ids"},
+    {"messages_column": "messages"},
+    {"prompt_column": "prompt", "completion_column": "answer"},
+]
+_LAYER = "base_model.model.layers.0.q_proj.lora_"
+PROBE: dict[str, bytes] = {
+    "adapter_model.safetensors": save(
+        {f"{_LAYER}A.weight": np.ones((4, 8), np.float32), f"{_LAYER}B.weight": np.ones((8, 4), np.float32)}
+    ),
+    "adapter_config.json": json.dumps(
+        {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    ).encode(),
+    "probe.json": json.dumps(
+        {"name": "code", "data": {"code": 1.0}, "tokens": 5, "seconds": 1.0, "flops": 2.0, "losses": [1.0]}
+    ).encode(),
+}
+
+
+def broken(data: bytes, rng: random.Random) -> bytes:
+    """The data after one to sixteen accidents: bits, bytes, cuts, gaps, insertions, copies, extreme numbers."""
+    damaged = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 4, 16])):
+        if not damaged:
+            break
+        at, length = rng.randrange(len(damaged)), rng.randrange(1, 64)
+        match rng.randrange(7):
+            case 0:
+                damaged[at] ^= 1 << rng.randrange(8)
+            case 1:
+                damaged[at] = rng.randrange(256)
+            case 2:
+                del damaged[at:]
+            case 3:
+                del damaged[at : at + length]
+            case 4:
+                damaged[at:at] = rng.randbytes(length)
+            case 5:
+                other = rng.randrange(len(damaged))
+                damaged[at : at + length] = damaged[other : other + length]
+            case _:
+                extreme = rng.choice([b"\xff" * 8, b"\x00" * 8, b"\x7f" + b"\xff" * 7])
+                damaged[at : at + 8] = extreme[: len(damaged) - at]
+    return bytes(damaged)
