@@ -10,6 +10,7 @@ from opmix_ray.section import Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as a file name and as a column name
 Name = Annotated[str, Field(pattern=NAME)]
+BuiltInFormat = Literal["auto", "jsonl", "parquet", "arrow", "hf", "megatron", "tokens"]
 
 
 class SourceConfig(Section):
@@ -18,11 +19,11 @@ class SourceConfig(Section):
     path: str | list[str] = Field(
         description="File, directory, glob or any `pyarrow.fs` URI; several as a list."
     )
-    format: Literal["auto", "jsonl", "parquet", "arrow", "hf", "megatron", "tokens"] = Field(
+    format: str = Field(
         "auto",
         description="`auto` goes by the file ending: .jsonl[.gz|.zst], .parquet, .arrow, a directory written by "
         "`datasets.save_to_disk` (`hf`), .bin with an .idx beside it or the prefix of both (`megatron`), other .bin "
-        "and .npy (`tokens`: raw token ids).",
+        "and .npy (`tokens`: raw token ids); or one that another package brings (docs/plugins.md).",
     )
     text_column: str = Field("text", description="Column that holds the text of a document.")
     prompt_column: str | None = Field(
@@ -127,4 +128,9 @@ class EvaluationConfig(Section):
     )
     weights: dict[str, float] | None = Field(
         None, description="Weight of each set in the objective; none: the same for every set."
+    )
+    objective: str | None = Field(
+        None,
+        description="Objective that another package brings, in the place of `weights` (docs/plugins.md): it says "
+        "what each set weighs.",
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from opmix_ray import plugins
 from opmix_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ def dump_response(response: Response) -> dict[str, Any]:
 def load_response(data: dict[str, Any]) -> Response:
     """The response that `dump_response` wrote."""
     kind = data.get("kind")
+    if kind not in RESPONSES:
+        plugins.load_all("laws")  # which registers their responses
     if kind not in RESPONSES:
         raise UserError(
             "unknown kind of response", key="kind", value=kind, remedy=f"known: {', '.join(RESPONSES)}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from opmix_ray import plugins
 from opmix_ray.errors import UserError
 from opmix_ray.laws.auto import Fit, fit_auto, fit_one
 from opmix_ray.laws.base import Law, Response, Table, nearest, objective_weights
@@ -45,7 +46,7 @@ def fit_law(
         metrics: (N, M) metrics, lower is better; NaN where a value is missing.
         domains: D names.
         metric_names: M names.
-        law: a name in `LAWS`, or `auto`.
+        law: `auto`, a name in `LAWS`, or one that another package brings.
         objective: weight per metric; none: the same for all. Normalised to sum to 1.
         seed: of everything random; the same seed gives the same law.
         extrapolate: read the law for other runs than those it is fitted on; `auto` then means `log-share`.
@@ -58,10 +59,10 @@ def fit_law(
     table = check_table(ratios, metrics, domains, metric_names, noise, seed)
     if law == AUTO and extrapolate is not None:
         law = "log-share"
-    if law not in [AUTO, *LAWS]:
-        raise UserError("unknown law", key="law", value=law, remedy=nearest(law, [AUTO, *LAWS]))
+    if law not in law_names():
+        raise UserError("unknown law", key="law", value=law, remedy=nearest(law, law_names()))
     folds = make_folds(len(table), seed)
-    fit = fit_auto(table, weights, folds) if law == AUTO else fit_one(LAWS[law](), table, weights, folds)
+    fit = fit_auto(table, weights, folds) if law == AUTO else fit_one(make_law(law), table, weights, folds)
     quality, std_scale = _judge(table, weights, fit)
 
     def read(responses: Sequence[Response]) -> list[Response]:
@@ -88,6 +89,18 @@ def fit_law(
         np.column_stack([fit.held_out, fit.objective_held_out]),
         np.column_stack([response.predict(table.ratios) for response in fit.responses]),
     )
+
+
+def law_names() -> list[str]:
+    """`auto`, the laws of this package and those that others bring."""
+    return [AUTO, *LAWS, *(name for name in plugins.names("laws") if name not in LAWS)]
+
+
+def make_law(name: str) -> Law:
+    """A law by its name, from this package or another."""
+    built_in = LAWS.get(name)
+    own: Law = plugins.find("laws", name)() if built_in is None else built_in()
+    return own
 
 
 def _judge(table: Table, weights: np.ndarray, fit: Fit) -> tuple[Quality, float]:
