@@ -17,6 +17,7 @@ import typer
 from opmix_ray import __version__
 from opmix_ray.commands.doctor import doctor
 from opmix_ray.commands.export import export
+from opmix_ray.commands.export import export
 from opmix_ray.commands.compare import compare
 from opmix_ray.commands.init import init
 from opmix_ray.commands.show import console, show
@@ -88,6 +89,7 @@ def demo(
 
 app.command()(init)
 app.command()(compare)
+app.command()(export)
 app.command()(export)
 app.command()(doctor)
 

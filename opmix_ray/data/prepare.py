@@ -77,6 +77,11 @@ class PreparedDomain:
         return int(self.manifest["splits"]["train"]["documents"])
 
     @property
+    def train_documents(self) -> int:
+        """Number of documents in the training sequences."""
+        return int(self.manifest["splits"]["train"]["documents"])
+
+    @property
     def eval_sequences(self) -> int:
         """Number of held-out sequences."""
         return int(self.manifest["splits"]["eval"]["sequences"])

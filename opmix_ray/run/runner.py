@@ -30,10 +30,11 @@ from opmix_ray.run.decision import Decide, Situation
 from opmix_ray.run.enter import enter
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
+from opmix_ray.run.mixture_file import write_mixture
 from opmix_ray.run.plan import Step, plan, stage_domains
 from opmix_ray.run.progress import BesideProgress, Progress
 from opmix_ray.run.result import make_result
-from opmix_ray.run.state import METRICS, MIXTURE, RESULT, RunState, open_output
+from opmix_ray.run.state import METRICS, RESULT, RunState, open_output
 from opmix_ray.run.strategies.registry import decider, live
 from opmix_ray.run.strategies.rules import planned
 from opmix_ray.run.validate import check_before, prepare_checked, refuse
@@ -253,7 +254,7 @@ class _Runner:
         self.state.mixture = mixture.shares
         entry = {"step": step, "stage": self.state.stage, "why": why, "mixture": mixture.shares}
         self.state.mixtures.append(entry)
-        self.storage.write_json(MIXTURE, {"mixture": mixture.shares, "history": self.state.mixtures})
+        write_mixture(self.storage, mixture, self.state.mixtures, self.prepared)
 
     def _caps(self, stage: StageConfig) -> dict[str, float]:
         """The greatest share of each domain that repetition allows in what is left of a stage."""

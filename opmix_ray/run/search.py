@@ -13,9 +13,10 @@ from opmix_ray.run.decision import Situation, make_decision
 from opmix_ray.run.enter import enter
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
+from opmix_ray.run.mixture_file import write_mixture
 from opmix_ray.run.plan import space_of, stage_domains
 from opmix_ray.run.progress import Progress
-from opmix_ray.run.state import MIXTURE, open_output
+from opmix_ray.run.state import open_output
 from opmix_ray.run.validate import validate
 from opmix_ray.search.decide import Decision
 from opmix_ray.storage import Storage
@@ -80,6 +81,6 @@ def search_once(
             {"step": step, "stage": stage.name, "why": "decision 0", "mixture": decision.mixture},
         ]
         state.step, state.stage, state.ledger = step, stage.name, ledger.to_dict()
-        storage.write_json(MIXTURE, {"mixture": decision.mixture, "history": state.mixtures})
+        write_mixture(storage, decision.mixture, state.mixtures, prepared)
         state.save(storage)
         return decision

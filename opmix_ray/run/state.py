@@ -34,6 +34,7 @@ _FILES = {
     "decisions",
     "train",
     "model",
+    "export",
 }
 VERSION = 1
 # Where things run and how they are watched may change between the parts of one run.

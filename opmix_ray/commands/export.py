@@ -1,0 +1,64 @@
+"""`opmix export`: a mixture for another trainer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FORMATS = "megatron, megatron-energon, olmo-core, nemo, torchtitan, llamafactory, axolotl, datasets, streaming or olmix"
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="Output of a run, a search or a fit, or a mixture.json.", show_default=False
+        ),
+    ],
+    format: Annotated[str, typer.Option("--format", "-f", help=f"{FORMATS}.", show_default=False)],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="File or directory to write; none: DIR/export/FORMAT."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration that says where the data are; none: the one in DIR.")
+    ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--path", help="Where the trainer finds a domain: --path code=/data/code", metavar="NAME=PATH"
+        ),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            help="What the trainer's samples are: documents, or tokens where all have one length; none: the format's."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens the trainer is to train on; none: those of the stage.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
+    ] = False,
+) -> None:
+    """Write a mixture in another trainer's own format."""
+    from opmix_ray.commands.show import show
+    from opmix_ray.errors import UserError
+    from opmix_ray.report.export import export as write
+
+    if unit not in (None, "tokens", "documents"):
+        raise UserError("must be tokens or documents", key="--unit", value=unit, remedy="mend it")
+    found = write(
+        source,
+        format,
+        output,
+        config=config,
+        paths=path or [],
+        unit=unit,
+        tokens=tokens,  # type: ignore[arg-type]
+    )
+    show(asdict(found), "\n".join([*found.files, *(f"- {note}" for note in found.notes)]), as_json)

@@ -1,0 +1,36 @@
+"""One entry of another trainer's mixture file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A weight and what it is for.
+
+    Args:
+        name: what the file calls it.
+        paths: where the file says that its data are; may be empty.
+        weight: in the file's own unit.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    weight: float
+
+
+def entry_weight(value: Any) -> float:
+    """A weight as a finite number of at least 0.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"a weight must be a number, not {value!r}")
+    found = float(value)
+    if not math.isfinite(found) or found < 0:
+        raise ValueError(f"a weight must be a finite number of at least 0, not {value!r}")
+    return found

@@ -1,0 +1,182 @@
+"""What is handed over to another trainer: the domains of a mixture, their data, and how long their documents are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from opmix_ray.data.sources import Kind, Source
+from opmix_ray.data_config import SourceConfig
+from opmix_ray.errors import UserError
+from opmix_ray.mixture import Mixture
+
+Unit = Literal["tokens", "documents"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One domain of a mixture.
+
+    Args:
+        name: of the domain.
+        share: of training tokens, above 0.
+        source: where its data are; None where that is not known.
+        opened: the source with its files found; None where they are not reached from here.
+        paths: where the target finds them, said by the user; empty: where `source` says.
+        documents: training documents that were counted; None: not counted.
+        tokens: training tokens that these are.
+    """
+
+    name: str
+    share: float
+    source: SourceConfig | None = None
+    opened: Source | None = None
+    paths: tuple[str, ...] = ()
+    documents: int | None = None
+    tokens: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What a document is; of token ids that lie elsewhere for the target, only their text is of use there."""
+        source = self.source
+        if source is None:
+            return "text"
+        if source.messages_column is not None:
+            return "messages"
+        if source.completion_column is not None:
+            return "prompt"
+        ids = self.opened.kind if self.opened is not None else "tokens" if _holds_ids(source) else "text"
+        return "tokens" if ids == "tokens" and not self.paths else "text"
+
+    @property
+    def indexed(self) -> bool:
+        """Whether its data are Megatron's `.bin` and `.idx` files."""
+        found = self.opened is not None and bool(self.opened.beside)
+        return found or (self.source is not None and self.source.format == "megatron")
+
+    def where(self) -> list[str]:
+        """Paths, globs, directories or URIs of its data.
+
+        Raises:
+            UserError: nobody has said where they are.
+        """
+        if self.paths:
+            return list(self.paths)
+        if self.source is None:
+            raise UserError(
+                "nothing says where its data are",
+                key=self.name,
+                remedy=f"give the run's configuration with --config, or --path {self.name}=PATH",
+            )
+        return [self.source.path] if isinstance(self.source.path, str) else list(self.source.path)
+
+    def tokens_per_document(self) -> float:
+        """Mean length of a training document, tokens.
+
+        Raises:
+            UserError: its documents were not counted.
+        """
+        if not self.documents or not self.tokens:
+            raise UserError(
+                "its documents were not counted, so shares of tokens cannot become shares of documents",
+                key=self.name,
+                remedy="give the run's configuration with --config, or --unit tokens",
+            )
+        return self.tokens / self.documents
+
+
+@dataclass(frozen=True)
+class Handover:
+    """A mixture on its way to another trainer.
+
+    Args:
+        origin: where it comes from, in words.
+        parts: domains with a share above 0; the shares sum to 1.
+        place: local directory that the files are written to, if it is one.
+        seed: of everything random.
+        planned_tokens: that the mixture is meant for; None: not known.
+        sweep: content of `ratios.csv` and `metrics.csv` of the decision behind the mixture, if there was one.
+        kl: weight of the KL term of that decision.
+    """
+
+    origin: str
+    parts: tuple[Part, ...]
+    place: str | None = None
+    seed: int = 0
+    planned_tokens: int | None = None
+    sweep: tuple[str, str] | None = None
+    kl: float | None = None
+
+    def weights(self, unit: Unit) -> dict[str, float]:
+        """Weight of each domain, summing to 1, where every draw is a token, or a document.
+
+        A document of domain d comes `share_d / tokens per document of d` times per token, so that the drawn documents
+        hold the shares of tokens.
+        """
+        shares = {part.name: part.share for part in self.parts}
+        if unit == "documents":
+            shares = {part.name: part.share / part.tokens_per_document() for part in self.parts}
+        return Mixture(shares).shares
+
+    def words(self, unit: Unit, weight: str) -> list[str]:
+        """Lines for the head of a file: where it comes from and what its numbers count."""
+        from opmix_ray import __version__
+
+        lines = [f"Mixture of {self.origin}, by opmix_ray {__version__}."]
+        if unit == "tokens":
+            return [*lines, f"`{weight}` is the share of training tokens."]
+        return [
+            *lines,
+            f"`{weight}` counts documents: share of training tokens / measured tokens per document, normalised.",
+            *(
+                f"  {part.name}: {part.share:.6g} of the tokens, {part.tokens_per_document():.6g} tokens per document"
+                for part in self.parts
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files of an export.
+
+    Args:
+        files: content by name.
+        notes: what a person still has to do before the target can train, in words.
+    """
+
+    files: Mapping[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+FIXED_LENGTH = "Where every sample is a sequence of the same length instead, export again with --unit tokens."
+
+
+def comment(lines: list[str]) -> str:
+    """Lines as comments of YAML or Python."""
+    return "".join(f"# {line}\n" if line else "#\n" for line in lines)
+
+
+def number(value: float) -> float:
+    """A weight as it is written: twelve digits, so that weights still sum to 1 for every reader."""
+    return float(f"{value:.12g}")
+
+
+def refuse_kinds(handover: Handover, target: str, kinds: tuple[Kind, ...], remedy: str) -> None:
+    """Refuse domains whose documents the target cannot read.
+
+    Raises:
+        UserError: names the first such domain and what it holds.
+    """
+    holds = {"text": "text", "prompt": "prompts and answers", "messages": "chats", "tokens": "token ids"}
+    for part in handover.parts:
+        if part.kind not in kinds:
+            raise UserError(
+                f"{target} cannot read {holds[part.kind]}", key=f"data.domains.{part.name}", remedy=remedy
+            )
+
+
+def _holds_ids(source: SourceConfig) -> bool:
+    paths = [source.path] if isinstance(source.path, str) else source.path
+    named = all(path.partition("?")[0].endswith((".npy", ".bin")) for path in paths)
+    return source.tokens_column is not None or source.format in ("tokens", "megatron") or named

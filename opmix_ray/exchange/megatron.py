@@ -1,0 +1,102 @@
+"""Megatron-LM's blend, a text file for `--data-args-path`, and the same for NeMo's Megatron-Bridge as YAML.
+
+Both draw samples of one sequence length out of token streams, so a weight is a share of tokens
+(`get_blend_from_list` in megatron/core/datasets/utils.py; `GPTDatasetConfig.blend`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from opmix_ray.errors import UserError
+from opmix_ray.exchange.entry import Entry, entry_weight
+from opmix_ray.exchange.handover import Handover, Part, Unit, Written, comment, number
+from opmix_ray.exchange.places import Place, files, prefix, stem
+
+BLEND, NEMO = "megatron_blend.txt", "nemo_blend.yaml"
+
+
+def write_blend(handover: Handover, unit: Unit) -> Written:
+    """`weight prefix` a line; Megatron splits the file at white space and allows no comments.
+
+    Raises:
+        UserError: a path holds white space.
+    """
+    pairs, notes = _pairs(handover)
+    for place in pairs:
+        if len(place.path.split()) != 1:
+            raise UserError(
+                "Megatron splits its blend at white space",
+                key="path",
+                value=place.path,
+                remedy="rename the file",
+            )
+    text = "".join(f"{number(place.part)} {place.path}\n" for place in pairs)
+    return Written({BLEND: text}, [*notes, f"train with --data-args-path {BLEND}"])
+
+
+def write_nemo(handover: Handover, unit: Unit) -> Written:
+    """`dataset.blend`: prefixes, and their weights in the same order."""
+    pairs, notes = _pairs(handover)
+    blend = [[place.path for place in pairs], [number(place.part) for place in pairs]]
+    head = comment([*handover.words("tokens", "blend"), *notes])
+    text = head + yaml.safe_dump({"dataset": {"blend": blend}}, sort_keys=False, allow_unicode=True)
+    return Written({NEMO: text}, notes)
+
+
+def _pairs(handover: Handover) -> tuple[list[Place], list[str]]:
+    pairs: list[Place] = []
+    notes = []
+    for part in handover.parts:
+        places, note = _prefixes(part)
+        pairs += [Place(place.path, part.share * place.part) for place in places]
+        notes += [note] if note else []
+    return pairs, notes
+
+
+def _prefixes(part: Part) -> tuple[list[Place], str | None]:
+    paths = part.where()
+    if part.paths or part.indexed:
+        found = files(part) if part.paths or part.opened else [Place(path, 1 / len(paths)) for path in paths]
+        return [Place(prefix(place.path), place.part) for place in found], None
+    place = f"{stem(paths[0])}_text_document"
+    output = place.removesuffix("_text_document")
+    return [Place(place, 1.0)], (
+        f"{part.name}: make {place}.bin and .idx with Megatron's tools/preprocess_data.py --append-eod "
+        f"--output-prefix {output}, or name another place with --path {part.name}=PREFIX"
+    )
+
+
+def read_blend(text: str) -> list[Entry] | None:
+    """Entries of a blend as text; None where it is none."""
+    words = text.split()
+    if not words or len(words) % 2:
+        return None
+    try:
+        return [
+            Entry(path, (path,), float(weight)) for weight, path in zip(words[::2], words[1::2], strict=True)
+        ]
+    except ValueError:
+        return None
+
+
+def read_nemo(tree: Any) -> list[Entry] | None:
+    """Entries of `dataset.blend`, or of Megatron's per-split JSON (`train`); None where it is neither."""
+    if not isinstance(tree, dict):
+        return None
+    if isinstance(tree.get("dataset"), dict) and isinstance(tree["dataset"].get("blend"), list):
+        blend = tree["dataset"]["blend"]
+        if (
+            len(blend) == 2
+            and all(isinstance(side, list) for side in blend)
+            and len(blend[0]) == len(blend[1])
+        ):
+            pairs = zip(blend[0], blend[1], strict=True)
+            return [Entry(str(path), (str(path),), entry_weight(weight)) for path, weight in pairs]
+        return None
+    if {"train", "valid", "test"} <= set(tree):
+        train = tree["train"]
+        return read_blend(" ".join(map(str, train)) if isinstance(train, list) else str(train))
+    return None

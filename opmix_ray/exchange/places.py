@@ -1,0 +1,71 @@
+"""Where the data of a domain lie, one place an entry, and which part of the domain each of them is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opmix_ray.config import is_uri
+from opmix_ray.data._files import file_format
+from opmix_ray.data._megatron import BIN, IDX
+from opmix_ray.errors import UserError
+from opmix_ray.exchange.handover import Part
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or directory, and its part of the domain's data by size."""
+
+    path: str
+    part: float
+
+
+def files(part: Part) -> list[Place]:
+    """The files of a domain; one that is named by a single plain path need not be there.
+
+    Raises:
+        UserError: several, a glob or a directory are named, and they are not reached from here.
+    """
+    paths = part.where()
+    if part.paths:
+        return [Place(path, 1 / len(paths)) for path in paths]
+    if part.opened is not None:
+        total = sum(file.size for file in part.opened.files) or 1
+        return [Place(file.path, file.size / total) for file in part.opened.files if file.size]
+    if len(paths) > 1 or not _is_file(paths[0]):
+        raise UserError(
+            "its files are not reached from here, so they cannot be listed",
+            key=f"data.domains.{part.name}.path",
+            value=", ".join(paths),
+            remedy=f"export where they are, or name one with --path {part.name}=FILE",
+        )
+    return [Place(paths[0], 1.0)]
+
+
+def _is_file(path: str) -> bool:
+    return "*" not in path and file_format(path) is not None
+
+
+def reader(path: str) -> str | None:
+    """The builder of Hugging Face `datasets` that reads a file; None where there is none."""
+    kind = file_format(path)
+    return (
+        "json"
+        if kind == "jsonl" or path.endswith(".json")
+        else kind
+        if kind in ("parquet", "arrow")
+        else None
+    )
+
+
+def prefix(path: str) -> str:
+    """A Megatron data set's prefix: the path without `.bin` or `.idx`."""
+    return path.removesuffix(BIN).removesuffix(IDX)
+
+
+def stem(path: str) -> str:
+    """A path without its file endings, globs and trailing slash: where a converted copy would lie by habit."""
+    head, name = path.rstrip("/").rpartition("/")[::2]
+    while "*" in name or (not name and head):
+        head, name = head.rstrip("/").rpartition("/")[::2]
+    base = name if name.startswith(".") else name.partition(".")[0]
+    return f"{head}/{base}" if head or is_uri(path) or path.startswith("/") else base

@@ -1,0 +1,179 @@
+"""A mixture out of a file of any of the formats: found by content, matched with domains by name or path.
+
+weights = read_weights("old/llamafactory.yaml")
+weights.over({"code": ["/data/code.jsonl"], "prose": ["/data/prose.jsonl"]})   # {"code": 0.3, "prose": 0.7}
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from opmix_ray.config import is_uri
+from opmix_ray.errors import UserError
+from opmix_ray.exchange.axolotl import read_axolotl
+from opmix_ray.exchange.energon import read_energon
+from opmix_ray.exchange.entry import Entry, entry_weight
+from opmix_ray.exchange.handover import Unit
+from opmix_ray.exchange.hf_datasets import read_datasets
+from opmix_ray.exchange.llamafactory import read_llamafactory
+from opmix_ray.exchange.megatron import prefix, read_blend, read_nemo
+from opmix_ray.exchange.mosaic import read_streaming
+from opmix_ray.exchange.olmix import read_olmix
+from opmix_ray.exchange.olmo_core import read_olmo_core
+from opmix_ray.exchange.torchtitan import read_torchtitan
+from opmix_ray.storage import Storage
+from opmix_ray.yaml_file import parse_yaml
+
+KNOWN = (
+    "mixture.json, shares by name, or a file of Megatron, Megatron-Energon, OLMo-core, NeMo, torchtitan, "
+    "LLaMA-Factory, Axolotl, datasets, Streaming or olmix"
+)
+_SAYS_TOKENS = re.compile(r"^# `\w+` is the share of training tokens", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A mixture as a file says it.
+
+    Args:
+        file: path or URI.
+        unit: what its weights count.
+        entries: in the file's order.
+    """
+
+    file: str
+    unit: Unit
+    entries: list[Entry]
+
+    def over(self, domains: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        """Weight of each domain that the file gives one, summing to 1; several entries of a domain are added up.
+
+        Args:
+            domains: names, and the paths of their data.
+
+        Raises:
+            UserError: an entry is neither a domain by its name nor by a path, or all weights are 0.
+        """
+        found: dict[str, float] = {}
+        for entry in self.entries:
+            name = self._domain(entry, domains)
+            found[name] = found.get(name, 0.0) + entry.weight
+        total = math.fsum(found.values())
+        if not total > 0:
+            raise UserError("gives no domain a weight above 0", file=self.file, remedy="mend the weights")
+        return {name: weight / total for name, weight in found.items()}
+
+    def _domain(self, entry: Entry, domains: Mapping[str, Sequence[str]]) -> str:
+        names = {name.lower(): name for name in domains}
+        numbered = re.sub(r"\.\d+$", "", entry.name)
+        for name in (entry.name, entry.name.lower(), numbered, numbered.lower()):
+            if name in domains or name in names:
+                return name if name in domains else names[name]
+        base = "" if is_uri(self.file) else str(Path(self.file).absolute().parent)
+        named = {_plain(path, base) for path in entry.paths}
+        for name, paths in domains.items():
+            if named & {_plain(path, "") for path in paths}:
+                return name
+        raise UserError(
+            "is neither the name nor the path of a domain",
+            file=self.file,
+            value=entry.name,
+            remedy=f"call the domain so, or give the shares by name; domains: {', '.join(domains)}",
+        )
+
+
+def _plain(path: str, base: str) -> str:
+    """A path without what differs between trainers: relative or not, `.bin` and `.idx`, a glob at its end."""
+    path = path.removeprefix("file://")
+    if base and not is_uri(path) and not path.startswith("/"):
+        path = str((Path(base) / path).resolve())
+    return re.sub(r"(\.part)?/\*[^/]*$", "", prefix(path)).rstrip("/")
+
+
+def read_weights(file: str) -> Weights:
+    """Read a mixture.
+
+    Args:
+        file: path or URI.
+
+    Raises:
+        UserError: there is no such file, or it is of none of the formats.
+    """
+    text = _text(file)
+    try:
+        found = _parse(text, file.partition("?")[0].lower())
+    except (ValueError, yaml.YAMLError, RecursionError, SyntaxError) as error:
+        raise UserError(
+            f"cannot be read: {str(error).splitlines()[0]}", file=file, remedy="mend the file"
+        ) from None
+    if found is None:
+        raise UserError("is not a mixture of a known format", file=file, remedy=f"known are {KNOWN}")
+    unit, entries = found
+    if not entries:
+        raise UserError("names no data", file=file, remedy="mend the file")
+    return Weights(file, "tokens" if _SAYS_TOKENS.search(text) else unit, entries)
+
+
+def _text(file: str) -> str:
+    if not is_uri(file) and not Path(file).is_file():
+        problem = "is a directory" if Path(file).is_dir() else "no such file"
+        raise UserError(problem, file=file, remedy="name the file with the mixture")
+    head, _, name = file.partition("?")[0].rpartition("/")
+    query = file[file.index("?") :] if "?" in file else ""
+    return Storage((head or ".") + query).read_text(name)
+
+
+def _parse(text: str, name: str) -> tuple[Unit, list[Entry]] | None:
+    if name.endswith(".py"):
+        return _first(_PYTHON, ast.parse(text))
+    if name.endswith(".json"):
+        return _first(_TREES, json.loads(text))
+    blend = read_blend(text)
+    if blend is not None:
+        return "tokens", blend
+    return _first(_TREES, parse_yaml(text))
+
+
+def _first(readers: Sequence[tuple[Unit, Callable[[Any], list[Entry] | None]]], tree: Any) -> Any:
+    for unit, read in readers:
+        entries = read(tree)
+        if entries is not None:
+            return unit, entries
+    return None
+
+
+def _read_shares(tree: Any) -> list[Entry] | None:
+    """Our own mixture.json, or a plain mapping of names to shares."""
+    if isinstance(tree, dict) and isinstance(tree.get("mixture"), dict):
+        tree = tree["mixture"]
+    if not isinstance(tree, dict) or not tree:
+        return None
+    try:
+        return [Entry(str(name), (), entry_weight(share)) for name, share in tree.items()]
+    except ValueError:
+        return None
+
+
+_TREES: list[tuple[Unit, Callable[[Any], list[Entry] | None]]] = [
+    ("tokens", read_nemo),
+    ("documents", read_energon),
+    ("tokens", read_olmo_core),
+    ("documents", read_llamafactory),
+    ("documents", read_streaming),
+    ("tokens", read_olmix),
+    ("documents", read_axolotl),
+    ("tokens", _read_shares),
+]
+_PYTHON: list[tuple[Unit, Callable[[Any], list[Entry] | None]]] = [
+    ("documents", read_datasets),
+    ("tokens", read_torchtitan),
+]

@@ -1,0 +1,140 @@
+"""What is exported reads back as the same mixture, in every format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opmix_ray.exchange import FORMATS, read_weights
+from opmix_ray.mixture import Mixture
+from opmix_ray.report.export import export
+from tests.exchange.conftest import MIXTURE, Output
+
+READABLE = (".txt", ".yaml", ".py", "_optimal.json")
+
+
+def read_back(file: str, output: Output) -> dict[str, float]:
+    """Shares of tokens out of an exported file."""
+    found = read_weights(file)
+    weights = found.over(output.paths())
+    if found.unit == "documents":
+        weights = {name: weight * output.lengths()[name] for name, weight in weights.items()}
+    return Mixture(weights).shares
+
+
+def main_file(files: list[str]) -> str:
+    """The one with the weights."""
+    return next(file for file in files if file.endswith(READABLE) and not file.endswith("fit.yaml"))
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("megatron", "nemo", "axolotl")])
+def test_names_bring_the_mixture_back(format: str, text_run: Output, tmp_path: Path) -> None:
+    found = export(str(text_run.directory), format, str(tmp_path / "to"))
+    assert read_back(main_file(found.files), text_run) == pytest.approx(MIXTURE, abs=1e-9)
+
+
+@pytest.mark.parametrize("format", ["megatron", "nemo"])
+def test_paths_bring_the_mixture_back(format: str, megatron_run: Output, tmp_path: Path) -> None:
+    found = export(str(megatron_run.directory), format, str(tmp_path / "to"))
+    assert read_back(found.files[0], megatron_run) == pytest.approx(MIXTURE, abs=1e-9)
+
+
+def test_rows_of_axolotl_bring_the_mixture_back_as_far_as_rows_are_whole(
+    text_run: Output, tmp_path: Path
+) -> None:
+    found = export(str(text_run.directory), "axolotl", str(tmp_path / "to"), tokens=2_000_000)
+    assert read_back(found.files[0], text_run) == pytest.approx(MIXTURE, abs=1e-3)
+
+
+@pytest.mark.parametrize("format", ["megatron-energon", "llamafactory", "datasets", "streaming"])
+def test_samples_of_one_length_need_no_conversion(format: str, text_run: Output, tmp_path: Path) -> None:
+    found = export(str(text_run.directory), format, str(tmp_path / "to"), unit="tokens")
+    assert found.weights == pytest.approx(MIXTURE)
+    back = read_weights(main_file(found.files))
+    assert back.unit == "tokens"
+    assert back.over(text_run.paths()) == pytest.approx(MIXTURE, abs=1e-9)
+
+
+def test_a_run_itself_is_read_too(text_run: Output) -> None:
+    assert read_back(str(text_run.directory / "mixture.json"), text_run) == pytest.approx(MIXTURE)
+
+
+def test_several_files_of_a_domain_are_added_up(chat_run: Output, tmp_path: Path) -> None:
+    found = export(str(chat_run.directory), "llamafactory", str(tmp_path))
+    info = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert list(info) == ["short", "long", "long.1"]
+    assert read_back(main_file(found.files), chat_run) == pytest.approx({"short": 0.5, "long": 0.5}, abs=1e-9)
+
+
+def test_long_documents_get_fewer_draws(chat_run: Output, tmp_path: Path) -> None:
+    lengths = chat_run.lengths()
+    weights = export(str(chat_run.directory), "llamafactory", str(tmp_path)).weights
+    assert lengths["long"] > 1.5 * lengths["short"]
+    assert weights["short"] / weights["long"] == pytest.approx(lengths["long"] / lengths["short"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "unit", "expected"),
+    [
+        ("shares.yaml", "code: 3\ngerman: 1\n", "tokens", {"code": 0.75, "german": 0.25}),
+        ("blend.txt", "30 {code} 10 {german}", "tokens", {"code": 0.75, "german": 0.25}),
+        (
+            "split.json",
+            '{{"train": ["30", "{code}", "10", "{german}"], "valid": ["{code}"], "test": ["{code}"]}}',
+            "tokens",
+            {"code": 0.75, "german": 0.25},
+        ),
+        (
+            "metadataset.yaml",
+            "__module__: megatron.energon\n__class__: MetadatasetV2\nsplits:\n  train:\n    blend:\n"
+            "      - {{weight: 3, path: {code}}}\n      - {{weight: 1, path: {german}}}\n",
+            "documents",
+            {"code": 0.75, "german": 0.25},
+        ),
+        (
+            "train.yaml",
+            "dataset: code, german\nmix_strategy: interleave_under\ninterleave_probs: 0.75,0.25\n",
+            "documents",
+            {"code": 0.75, "german": 0.25},
+        ),
+        (
+            "foundry.yaml",
+            "train_loader:\n  dataset:\n    streams:\n      a: {{local: {code}, proportion: 3}}\n"
+            "      german: {{remote: s3://b/g, proportion: 1}}\n",
+            "documents",
+            {"code": 0.75, "german": 0.25},
+        ),
+        (
+            "registry.py",
+            "loader = X.Config(sources=[HFDataSource(dataset='code', weight=3), HFDataSource(dataset='german')])\n",
+            "tokens",
+            {"code": 0.75, "german": 0.25},
+        ),
+        (
+            "experiment.yaml",
+            "priors:\n  token_counts: {{code: 300, german: 100}}\n",
+            "tokens",
+            {"code": 0.75, "german": 0.25},
+        ),
+    ],
+)
+def test_files_that_others_wrote(
+    name: str, text: str, unit: str, expected: dict[str, float], text_run: Output, tmp_path: Path
+) -> None:
+    paths = {domain: found[0] for domain, found in text_run.paths().items()}
+    file = tmp_path / name
+    file.write_text(text.format(**paths))
+    found = read_weights(str(file))
+    assert found.unit == unit
+    assert found.over(text_run.paths()) == pytest.approx(expected)
+
+
+def test_paths_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "blend.txt").write_text("0.5 code_text_document 0.5 ../x/prose_text_document")
+    domains = {
+        "code": [f"{tmp_path}/code_text_document.bin"],
+        "prose": [f"{tmp_path.parent}/x/prose_text_document"],
+    }
+    assert read_weights(str(tmp_path / "blend.txt")).over(domains) == {"code": 0.5, "prose": 0.5}
