@@ -1,0 +1,151 @@
+"""A law, an objective, a strategy and a file format from an installed package, used by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import invalidate_caches
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opmix_ray import plugins
+from opmix_ray.config import SourceConfig
+from opmix_ray.data.sources import iter_documents, validate_sources
+from opmix_ray.errors import UserError
+from opmix_ray.laws import FittedLaw, fit_law
+from opmix_ray.run.check_plan import check_plan
+from opmix_ray.strategy_config import strategy_names
+from tests.support import ROOT, TinyRun
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that examples/plugin is installed into."""
+    place, source = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("source") / "plugin"
+    shutil.copytree(ROOT / "examples" / "plugin", source)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
+    done = subprocess.run(
+        [*command, "--target", str(place), str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package on the path of this process and of those it starts."""
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    _forget()
+    yield site
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget() -> None:
+    invalidate_caches()
+    plugins._points.cache_clear()
+    plugins._load.cache_clear()
+
+
+def test_names_are_known_only_where_the_package_is_installed(installed: Path) -> None:
+    assert {kind: plugins.names(kind) for kind in plugins.KINDS} == {
+        "laws": ["entropy"],
+        "objectives": ["by-group"],
+        "strategies": ["worst-first"],
+        "sources": ["paragraphs"],
+    }
+    assert "worst-first" in strategy_names()
+
+
+def test_the_law_fits_and_travels_as_json(installed: Path) -> None:
+    ratios = np.random.default_rng(0).dirichlet(np.ones(3), 20)
+    losses = (
+        3 + ratios @ np.array([[0.5], [-0.2], [0.1]]) + 0.3 * (ratios * np.log(ratios)).sum(axis=1)[:, None]
+    )
+    law = fit_law(ratios, losses, domains=["a", "b", "c"], metric_names=["m"], law="entropy")
+    assert law.quality["objective"]["r2"] > 0.999
+    again = FittedLaw.from_dict(json.loads(json.dumps(law.to_dict())))
+    assert again.predict(ratios) == pytest.approx(law.predict(ratios))
+    at = ratios[:1]
+    step = np.array([[1e-6, -1e-6, 0]])
+    slope = (law.objective(at + step) - law.objective(at - step)) / 2e-6
+    assert slope == pytest.approx(law.gradient(at)[0, 0] - law.gradient(at)[0, 1], rel=1e-3)
+
+
+def test_the_objective_weighs_groups(installed: Path, tiny: TinyRun) -> None:
+    for name in ("code", "german"):
+        tiny.tree["data"]["domains"][name]["group"] = "prose"
+    tiny.tree["evaluation"]["objective"] = "by-group"
+    assert tiny.load().objective() == pytest.approx({"code": 0.25, "german": 0.25, "mathematics": 0.5})
+
+
+def test_the_format_is_read(installed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("one\ntwo\n\n\nthree\n")
+    source = SourceConfig(path=str(file), format="paragraphs")
+    assert [document.text for document in iter_documents(source, "notes")] == ["one\ntwo", "three"]
+    with pytest.raises(
+        UserError, match=r"notes.txt: data.domains.notes.text_column: the file has no column 'body'"
+    ):
+        list(iter_documents(source.model_copy(update={"text_column": "body"}), "notes"))
+
+
+@pytest.mark.slow
+def test_a_run_with_all_of_them(installed: Path, tiny: TinyRun) -> None:
+    tiny.tree |= {"strategy": "worst-first", "proposal": {"law": "entropy"}}
+    tiny.tree["evaluation"]["objective"] = "by-group"
+    notes = tiny.directory / "notes.txt"
+    notes.write_text(
+        "\n\n".join(f"Note {i}: there is nothing new about the number {i} today." for i in range(300))
+    )
+    tiny.tree["data"]["domains"]["notes"] = {"path": str(notes), "format": "paragraphs"}
+    done = subprocess.run(
+        tiny.command("run", str(tiny.write()), "--output", str(tiny.directory / "out"), "--json"),
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert "has the greatest loss" in result["decisions"][0]["reason"]
+    assert result["mixtures"][0]["mixture"] != result["final_mixture"]
+
+
+def test_without_the_package_its_names_are_unknown(tiny: TinyRun) -> None:
+    tiny.tree["proposal"]["law"] = "entropy"
+    tiny.tree["evaluation"]["objective"] = "by-group"
+    tiny.tree["data"]["domains"]["code"]["format"] = "paragraphs"
+    config = tiny.load()
+    said = "\n".join(str(error) for error in [*check_plan(config), *validate_sources(config)])
+    assert "proposal.law = entropy: no such law" in said
+    assert "evaluation.objective = by-group: no installed package brings it" in said
+    assert "data.domains.code.format = paragraphs: no such format; known: auto, jsonl" in said
+
+
+def test_what_cannot_be_imported_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint(name="mine", value="no_such_module_anywhere:thing", group="opmix_ray.laws")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [broken] if group == broken.group else [])
+    _forget()
+    with pytest.raises(UserError, match=r"opmix_ray.laws = mine .*cannot be imported: ModuleNotFoundError"):
+        plugins.find("laws", "mine")
+    other = EntryPoint(name="mine", value="somewhere.else:thing", group="opmix_ray.laws")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [broken, other])
+    _forget()
+    with pytest.raises(UserError, match=r"mine: is registered twice"):
+        plugins.names("laws")
+    monkeypatch.undo()
+    _forget()
