@@ -6,7 +6,8 @@ right, `tokens` counts the questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from opmix_ray.data.tokenizer import load_saved_tokenizer
 Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
+@torch.no_grad()
 def wrong_choices(score: Score, asked: ChoiceSet, batch_size: int, device: torch.device) -> np.ndarray:
     """Which questions get a wrong answer: float64 of shape (n,), 1 where another choice is likelier.
 
@@ -118,6 +120,16 @@ def continuations(
         ends = np.flatnonzero(np.isin(new, stops))
         found.append(new[: ends[0]] if len(ends) else new)
     return found
+
+
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Hide what the model says about generation: `generate` takes from it what a configuration leaves open."""
+    before, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 @lru_cache(maxsize=8)
