@@ -112,9 +112,10 @@ def continuations(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
         eos_token_id=list(stops), pad_token_id=int(stops[0]),
     )  # fmt: skip
-    output = model.generate(
-        input_ids=ids.to(device), attention_mask=seen.to(device), generation_config=settings
-    )
+    with _own_settings(model):
+        output = model.generate(
+            input_ids=ids.to(device), attention_mask=seen.to(device), generation_config=settings
+        )
     found = []
     for new in output[:, length:].cpu().numpy():
         ends = np.flatnonzero(np.isin(new, stops))
