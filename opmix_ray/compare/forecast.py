@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable
 
 from opmix_ray.config import RunConfig, StageConfig
-from opmix_ray.data.held_out import search_sets
+from opmix_ray.data.held_out import search_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.flops import forward_flops, probe_flops, train_flops
-from opmix_ray.run.plan import plan, stage_domains
+from opmix_ray.run.base import beginning
+from opmix_ray.run.plan import Step, plan, stage_domains
 from opmix_ray.run.strategies.rules import planned
 from opmix_ray.search.space import choose_components, read_space
 from opmix_ray.strategy_config import ProxyConfig
@@ -36,7 +37,7 @@ class Forecast:
         self._train = train_flops(self._model, 1.0, self._length)
         self._forward = forward_flops(self._model, 1.0, self._length)
         sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences)
-        self._seen = sum(ids.size for ids, _ in sets.values())  # tokens of one look at the held-out sets
+        self._seen = sum(map(tokens_of, sets.values()))  # tokens of one look at the held-out sets
 
     def training(self, strategy: str) -> float:
         """FLOPs of the main run."""
@@ -49,15 +50,14 @@ class Forecast:
         config = self._planned(strategy)
         if strategy == "aioli":
             return sum(self._aioli(config, stage) for stage in config.stages)
-        costs: dict[str, Callable[[RunConfig, StageConfig, str], float]] = {
+        costs: dict[str, Callable[[RunConfig, Step], float]] = {
             "swarm": self._swarm, "doremi": self._doremi, "mergemix": self._mergemix,
         }  # fmt: skip
         cost = costs.get(strategy, self._probes)
         total = 0.0
         for step in plan(config):
             if step.index >= 0:
-                stage = config.stages[step.stage]
-                total += cost(config, stage, stage.search_space or config.search.space)
+                total += cost(config, step)
         return total
 
     def scale(self, strategy: str, budget: float) -> float:
@@ -85,28 +85,31 @@ class Forecast:
         prepared = self._prepared
         return architecture(model, vocab_size=prepared.vocab_size, eos_token_id=prepared.eos_token_id)
 
-    def _probes(self, config: RunConfig, stage: StageConfig, space: str) -> float:
-        names = stage_domains(config, stage)
-        kind = read_space(space)[0].kind
-        count = len(choose_components(kind, Mixture.uniform(names), names))
+    def _probes(self, config: RunConfig, step: Step) -> float:
+        names = stage_domains(config, config.stages[step.stage])
+        before = {n for stage in config.stages[: step.stage] for n in stage_domains(config, stage)}
+        before |= {name for name, share in beginning(config).mixture.items() if share > 0}
+        old = {name: float(name in before) for name in names}
+        mixture = Mixture(old) if any(old.values()) else Mixture.uniform(names)
+        count = len(choose_components(read_space(step.space)[0].kind, mixture, names))
         batch = config.probe.batch_size or config.train.batch_size
         tokens = count * config.probe.steps * batch * self._length
         probes = probe_flops(self._model, config.probe, tokens, self._length)  # type: ignore[arg-type]
         return probes + (config.search.trials + 1) * self._seen * self._forward
 
-    def _swarm(self, config: RunConfig, stage: StageConfig, space: str) -> float:
+    def _swarm(self, config: RunConfig, step: Step) -> float:
         own = config.strategies.swarm
         train, forward = self._proxy(own.proxy)
         return own.proxies * (train + self._seen * forward)
 
-    def _doremi(self, config: RunConfig, stage: StageConfig, space: str) -> float:
+    def _doremi(self, config: RunConfig, step: Step) -> float:
         train, _ = self._proxy(config.strategies.doremi.proxy)
         return 2 * train + 2 * train / 3  # two forward passes beside the training of both models
 
-    def _mergemix(self, config: RunConfig, stage: StageConfig, space: str) -> float:
+    def _mergemix(self, config: RunConfig, step: Step) -> float:
         own = config.strategies.mergemix
         tokens = own.steps * (own.batch_size or config.train.batch_size) * self._length
-        experts = len(stage_domains(config, stage)) * tokens * self._train
+        experts = len(stage_domains(config, config.stages[step.stage])) * tokens * self._train
         return experts + own.trials * self._seen * self._forward
 
     def _proxy(self, settings: ProxyConfig) -> tuple[float, float]:

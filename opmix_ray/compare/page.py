@@ -48,18 +48,26 @@ def _opening(content: Mapping[str, Any]) -> str:
 
 def _quality(content: Mapping[str, Any]) -> str:
     rows = table_rows(content)
-    best = min(entry["mean_perplexity"]["mean"] for entry in content["summary"])
-    marked = ["best" if e["mean_perplexity"]["mean"] == best else "" for e in content["summary"]]
+    key, _ = _quality_key(content)
+    best = min(entry[key]["mean"] for entry in content["summary"])
+    marked = ["best" if entry[key]["mean"] == best else "" for entry in content["summary"]]
     caption = "Averages over the evaluation sets and seeds"
     shown = table(list(rows[0]), [list(row.values()) for row in rows], caption=caption, marked=marked)
     return section("Quality", shown + grid([against_compute(content), _differences(content)]), name="quality")
 
 
+def _quality_key(content: Mapping[str, Any]) -> tuple[str, str]:
+    """What the plots show, and its name: the mean perplexity, or the objective where questions alone are asked."""
+    text = all(entry["mean_perplexity"] is not None for entry in content["summary"])
+    return ("mean_perplexity", "mean perplexity") if text else ("objective", "objective")
+
+
 def against_compute(content: Mapping[str, Any]) -> Panel:
-    """Mean perplexity against all FLOPs; further left and further down is better."""
+    """Quality against all FLOPs; further left and further down is better."""
+    key, name = _quality_key(content)
     marks: list[Mark] = []
     for colour, entry in enumerate(content["summary"]):
-        x, y = entry["flops"]["mean"], entry["mean_perplexity"]
+        x, y = entry["flops"]["mean"], entry[key]
         if y["low"] is not None:
             marks.append(Whiskers([x], [y["low"]], [y["high"]], colour))
         title = f"{entry['strategy']}: {y['mean']:.2f} at {x:.3g} FLOPs"
@@ -67,15 +75,15 @@ def against_compute(content: Mapping[str, Any]) -> Panel:
     return Panel(
         name="quality-against-compute",
         title="Quality against total compute",
-        description="Mean perplexity of each strategy against all its FLOPs, the search included.",
+        description=f"The {name} of each strategy against all its FLOPs, the search included.",
         marks=marks,
         x_label="FLOPs, search included",
-        y_label="mean perplexity",
+        y_label=name,
     )
 
 
 def _differences(content: Mapping[str, Any]) -> Panel | None:
-    entries = [entry for entry in content["summary"] if entry["versus"]]
+    entries = [e for e in content["summary"] if e["versus"] and e["versus"]["perplexity"]]
     if not entries:
         return None
     marks: list[Mark] = []
@@ -97,17 +105,20 @@ def _differences(content: Mapping[str, Any]) -> Panel | None:
 
 
 def _sets(content: Mapping[str, Any]) -> str:
-    sets = list(content["summary"][0]["losses"])
     parts = []
-    for key, title, digits in (
-        ("losses", "Final loss, nats per token", 4),
-        ("perplexity", "Final perplexity", 2),
-    ):
+    titles = {
+        "losses": ("Final loss, nats per token; of questions the rate of wrong answers", 4),
+        "perplexity": ("Final perplexity", 2),
+        "accuracy": ("Final accuracy", 4),
+    }
+    for key, (title, digits) in titles.items():
+        sets = list(content["summary"][0][key])
         rows = [
             [entry["strategy"], *(with_interval(entry[key].get(name), digits) for name in sets)]
             for entry in content["summary"]
         ]
-        parts.append(table(["strategy", *sets], rows, caption=title))
+        if sets:
+            parts.append(table(["strategy", *sets], rows, caption=title))
     return section("Evaluation sets", "".join(parts), name="sets")
 
 

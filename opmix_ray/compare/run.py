@@ -114,8 +114,8 @@ class _Table:
                 self._rows[entry.place] = row
                 self.write()
                 progress.message(
-                    f"{entry.strategy}, seed {entry.seed}: mean loss {row.mean_loss:.4f}, "
-                    f"mean perplexity {row.mean_perplexity:.1f}, {row.flops:.3g} FLOPs"
+                    f"{entry.strategy}, seed {entry.seed}: objective {row.objective:.4f}, "
+                    f"{row.flops:.3g} FLOPs, {wall:.0f} s"
                 )
 
     def write(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,8 +20,10 @@ class Row:
     """One finished run.
 
     Args:
-        losses, perplexity: of every evaluation set at the end, nats per token.
-        mean_loss, mean_perplexity: over the sets; `objective` with the configured weights.
+        losses: of every evaluation set at the end, nats per token; of questions the rate of wrong answers.
+        perplexity, accuracy: of the sets of text, and of questions.
+        mean_loss, mean_perplexity, mean_accuracy: over the sets of their kind; None: there are none.
+        objective: of all sets with the configured weights.
         forgetting: see `forgetting`; None: there was nothing to forget.
         steps: of the main run.
         tokens: trained on or passed through for the mixture, reports left out.
@@ -35,8 +37,10 @@ class Row:
     seed: int
     losses: dict[str, float]
     perplexity: dict[str, float]
-    mean_loss: float
-    mean_perplexity: float
+    accuracy: dict[str, float]
+    mean_loss: float | None
+    mean_perplexity: float | None
+    mean_accuracy: float | None
     objective: float
     forgetting: float | None
     steps: int
@@ -68,8 +72,10 @@ def row_of(strategy: str, result: Mapping[str, Any], wall_seconds: float, learne
         seed=result["seed"],
         losses=last["losses"],
         perplexity=last["perplexity"],
+        accuracy=last.get("accuracy", {}),
         mean_loss=last["mean_loss"],
         mean_perplexity=last["mean_perplexity"],
+        mean_accuracy=last.get("mean_accuracy"),
         objective=last["objective"],
         forgetting=forgetting(result["evaluations"], learned),
         steps=result["steps"],
@@ -121,20 +127,18 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     return Estimate(mean, mean - half, mean + half, len(data))
 
 
-_QUANTITIES: dict[str, Callable[[Row], float]] = {
-    name: lambda row, name=name: float(getattr(row, name))  # type: ignore[misc]
-    for name in (
-        "mean_loss", "mean_perplexity", "objective", "steps", "tokens", "flops", "search_flops",
-        "worker_seconds", "wall_seconds",
-    )
-}  # fmt: skip
+_QUANTITIES = (
+    "mean_loss", "mean_perplexity", "mean_accuracy", "objective", "forgetting", "steps", "tokens", "flops",
+    "search_flops", "worker_seconds", "wall_seconds",
+)  # fmt: skip
+_BY_SET = ("losses", "perplexity", "accuracy")
 
 
 def summarise(rows: Sequence[Row], strategies: Sequence[str]) -> list[dict[str, Any]]:
     """One entry per strategy that has rows, in the order given; the first one is the baseline.
 
-    `versus` compares with the baseline seed by seed: `perplexity` is the relative change of the mean perplexity
-    (negative: better), `loss` the difference of the mean loss, `flops` the relative change of all FLOPs.
+    A quantity that no run has is None. `versus` compares with the baseline seed by seed: `perplexity` and `flops` are
+    relative changes of the mean perplexity and of all FLOPs, `loss`, `accuracy` and `objective` are differences.
     """
     baseline = {row.seed: row for row in rows if row.strategy == strategies[0]}
     found = []
@@ -143,13 +147,10 @@ def summarise(rows: Sequence[Row], strategies: Sequence[str]) -> list[dict[str, 
         if not own:
             continue
         entry: dict[str, Any] = {"strategy": name, "seeds": [row.seed for row in own]}
-        entry |= {key: asdict(estimate([value(row) for row in own])) for key, value in _QUANTITIES.items()}
-        entry["losses"] = {s: asdict(estimate([row.losses[s] for row in own])) for s in own[0].losses}
-        entry["perplexity"] = {
-            s: asdict(estimate([row.perplexity[s] for row in own])) for s in own[0].perplexity
-        }
-        forgot = [row.forgetting for row in own if row.forgetting is not None]
-        entry["forgetting"] = asdict(estimate(forgot)) if forgot else None
+        entry |= {key: _known(getattr(row, key) for row in own) for key in _QUANTITIES}
+        for key in _BY_SET:
+            sets = getattr(own[0], key)
+            entry[key] = {each: _known(getattr(row, key)[each] for row in own) for each in sets}
         pairs = [(row, baseline[row.seed]) for row in own if row.seed in baseline]
         entry["versus"] = _versus(pairs) if pairs and name != strategies[0] else None
         found.append(entry)
@@ -157,8 +158,20 @@ def summarise(rows: Sequence[Row], strategies: Sequence[str]) -> list[dict[str, 
 
 
 def _versus(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
+    def differences(key: str, relative: bool = False) -> dict[str, Any] | None:
+        both = [(getattr(a, key), getattr(b, key)) for a, b in pairs]
+        return _known(None if a is None or b is None else a / b - 1 if relative else a - b for a, b in both)
+
     return {
-        "perplexity": asdict(estimate([a.mean_perplexity / b.mean_perplexity - 1 for a, b in pairs])),
-        "loss": asdict(estimate([a.mean_loss - b.mean_loss for a, b in pairs])),
-        "flops": asdict(estimate([a.flops / b.flops - 1 for a, b in pairs])),
+        "perplexity": differences("mean_perplexity", relative=True),
+        "loss": differences("mean_loss"),
+        "accuracy": differences("mean_accuracy"),
+        "objective": differences("objective"),
+        "flops": differences("flops", relative=True),
     }
+
+
+def _known(values: Iterable[float | None]) -> dict[str, Any] | None:
+    """The estimate over the values there are; None where there is none."""
+    there = [float(value) for value in values if value is not None]
+    return asdict(estimate(there)) if there else None

@@ -10,8 +10,8 @@ from typing import Any
 from opmix_ray.compare.summary import Row
 
 _PLAIN = (
-    "strategy", "seed", "mean_loss", "mean_perplexity", "objective", "forgetting", "steps", "tokens", "flops",
-    "search_flops", "worker_seconds", "wall_seconds",
+    "strategy", "seed", "mean_loss", "mean_perplexity", "mean_accuracy", "objective", "forgetting", "steps",
+    "tokens", "flops", "search_flops", "worker_seconds", "wall_seconds",
 )  # fmt: skip
 
 
@@ -38,19 +38,30 @@ def table_rows(content: Mapping[str, Any]) -> list[dict[str, str]]:
     Args:
         content: of compare.json.
     """
-    baseline = content["strategies"][0]
+    baseline, summary = content["strategies"][0], content["summary"]
+    quality = {
+        "mean loss": lambda entry: with_interval(entry["mean_loss"], 4),
+        "mean perplexity": lambda entry: with_interval(entry["mean_perplexity"], 1),
+        f"perplexity vs {baseline}": lambda entry: percentage(
+            entry["versus"] and entry["versus"]["perplexity"]
+        ),
+        "mean accuracy": lambda entry: with_interval(entry["mean_accuracy"], 4),
+        "forgetting": lambda entry: with_interval(entry["forgetting"], 4),
+    }
+    columns = {
+        title: [cell(entry) for entry in summary]
+        for title, cell in quality.items()
+        if any(cell(entry) != "-" for entry in summary)
+    }
     return [
         {
             "strategy": entry["strategy"],
-            "mean loss": with_interval(entry["mean_loss"], 4),
-            "mean perplexity": with_interval(entry["mean_perplexity"], 1),
-            f"perplexity vs {baseline}": percentage(entry["versus"] and entry["versus"]["perplexity"]),
-            "forgetting": with_interval(entry["forgetting"], 4),
+            **{title: cells[place] for title, cells in columns.items()},
             "FLOPs": f"{entry['flops']['mean']:.3g}",
             "of them search": f"{100 * entry['search_flops']['mean'] / entry['flops']['mean']:.1f} %",
             "wall seconds": f"{entry['wall_seconds']['mean']:.0f}",
         }
-        for entry in content["summary"]
+        for place, entry in enumerate(summary)
     ]
 
 

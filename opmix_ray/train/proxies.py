@@ -16,7 +16,7 @@ import ray
 import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig, ScheduleConfig
-from opmix_ray.data.held_out import HeldOut
+from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.errors import UserError
@@ -174,7 +174,7 @@ class ProxyRun:
         if task.evaluate:
             measured = evaluate_sets(self.model, sets, task.micro_batch_size, autocast=task.model.autocast)
             losses = {name: loss.mean for name, loss in measured.items()}
-            seen = sum(ids.size for ids, _ in sets.values())
+            seen = sum(map(tokens_of, sets.values()))
             tokens, flops = tokens + seen, flops + forward_flops(self.model, seen, length)
         seconds += time.monotonic() - began
         model = snapshot(self.model) if task.keep else None

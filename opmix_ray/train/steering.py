@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from opmix_ray.data.held_out import search_sets
-from opmix_ray.model.loss import compute_context
+from opmix_ray.data.held_out import part_of, search_sets, tokens_of
 from opmix_ray.train.live import Live, Moment
 
 
@@ -97,23 +96,11 @@ class Steering:
         parallel.model.eval()
         alone = parallel.sharded or worker.world == 1
         found = {}
-        for name, (ids, mask) in self._sets.items():
-            own = slice(None) if alone else slice(worker.rank, None, worker.world)
-            nats, targets = self._measure(ids[own], mask[own])
-            sums = torch.tensor([nats, targets], dtype=torch.float64, device=worker.device)
+        for name, held in self._sets.items():
+            own = worker._measure(held if alone else part_of(held, slice(worker.rank, None, worker.world)))
+            sums = torch.tensor([own.nats.sum(), own.tokens.sum()], dtype=torch.float64, device=worker.device)
             sums = sums if alone else parallel.total(sums)
             found[name] = float(sums[0] / sums[1].clamp_min(1))
-            worker.state.side["search"] = worker.state.side.get("search", 0) + int(ids.size)
+            worker.state.side["search"] = worker.state.side.get("search", 0) + tokens_of(held)
         parallel.model.train()
         return found
-
-    def _measure(self, ids: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-        worker, size = self.worker, self.worker.segment.evaluation.batch_size
-        nats = targets = 0.0
-        with torch.no_grad(), compute_context(worker.segment.model.autocast, worker.device):
-            for start in range(0, len(ids), size):
-                part = torch.from_numpy(ids[start : start + size]).to(worker.device)
-                part_mask = torch.from_numpy(mask[start : start + size]).to(worker.device)
-                sums, counts = worker.parallel.losses(part, part_mask)
-                nats, targets = nats + float(sums.sum()), targets + float(counts.sum())
-        return nats, targets

@@ -11,7 +11,8 @@ def row(strategy: str, seed: int, loss: float, flops: float = 1e12, search: floa
     losses = {"code": loss, "german": loss + 1}
     perplexity = {name: 2.0**value for name, value in losses.items()}
     return Row(
-        strategy=strategy, seed=seed, losses=losses, perplexity=perplexity, mean_loss=loss + 0.5,
+        strategy=strategy, seed=seed, losses=losses, perplexity=perplexity, accuracy={}, mean_accuracy=None,
+        mean_loss=loss + 0.5,
         mean_perplexity=sum(perplexity.values()) / 2, objective=loss, forgetting=None, steps=100, tokens=1e6,
         flops=flops, search_flops=search, worker_seconds=10.0, wall_seconds=12.0, mixture={"code": 0.5, "german": 0.5},
     )  # fmt: skip

@@ -18,7 +18,7 @@ import ray
 import torch
 
 from opmix_ray.config import ModelConfig, ProbeConfig
-from opmix_ray.data.held_out import HeldOut
+from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel
 from opmix_ray.model.base_files import SPEC, load_base, save_base
@@ -73,6 +73,7 @@ def score_merges(
     candidates: Sequence[np.ndarray],
     sets: HeldOut,
     batch_size: int,
+    length: int,
     model: ModelConfig,
     resources: ProbeConfig,
     base: BaseModel,
@@ -84,14 +85,14 @@ def score_merges(
         candidates: merging weights (D,).
         sets: held-out sequences.
         batch_size: sequences in a forward pass.
+        length: tokens in a sequence.
         model: how to compute.
         resources: whether on a GPU.
         base, experts: see `Merger`.
     """
     device = "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
     merger = Merger(base, experts, device)
-    length = next(iter(sets.values()))[0].shape[1]
-    tokens = sum(ids.size for ids, _ in sets.values())
+    tokens = sum(map(tokens_of, sets.values()))
     flops = forward_flops(merger.model, tokens, length)
     found = []
     for weights in candidates:
@@ -169,7 +170,10 @@ def _score(search: Offline, mixtures: Sequence[Mapping[str, float]]) -> list[Mer
     remote = ray.remote(score_merges).options(
         num_cpus=config.search.cpus, num_gpus=config.search.gpus, max_retries=config.probe.max_retries
     )
-    size, resources = config.search.batch_size, config.probe
-    waiting = [remote.remote(p, search.sets, size, config.model, resources, base, *experts) for p in parts]
+    size, length = config.search.batch_size, search.prepared.seq_len
+    waiting = [
+        remote.remote(part, search.sets, size, length, config.model, config.probe, base, *experts)
+        for part in parts
+    ]
     scored = ray.get(waiting)
     return [scored[i % count][i // count] for i in range(len(candidates))]

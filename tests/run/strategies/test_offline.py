@@ -132,7 +132,14 @@ def test_merged_models_score_like_the_experts_they_are(making: Making, sets: dic
     expert = train_proxy(task, search.base, sets)
     config = search.config
     scores = score_merges(
-        [np.array([0.0]), np.array([1.0])], sets, 16, config.model, config.probe, search.base, expert.model
+        [np.array([0.0]), np.array([1.0])],
+        sets,
+        16,
+        32,
+        config.model,
+        config.probe,
+        search.base,
+        expert.model,
     )
     assert scores[1].losses == pytest.approx(expert.losses, abs=1e-4)
     assert scores[1].losses["german"] < scores[0].losses["german"]
