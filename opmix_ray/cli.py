@@ -15,10 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from opmix_ray import __version__
+from opmix_ray.commands.compare import compare
 from opmix_ray.commands.doctor import doctor
 from opmix_ray.commands.export import export
-from opmix_ray.commands.export import export
-from opmix_ray.commands.compare import compare
 from opmix_ray.commands.init import init
 from opmix_ray.commands.show import console, show
 from opmix_ray.errors import UserError, UserErrors, user_errors
@@ -89,7 +88,6 @@ def demo(
 
 app.command()(init)
 app.command()(compare)
-app.command()(export)
 app.command()(export)
 app.command()(doctor)
 

@@ -44,7 +44,7 @@ def nemo(file: Path) -> Any:
     blend = yaml.safe_load(file.read_text())["dataset"]["blend"]
     config = GPTDatasetConfig(
         random_seed=1, sequence_length=32, blend=blend, split="9,1,0", reset_position_ids=False,
-        reset_attention_mask=False, eod_mask_loss=False, tokenizer=object(),
+        reset_attention_mask=False, eod_mask_loss=False, tokenizer=types.SimpleNamespace(vocab_size=100),
     )  # fmt: skip
     return {"weights": dict(zip(*config.blend, strict=True))}
 
