@@ -22,6 +22,7 @@ test-slow: $(VENV)/.develops
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 test-cluster: $(VENV)/.develops
+	$(PIP) -e '.[dev,cluster]'
 	$(BIN)/python -m pytest -m cluster --timeout 1800
 
 lint: $(VENV)/.develops

@@ -226,6 +226,11 @@ class ClusterConfig(Section):
         None, description="Ray address; none: RAY_ADDRESS, else a Ray of our own on this machine."
     )
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a Ray of our own; none: all.")
+    grows: bool = Field(
+        False,
+        description="Wait for machines that are not there, rather than refuse the run. What an autoscaler may bring is "
+        "seen by jobs on its head; this is for drivers elsewhere.",
+    )
     connect_timeout: float = Field(30, gt=0, description="Seconds to wait for an address to answer.")
 
 

@@ -16,13 +16,13 @@ import torch
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.run.address import check_address
+from opmix_ray.run.autoscaler import machine_types
 from opmix_ray.run.demand import (
     ROUNDING,
     Demand,
     Resources,
     demands,
     machines_now,
-    machines_to_come,
     words,
 )
 
@@ -101,10 +101,15 @@ def check_resources(config: RunConfig) -> None:
     Raises:
         UserErrors: it has not enough of something, all together or on any one machine.
     """
-    machines, types = machines_now(), machines_to_come()
-    limits = _sum([(machine, 1) for machine in machines]), _sum(types)
+    machines, types = machines_now(), machine_types()
+    if types is None or (config.cluster.grows and not types):
+        return  # whatever is missing may come
+    limits = (
+        _sum([(machine, 1) for machine in machines]),
+        _sum([(each.resources, each.most) for each in types]),
+    )
     have = {kind: max(limit.get(kind, 0.0) for limit in limits) for kind in {*limits[0], *limits[1]}}
-    machines += [each for each, _ in types]
+    machines += [each.resources for each in types]
     errors = missing_resources(config, have, machines)
     if errors:
         raise UserErrors(errors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import RECORD, Probe, load_probe, save_probe
+from opmix_ray.run.demand import of_evaluator, of_probe
 from opmix_ray.run.ledger import Ledger
+from opmix_ray.run.lost import can_do_without, holding, undecided
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.task import load_weights, probe_task, put_task
+from opmix_ray.run.waiting import waiting
 from opmix_ray.search.components import Components
 from opmix_ray.search.decide import Answer, Decision, Question, answer, conclude, prior_mixture
 from opmix_ray.search.old_part import OldPart
@@ -28,7 +31,7 @@ from opmix_ray.search.rows import RowLog, TrialRow
 from opmix_ray.search.space import choose_components, load_space, read_space
 from opmix_ray.search.tuner import run_search
 from opmix_ray.storage import Storage
-from opmix_ray.train.probes import train_probes
+from opmix_ray.train.probes import LostProbe, ProbeTask, train_probes
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class _Maker:
         self.old = OldPart.of(situation.old, situation.current) if kind == "old_new" else None
         self.sets = tuple(config.eval_sets())
         self.times: dict[str, float] = {}
+        self.lost: dict[str, str] = {}  # probes that failed for good, and why
 
     def make(self) -> Decision:
         config, situation = self.config, self.situation
@@ -113,6 +117,11 @@ class _Maker:
         base = snapshot(model)
         base_ref = ray.put(base)
         probes = self._probes(base_ref)
+        if not can_do_without(self.lost, self.names, situation.current):
+            return self._undecided(probes, base.nbytes, began)
+        if self.lost:
+            held = {name: situation.current[name] for name in self.lost}
+            probes = [holding(probe, held) for probe in probes]
         task, factors = put_task(config, self.prepared, model, base_ref, probes, self.domains)
         components = task.components
         space = load_space(situation.space, components, config.data.domains)
@@ -127,16 +136,17 @@ class _Maker:
         began = time.monotonic()
         log = RowLog(self.place, self.domains, self.sets)
         best = _Best(log.rows)
-        rows, checked = run_search(
-            task,
-            space,
-            config.search,
-            log,
-            seed=_mix(config.seed, situation.index),
-            start=self._warm_starts(components),
-            propose=find,
-            on_row=lambda row: self.progress.trial(row, best.update(row), config.search.trials),
-        )
+        with waiting(of_evaluator(config), self.progress.message):
+            rows, checked = run_search(
+                task,
+                space,
+                config.search,
+                log,
+                seed=_mix(config.seed, situation.index),
+                start=self._warm_starts(components),
+                propose=find,
+                on_row=lambda row: self.progress.trial(row, best.update(row), config.search.trials),
+            )
         log.settle()
         self.times["search"] = time.monotonic() - began
         decision = conclude(
@@ -155,6 +165,7 @@ class _Maker:
             ),
             wall_seconds=self.times,
             effective_step=situation.step if situation.effective is None else situation.effective,
+            lost=self.lost,
         )
         if answers[-1].law is not None:
             self.place.write_json("law.json", answers[-1].law.to_dict())
@@ -175,13 +186,41 @@ class _Maker:
             stream = f"decision-{self.situation.index}"
             replayed = self.situation.current if self.old is None else self.old.inside
             missing.append(probe_task(config, self.prepared, name, replayed, stream))
-        for probe in train_probes(missing, base, self.progress.probe_started):
+        for probe in self._trained(missing, base):
             with tempfile.TemporaryDirectory() as directory:
                 save_probe(probe, directory)
                 self.place.upload(directory, f"probes/{probe.name}", last=RECORD)
             found[probe.name] = probe
             self.progress.probe_done(probe)
-        return [found[name] for name in self.names]
+        return [found[name] for name in self.names if name in found]
+
+    def _trained(self, missing: list[ProbeTask], base: Any) -> Iterator[Probe]:
+        """Probes as they are done; the lost ones are noted."""
+        if not missing:
+            return
+        with waiting(of_probe(self.config), self.progress.message):
+            for probe in train_probes(missing, base, self.progress.probe_started):
+                if isinstance(probe, LostProbe):
+                    self.lost[probe.name] = probe.reason
+                    self.progress.message(
+                        f"probe {probe.name} failed for good and is left out: {probe.reason}"
+                    )
+                else:
+                    yield probe
+
+    def _undecided(self, probes: list[Probe], base_bytes: int, began: float) -> Decision:
+        situation = self.situation
+        decision = undecided(
+            self.lost, situation.current, index=situation.index, step=situation.step, stage=situation.stage,
+            details={
+                "cost": {"probes": _probe_cost(probes, base_bytes)},
+                "wall_seconds": {"probes": time.monotonic() - began},
+                "effective_step": situation.step if situation.effective is None else situation.effective,
+            },
+        )  # fmt: skip
+        self.place.write_json("decision.json", decision.to_dict())
+        self.progress.decided(decision)
+        return decision
 
     def _question(self, components: Components) -> Question:
         config, situation = self.config, self.situation
@@ -194,6 +233,7 @@ class _Maker:
             situation.tokens_left,
         )
         upper = {name: min(source.max_share, caps[name]) for name, source in sources.items()}
+        upper.update({name: min(upper[name], situation.current[name]) for name in self.lost})
         # A share below what every probe saw cannot be simulated, so it could not be checked.
         floor = components.data.min(axis=0)
         lower = {
@@ -243,12 +283,7 @@ def _cost(
     probes: Sequence[Probe], rows: Sequence[TrialRow], found: Answer, base_bytes: int, factor_bytes: int
 ) -> dict[str, dict[str, float]]:
     return {
-        "probes": {
-            "tokens": sum(p.tokens for p in probes),
-            "flops": sum(p.flops for p in probes),
-            "seconds": sum(p.seconds for p in probes),
-            "bytes": float(base_bytes),
-        },
+        "probes": _probe_cost(probes, base_bytes),
         "search": {
             "tokens": sum(row.tokens for row in rows),
             "flops": sum(row.flops for row in rows),
@@ -256,6 +291,15 @@ def _cost(
             "bytes": float(factor_bytes),
         },
         "fit": {"seconds": found.seconds},
+    }
+
+
+def _probe_cost(probes: Sequence[Probe], base_bytes: int) -> dict[str, float]:
+    return {
+        "tokens": sum(p.tokens for p in probes),
+        "flops": sum(p.flops for p in probes),
+        "seconds": sum(p.seconds for p in probes),
+        "bytes": float(base_bytes),
     }
 
 

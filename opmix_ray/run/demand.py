@@ -48,30 +48,31 @@ class Demand:
 
 def demands(config: RunConfig) -> list[Demand]:
     """What the main run, a probe and an evaluator ask for."""
-    train, probe, search = config.train, config.probe, config.search
-    return [
-        Demand("train", "the main run", train.workers,
-               _each(train.cpus_per_worker, train.gpus_per_worker, train.resources)),
-        Demand("probe", "a probe", 1, _each(probe.cpus, probe.gpus, probe.resources)),
-        Demand("search", "an evaluator", 1, _each(search.cpus, search.gpus, search.resources)),
-    ]  # fmt: skip
+    return [of_main_run(config), of_probe(config), of_evaluator(config)]
+
+
+def of_main_run(config: RunConfig) -> Demand:
+    """All workers together."""
+    train = config.train
+    each = _each(train.cpus_per_worker, train.gpus_per_worker, train.resources)
+    return Demand("train", "the main run", train.workers, each)
+
+
+def of_probe(config: RunConfig) -> Demand:
+    """One probe: others may follow on the same machine."""
+    probe = config.probe
+    return Demand("probe", "a probe", 1, _each(probe.cpus, probe.gpus, probe.resources))
+
+
+def of_evaluator(config: RunConfig) -> Demand:
+    """One evaluator: it can score every candidate."""
+    search = config.search
+    return Demand("search", "an evaluator", 1, _each(search.cpus, search.gpus, search.resources))
 
 
 def machines_now() -> list[dict[str, float]]:
     """Resources of every machine of the connected cluster that is alive."""
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-
-
-def machines_to_come() -> list[tuple[dict[str, float], int]]:
-    """Resources of the autoscaler's machine types and how many of each there may be; none without an autoscaler."""
-    try:
-        from ray._private.state import state
-
-        found = state.get_cluster_config()
-        groups = list(found.node_group_configs) if found is not None else []
-    except Exception:  # not public: where it is gone, the cluster counts as it is
-        return []
-    return [(dict(group.resources), int(group.max_count)) for group in groups if group.max_count]
 
 
 def words(amounts: Resources) -> str:

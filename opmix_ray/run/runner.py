@@ -27,6 +27,7 @@ from opmix_ray.run.base import BASE, Before, adopt, beginning, same_content, wit
 from opmix_ray.run.beside import Beside
 from opmix_ray.run.cluster import connected
 from opmix_ray.run.decision import Decide, Situation
+from opmix_ray.run.demand import of_main_run
 from opmix_ray.run.enter import enter
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
@@ -38,6 +39,7 @@ from opmix_ray.run.state import METRICS, RESULT, RunState, open_output
 from opmix_ray.run.strategies.registry import decider, live
 from opmix_ray.run.strategies.rules import planned
 from opmix_ray.run.validate import check_before, prepare_checked, refuse
+from opmix_ray.run.waiting import waiting
 from opmix_ray.search.decide import Decision
 from opmix_ray.storage import Storage
 from opmix_ray.train.loop import Segment
@@ -101,6 +103,7 @@ class _Runner:
         self.tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
         self.rows = [json.loads(line) for line in storage.lines(METRICS)][: state.rows]
         self._flops: tuple[float, float] | None = None
+        self._begun = ""  # segment whose workers began last
 
     def run(self) -> dict[str, Any]:
         steps = plan(self.config)
@@ -153,12 +156,16 @@ class _Runner:
             sampler=self.state.sampler,
         )
         self.progress.segment_started(stage.name, step.start, step.end, self.state.mixture)
-        result = run_segment(segment, self._on_event)
+        with waiting(of_main_run(config), self.progress.message):
+            result = run_segment(segment, self._on_event)
         self._account(result)
 
     def _on_event(self, kind: str, payload: dict[str, Any]) -> None:
         """Keep metrics.jsonl equal to what the workers have done, whatever they had to do again."""
         if kind == "start":
+            if payload["step"] > self.state.step or payload["segment"] == self._begun:
+                self.progress.message(f"training goes on from step {payload['step']}")
+            self._begun = payload["segment"]
             self._write_rows(payload["rows"])
             for row in payload["rows"]:
                 self.progress.row(row)

@@ -25,7 +25,7 @@ from opmix_ray.run.enter import enter
 from opmix_ray.run.validate import validate
 from opmix_ray.search.space import choose_components, read_space
 from opmix_ray.search.trial import SearchTask
-from opmix_ray.train.probes import ProbeTask, probe_data, train_probes
+from opmix_ray.train.probes import ProbeTask, probe_data, train_all
 
 
 def load_weights(config: RunConfig, prepared: Prepared, directory: Path | None) -> PreTrainedModel:
@@ -99,6 +99,6 @@ def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
         base_ref = ray.put(snapshot(weights))
         replayed = old if kind == "old_new" else current
         tasks = [probe_task(config, prepared, name, replayed, "task") for name in names]
-        found = {probe.name: probe for probe in train_probes(tasks, base_ref)}
+        found = train_all(tasks, base_ref)
         probes = [found[name] for name in names]
         return put_task(config, prepared, weights, base_ref, probes, current.domains)[0]

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import ray
-
 from opmix_ray.run.demand import Demand, machines_now, words
 
 _FIRST, _EVERY, _AGAIN = 2.0, 2.0, 300.0  # seconds: before the first look, between looks, between messages
@@ -33,7 +31,7 @@ def waiting(demand: Demand, message: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join()
+        thread.join(5)  # it may be asking a cluster that does not answer any more
 
 
 def _watch(demand: Demand, message: Callable[[str], None], done: threading.Event) -> None:
@@ -43,7 +41,7 @@ def _watch(demand: Demand, message: Callable[[str], None], done: threading.Event
         pause = _EVERY
         try:
             machines = machines_now()
-        except (ray.exceptions.RayError, RuntimeError):  # no answer now, or the connection is being closed
+        except Exception:  # no answer now, or the connection is being closed: nothing to say about that
             continue
         now = time.monotonic()
         if demand.places(machines) == demand.count:

@@ -177,14 +177,15 @@ class MixtureTrial(tune.Trainable):
     `rest` is a number of seconds to wait for other evaluators, which keeps the actor from being given up meanwhile.
     """
 
-    def setup(self, config: dict[str, Any], task: SearchTask | None = None) -> None:
-        """Build the model on the shared arrays."""
+    def setup(self, config: dict[str, Any], task: SearchTask | None = None, shelf: Any = None) -> None:
+        """Build the model on the shared arrays: those of the task, or those on a shelf for it."""
         if task is None:
             raise ValueError("use tune.with_parameters(MixtureTrial, task=SearchTask.put(...))")
         torch.set_num_threads(
             max(1, int(self.trial_resources.required_resources.get("CPU", 1) if self.trial_resources else 1))
         )
-        base, factors, sets = ray.get([task.base, task.factors, task.sets])
+        arrays = [task.base, task.factors, task.sets] if shelf is None else ray.get(shelf.take.remote())
+        base, factors, sets = ray.get(arrays)
         self._space = task.space or Simplex(task.components)
         self._components = task.components
         self._scorer = CandidateScorer(

@@ -6,9 +6,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -16,6 +18,7 @@ from ray.tune.search import Searcher
 from opmix_ray.config import SearchConfig
 from opmix_ray.search.rows import RowLog, TrialRow
 from opmix_ray.search.searcher import PROPOSAL, MixtureSearch
+from opmix_ray.search.shelf import shelve
 from opmix_ray.search.space import Space
 from opmix_ray.search.trial import MixtureTrial, SearchTask
 
@@ -80,7 +83,9 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
     resources: dict[str, Any] = {"cpu": config.cpus, **config.resources}
     if config.gpus:
         resources["gpu"] = config.gpus
-    trainable = tune.with_resources(tune.with_parameters(MixtureTrial, task=task), resources)
+    shelf = shelve([task.base, task.factors, task.sets])
+    bare = replace(task, base=None, factors=None, sets=None)
+    trainable = tune.with_resources(tune.with_parameters(MixtureTrial, task=bare, shelf=shelf), resources)
     directory = tempfile.mkdtemp(prefix="opmix-tune-")  # Tune's own notes; nothing in it is needed later
     try:
         tune.Tuner(
@@ -103,6 +108,7 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
             ),
         ).fit()
     finally:
+        ray.kill(shelf)
         shutil.rmtree(directory, ignore_errors=True)
 
 

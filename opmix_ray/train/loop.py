@@ -176,9 +176,8 @@ class _Worker:
         batch = self.sampler.next_batch()
         ids, mask = self._rows(batch)
         own = [float(mask[:, 1:].sum()), float(self.notice.due(self.rank))]
-        targets, look = self.parallel.total(
-            torch.tensor(own, dtype=torch.float64, device=self.device)
-        ).tolist()
+        both = torch.tensor(own, dtype=torch.float64, device=self.device)
+        targets, look = self.parallel.total(both).tolist()
         if look:
             self.notice.look()
         rate = learning_rate(

@@ -53,6 +53,14 @@ class ProbeTask:
     prepared: Prepared
 
 
+@dataclass(frozen=True)
+class LostProbe:
+    """A probe that failed for good: it raised an error, or its machines went away more often than it is retried."""
+
+    name: str
+    reason: str
+
+
 def probe_data(name: str, old: Mixture, new_share: float) -> Mixture:
     """What a component's probe sees: the old mixture, or `new_share` of its domain and the rest old."""
     if name == OLD:
@@ -125,8 +133,8 @@ def train_probe(task: ProbeTask, base: BaseModel) -> Probe:
 
 def train_probes(
     tasks: Iterable[ProbeTask], base: Any, on_start: Callable[[str], None] | None = None
-) -> Iterator[Probe]:
-    """Train probes side by side; each is given as soon as it is done.
+) -> Iterator[Probe | LostProbe]:
+    """Train probes side by side; each is given as soon as it is done, or known to have failed for good.
 
     Args:
         tasks: what to train.
@@ -135,13 +143,13 @@ def train_probes(
 
     Raises:
         UserError: a probe failed because of its input.
-        RuntimeError: a probe failed for good; names it.
     """
     waiting = {}
     for task in tasks:
         remote = ray.remote(train_probe).options(
             num_cpus=task.probe.cpus,
             num_gpus=task.probe.gpus,
+            resources=dict(task.probe.resources),
             max_retries=task.probe.max_retries,
             name=f"probe:{task.name}",
         )
@@ -157,9 +165,29 @@ def train_probes(
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, UserError):
                 raise cause from None
-            raise RuntimeError(f"the probe of {name} failed: {cause}") from error
+            yield LostProbe(name, _first_line(cause))
         except ray.exceptions.RayError as error:
-            raise RuntimeError(f"the probe of {name} failed {error}") from error
+            yield LostProbe(name, _first_line(error))
+
+
+def train_all(tasks: Iterable[ProbeTask], base: Any) -> dict[str, Probe]:
+    """Train probes of which none may be lost; by name.
+
+    Raises:
+        UserError: see `train_probes`.
+        RuntimeError: a probe failed for good; names it.
+    """
+    found: dict[str, Probe] = {}
+    for probe in train_probes(tasks, base):
+        if isinstance(probe, LostProbe):
+            raise RuntimeError(f"the probe of {probe.name} failed: {probe.reason}")
+        found[probe.name] = probe
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _seed(task: ProbeTask) -> int:

@@ -146,8 +146,10 @@ def test_what_is_mounted_is_there(launched: dict[str, Any]) -> None:
 
 def test_every_ray_process_wants_the_token(launched: dict[str, Any]) -> None:
     for role in ("head", "worker"):
-        start = launched[f"{role}_start_ray_commands"][-1]
-        assert start.startswith("export RAY_AUTH_MODE=token;")
+        stop, *commands = launched[f"{role}_start_ray_commands"]
+        assert stop == "ray stop"
+        assert all(command.startswith("export RAY_AUTH_MODE=token;") for command in commands)
+    assert "-m opmix_ray.spot" in launched["worker_start_ray_commands"][-1]
     head = launched["head_start_ray_commands"][-1]
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
     assert "--dashboard-host=127.0.0.1" in head

@@ -12,11 +12,12 @@ import pytest
 import ray
 
 from opmix_ray.errors import UserError
+from opmix_ray.run import autoscaler as autoscaler_module
 from opmix_ray.run import waiting as waiting_module
 from opmix_ray.run.address import check_address
 from opmix_ray.run.cluster import check_cluster, connected, missing_resources, own_cpus, own_resources
 from opmix_ray.run.demand import Demand
-from tests.support import TinyRun
+from tests.support import ROOT, TinyRun
 
 
 @contextmanager
@@ -166,3 +167,35 @@ def test_waiting_is_said_once_and_its_end_too(ray_session: None, monkeypatch: py
         machines.append({"CPU": 8.0, "GPU": 1.0})
         time.sleep(0.2)
     assert said[1:] == ["the machines are there after 0 s"]
+
+
+def test_machine_types_of_the_cluster_files_count_as_there(
+    ray_session: None, tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head of a cluster that nobody asked for anything yet has no room, and neither is that an error."""
+    monkeypatch.setattr(autoscaler_module, "_configuration", lambda address: ROOT / "cluster.yaml")
+    types = autoscaler_module.machine_types()
+    assert types is not None
+    assert [(each.resources["CPU"], each.most) for each in types] == [(48, 8), (8, 24), (32, 8)]
+    large = [
+        "train.workers=32",
+        "train.gpus_per_worker=1",
+        "train.resources={trainer: 1}",
+        "train.batch_size=32",
+    ]
+    assert check_cluster(tiny.load(*large, "probe.gpus=1", "probe.cpus=8")) == []
+    (error,) = check_cluster(tiny.load("probe.gpus=8"))
+    assert str(error) == (
+        "probe.gpus = 8.0: asks for 8 GPUs on one machine, the largest has 4; lower it, or add machines"
+    )
+
+
+def test_what_may_come_is_not_refused_where_it_cannot_be_seen(
+    ray_session: None, tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(check_cluster(tiny.load("probe.gpus=8"))) == 1
+    assert check_cluster(tiny.load("probe.gpus=8", "cluster.grows=true")) == []
+    monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
+    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "headgroup")
+    assert autoscaler_module.machine_types() is None
+    assert check_cluster(tiny.load("probe.gpus=8")) == []

@@ -1,0 +1,110 @@
+"""Runs as jobs on a head that wants a token."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.heads import Head, ray_command
+from tests.cluster.machines import wait_for
+from tests.cluster.runs import lines
+from tests.support import ROOT, TinyRun, read_json
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+OPMIX = (sys.executable, "-m", "opmix_ray")
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    head = Head(cpus=2, dashboard=True)
+    yield head
+    head.close()
+
+
+def submitted(head: Head, *words: str) -> tuple[str, ...]:
+    """`ray job submit` from the checkout's root, as the README has it."""
+    return (*ray_command("job", "submit", "--address", head.dashboard, "--working-dir", "."), "--", *words)
+
+
+def long(tiny: TinyRun) -> TinyRun:
+    tiny.tree["train"] |= {"checkpoint_every": 50, "log_every": 10}
+    tiny.tree["stages"] = [{"name": "only", "steps": 800, "start": "uniform", "decide_at": [0.5]}]
+    return tiny
+
+
+def test_logs_stream_as_plain_lines_and_the_job_succeeds_with_the_run(
+    head: Head, tiny: TinyRun, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        submitted(head, *OPMIX, "run", str(long(tiny).write()), "--output", str(output)),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=head.environment,
+    )  # fmt: skip
+    assert process.stdout is not None
+    seen: list[tuple[float, str]] = [(time.monotonic(), line) for line in process.stdout]
+    assert process.wait(60) == 0, "".join(line for _, line in seen)
+    steps = [(at, line) for at, line in seen if re.match(r"step \d+: loss \d", line)]
+    assert len(steps) >= 80
+    assert steps[-1][0] - steps[0][0] > 1.5, "the lines came all at once"
+    text = "".join(line for _, line in seen)
+    assert "decision 0:" in text
+    assert "\x1b[2K" not in text, "live bars in a log"
+    assert "\r" not in text
+    assert read_json(output / "result.json")["steps"] == 800
+
+
+def test_without_the_token_nothing_can_be_submitted(head: Head) -> None:
+    refused = subprocess.run(
+        submitted(head, "true"), capture_output=True, text=True, cwd=ROOT, check=False, timeout=120,
+        env={**head.environment, "RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "another" * 8},
+    )  # fmt: skip
+    assert refused.returncode != 0
+    assert re.search(r"401|403|[Uu]nauthenticated|[Uu]nauthorized|token", refused.stdout + refused.stderr)
+
+
+def test_the_exit_code_is_the_runs(head: Head, tiny: TinyRun) -> None:
+    file = tiny.directory / "wrong.yaml"
+    file.write_text(tiny.write().read_text().replace("batch_size: 4", "batch_size: none"))
+    command = head.run(*submitted(head, *OPMIX, "run", str(file)))
+    assert command.returncode == 1
+    assert "error: " in command.stdout + command.stderr
+    script = head.run(sys.executable, "examples/submit.py", head.dashboard, *OPMIX, "run", str(file))
+    assert script.returncode == 2, script.stderr
+    assert "train.batch_size" in script.stdout
+    good = head.run(sys.executable, "examples/submit.py", head.dashboard, *OPMIX, "--version")
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.startswith("opmix ")
+
+
+def test_a_job_that_was_stopped_is_finished_by_the_next_with_the_same_output(
+    head: Head, tiny: TinyRun, tmp_path: Path
+) -> None:
+    output, file = tmp_path / "out", long(tiny).write()
+    words = (*OPMIX, "run", str(file), "--output", str(output))
+    started = head.run(
+        *ray_command("job", "submit", "--address", head.dashboard, "--working-dir", ".", "--no-wait",
+                     "--submission-id", "to-be-stopped"), "--", *words,
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    wait_for(lambda: max((row["step"] for row in lines(output / "metrics.jsonl")), default=0) >= 150)
+    stopped = head.run(*ray_command("job", "stop", "--address", head.dashboard, "to-be-stopped"))
+    assert stopped.returncode == 0, stopped.stderr
+    assert not (output / "result.json").exists()
+    said = head.run(*ray_command("job", "logs", "--address", head.dashboard, "to-be-stopped")).stdout
+    assert "--resume goes on from the last checkpoint" in said
+    again = head.run(*submitted(head, *words, "--resume"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    found = re.search(r"training goes on from step (\d+)", again.stdout)
+    assert found
+    assert int(found[1]) >= 100
+    once_more = head.run(
+        *submitted(head, *words)
+    )  # as after a failure that nobody saw: nothing is begun again
+    assert once_more.returncode == 0
+    assert "holds this run, finished" in once_more.stdout

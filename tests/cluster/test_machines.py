@@ -1,0 +1,77 @@
+"""A run across several machines is the run on one; its weights travel to each machine once."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import ray
+
+from tests.cluster.machines import PROBE, TRAINING, TRIAL, Machines
+from tests.cluster.runs import Running, assert_same, outcome, spread
+from tests.support import TinyRun, read_json
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+ROLES = {"the main run": TRAINING, "probes": PROBE, "trials": TRIAL}
+
+
+class Watch:
+    """Which machines each part of a run was seen on."""
+
+    def __init__(self, machines: Machines) -> None:
+        self.seen: dict[str, set[object]] = {role: set() for role in ROLES}
+        self._machines, self._done = machines, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.05):
+            for role, titles in ROLES.items():
+                self.seen[role].update(self._machines.hosting(*titles))
+
+    def stop(self) -> dict[str, set[object]]:
+        self._done.set()
+        self._thread.join()
+        return self.seen
+
+
+def test_across_machines_as_on_one_and_weights_travel_once(
+    machines: Machines, tiny: TinyRun, tiny_data: Path, tmp_path: Path
+) -> None:
+    tiny.tree["model"]["config"] |= {"hidden_size": 128, "intermediate_size": 384}  # weights of several MB
+    spread(tiny.tree)
+    alone = Running(tiny, tmp_path / "alone").finish()
+    ray.init(address=machines.address, log_to_driver=False)
+    try:
+        before = machines.stored()
+        watch = Watch(machines)
+        across = Running(tiny, tmp_path / "across", "--address", machines.address).finish()
+        seen, after = watch.stop(), machines.stored()
+    finally:
+        ray.shutdown()
+    assert_same(outcome(across.output), outcome(alone.output))
+
+    def named(name: str) -> set[object]:
+        return {node for node, resources in machines.resources.items() if name in resources}
+
+    assert seen["the main run"] == named("trainer")
+    assert seen["probes"] == named("side")
+    assert seen["trials"] == named("side")
+
+    cost = outcome_cost(across.output)
+    arrays = cost["probes"]["bytes"] + cost["search"]["bytes"]  # the base and all factors
+    made = {node: after[node] - before[node] for node in after}
+    head = machines.cluster.head_node.node_id
+    sides = {node.node_id for node in named("side")}
+    assert arrays > 3e6
+    for node, size in made.items():
+        if node in sides or node == head:  # three probes and seven trials on two machines
+            assert arrays <= size < 1.5 * arrays
+        else:
+            assert size < 0.5 * arrays
+
+
+def outcome_cost(output: Path) -> dict[str, dict[str, float]]:
+    cost: dict[str, dict[str, float]] = read_json(output / "decisions/000/decision.json")["details"]["cost"]
+    return cost
