@@ -5,6 +5,7 @@ Torch and Ray are imported only by a command that needs them, once its configura
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -132,6 +133,12 @@ def search(
     model: Annotated[
         Path | None, typer.Option(help="Directory of the checkpoint; none: the configured model.")
     ] = None,
+    mixture: Annotated[
+        str | None,
+        typer.Option(
+            help="What it was trained on: mixture.json or another trainer's file; none: as the first stage starts."
+        ),
+    ] = None,
     settings: Settings = None,
     output: Output = None,
     step: Annotated[int, typer.Option(help="Step the checkpoint is at, for the record.")] = 0,
@@ -142,7 +149,7 @@ def search(
     """Make one decision for a checkpoint from anywhere."""
     from opmix_ray.config import load_config
 
-    loaded = _with(load_config(config, settings), output, address)
+    loaded = _with(load_config(config, [*_old_mixture(mixture), *(settings or [])]), output, address)
     from opmix_ray.run.search import search_once
 
     with _about(config), _progress(as_json) as progress:
@@ -246,6 +253,14 @@ def _run(
         result = run_config(loaded, resume=resume, overwrite=overwrite, progress=progress, file=config)
     report_path = Storage(loaded.output_uri()).path("report.html")
     show(result, closing_words(result, report_path), as_json)
+
+
+def _old_mixture(file: str | None) -> list[str]:
+    """Settings with which the mixture in a file, named from the working directory, is the one in force."""
+    if file is None:
+        return []
+    place = file if "://" in file else str(Path(file).expanduser().absolute())
+    return [f"base.mixture={json.dumps(place)}", "stages.0.start=carry"]
 
 
 def _with(config: Any, output: str | None, address: str | None) -> Any:

@@ -304,7 +304,11 @@ def make_config(tree: Mapping[str, Any], directory: Path | str = ".") -> RunConf
     Raises:
         UserErrors: everything that is wrong with keys and values, one error each.
     """
-    return _resolve_paths(parse_config(RunConfig, dict(tree)), Path(directory).resolve())
+    config = _resolve_paths(parse_config(RunConfig, dict(tree)), Path(directory).resolve())
+    config, errors = _read_old_mixture(config)
+    if errors:
+        raise UserErrors(errors)
+    return config
 
 
 def load_partly(
@@ -327,7 +331,11 @@ def load_partly(
         except UserError as error:
             errors.append(error)
     config, wrong = parse_partly(RunConfig, tree, path)
-    return config and _resolve_paths(config, path.resolve().parent), errors + wrong
+    errors += wrong
+    if config is not None:
+        config, wrong = _read_old_mixture(_resolve_paths(config, path.resolve().parent))
+        errors += wrong
+    return config, errors
 
 
 SourceT = TypeVar("SourceT", bound=SourceConfig)
@@ -384,12 +392,27 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
             "data": data,
             "evaluation": evaluation,
             "stages": stages,
-            "base": config.base.model_copy(update={"run": config.base.run and local(config.base.run)}),
+            "base": config.base.model_copy(
+                update={
+                    "run": config.base.run and local(config.base.run),
+                    "mixture": local(mixture) if isinstance(mixture := config.base.mixture, str) else mixture,
+                }
+            ),
             "model": config.model.model_copy(update={"path": hub_or_local(config.model.path)}),
             "tokenizer": config.tokenizer.model_copy(update={"path": hub_or_local(config.tokenizer.path)}),
             "search": config.search.model_copy(update={"space": space(config.search.space)}),
         }
     )
+
+
+def _read_old_mixture(config: RunConfig) -> tuple[RunConfig, list[UserError]]:
+    """The configuration with the old mixture instead of its file; without it where the file is wrong, and why."""
+    if not isinstance(config.base.mixture, str):
+        return config, []
+    from opmix_ray.exchange.old_mixture import old_mixture  # it needs what is defined here
+
+    base, errors = old_mixture(config.base, config.data.domains)
+    return config.model_copy(update={"base": base}), errors
 
 
 def dump_config(config: RunConfig) -> str:

@@ -86,10 +86,16 @@ class BaseConfig(Section):
         description="Output of a finished run, as with `opmix run --continue`: its model, tokenizer, mixture and the "
         "reading positions of its domains.",
     )
-    mixture: dict[str, float] | None = Field(
+    mixture: dict[str, float] | str | None = Field(
         None,
-        description="What the model was trained on before, share by domain, where no `run` says it; the part of it "
-        "that is still among the domains is replayed.",
+        description="What the model was trained on before, where no `run` says it: share by domain, or a file that "
+        "holds it, a `mixture.json` or one of another trainer; the part of it that is still among the domains is "
+        "replayed.",
+    )
+    mixture_unit: Literal["tokens", "documents"] | None = Field(
+        None,
+        description="What the numbers of `mixture` count; documents become tokens with the measured mean lengths. "
+        "None: what the file's format counts, and tokens for shares given here.",
     )
     optimizer: bool = Field(
         True, description="Take over the optimiser's moments where the earlier run still holds them."

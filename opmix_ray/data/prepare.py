@@ -82,6 +82,11 @@ class PreparedDomain:
         return int(self.manifest["splits"]["train"]["documents"])
 
     @property
+    def tokens_per_document(self) -> float:
+        """Mean length of a training document, padding of packed examples included."""
+        return self.train_tokens / max(1, self.train_documents)
+
+    @property
     def eval_sequences(self) -> int:
         """Number of held-out sequences."""
         return int(self.manifest["splits"]["eval"]["sequences"])

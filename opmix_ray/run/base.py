@@ -78,7 +78,7 @@ def beginning(config: RunConfig) -> Before:
         UserError: the base is not a finished run.
     """
     if config.base.run is None:
-        return Before(mixture=dict(config.base.mixture or {}))
+        return Before(mixture=dict(config.base.mixture) if isinstance(config.base.mixture, dict) else {})
     before = Before.of(_finished(config.base.run))
     return replace(before, sampler=replace(before.sampler, step=0, since_step=0))
 

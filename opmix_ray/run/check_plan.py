@@ -121,7 +121,9 @@ class _Check:
                     "name the one it had in an earlier run, or use split_from",
                 )  # fmt: skip
             origins += [origin for origin in (source.renamed_from, source.split_from) if origin is not None]
-        if config.base.mixture is not None:
+        if isinstance(config.base.mixture, str):
+            self.wrong("was not read", "base.mixture", config.base.mixture, "load the file with load_config")
+        elif config.base.mixture is not None:
             self.shares(config.base.mixture, "base.mixture", [*config.data.domains, *origins])
             if config.base.run is not None:
                 self.wrong(

@@ -65,6 +65,8 @@ def enter(config: RunConfig, position: int, before: Before, prepared: Prepared) 
     sampler, read, notes = take_over(before.sampler, before.read, now, origins)
     tokens = {name: prepared.domains[name].train_tokens for name in names}
     old = follow(before.mixture, origins, tokens)
+    if position == 0 and old is not None and config.base.mixture_unit == "documents":
+        old = Mixture({name: old[name] * prepared.domains[name].tokens_per_document for name in names})
     used = {name: float(count * prepared.seq_len) for name, count in sampler.consumed.items()}
     mixture, moved = start_mixture(config, stage, old, tokens, used, prepared.seq_len)
     notes += [
