@@ -57,7 +57,7 @@ def start_rule(
     """
     if config.strategy in ALWAYS_FIXED:
         return ALWAYS_FIXED[config.strategy](config, tokens)
-    if config.strategy == "sequential":
+    if config.strategy in ("sequential", "self-distillation"):
         return continual.sequential(tokens, old)
     if config.strategy == "replay":
         return continual.replay(tokens, old, config.strategies.replay.old_share)

@@ -1,0 +1,43 @@
+"""The paper's settings in examples/paper: each at two sizes, and cheap enough for what they are to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from opmix_ray.compare.forecast import Forecast, factors
+from opmix_ray.config import load_config
+from opmix_ray.data.prepare import Prepared, prepare
+from tests.support import ROOT
+
+PAPER = ROOT / "examples" / "paper"
+SMALL = sorted(file for file in PAPER.glob("*.yaml") if "." not in file.stem)
+
+
+def prepared(file: Path, directory: Path) -> tuple[Forecast, Prepared]:
+    config = load_config(file, [f"data.cache={directory}"])
+    found = prepare(config)
+    return Forecast(config, found), found
+
+
+@pytest.mark.parametrize("file", SMALL, ids=lambda file: file.stem)
+def test_every_setting_comes_at_the_papers_size_too(file: Path) -> None:
+    large = load_config(file.with_suffix(".gpu.yaml"))
+    assert len(large.stages) == len(load_config(file).stages)
+    assert large.train.gpus_per_worker == 1
+
+
+@pytest.mark.slow
+def test_deciding_costs_at_most_a_tenth_of_pretraining(tmp_path: Path) -> None:
+    forecast, found = prepared(PAPER / "pretrain.yaml", tmp_path)
+    assert forecast.searching("opmix") / forecast.training("opmix") < 0.105
+    scale = factors(load_config(PAPER / "pretrain.yaml"), found, ["proportional", "opmix", "swarm", "doremi"])
+    assert all(0.7 < factor <= 1 for factor in scale.values())
+
+
+@pytest.mark.slow
+def test_continual_midtraining_saves_two_thirds_of_retraining_with_the_search_counted(tmp_path: Path) -> None:
+    forecast, _ = prepared(PAPER / "midtrain.yaml", tmp_path)
+    ours = forecast.training("opmix") + forecast.searching("opmix")
+    assert 1 - ours / forecast.training("retrain") > 0.66
