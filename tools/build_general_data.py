@@ -13,10 +13,32 @@ from pathlib import Path
 
 TARGET = Path(__file__).resolve().parent.parent / "examples" / "paper" / "data" / "general.jsonl.gz"
 ROWS = 2400
-WORDS = (
-    "river stone lamp cloud horse bread green silver winter garden letter window music bridge forest candle "
-    "paper mountain summer orange bottle pencil basket island"
-).split()
+WORDS = [
+    "river",
+    "stone",
+    "lamp",
+    "cloud",
+    "horse",
+    "bread",
+    "green",
+    "silver",
+    "winter",
+    "garden",
+    "letter",
+    "window",
+    "music",
+    "bridge",
+    "forest",
+    "candle",
+    "paper",
+    "mountain",
+    "summer",
+    "orange",
+    "bottle",
+    "pencil",
+    "basket",
+    "island",
+]
 
 
 def row(rng: random.Random) -> tuple[str, str]:
