@@ -59,6 +59,31 @@ CASES: dict[str, tuple[Callable[[Tree], None], str, str]] = {
         _set("stages", 0, "domains", value=["code"]), "stages.0.decide_at = [0.5]", "at least two domains; add",
     ),
     "decision after the end": (_set("stages", 0, "decide_at", value=[1.0]), "stages.0.decide_at = 1.0", "[0, 1)"),
+    "decision beside training that ends after the stage": (
+        lambda tree: tree["stages"][0].update(overlap=True, overlap_steps=6), "stages.0.overlap_steps = 6",
+        "set it below 6",
+    ),
+    "overlap without overlap": (
+        _set("stages", 0, "overlap_steps", value=2), "stages.0.overlap_steps = 2", "set overlap to true",
+    ),
+    "search spaces for other decisions": (
+        _set("stages", 0, "search_space", value=["simplex", "old_new"]), "stages.0.search_space",
+        "2 search spaces for 1 decisions",
+    ),
+    "renamed from a domain that is there": (
+        _set("data", "domains", "code", "renamed_from", value="german"), "data.domains.code.renamed_from = german",
+        "use split_from",
+    ),
+    "old mixture of unknown domains": (
+        _set("base", value={"mixture": {"cod": 1}}), "base.mixture.cod = 1", "code",
+    ),
+    "base that is no run": (_set("base", value={"run": "/nowhere"}), "base.run = /nowhere", "name a run's output"),
+    "questions without answers": (
+        lambda tree: tree["evaluation"].update(
+            sets={"quiz": tree["data"]["domains"]["code"] | {"metric": "exact_match", "prompt_column": "text"}}
+        ),
+        "evaluation.sets.quiz.answer_column", "name the column",
+    ),
     "no domain": (_set("data", "domains", value={}), "data.domains = {}", "is empty"),
     "no stage": (_set("stages", value=[]), "stages = []", "is empty"),
     "name that is no file name": (

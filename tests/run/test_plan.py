@@ -97,3 +97,29 @@ def test_caps_move_a_first_mixture_or_refuse_it(tiny: TinyRun) -> None:
     config = tiny.load("stages.0.steps=4")
     with pytest.raises(UserError, match=r"asks for 512 tokens.*by 412.*code has 60 left"):
         start_mixture(config, config.stages[0], None, TOKENS, {}, 32)
+
+
+def test_a_decision_beside_training_comes_into_force_at_a_step_known_beforehand() -> None:
+    config = _config([
+        {"name": "a", "steps": 20, "decide_at": [0.0, 0.5], "overlap": True, "overlap_steps": 3},
+        {"name": "b", "steps": 20, "decide_at": [0.5], "overlap": True},
+    ])  # fmt: skip
+    assert [(s.kind, s.start, s.end, s.index) for s in plan(config) if s.kind != "stage"] == [
+        ("overlap", 0, 3, 0),
+        ("train", 3, 10, -1),
+        ("overlap", 10, 13, 1),
+        ("train", 13, 20, -1),
+        ("train", 20, 30, -1),
+        ("overlap", 30, 32, 2),
+        ("train", 32, 40, -1),
+    ]
+
+
+def test_every_decision_has_its_search_space() -> None:
+    config = _config([
+        {"name": "a", "steps": 20, "decide_at": [0.5, 0.0], "search_space": ["old_new", "simplex"]},
+        {"name": "b", "steps": 20, "decide_at": [0.2, 0.4], "search_space": "grouped"},
+        {"name": "c", "steps": 20, "decide_at": [0.2]},
+    ])  # fmt: skip
+    spaces = [step.space for step in plan(config) if step.kind == "decide"]
+    assert spaces == ["old_new", "simplex", "grouped", "grouped", "simplex"]
