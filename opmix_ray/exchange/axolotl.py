@@ -27,7 +27,7 @@ def write_axolotl(handover: Handover, unit: Unit) -> Written:
     Raises:
         UserError: token ids; no planned tokens; documents not counted; a domain gone through too often.
     """
-    refuse_kinds(handover, "Axolotl", ("text", "prompt", "messages"), "name its text with --path NAME=FILE")
+    refuse_kinds(handover, "Axolotl", ("text", "prompt", "messages"))
     if handover.planned_tokens is None:
         raise UserError(
             "Axolotl has no weights, so the mixture is written as numbers of rows, and these depend on how long the "

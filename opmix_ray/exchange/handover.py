@@ -162,7 +162,7 @@ def number(value: float) -> float:
     return float(f"{value:.12g}")
 
 
-def refuse_kinds(handover: Handover, target: str, kinds: tuple[Kind, ...], remedy: str) -> None:
+def refuse_kinds(handover: Handover, target: str, kinds: tuple[Kind, ...]) -> None:
     """Refuse domains whose documents the target cannot read.
 
     Raises:
@@ -171,8 +171,13 @@ def refuse_kinds(handover: Handover, target: str, kinds: tuple[Kind, ...], remed
     holds = {"text": "text", "prompt": "prompts and answers", "messages": "chats", "tokens": "token ids"}
     for part in handover.parts:
         if part.kind not in kinds:
+            ids = part.kind == "tokens"
             raise UserError(
-                f"{target} cannot read {holds[part.kind]}", key=f"data.domains.{part.name}", remedy=remedy
+                f"{target} cannot read {holds[part.kind]}",
+                key=f"data.domains.{part.name}",
+                remedy=f"name its text with --path {part.name}=FILES"
+                if ids
+                else "export for another trainer",
             )
 
 

@@ -38,9 +38,7 @@ def write_llamafactory(handover: Handover, unit: Unit) -> Written:
     Raises:
         UserError: token ids, or text and instruction data in one mixture, which are trained in different stages.
     """
-    refuse_kinds(
-        handover, "LLaMA-Factory", ("text", "prompt", "messages"), "name its text with --path NAME=FILE"
-    )
+    refuse_kinds(handover, "LLaMA-Factory", ("text", "prompt", "messages"))
     stages = {"pt" if part.kind == "text" else "sft" for part in handover.parts}
     if len(stages) > 1:
         raise UserError(

@@ -52,7 +52,7 @@ def write_torchtitan(handover: Handover, unit: Unit) -> Written:
     Raises:
         UserError: a domain is not text, or two names differ in case only, which torchtitan ignores.
     """
-    refuse_kinds(handover, "torchtitan's interleaved loader", ("text",), "its chat loader takes one data set")
+    refuse_kinds(handover, "torchtitan's interleaved loader", ("text",))
     names = [part.name.lower() for part in handover.parts]
     for part, name in zip(handover.parts, names, strict=True):
         if names.count(name) > 1:

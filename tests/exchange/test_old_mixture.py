@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from opmix_ray.cli import app
 from opmix_ray.config import load_config, make_config
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserErrors
+from opmix_ray.exits import exit_code
 from opmix_ray.report.export import export
 from opmix_ray.run.base import beginning
 from opmix_ray.run.enter import enter
 from tests.exchange.conftest import MIXTURE, Output
-from tests.support import TinyRun, opmix
+from tests.support import TinyRun
 
 
 @pytest.mark.parametrize("format", ["olmo-core", "llamafactory", "megatron-energon", "datasets"])
@@ -80,9 +82,11 @@ def test_a_wrong_file_is_one_line(text: str | None, words: str, tiny: TinyRun, t
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_search_names_the_option_s_file(tiny: TinyRun, tmp_path: Path) -> None:
-    done = opmix("search", str(tiny.write()), "--mixture", str(tmp_path / "none.yaml"))
-    assert done.returncode == 2
-    assert done.stderr.strip() == (
+def test_search_names_the_option_s_file(
+    tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["search", str(tiny.write()), "--mixture", str(tmp_path / "none.yaml")]
+    assert exit_code(lambda: app(arguments, standalone_mode=False, prog_name="opmix")) == 2
+    assert capsys.readouterr().err.strip() == (
         f"error: {tmp_path}/none.yaml: base.mixture: no such file; name the file with the mixture"
     )
