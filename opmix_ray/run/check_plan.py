@@ -143,6 +143,8 @@ class _Check:
         evaluation = self.config.evaluation
         if evaluation.objective is not None and evaluation.weights is not None:
             self.wrong("excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one")
+        if evaluation.weights is not None and not sum(evaluation.weights.values()) > 0:
+            return  # said with the weights themselves
         try:
             self.config.objective()
         except UserError as error:
