@@ -21,6 +21,8 @@ from opmix_ray.commands.doctor import doctor
 from opmix_ray.commands.export import export
 from opmix_ray.commands.init import init
 from opmix_ray.commands.show import console, show
+from opmix_ray.commands.study import study
+from opmix_ray.commands.watch import watch
 from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.exits import exit_code
 
@@ -91,6 +93,8 @@ app.command()(init)
 app.command()(compare)
 app.command()(export)
 app.command()(doctor)
+app.command()(study)
+app.command()(watch)
 
 
 @app.command()

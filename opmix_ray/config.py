@@ -234,6 +234,22 @@ class ClusterConfig(Section):
     connect_timeout: float = Field(30, gt=0, description="Seconds to wait for an address to answer.")
 
 
+class WatchConfig(Section):
+    """Who is told what happens; TensorBoard's event files are always written, to `tensorboard/` in the output."""
+
+    wandb: dict[str, Any] | None = Field(
+        None, description="Weights & Biases: arguments of Ray's `WandbLoggerCallback`, such as `{project: mine}`."
+    )
+    mlflow: dict[str, Any] | None = Field(
+        None,
+        description="MLflow: arguments of Ray's `MLflowLoggerCallback`, such as "
+        "`{tracking_uri: 'http://host:5000', experiment_name: mine}`.",
+    )
+    aim: dict[str, Any] | None = Field(
+        None, description="Aim: arguments of Ray's `AimLoggerCallback`, such as `{repo: /data/aim}`."
+    )
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -264,6 +280,7 @@ class RunConfig(Section):
         default_factory=StrategiesConfig, description="Parameters of the strategies."
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Where Ray is.")
+    watch: WatchConfig = Field(default_factory=WatchConfig, description="Who is told what happens.")
 
     def output_uri(self) -> str:
         """The output directory or URI."""

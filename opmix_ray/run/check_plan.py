@@ -14,6 +14,7 @@ from opmix_ray.laws.fit import law_names
 from opmix_ray.run.plan import decision_points, overlap_steps, stage_domains
 from opmix_ray.run.strategies.rules import planned
 from opmix_ray.search.space import OLD
+from opmix_ray.watch.trackers import CALLBACKS, missing
 
 ROUNDING = 1e-9
 
@@ -35,6 +36,7 @@ def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
     check.numbers()
     check.strategy()
     check.objective()
+    check.watch()
     if config.evaluation.weights is not None:
         check.shares(config.evaluation.weights, "evaluation.weights", list(config.eval_sets()))
     if isinstance(config.proposal.prior, dict):
@@ -138,6 +140,12 @@ class _Check:
         except UserError as error:
             self.errors.append(error)
 
+    def watch(self) -> None:
+        """The trackers' packages are installed."""
+        for name in CALLBACKS:
+            if getattr(self.config.watch, name) is not None and (error := missing(name)) is not None:
+                self.errors.append(error)
+
     def objective(self) -> None:
         """An objective of another package is there, and says what the sets weigh."""
         evaluation = self.config.evaluation
@@ -145,6 +153,16 @@ class _Check:
             self.wrong("excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one")
         if evaluation.weights is not None and not sum(evaluation.weights.values()) > 0:
             return  # said with the weights themselves
+        try:
+            self.config.objective()
+        except UserError as error:
+            self.errors.append(error)
+
+    def objective(self) -> None:
+        """An objective of another package is there, and says what the sets weigh."""
+        evaluation = self.config.evaluation
+        if evaluation.objective is not None and evaluation.weights is not None:
+            self.wrong("excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one")
         try:
             self.config.objective()
         except UserError as error:

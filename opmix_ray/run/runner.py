@@ -44,6 +44,7 @@ from opmix_ray.search.decide import Decision
 from opmix_ray.storage import Storage
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import TRAIN, SegmentResult, run_segment
+from opmix_ray.watch import Watch, watching
 
 
 def run(
@@ -88,16 +89,17 @@ def run(
                 same_content(state, prepared)
             else:
                 adopt(config, storage, state)
-            with connected(config):
-                return _Runner(based, prepared, storage, state, progress, decide or decider(config)).run()
+            with connected(config), watching(config, storage, _done(storage, state)) as watch:
+                decide = decide or decider(config)
+                return _Runner(based, prepared, storage, state, progress, decide, watch).run()
 
 
 class _Runner:
     def __init__(
         self, config: RunConfig, prepared: Prepared, storage: Storage, state: RunState, progress: Progress,
-        decide: Decide,
+        decide: Decide, watch: Watch,
     ) -> None:  # fmt: skip
-        self.config, self.prepared, self.decide = config, prepared, decide
+        self.config, self.prepared, self.decide, self.watch = config, prepared, decide, watch
         self.storage, self.state, self.progress = storage, state, progress
         self.ledger = Ledger(state.ledger)
         self.tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
@@ -112,6 +114,7 @@ class _Runner:
             self.state.done = number + 1
             self.state.ledger = self.ledger.to_dict()
             self.state.save(self.storage)
+            self.watch.costs(self.state.step, self.state.ledger, self.ledger.overhead())
             self._drop_old_checkpoints()
         return self._finish()
 
@@ -168,10 +171,14 @@ class _Runner:
             self._begun = payload["segment"]
             self._write_rows(payload["rows"])
             for row in payload["rows"]:
-                self.progress.row(row)
+                self._tell(row)
         else:
             self.storage.append(METRICS, json.dumps(payload) + "\n")
-            self.progress.row(payload)
+            self._tell(payload)
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        self.progress.row(row)
+        self.watch.row(row)
 
     def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         lines = [json.dumps(row) + "\n" for row in [*self.rows, *rows]]
@@ -253,6 +260,7 @@ class _Runner:
     def _follow(self, decision: Decision, step: Step, idle: float) -> None:
         """Let a decision's mixture come into force at the step's end; `idle` seconds were waited for it."""
         self.ledger.add("idle", seconds=idle * self.config.train.workers)
+        self.watch.decision(decision)
         if decision.kept == "proposal":
             made = f", made for step {step.start}" if step.end > step.start else ""
             self._set_mixture(Mixture(decision.mixture), step.end, f"decision {decision.index}{made}")
@@ -262,6 +270,7 @@ class _Runner:
         entry = {"step": step, "stage": self.state.stage, "why": why, "mixture": mixture.shares}
         self.state.mixtures.append(entry)
         write_mixture(self.storage, mixture, self.state.mixtures, self.prepared)
+        self.watch.mixture(step, mixture.shares)
 
     def _caps(self, stage: StageConfig) -> dict[str, float]:
         """The greatest share of each domain that repetition allows in what is left of a stage."""
@@ -322,6 +331,16 @@ class _Runner:
                 (Path(directory) / file.name).write_bytes(file.read_bytes())
             load_saved_tokenizer(self.prepared.tokenizer_path).save_pretrained(directory)
             self.storage.upload(directory, "model")
+
+
+def _done(storage: Storage, state: RunState) -> dict[str, Any]:
+    """What earlier attempts at a run have done: rows, mixtures, decisions."""
+    places = [f"decisions/{name}/decision.json" for name in storage.names("decisions")] if state.done else []
+    return {
+        "rows": [json.loads(line) for line in storage.lines(METRICS)][: state.rows],
+        "mixtures": state.mixtures,
+        "decisions": [Decision(**storage.read_json(place)) for place in places if storage.exists(place)],
+    }
 
 
 def _wall(decision: Decision, began: float) -> float:

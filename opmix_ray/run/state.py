@@ -31,6 +31,7 @@ _FILES = {
     LOCK,
     "report.html",
     "figures",
+    "tensorboard",
     "decisions",
     "train",
     "model",
@@ -39,7 +40,7 @@ _FILES = {
 VERSION = 1
 # Where things run and how they are watched may change between the parts of one run.
 _MAY_CHANGE: dict[str, set[str]] = {
-    "": {"output", "cluster"},
+    "": {"output", "cluster", "watch"},
     "data": {"cache"},
     "train": {
         "workers",
