@@ -58,3 +58,21 @@ def locked(storage: Storage) -> Iterator[None]:
             raise
     finally:
         os.close(handle)
+
+
+def is_held(storage: Storage) -> bool | None:
+    """Whether a process is writing to an output; None where that cannot be known (an object store, no lock file)."""
+    lock = Path(storage.uri) / LOCK
+    if not storage.is_local or not lock.exists():
+        return None
+    handle = os.open(lock, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    else:
+        return False
+    finally:
+        os.close(handle)

@@ -1,0 +1,28 @@
+"""`opmix study`: a run's decisions for optuna-dashboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def study(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="Output of a run, local or a URI.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Journal file to write.")] = Path(
+        "study.log"
+    ),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
+    ] = False,
+) -> None:
+    """Write every decision as an Optuna study, for optuna-dashboard."""
+    from opmix_ray.commands.show import show
+    from opmix_ray.watch.study import write_studies
+
+    written = write_studies(directory, output)
+    words = "\n".join(f"{name}: {count} trials" for name, count in written.items())
+    show({"file": str(output), "studies": written}, f"{words}\nnext: optuna-dashboard {output}", as_json)

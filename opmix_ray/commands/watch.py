@@ -1,0 +1,23 @@
+"""`opmix watch`: follow a run in the terminal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def watch(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="Output of a run, local or a URI.", show_default=False)
+    ],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each change.")] = False,
+) -> None:
+    """Follow a run until it ends; the exit code is 1 if it was stopped before it was finished."""
+    from opmix_ray.commands.show import console
+    from opmix_ray.watch.follow import follow
+
+    ended = follow(directory, interval, console(), as_json=as_json)
+    if ended != "finished":
+        raise typer.Exit(1)

@@ -1,0 +1,129 @@
+"""Weights & Biases, MLflow and Aim through the callbacks that Ray brings for Tune; a run is their one trial."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from opmix_ray.config import RunConfig
+from opmix_ray.errors import UserError
+from opmix_ray.watch.names import Scalars
+
+CALLBACKS = {
+    "wandb": ("wandb", "ray.air.integrations.wandb", "WandbLoggerCallback"),
+    "mlflow": ("mlflow", "ray.air.integrations.mlflow", "MLflowLoggerCallback"),
+    "aim": ("aim", "ray.tune.logger.aim", "AimLoggerCallback"),
+}
+_LOG = logging.getLogger(__name__)
+
+
+def missing(name: str) -> UserError | None:
+    """The error for a tracker whose package is not installed; None where it is."""
+    package, _, _ = CALLBACKS[name]
+    if find_spec(package) is not None:
+        return None
+    return UserError(
+        f"needs the package {package}", key=f"watch.{name}", remedy=f"pip install 'opmix_ray[{name}]'"
+    )
+
+
+class Trackers:
+    """The trackers that a configuration names; false where there are none.
+
+    Args:
+        config: the run.
+        output: its directory or URI; the same output is the same run to a tracker that can go on.
+
+    Raises:
+        UserError: one cannot be started.
+    """
+
+    def __init__(self, config: RunConfig, output: str) -> None:
+        self._run = _Run(config, output)
+        self._callbacks: dict[str, Any] = {}
+        for name in CALLBACKS:
+            options = getattr(config.watch, name)
+            if options is not None:
+                self._callbacks[name] = self._start(name, dict(options))
+
+    def __bool__(self) -> bool:
+        return bool(self._callbacks)
+
+    def _start(self, name: str, options: dict[str, Any]) -> Any:
+        if (error := missing(name)) is not None:
+            raise error
+        _, module, kind = CALLBACKS[name]
+        if name == "wandb":
+            options = {"project": "opmix_ray", "resume": "allow"} | options
+        if name == "mlflow":
+            options.setdefault("experiment_name", "opmix_ray")
+        try:
+            callback = getattr(import_module(module), kind)(**options)
+            callback.setup()
+            callback.log_trial_start(self._run)
+        except Exception as error:  # each package has errors of its own
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(
+                f"cannot be started: {said[0]}",
+                key=f"watch.{name}",
+                value=options,
+                remedy="see docs/watching.md",
+            ) from None
+        return callback
+
+    def record(self, step: int, scalars: Scalars) -> None:
+        """Hand over values at a step; a tracker that fails is left out, the run goes on."""
+        result = {"training_iteration": step, "timesteps_total": step, **scalars}
+        self._each(lambda callback: callback.log_trial_result(step, self._run, dict(result)))
+
+    def close(self, *, failed: bool) -> None:
+        """End the trackers' runs, and wait for what they still have to send."""
+        self._each(lambda callback: callback.log_trial_end(self._run, failed=failed))
+        self._each(lambda callback: callback.on_experiment_end([self._run]))
+
+    def _each(self, call: Callable[[Any], None]) -> None:
+        for name, callback in list(self._callbacks.items()):
+            try:
+                call(callback)
+            except Exception as error:  # watching must not end a run
+                _LOG.warning("watch.%s is left out from here: %s", name, error)
+                del self._callbacks[name]
+
+
+class _Run:
+    """What Ray's callbacks read of a trial."""
+
+    def __init__(self, config: RunConfig, output: str) -> None:
+        self._name = config.name
+        self.trial_id = hashlib.blake2b(output.encode(), digest_size=8).hexdigest()
+        self.experiment_dir_name = config.name
+        self.local_path = self.local_experiment_path = tempfile.mkdtemp(prefix="opmix-watch-")
+        self.path = output
+        self.config = {key: str(value) for key, value in _flat(config.model_dump(mode="json")).items()}
+        self.evaluated_params = self.config
+        self.checkpoint = None
+
+    def __str__(self) -> str:
+        return self._name
+
+    def init_local_path(self) -> None:
+        """The directory is there already."""
+
+    def get_ray_actor_ip(self) -> None:
+        """A run has no actor of its own."""
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a configuration's settings, without those that are not set."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif value not in (None, []):
+            found[f"{prefix}{key}"] = value
+    return found

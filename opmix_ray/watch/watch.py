@@ -1,0 +1,121 @@
+"""Hands what happens in a run to TensorBoard and to the trackers that the configuration names."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from opmix_ray.config import RunConfig
+from opmix_ray.storage import Storage
+from opmix_ray.watch.names import Scalars, of_costs, of_decision, of_mixture, of_row
+from opmix_ray.watch.trackers import Trackers
+
+TENSORBOARD = "tensorboard"  # directory inside a run's output
+_FLUSH = 5  # seconds
+
+
+class Watch:
+    """Records of one run.
+
+    Args:
+        config: its configuration.
+        storage: its output; event files of an earlier attempt are replaced.
+    """
+
+    def __init__(self, config: RunConfig, storage: Storage) -> None:
+        self._storage, self._objective = storage, config.objective()
+        storage.delete(TENSORBOARD)
+        self._copied = not storage.is_local
+        self._place = Path(
+            tempfile.mkdtemp(prefix="opmix-tensorboard-") if self._copied else storage.path(TENSORBOARD)
+        )
+        self._writer = SummaryWriter(str(self._place), flush_secs=_FLUSH)
+        self._trackers: Trackers | None = None
+        self._seen: set[tuple[str, int]] = set()
+
+    def replay(
+        self, rows: Sequence[dict[str, Any]], mixtures: Sequence[dict[str, Any]], decisions: Sequence[Any]
+    ) -> None:
+        """Record what happened before this attempt; trackers know it already."""
+        for row in rows:
+            self.row(row)
+        for entry in mixtures:
+            self.mixture(entry["step"], entry["mixture"])
+        for decision in decisions:
+            self.decision(decision)
+
+    def track(self, trackers: Trackers) -> None:
+        """From here on hand everything to these as well."""
+        self._trackers = trackers
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A row of metrics.jsonl; one that comes again after a worker's restart counts once."""
+        key = (row["kind"], int(row["step"]))
+        if key not in self._seen:
+            self._seen.add(key)
+            self._record(key[1], of_row(row, self._objective))
+
+    def mixture(self, step: int, shares: dict[str, float]) -> None:
+        """A mixture came into force."""
+        self._record(step, of_mixture(shares))
+
+    def decision(self, decision: Any) -> None:
+        """A decision was made."""
+        self._record(decision.step, of_decision(decision))
+
+    def costs(self, step: int, ledger: dict[str, dict[str, float]], overhead: float) -> None:
+        """What was spent so far; a copy of the event files goes to a remote output."""
+        self._record(step, of_costs(ledger, overhead))
+        self._publish()
+
+    def close(self, *, failed: bool = False) -> None:
+        """Nothing more comes."""
+        if self._trackers is not None:
+            self._trackers.close(failed=failed)
+        self._writer.close()
+        self._publish()
+        if self._copied:
+            shutil.rmtree(self._place, ignore_errors=True)
+
+    def _record(self, step: int, scalars: Scalars) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        if self._trackers is not None and scalars:
+            self._trackers.record(step, scalars)
+
+    def _publish(self) -> None:
+        if self._copied:
+            if self._writer.file_writer is not None:
+                self._writer.flush()
+            self._storage.upload(self._place, TENSORBOARD)
+
+
+@contextmanager
+def watching(config: RunConfig, storage: Storage, done: dict[str, Any]) -> Iterator[Watch]:
+    """Records for the time of a `with`.
+
+    Args:
+        config: the run.
+        storage: its output.
+        done: arguments of `Watch.replay`.
+
+    Raises:
+        UserError: a tracker cannot be started.
+    """
+    watch = Watch(config, storage)
+    try:
+        watch.replay(**done)
+        trackers = Trackers(config, storage.uri)
+        if trackers:
+            watch.track(trackers)
+        yield watch
+    except BaseException:
+        watch.close(failed=True)
+        raise
+    watch.close()
