@@ -6,11 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from opmix_ray.config import load_config
-from tests.support import ROOT, TinyRun
+from tests.support import ROOT, TinyRun, opmix, read_json
 
 
 @pytest.mark.slow
@@ -66,3 +67,31 @@ def test_every_command_of_the_readme_exists() -> None:
 def test_files_that_the_readme_links_to_are_there() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["midtrain", "instruct"])
+def test_examples_of_continual_training_run_in_minutes(name: str, tmp_path: Path) -> None:
+    """Every later stage weighs what is new against everything before, whose inside stays as it was."""
+    done = opmix("run", f"examples/{name}.yaml", "--output", str(tmp_path / name), timeout=800)
+    assert done.returncode == 0, done.stderr
+    result = read_json(tmp_path / name / "result.json")
+    decisions = [
+        read_json(tmp_path / name / f"decisions/{index:03d}/decision.json")
+        for index in range(len(result["decisions"]))
+    ]
+    assert len(decisions) == 2
+    for decision in decisions:
+        old = decision["details"]["components"]["old"]
+        assert next(iter(decision["details"]["components"])) == "old"
+        scale = {decision["proposal"][domain] / share for domain, share in old.items() if share > 1e-3}
+        assert max(scale) == pytest.approx(min(scale)), "the inside of the old data stays"
+    first, last = result["evaluations"][0], result["evaluations"][-1]
+    assert last["mean_loss"] < first["mean_loss"] - 1
+    if name == "instruct":
+        assert set(last["accuracy"]) == {"words_right", "languages_right", "letters_right"}
+        assert last["mean_accuracy"] > first["mean_accuracy"]
+    else:
+        assert decisions[1]["details"]["effective_step"] == decisions[1]["step"] + 10
+        assert result["ledger"]["idle"]["seconds"] > 0

@@ -63,7 +63,10 @@ def address_of(config: RunConfig) -> str | None:
 
 def own_cpus(config: RunConfig) -> int:
     """CPUs of a Ray of our own: as configured, else all there are, and enough for what is asked."""
-    needed = max(demand.count * demand.each["CPU"] for demand in demands(config))
+    asked = {demand.section: demand.count * demand.each["CPU"] for demand in demands(config)}
+    needed = max(asked.values())
+    if any(stage.overlap for stage in config.stages):  # a decision goes on beside training
+        needed = asked["train"] + max(cpus for section, cpus in asked.items() if section != "train")
     return config.cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
 
 

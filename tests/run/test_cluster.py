@@ -120,6 +120,8 @@ def test_requests_are_compared_with_the_cluster_and_with_its_machines(tiny: Tiny
 def test_a_ray_of_our_own_has_what_the_run_asks_for_unless_told_otherwise(tiny: TinyRun) -> None:
     assert own_cpus(tiny.load("train.workers=4", "train.cpus_per_worker=100.5")) == 402
     assert own_cpus(tiny.load("cluster.num_cpus=3", "probe.cpus=9")) == 3
+    beside = tiny.load("train.cpus_per_worker=100", "probe.cpus=9", "stages.0.overlap=true")
+    assert own_cpus(beside) == 109, "a decision goes on beside training"
 
 
 def test_what_no_machine_has_together_or_at_all_is_named(tiny: TinyRun) -> None:
