@@ -128,7 +128,11 @@ def validate(
         errors += [error.within(config) for error in found]
     if errors:
         raise UserErrors(errors)
-    show({"valid": True, "config": str(config)}, f"{config}: nothing wrong was found", as_json)
+    from opmix_ray.run.memory_check import check_memory, memory_words
+
+    checked = check_memory(_with(loaded, None, address))
+    words = f"{config}: nothing wrong was found\n{memory_words(checked)}"
+    show({"valid": True, "config": str(config), **checked}, words, as_json)
 
 
 @app.command()

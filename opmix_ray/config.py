@@ -43,6 +43,11 @@ class ModelConfig(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type the weights are held in.")
     autocast: bool = Field(True, description="Compute in bfloat16 autocast while the weights stay float32.")
+    recompute: bool = Field(
+        False,
+        description="Keep only each layer's input for the backward pass and compute the rest again: much less memory, "
+        "a third more operations.",
+    )
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
 
     def at(self, directory: Path) -> ModelConfig:

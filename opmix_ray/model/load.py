@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,29 @@ def load_model(
     model.config.use_cache = False
     _train_every_embedding(model)
     return model.eval()
+
+
+def set_recompute(model: PreTrainedModel, recompute: bool) -> None:
+    """Let the backward pass compute a layer's inside again from its input, instead of keeping it.
+
+    Args:
+        model: to be trained.
+        recompute: `model.recompute` of the configuration.
+
+    Raises:
+        UserError: the model's code has no such way.
+    """
+    if not recompute:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the name that every version 5 knows
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError:
+        kind = model.config.model_type
+        raise UserError(
+            "the model cannot do that", key="model.recompute", value=kind, remedy="leave it out"
+        ) from None
 
 
 def save_model(model: PreTrainedModel, directory: Path | str) -> None:

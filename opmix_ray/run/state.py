@@ -42,6 +42,7 @@ VERSION = 1
 _MAY_CHANGE: dict[str, set[str]] = {
     "": {"output", "cluster", "watch"},
     "data": {"cache"},
+    "model": {"recompute"},
     "train": {
         "workers",
         "cpus_per_worker",

@@ -26,7 +26,7 @@ from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Batch, Sampler, SamplerState
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.load import load_model
+from opmix_ray.model.load import load_model, set_recompute
 from opmix_ray.model.loss import SetLoss, compute_context, measure
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
@@ -136,6 +136,7 @@ class _Worker:
         )
         torch.manual_seed(segment.seed * 1_000_003 + self.rank)
         model.train()
+        set_recompute(model, segment.model.recompute)
         model.to(self.device)  # type: ignore[arg-type]
         own = segment.live.module(model) if segment.live is not None else None
         self.parallel = Parallel(model, segment.train.strategy, self.device, own)

@@ -22,6 +22,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, model_from
 from opmix_ray.model.flops import probe_flops
+from opmix_ray.model.load import set_recompute
 from opmix_ray.model.loss import compute_context, training_loss
 from opmix_ray.model.probe import Probe, attach, extract
 
@@ -85,6 +86,7 @@ def train_probe(task: ProbeTask, base: BaseModel) -> Probe:
     tokens = task.probe.steps * task.batch_size * task.prepared.seq_len
     flops = probe_flops(model, task.probe, tokens, task.prepared.seq_len)
     model.train()
+    set_recompute(model, task.model.recompute)
     adapted = attach(model, task.probe, seed=_seed(task))
     parameters = [p for p in adapted.parameters() if p.requires_grad]
     rate = task.optimizer.learning_rate * task.probe.learning_rate_ratio
