@@ -67,10 +67,13 @@ class Weights:
         for entry in self.entries:
             name = self._domain(entry, domains)
             found[name] = found.get(name, 0.0) + entry.weight
-        total = math.fsum(found.values())
-        if not total > 0:
-            raise UserError("gives no domain a weight above 0", file=self.file, remedy="mend the weights")
-        return {name: weight / total for name, weight in found.items()}
+        most = max(found.values())
+        if not 0 < most < math.inf:
+            raise UserError(
+                "gives no domain a finite weight above 0", file=self.file, remedy="mend the weights"
+            )
+        total = math.fsum(weight / most for weight in found.values())
+        return {name: weight / most / total for name, weight in found.items()}
 
     def _domain(self, entry: Entry, domains: Mapping[str, Sequence[str]]) -> str:
         names = {name.lower(): name for name in domains}
@@ -111,16 +114,28 @@ def read_weights(file: str) -> Weights:
     text = _text(file)
     try:
         found = _parse(text, file.partition("?")[0].lower())
-    except (ValueError, yaml.YAMLError, RecursionError, SyntaxError) as error:
-        raise UserError(
-            f"cannot be read: {str(error).splitlines()[0]}", file=file, remedy="mend the file"
-        ) from None
+    except UserError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        SyntaxError,
+        yaml.YAMLError,
+    ) as error:
+        raise UserError(f"cannot be read: {_first_line(error)}", file=file, remedy="mend the file") from None
     if found is None:
         raise UserError("is not a mixture of a known format", file=file, remedy=f"known are {KNOWN}")
     unit, entries = found
     if not entries:
         raise UserError("names no data", file=file, remedy="mend the file")
     return Weights(file, "tokens" if _SAYS_TOKENS.search(text) else unit, entries)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _text(file: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from opmix_ray.errors import UserError
 from opmix_ray.exchange import FORMATS, read_weights
 from opmix_ray.mixture import Mixture
 from opmix_ray.report.export import export
@@ -138,3 +139,34 @@ def test_paths_relative_to_the_file(tmp_path: Path) -> None:
         "prose": [f"{tmp_path.parent}/x/prose_text_document"],
     }
     assert read_weights(str(tmp_path / "blend.txt")).over(domains) == {"code": 0.5, "prose": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "__class__: MetadatasetV2\nsplits: [1]\n"),
+        ("a.yaml", "__class__: MetadatasetV2\nsplits: {train: {blend: [{path: code, subflavors: 3}]}}\n"),
+        ("a.yaml", "sources: [{source_name: code}]\n"),
+        ("a.yaml", "streams: {code: {local: x}}\n"),
+        ("a.yaml", "streams: {code: {local: x, proportion: -1}}\n"),
+        ("a.yaml", "dataset: {code: 1}\ninterleave_probs: [[]]\n"),
+        ("a.yaml", "code: 0\n"),
+        ("a.yaml", f"code: {10**400}\n"),
+        ("a.yaml", "code: .nan\n"),
+        ("a.json", "[" * 100_000),
+        ("a.json", "{"),
+        ("a.json", "[]"),
+        ("a.py", "x = ("),
+        ("a.py", "WEIGHTS = {'code': open('/etc/passwd')}"),
+        ("a.py", "HFDataSource(dataset='code', weight=1 / 0)"),
+        ("a.txt", "0.3 code 0.7"),
+        ("a.txt", ""),
+        ("a.txt", "\0"),
+    ],
+)
+def test_broken_files_end_in_one_line(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_weights(str(tmp_path / name)).over({"code": ["code"]})
+    assert len(str(caught.value).splitlines()) == 1
+    assert name in str(caught.value)
