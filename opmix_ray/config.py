@@ -20,6 +20,7 @@ from opmix_ray.data_config import BaseConfig as BaseConfig
 from opmix_ray.data_config import DataConfig as DataConfig
 from opmix_ray.data_config import EvaluationConfig as EvaluationConfig
 from opmix_ray.data_config import EvaluationSetConfig as EvaluationSetConfig
+from opmix_ray.data_config import HarnessConfig as HarnessConfig
 from opmix_ray.data_config import SourceConfig as SourceConfig
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.objective import own_objective
@@ -405,9 +406,11 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
             "cache": local(config.data.cache),
         }
     )
-    evaluation = config.evaluation.model_copy(
-        update={"sets": {n: source(s) for n, s in config.evaluation.sets.items()}}
-    )
+    harness = config.evaluation.harness
+    if harness is not None and harness.include_path is not None:
+        harness = harness.model_copy(update={"include_path": local(harness.include_path)})
+    sets = {n: source(s) for n, s in config.evaluation.sets.items()}
+    evaluation = config.evaluation.model_copy(update={"sets": sets, "harness": harness})
     stages = [s.model_copy(update={"search_space": spaces(s.search_space)}) for s in config.stages]
     return config.model_copy(
         update={

@@ -124,6 +124,16 @@ class EvaluationSetConfig(SourceConfig):
     max_new_tokens: int = Field(32, ge=1, description="`exact_match`: longest continuation.")
 
 
+class HarnessConfig(Section):
+    """Tasks of lm-evaluation-harness (`opmix_ray[lm-eval]`), run on the model at the end of a run."""
+
+    tasks: list[str] = Field(min_length=1, description="Names of tasks, groups or tags.")
+    include_path: str | None = Field(None, description="Directory with YAML files of tasks of your own.")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples in a prompt; none: as the task says.")
+    limit: int | None = Field(None, ge=1, description="Questions of each task; none: all.")
+    batch_size: int = Field(8, ge=1, description="Sequences in one forward pass.")
+
+
 class EvaluationConfig(Section):
     """Held-out sets that are reported and that the decision minimises."""
 
@@ -134,6 +144,9 @@ class EvaluationConfig(Section):
     )
     weights: dict[str, float] | None = Field(
         None, description="Weight of each set in the objective; none: the same for every set."
+    )
+    harness: HarnessConfig | None = Field(
+        None, description="Tasks for the finished model; reported, and no part of the objective."
     )
     objective: str | None = Field(
         None,

@@ -29,6 +29,7 @@ from opmix_ray.run.cluster import connected
 from opmix_ray.run.decision import Decide, Situation
 from opmix_ray.run.demand import of_main_run
 from opmix_ray.run.enter import enter
+from opmix_ray.run.harness import run_harness
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
 from opmix_ray.run.mixture_file import write_mixture
@@ -316,6 +317,7 @@ class _Runner:
         result = make_result(
             self.config, self.state, self.rows, self.storage, self.tokens, self.prepared.seq_len
         )
+        result["harness"] = run_harness(self.config, self.storage)
         self.storage.write_json(RESULT, result)
         write_report(self.storage)
         self.state.finished = True

@@ -22,6 +22,7 @@ STATE, CONFIG, METRICS, MIXTURE, RESULT = (
     "result.json",
 )
 LOCK = ".lock"
+HARNESS = "harness.json"
 _FILES = {
     STATE,
     CONFIG,
@@ -29,6 +30,7 @@ _FILES = {
     MIXTURE,
     RESULT,
     LOCK,
+    HARNESS,
     "report.html",
     "figures",
     "tensorboard",

@@ -83,6 +83,7 @@ def closing_words(result: Mapping[str, Any], report: str) -> str:
             f"loss      {first['mean_loss']:.4f} -> {last['mean_loss']:.4f} nats per token, "
             f"mean perplexity {first['mean_perplexity']:.1f} -> {last['mean_perplexity']:.1f}",
             *_accuracy(first, last),
+            *(f"harness   {task}: {_cell(scores)}" for task, scores in result.get("harness", {}).items()),
             f"cost      {main['tokens']:,.0f} tokens trained in {main['seconds']:.0f} worker seconds; deciding took "
             f"{deciding:.0f} worker seconds and {100 * ledger['overhead']:.1f} % of the training FLOPs",
             f"report    {report}",

@@ -19,6 +19,7 @@ from opmix_ray.data.sources import validate_sources
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
 from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.mixture import Mixture
+from opmix_ray.model.harness import check_harness
 from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import adapted_layers
 from opmix_ray.remote import check_uris
@@ -39,6 +40,7 @@ def check_before(config: RunConfig, file: Any = None) -> list[UserError]:
     """What configuration, files, tokenizer and model show without reading all data."""
     plan = check_uris(config) + check_plan(config, file)
     errors = plan + validate_sources(config) + validate_questions(config)
+    errors += check_harness(config.evaluation.harness)
     named = any((error.key or "").startswith(("model", "tokenizer")) for error in plan)
     if not named and (config.tokenizer.train_vocab_size is None or not errors):
         errors += _collected(lambda: _tokenizer_and_model(config))
