@@ -1,0 +1,146 @@
+"""Every example in the README and in docs/ is real: Python runs, YAML is a configuration, commands are understood."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from opmix_ray import plugins
+from opmix_ray.cli import app
+from opmix_ray.config import RunConfig, parse_config
+from opmix_ray.search.space import SpaceConfig
+from tests.docs.blocks import PAGES, Block, blocks, commands
+from tests.support import ROOT, TinyRun, opmix
+
+MINIMAL: dict[str, Any] = {
+    "model": {"path": "some/model"},
+    "data": {"domains": {"a": {"path": "a.jsonl"}, "b": {"path": "b.jsonl"}}},
+    "stages": [{"name": "only", "steps": 10}],
+}
+OTHERS = (
+    "apiVersion",
+    "cluster_name",
+    "dataset_info",
+    "datasets",
+    "source_mixture_config",
+)  # of other programs
+HEAVY = re.compile(r"ray\.init|opmix_ray\.run\(|opmix_ray\.search\(|train_probes\(")
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("python") if not HEAVY.search(b.text)], ids=str)
+def test_light_python_runs(block: Block, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", block.text], capture_output=True, text=True, cwd=tmp_path, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what the examples name: files, a configuration, a checkpoint."""
+    directory = tmp_path_factory.mktemp("examples")
+    tiny = TinyRun(tiny_data, directory)
+    tiny.write()
+    (directory / "examples").mkdir()
+    for name in ("opmix.yaml", "examples/quickstart.yaml"):
+        (directory / name).write_text((directory / "run.yaml").read_text())
+    for name, source in (("web", "german"), ("code", "code")):
+        (directory / f"{name}.jsonl").symlink_to(tiny_data / f"{source}.jsonl")
+    done = opmix("run", str(directory / "run.yaml"), "--output", str(directory / "base"), "--set", "stages.0.steps=2",
+                 "--set", "stages.0.decide_at=[]", "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (directory / "checkpoint").symlink_to(directory / "base" / "model")
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [b for b in blocks("python") if HEAVY.search(b.text)], ids=str)
+def test_heavy_python_runs(block: Block, place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", block.text], capture_output=True, text=True, cwd=place, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if not OTHERS.search(b.text)], ids=str)
+def test_yaml_is_a_configuration(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = yaml.safe_load(block.text)
+    if "kind" in tree:
+        parse_config(SpaceConfig, tree, block)
+        return
+    monkeypatch.setattr(plugins, "names", lambda kind: ["worst-first", "paragraphs", "by-group", "entropy"])
+    config = parse_config(RunConfig, MINIMAL | tree, block)
+    for stage in config.stages:
+        known = set(config.data.domains)
+        assert set(stage.domains or []) <= known or "data" not in tree
+
+
+@pytest.mark.parametrize(
+    ("line", "words"), commands("opmix"), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_commands_are_understood(line: str, words: list[str]) -> None:
+    group = typer.main.get_command(app)
+    name = words[0]
+    if name.startswith("--"):
+        return
+    assert name in group.commands, f"{line}: no command {name}"  # type: ignore[attr-defined]
+    words = [word.strip("[]").removesuffix("...") for word in words[1:]]
+    group.commands[name].make_context(name, words)  # type: ignore[attr-defined]
+
+
+def test_there_are_examples_of_every_kind() -> None:
+    assert len(blocks("python")) >= 5
+    assert len(blocks("yaml")) >= 5
+    assert {words[0] for _, words in commands("opmix")} >= {
+        "init",
+        "run",
+        "watch",
+        "search",
+        "fit",
+        "compare",
+        "export",
+    }
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    missing = [name for name in typer.main.get_command(app).commands if f"opmix {name}" not in text]  # type: ignore[attr-defined]
+    assert not missing
+
+
+def test_extras_that_are_named_exist() -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for page in PAGES:
+        for extra in re.findall(r"opmix_ray\[([\w,-]+)\]", page.read_text(encoding="utf-8")):
+            assert set(extra.split(",")) <= set(known), f"{page.name}: {extra}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "opmix_ray").rglob("*.py"))
+    messages = re.findall(r"^\| `([^`]+)`", text, flags=re.MULTILINE)
+    assert len(messages) > 20
+    assert [message for message in messages if message.strip() not in source] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in text] == []
