@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test test-slow test-targets test-cluster lint format types docs bench constraints clean help
+.PHONY: demo test test-slow test-targets test-cluster lint format types docs docs-site bench constraints clean help
 
 demo: $(VENV)/.runs
 	$(BIN)/opmix run examples/quickstart.yaml --overwrite
@@ -43,11 +43,14 @@ format: $(VENV)/.develops
 docs: $(VENV)/.develops
 	$(BIN)/python tools/build_docs.py
 
+docs-site: $(VENV)/.develops docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 constraints: $(VENV)/.develops
 	$(BIN)/python tools/build_constraints.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 help:
 	@grep -E '^# make|^[a-z-]+:' Makefile
