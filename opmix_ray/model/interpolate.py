@@ -107,7 +107,8 @@ class Interpolator:
     Args:
         probe_set: possibly with read-only arrays in shared memory.
         device: where to compute; none: the first GPU, else the CPU.
-        autocast: compute in bfloat16 while the weights stay as they are.
+        autocast: compute in bfloat16 while the weights stay as they are. The private copy is then held in bfloat16,
+            which autocast would cast it to in every pass.
     """
 
     def __init__(
@@ -126,10 +127,13 @@ class Interpolator:
         fill(self.model, probe_set.spec, tensors)
         nn.Module.to(self.model, self.device)  # buffers that a fresh model makes
         self._layers: dict[str, _Layer] = {}
+        bases = {name: self.model.get_submodule(name).weight for name in probe_set.A}
+        cast = autocast and self._holds_in_bfloat16(list(bases))
         for name in probe_set.A:
             module: Any = self.model.get_submodule(name)
-            base = module.weight.data
-            module.weight = nn.Parameter(base.clone(), requires_grad=False)
+            base: Any = bases[name].data  # type: ignore[union-attr]
+            if not cast:
+                module.weight = nn.Parameter(base.clone(), requires_grad=False)
             self._layers[name] = _Layer(
                 weight=module.weight,
                 base=base,
@@ -140,6 +144,28 @@ class Interpolator:
         largest = max((layer.base.numel() for layer in self._layers.values() if layer.rounds), default=0)
         self._scratch = torch.empty(largest, dtype=torch.float32, device=self.device)
         self.w = np.zeros(len(probe_set.components), dtype=np.float64)
+
+    @torch.no_grad()
+    def _holds_in_bfloat16(self, layers: Sequence[str]) -> bool:
+        """Put bfloat16 copies of these layers' weights in place, if the model computes with such.
+
+        Autocast casts the float32 weights of Linear and Conv1D layers in every pass, to the same numbers. A model
+        that leaves autocast somewhere on its way does not take them; it is put back.
+        """
+        modules: list[Any] = [self.model.get_submodule(name) for name in layers]
+        bases = [module.weight for module in modules]
+        if any(base.dtype != torch.float32 for base in bases):
+            return False
+        for module, base in zip(modules, bases, strict=True):
+            module.weight = nn.Parameter(base.to(torch.bfloat16), requires_grad=False)
+        try:
+            with compute_context(True, self.device):
+                self.model(input_ids=torch.zeros(1, 4, dtype=torch.long, device=self.device), use_cache=False)
+        except RuntimeError:
+            for module, base in zip(modules, bases, strict=True):
+                module.weight = base
+            return False
+        return True
 
     @torch.no_grad()
     def set(self, w: np.ndarray) -> None:
@@ -234,7 +260,7 @@ class _Layer:
     @property
     def rounds(self) -> bool:
         """Whether the sum, made in float32, is rounded when stored."""
-        return self.base.dtype != torch.float32
+        return self.weight.dtype != torch.float32
 
     def write(self, factor: torch.Tensor, index: torch.Tensor | None, scratch: torch.Tensor) -> None:
         """weight = base + sum_c factor_c B_c A_c, in float32, rounded once."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from opmix_ray.model.accuracy import Score, wrong_choices, wrong_continuations
 from opmix_ray.model.probe import base_causal_lm
 
 CHUNK_LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32
+CPU_CHUNK_LOGITS = 1 << 22  # without a backward pass; glibc maps larger blocks anew each time, twice as slow
 
 _plain_head: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
@@ -187,8 +188,9 @@ def token_losses(
     hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (n, L, H)
     rows, columns = mask[:, 1:].nonzero(as_tuple=True)  # targets that count, at column + 1
     hidden, targets = hidden[rows, columns], ids[rows, columns + 1]  # (k, H), (k,)
-    size = max(1, CHUNK_LOGITS // vocab)
-    head = causal.get_output_embeddings()
+    small = ids.device.type == "cpu" and not torch.is_grad_enabled()
+    size = max(1, min(CHUNK_LOGITS, CPU_CHUNK_LOGITS if small else CHUNK_LOGITS) // vocab)
+    head = _ready_head(causal.get_output_embeddings())
     for start in range(0, len(targets), size):
         part = slice(start, start + size)
         if torch.is_grad_enabled() and len(targets) > size:  # logits are made again in the backward pass
@@ -198,7 +200,20 @@ def token_losses(
         yield losses, rows[part]
 
 
-def _head_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _ready_head(head: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The head as a function, its weight cast once and not for every slice where autocast would do so."""
+    device = head.weight.device.type
+    if torch.is_grad_enabled() or type(head) is not nn.Linear or not torch.is_autocast_enabled(device):
+        return head
+    kind = torch.get_autocast_dtype(device)
+    return partial(
+        F.linear, weight=head.weight.to(kind), bias=None if head.bias is None else head.bias.to(kind)
+    )
+
+
+def _head_loss(
+    head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     return F.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 

@@ -288,3 +288,36 @@ def test_a_probe_set_is_plain_data_that_pickles() -> None:
     built = Interpolator(again).model
     assert built.lm_head.weight is built.model.embed_tokens.weight
     assert bits(built) == bits(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_under_autocast_the_private_copy_is_in_bfloat16_and_losses_are_the_same(name: str) -> None:
+    model = tiny(name)
+    probe_set = ProbeSet.build(model, made_probes(model, 3), domains(3))
+    sets = {"x": tokens(6, 12)}
+    quick, exact = Interpolator(probe_set, autocast=True), Interpolator(probe_set, autocast=False)
+    for one in (quick, exact):
+        one.set(np.array([0.5, 0.2, 0.3]))
+    layer = next(iter(probe_set.A))
+    assert quick.model.get_submodule(layer).weight.dtype == torch.bfloat16
+    assert exact.model.get_submodule(layer).weight.dtype == torch.float32
+    cast = evaluate_sets(exact.model, sets, 4, autocast=True)["x"]
+    np.testing.assert_array_equal(quick.losses(sets, 4)["x"].nats, cast.nats)
+
+
+def test_a_model_that_leaves_autocast_keeps_its_copy_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+
+    def without_autocast(self: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(self, x.float())
+
+    monkeypatch.setattr(LlamaMLP, "forward", without_autocast)
+    model = tiny("llama")
+    probe_set = ProbeSet.build(model, made_probes(model, 2), domains(2))
+    found = Interpolator(probe_set, autocast=True)
+    found.set(np.array([0.5, 0.5]))
+    assert found.model.get_submodule(next(iter(probe_set.A))).weight.dtype == torch.float32
+    assert np.isfinite(found.losses({"x": tokens(2, 12)}, 2)["x"].nats).all()
