@@ -76,3 +76,17 @@ def test_screenshots(full: Storage, tmp_path: Path, name: str, options: tuple[st
     picture = place / f"report-{name}.png"
     browse(Path(write_report(full)), "--window-size=1200,3000", f"--screenshot={picture}", *options)
     assert picture.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(("name", "options"), [("light", ()), ("dark", DARK)])
+def test_screenshots_at_a_phones_width(
+    full: Storage, tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    place = Path(os.environ.get("OPMIX_ARTEFACTS") or tmp_path)
+    place.mkdir(parents=True, exist_ok=True)
+    page = html.escape(Path(write_report(full)).read_text(encoding="utf-8"))
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(width=PHONE, height=6000, page=page))
+    picture = place / f"report-phone-{name}.png"
+    browse(frame, f"--window-size={PHONE + 140},6000", f"--screenshot={picture}", *options)
+    assert picture.stat().st_size > 20_000
