@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -52,13 +52,6 @@ def export(
 
     if unit not in (None, "tokens", "documents"):
         raise UserError("must be tokens or documents", key="--unit", value=unit, remedy="mend it")
-    found = write(
-        source,
-        format,
-        output,
-        config=config,
-        paths=path or [],
-        unit=unit,
-        tokens=tokens,  # type: ignore[arg-type]
-    )
+    counts = cast(Literal["tokens", "documents"] | None, unit)
+    found = write(source, format, output, config=config, paths=path or [], unit=counts, tokens=tokens)
     show(asdict(found), "\n".join([*found.files, *(f"- {note}" for note in found.notes)]), as_json)

@@ -81,7 +81,7 @@ def read_index(path: str) -> tuple[np.dtype[Any], np.ndarray]:
     ends = np.cumsum(lengths, dtype=np.int64)
     if (lengths < 0).any() or (offsets != (ends - lengths) * dtype.itemsize).any():
         raise ValueError("its index does not name sequences that lie one after the other")
-    bounds = np.append(first, sequences)
+    bounds: np.ndarray = np.append(first, sequences)
     if bounds[0] != 0 or (np.diff(bounds) < 0).any():
         raise ValueError("the documents of its index do not cover its sequences")
     return dtype, np.append(0, ends)[np.unique(bounds)][1:]

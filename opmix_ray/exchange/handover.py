@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from opmix_ray.config import is_uri
 from opmix_ray.data.sources import Kind, Source
 from opmix_ray.data_config import SourceConfig
 from opmix_ray.errors import UserError
@@ -56,7 +57,7 @@ class Part:
         return found or (self.source is not None and self.source.format == "megatron")
 
     def where(self) -> list[str]:
-        """Paths, globs, directories or URIs of its data.
+        """Paths, globs, directories or URIs of its data; a URI without the query, which is for `pyarrow.fs` alone.
 
         Raises:
             UserError: nobody has said where they are.
@@ -69,7 +70,8 @@ class Part:
                 key=self.name,
                 remedy=f"give the run's configuration with --config, or --path {self.name}=PATH",
             )
-        return [self.source.path] if isinstance(self.source.path, str) else list(self.source.path)
+        paths = [self.source.path] if isinstance(self.source.path, str) else self.source.path
+        return [without_query(path) for path in paths]
 
     def tokens_per_document(self) -> float:
         """Mean length of a training document, tokens.
@@ -150,6 +152,11 @@ class Written:
 
 
 FIXED_LENGTH = "Where every sample is a sequence of the same length instead, export again with --unit tokens."
+
+
+def without_query(path: str) -> str:
+    """A path, or a URI without its query."""
+    return path.partition("?")[0] if is_uri(path) else path
 
 
 def comment(lines: list[str]) -> str:

@@ -16,7 +16,7 @@ from opmix_ray.exchange.handover import (
     comment,
     number,
 )
-from opmix_ray.exchange.places import reader
+from opmix_ray.exchange.places import files, reader
 from opmix_ray.exchange.python_file import constant
 
 MODULE = "datasets_mixture.py"
@@ -91,6 +91,8 @@ def loading(part: Part) -> tuple[str, Any, str]:
     column = part.source.text_column if part.source is not None else "text"
     if part.source is not None and not part.paths and part.source.format == "hf":
         return "saved", paths[0], column
+    if part.opened is not None and any(reader(path) is None for path in paths):
+        paths = [place.path for place in files(part)]
     kinds = {reader(path) for path in paths}
     if part.source is not None and not part.paths and part.source.format in ("jsonl", "parquet", "arrow"):
         kinds = {"json" if part.source.format == "jsonl" else part.source.format}

@@ -8,7 +8,7 @@ from opmix_ray.config import is_uri
 from opmix_ray.data._files import file_format
 from opmix_ray.data._megatron import BIN, IDX
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.handover import Part
+from opmix_ray.exchange.handover import Part, without_query
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ def files(part: Part) -> list[Place]:
         return [Place(path, 1 / len(paths)) for path in paths]
     if part.opened is not None:
         total = sum(file.size for file in part.opened.files) or 1
-        return [Place(file.path, file.size / total) for file in part.opened.files if file.size]
+        found = [file for file in part.opened.files if file.size]
+        return [Place(without_query(file.path), file.size / total) for file in found]
     if len(paths) > 1 or not _is_file(paths[0]):
         raise UserError(
             "its files are not reached from here, so they cannot be listed",

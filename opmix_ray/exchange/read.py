@@ -22,7 +22,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.exchange.axolotl import read_axolotl
 from opmix_ray.exchange.energon import read_energon
 from opmix_ray.exchange.entry import Entry, entry_weight
-from opmix_ray.exchange.handover import Unit
+from opmix_ray.exchange.handover import Unit, without_query
 from opmix_ray.exchange.hf_datasets import read_datasets
 from opmix_ray.exchange.llamafactory import read_llamafactory
 from opmix_ray.exchange.megatron import prefix, read_blend, read_nemo
@@ -96,7 +96,7 @@ class Weights:
 
 def _plain(path: str, base: str) -> str:
     """A path without what differs between trainers: relative or not, `.bin` and `.idx`, a glob at its end."""
-    path = path.removeprefix("file://")
+    path = without_query(path.removeprefix("file://"))
     if base and not is_uri(path) and not path.startswith("/"):
         path = str((Path(base) / path).resolve())
     return re.sub(r"(\.part)?/\*[^/]*$", "", prefix(path)).rstrip("/")

@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 
@@ -38,6 +39,19 @@ def megatron(file: Path) -> Any:
     }
 
 
+def build(prefix: Path) -> Any:
+    """Write a data set as `tools/preprocess_data.py` does."""
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    documents = [[5, 6, 7, 0], [8, 0], list(range(1, 300)), [9]]
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for document in documents:
+        builder.add_document(torch.tensor(document), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+    return documents
+
+
 def nemo(file: Path) -> Any:
     from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
@@ -61,7 +75,6 @@ def energon(file: Path) -> Any:
 
 
 def olmo_core(file: Path) -> Any:
-    import numpy as np
     from olmo_core.data.source_mixture import SourceMixtureDatasetConfig, SourceMixtureList
 
     sources = SourceMixtureList.from_yaml(str(file))

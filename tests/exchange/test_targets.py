@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from opmix_ray.data import _megatron
 from opmix_ray.report.export import export
 from tests.exchange.conftest import MIXTURE, Output
 from tests.support import ROOT
@@ -25,9 +26,16 @@ pytestmark = [
 def ask(format: str, output: Output, place: Path, **settings: Any) -> dict[str, Any]:
     """What the target reads out of the export."""
     files = export(str(output.directory), format, str(place), **settings).files
-    file = next(file for file in files if not file.endswith("dataset_info.json"))
+    found: dict[str, Any] = answer(
+        format, next(file for file in files if not file.endswith("dataset_info.json"))
+    )
+    return found
+
+
+def answer(question: str, file: str) -> Any:
+    """What `ask_target.py` prints."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/exchange/ask_target.py"), format, file],
+        [sys.executable, str(ROOT / "tests/exchange/ask_target.py"), question, file],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(TARGETS), "DISABLE_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1"},
@@ -35,8 +43,7 @@ def ask(format: str, output: Output, place: Path, **settings: Any) -> dict[str, 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def by_documents(output: Output) -> dict[str, float]:
@@ -50,6 +57,11 @@ def test_megatron_blend_and_index(megatron_run: Output, tmp_path: Path) -> None:
     assert found["weights"] == pytest.approx(by_path)
     ours = megatron_run.prepared.domains["code"].manifest["splits"]
     assert found["documents"] == sum(part["documents"] for part in ours.values())
+
+
+def test_what_megatron_writes_is_read(tmp_path: Path) -> None:
+    documents = answer("build", str(tmp_path / "x"))
+    assert [ids.tolist() for ids in _megatron.documents(f"{tmp_path}/x.bin")] == documents
 
 
 def test_nemo_blend(megatron_run: Output, tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ import runpy
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import datasets
 import pytest
 import yaml
+from pydantic import BaseModel, ConfigDict
 from transformers import AutoTokenizer
 
 from opmix_ray.cli import app
+from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.exchange import FORMATS, read_weights
 from opmix_ray.exits import exit_code
@@ -60,9 +63,53 @@ def test_prompts_and_answers_are_named_for_their_trainers(chat_run: Output, tmp_
     assert set(next(iter(module["mixture"]()))) == {"prompt", "completion"}
 
 
+class OlmixSection(BaseModel):
+    """A section of olmix's `FitConfig` (olmix/fit/config.py); keys that it does not know are refused here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class OlmixSwarm(OlmixSection):
+    ratios: str
+    metrics: str
+
+
+class OlmixPriors(OlmixSection):
+    token_counts: dict[str, int]
+
+
+class OlmixEval(OlmixSection):
+    type: Literal["offline"]
+    tasks: dict[str, list[str]]
+
+
+class OlmixRegression(OlmixSection):
+    type: Literal["log_linear", "lightgbm", "search", "gp", "autoscale", "bimix"]
+
+
+class OlmixProposer(OlmixSection):
+    type: Literal["exact", "simulation", "search"]
+    kl_reg: float | None
+
+
+class OlmixConstraints(OlmixSection):
+    enabled: bool
+    target_tokens: int | None
+    repetition_factor: float
+
+
+class OlmixFit(OlmixSection):
+    swarm: OlmixSwarm
+    priors: OlmixPriors
+    eval: OlmixEval
+    regression: OlmixRegression
+    proposer: OlmixProposer
+    constraints: OlmixConstraints | None = None
+
+
 def test_olmix_gets_the_trials_and_the_token_counts(text_run: Output, tmp_path: Path) -> None:
     tree = written(text_run, "olmix", tmp_path)
-    assert set(tree) == {"swarm", "priors", "eval", "regression", "proposer"}  # sections of olmix's FitConfig
+    OlmixFit.model_validate(tree)
     ratios = list(csv.DictReader(io.StringIO(Path(tree["swarm"]["ratios"]).read_text())))
     metrics = list(csv.DictReader(io.StringIO(Path(tree["swarm"]["metrics"]).read_text())))
     assert [row["run"] for row in ratios] == [row["run"] for row in metrics]
@@ -70,6 +117,20 @@ def test_olmix_gets_the_trials_and_the_token_counts(text_run: Output, tmp_path: 
     assert set(tree["eval"]["tasks"]["held_out"]) == set(metrics[0]) - {"run"}
     counts = {name: domain.train_tokens for name, domain in text_run.prepared.domains.items()}
     assert tree["priors"]["token_counts"] == counts
+
+
+def test_directories_and_saved_data_sets_are_loaded_by_their_files(text_run: Output, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.jsonl").write_bytes(Path(text_run.paths()["code"][0]).read_bytes())
+    rows = [json.loads(line) for line in Path(text_run.paths()["german"][0]).read_text().splitlines()]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "german"))
+    tree = text_run.config.model_dump(mode="json")
+    for name in ("code", "german"):
+        tree["data"]["domains"][name]["path"] = str(tmp_path / name)
+    output = write_output(tmp_path / "out", RunConfig.model_validate(tree))
+    module = runpy.run_path(export(str(output.directory), "datasets").files[0])
+    assert len(module["load"]("code", streaming=False)) == 40
+    assert len(module["load"]("german", streaming=False)) == len(rows)
 
 
 def test_olmo_core_may_repeat_as_often_as_the_plan_needs(olmo_run: Output, tmp_path: Path) -> None:
