@@ -22,27 +22,25 @@ class Format:
     """Another trainer's format.
 
     Args:
-        title: what it is, in words.
         write: a mixture as its files.
         unit: what its weights count.
         free: whether that depends on the data, so that the user may say it.
     """
 
-    title: str
     write: Callable[[Handover, Unit], Written]
     unit: Unit = "tokens"
     free: bool = False
 
 
 FORMATS: dict[str, Format] = {
-    "megatron": Format("Megatron-LM blend for --data-args-path", write_blend),
-    "megatron-energon": Format("Megatron-Energon metadata set", write_energon, "documents", free=True),
-    "olmo-core": Format("OLMo-core source mixture list", write_olmo_core),
-    "nemo": Format("NeMo (Megatron-Bridge) blend", write_nemo),
-    "torchtitan": Format("torchtitan interleaved data loader", write_torchtitan),
-    "llamafactory": Format("LLaMA-Factory data sets", write_llamafactory, "documents", free=True),
-    "axolotl": Format("Axolotl data sets", write_axolotl, "documents"),
-    "datasets": Format("Hugging Face datasets.interleave_datasets", write_datasets, "documents", free=True),
-    "streaming": Format("MosaicML Streaming streams", write_streaming, "documents", free=True),
-    "olmix": Format("olmix fit and mixture", write_olmix),
+    "megatron": Format(write_blend),
+    "megatron-energon": Format(write_energon, "documents", free=True),
+    "olmo-core": Format(write_olmo_core),
+    "nemo": Format(write_nemo),
+    "torchtitan": Format(write_torchtitan),
+    "llamafactory": Format(write_llamafactory, "documents", free=True),
+    "axolotl": Format(write_axolotl, "documents"),
+    "datasets": Format(write_datasets, "documents", free=True),
+    "streaming": Format(write_streaming, "documents", free=True),
+    "olmix": Format(write_olmix),
 }

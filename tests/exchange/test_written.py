@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoTokenizer
 
 from opmix_ray.cli import app
+from opmix_ray.commands.export import FORMATS as NAMES
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.exchange import FORMATS, read_weights
@@ -261,6 +262,10 @@ def test_wrong_words_on_the_command_line(
     said = capsys.readouterr().err
     assert words in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_the_help_names_every_format() -> None:
+    assert NAMES.replace(" or ", ", ").split(", ") == list(FORMATS)
 
 
 def test_the_command_prints_files_and_what_is_left_to_do(
