@@ -7,15 +7,7 @@ from typing import Any
 
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.entry import Entry, entry_weight
-from opmix_ray.exchange.handover import (
-    FIXED_LENGTH,
-    Handover,
-    Part,
-    Unit,
-    Written,
-    comment,
-    number,
-)
+from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Part, Unit, Written, comment, number
 from opmix_ray.exchange.places import files, reader
 from opmix_ray.exchange.python_file import constant
 

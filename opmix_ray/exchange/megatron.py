@@ -76,26 +76,25 @@ def read_blend(text: str) -> list[Entry] | None:
         return None
     try:
         return [
-            Entry(path, (path,), float(weight)) for weight, path in zip(words[::2], words[1::2], strict=True)
+            Entry(path, (path,), entry_weight(weight))
+            for weight, path in zip(words[::2], words[1::2], strict=True)
         ]
     except ValueError:
         return None
 
 
 def read_nemo(tree: Any) -> list[Entry] | None:
-    """Entries of `dataset.blend`, or of Megatron's per-split JSON (`train`); None where it is neither."""
+    """Entries of `dataset.blend`, or of Megatron's per-split JSON (`train`); None where it is neither.
+
+    Raises:
+        ValueError, TypeError: the blend is not prefixes and as many weights.
+    """
     if not isinstance(tree, dict):
         return None
     if isinstance(tree.get("dataset"), dict) and isinstance(tree["dataset"].get("blend"), list):
-        blend = tree["dataset"]["blend"]
-        if (
-            len(blend) == 2
-            and all(isinstance(side, list) for side in blend)
-            and len(blend[0]) == len(blend[1])
-        ):
-            pairs = zip(blend[0], blend[1], strict=True)
-            return [Entry(str(path), (str(path),), entry_weight(weight)) for path, weight in pairs]
-        return None
+        prefixes, weights = tree["dataset"]["blend"]
+        pairs = zip(prefixes, weights, strict=True)
+        return [Entry(str(path), (str(path),), entry_weight(weight)) for path, weight in pairs]
     if {"train", "valid", "test"} <= set(tree):
         train = tree["train"]
         return read_blend(" ".join(map(str, train)) if isinstance(train, list) else str(train))

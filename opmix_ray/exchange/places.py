@@ -48,14 +48,9 @@ def _is_file(path: str) -> bool:
 
 def reader(path: str) -> str | None:
     """The builder of Hugging Face `datasets` that reads a file; None where there is none."""
-    kind = file_format(path)
-    return (
-        "json"
-        if kind == "jsonl" or path.endswith(".json")
-        else kind
-        if kind in ("parquet", "arrow")
-        else None
-    )
+    if path.endswith(".json"):
+        return "json"
+    return {"jsonl": "json", "parquet": "parquet", "arrow": "arrow"}.get(str(file_format(path)))
 
 
 def prefix(path: str) -> str:
