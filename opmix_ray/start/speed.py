@@ -63,7 +63,8 @@ def measure(model: ModelConfig, *, vocab_size: int, seq_len: int, batch_size: in
         return time.monotonic() - began
 
     step()
-    began, times = time.monotonic(), []
+    began = time.monotonic()
+    times: list[float] = []
     while len(times) < STEPS and time.monotonic() - began < SECONDS:
         times.append(step())
     weights = sum(parameter.numel() for parameter in net.parameters()) - embedding

@@ -97,7 +97,7 @@ def write_config(
 def _aligned(line: str) -> str:
     """A line with its comment, if it has one at its end, where the comments of others are."""
     found = _COMMENT.match(line)
-    return f"{found[1]:<{COLUMN}}{found[2]}" if found else line
+    return f"{found[1]:<{COLUMN - 2}}  {found[2]}" if found else line
 
 
 def _model(plan: Plan, model: str | None) -> list[str]:

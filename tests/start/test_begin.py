@@ -40,6 +40,7 @@ def test_three_files_become_a_run(opmix: Opmix, tiny_data: Path, home: Path) -> 
     assert check_all(config, file) == []
     text = file.read_text()
     assert text.count("#") > 15
+    assert text.count("#") == text.count("  #") + sum(line.startswith("#") for line in text.splitlines())
     assert max(map(len, text.splitlines())) < 130
     said = {row["domain"]: row["tokens"] for row in found["domains"]}
     prepared = json.loads(opmix("prepare", file, "--json").out)
