@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from opmix_ray.data.held_out import Held
 from opmix_ray.data.questions import ChoiceSet
 from opmix_ray.model.accuracy import Score, wrong_choices, wrong_continuations
+from opmix_ray.model.fused_head import can_fuse, fused_head_loss
 from opmix_ray.model.probe import base_causal_lm
 
 CHUNK_LOGITS = 1 << 24  # logits held at a time: 64 MiB in float32
@@ -86,6 +87,11 @@ def training_loss(
     Returns:
         Sum of nats (float32 scalar) and number of targets (int64 scalar).
     """
+    causal = base_causal_lm(model)
+    head = causal.get_output_embeddings()
+    if torch.is_grad_enabled() and can_fuse(head, ids) and has_plain_head(causal):
+        hidden, targets, _ = _counting(causal, ids, mask)
+        return fused_head_loss(hidden, head.weight, targets), mask[:, 1:].sum()
     nats = torch.zeros((), dtype=torch.float32, device=ids.device)
     for losses, _ in token_losses(model, ids, mask):
         nats = nats + losses.sum()
@@ -185,9 +191,7 @@ def token_losses(
             causal, ids, mask, max(1, CHUNK_LOGITS // (vocab * ids.shape[1]))
         )
         return
-    hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (n, L, H)
-    rows, columns = mask[:, 1:].nonzero(as_tuple=True)  # targets that count, at column + 1
-    hidden, targets = hidden[rows, columns], ids[rows, columns + 1]  # (k, H), (k,)
+    hidden, targets, rows = _counting(causal, ids, mask)
     small = ids.device.type == "cpu" and not torch.is_grad_enabled()
     size = max(1, min(CHUNK_LOGITS, CPU_CHUNK_LOGITS if small else CHUNK_LOGITS) // vocab)
     head = _ready_head(causal.get_output_embeddings())
@@ -198,6 +202,15 @@ def token_losses(
         else:
             losses = _head_loss(head, hidden[part], targets[part])
         yield losses, rows[part]
+
+
+def _counting(
+    causal: Any, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Last hidden state, target and sequence of every position whose target counts: (k, H), (k,), (k,)."""
+    hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (n, L, H)
+    rows, columns = mask[:, 1:].nonzero(as_tuple=True)  # targets that count, at column + 1
+    return hidden[rows, columns], ids[rows, columns + 1], rows
 
 
 def _ready_head(head: Any) -> Callable[[torch.Tensor], torch.Tensor]:
