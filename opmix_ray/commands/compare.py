@@ -41,7 +41,10 @@ def compare(
         bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
     ] = False,
 ) -> None:
-    """Run several strategies with several seeds and write one table: quality, forgetting, every cost."""
+    """Run several strategies with several seeds, and compare them.
+
+    One table: quality, forgetting, every cost.
+    """
     from opmix_ray.compare.plan import check_strategies
     from opmix_ray.config import load_config
 

@@ -15,7 +15,10 @@ def doctor(
         bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
     ] = False,
 ) -> None:
-    """Show versions, Ray, GPUs, memory and disks, and what will be slow."""
+    """Show what this machine is like, and what will be slow.
+
+    Versions, Ray, processors, GPUs, memory, shared memory, disks.
+    """
     from opmix_ray.commands.show import show
     from opmix_ray.start.doctor import examine, summary
 

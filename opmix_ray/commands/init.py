@@ -43,7 +43,10 @@ def init(
         bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
     ] = False,
 ) -> None:
-    """Look at files and write a configuration for them that runs in the time given."""
+    """Write a configuration for your own files.
+
+    It looks at them and plans a run that takes the time given on this machine.
+    """
     paths = [*(data or []), *(more or [])]
     if not paths:
         raise UserError(

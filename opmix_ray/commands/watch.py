@@ -14,7 +14,10 @@ def watch(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each change.")] = False,
 ) -> None:
-    """Follow a run until it ends; the exit code is 1 if it was stopped before it was finished."""
+    """Follow a run in the terminal until it ends.
+
+    The exit code is 1 if it was stopped before it was finished.
+    """
     from opmix_ray.commands.show import console
     from opmix_ray.watch.follow import follow
 

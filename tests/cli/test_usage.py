@@ -122,9 +122,9 @@ def test_output_without_a_terminal_is_plain_and_not_folded(opmix: Opmix, tiny: T
 
 
 def test_infinite_numbers_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    from opmix_ray.cli import _show
+    from opmix_ray.commands.show import show
 
-    _show({"a": [float("nan"), (float("inf"), 1.5)]}, "", True)
+    show({"a": [float("nan"), (float("inf"), 1.5)]}, "", True)
     assert json.loads(capsys.readouterr().out) == {"a": [None, [None, 1.5]]}
 
 
