@@ -51,10 +51,11 @@ def _types(config: dict[str, Any]) -> list[MachineType]:
 
 def _configuration(address: str) -> Path | None:
     """The file of the autoscaler that works for the cluster at an address, if it runs on this machine."""
+    port = address.rpartition(":")[2]  # one machine has several names, and one GCS at a port
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if f"{_ADDRESS}{address}" in words:
+            if any(word.startswith(_ADDRESS) and word.endswith(f":{port}") for word in words):
                 for word in words:
                     if word.startswith(_FILE):
                         return Path(word.removeprefix(_FILE)).expanduser()

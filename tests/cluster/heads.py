@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from tests.support import ROOT
 
 
@@ -40,7 +42,8 @@ class Head:
     def __init__(self, *, cpus: int, dashboard: bool, autoscaling: dict[str, Any] | None = None) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="opmix-head-", dir="/tmp"))  # sockets need a short path
         port, http, agent = free_ports(3)
-        self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{http}"
+        self._host = ray.util.get_node_ip_address()
+        self.address, self.dashboard = f"{self._host}:{port}", f"http://127.0.0.1:{http}"
         token = self.directory / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
@@ -54,7 +57,7 @@ class Head:
         }
         self.environment.pop("RAY_ADDRESS", None)
         words = [
-            "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={cpus}",
+            "start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}",
             f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={http}", "--disable-usage-stats",
             f"--dashboard-agent-listen-port={agent}", f"--temp-dir={self.directory}/ray",
             "--object-store-memory=200000000",
@@ -69,14 +72,16 @@ class Head:
             self.process = subprocess.Popen(
                 ray_command(*words), stdout=log, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
             )  # fmt: skip
-        self._wait(http if dashboard else port)
+        self._wait(self._host, port)
+        if dashboard:
+            self._wait("127.0.0.1", http)
 
-    def _wait(self, port: int) -> None:
+    def _wait(self, host: str, port: int) -> None:
         deadline = time.monotonic() + 60
         while True:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            with suppress(OSError), socket.create_connection((host, port), timeout=1):
                 return
             time.sleep(0.2)
 
