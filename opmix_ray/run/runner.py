@@ -35,6 +35,7 @@ from opmix_ray.run.lock import locked
 from opmix_ray.run.mixture_file import write_mixture
 from opmix_ray.run.plan import Step, plan, stage_domains
 from opmix_ray.run.progress import BesideProgress, Progress
+from opmix_ray.run.reach import check_reach
 from opmix_ray.run.result import make_result
 from opmix_ray.run.state import METRICS, RESULT, RunState, open_output
 from opmix_ray.run.strategies.registry import decider, live
@@ -91,6 +92,7 @@ def run(
             else:
                 adopt(config, storage, state)
             with connected(config), watching(config, storage, _done(storage, state)) as watch:
+                refuse(check_reach(config, storage, prepared))
                 decide = decide or decider(config)
                 return _Runner(based, prepared, storage, state, progress, decide, watch).run()
 

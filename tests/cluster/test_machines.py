@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import ray
 
+from opmix_ray.data.prepare import prepare
+from opmix_ray.run.reach import check_reach
+from opmix_ray.run.state import STATE
+from opmix_ray.storage import Storage
 from tests.cluster.machines import PROBE, TRAINING, TRIAL, Machines
 from tests.cluster.runs import Running, assert_same, outcome, spread
 from tests.support import TinyRun, read_json
@@ -75,3 +79,24 @@ def test_across_machines_as_on_one_and_weights_travel_once(
 def outcome_cost(output: Path) -> dict[str, dict[str, float]]:
     cost: dict[str, dict[str, float]] = read_json(output / "decisions/000/decision.json")["details"]["cost"]
     return cost
+
+
+def test_what_other_machines_do_not_see_is_refused_before_anything_runs(
+    machines: Machines, tiny: TinyRun, tmp_path: Path
+) -> None:
+    """A machine whose files are others than the driver's: here, one that is asked for a file that is not there."""
+    config = tiny.load()
+    prepared = prepare(config)
+    ray.init(address=machines.address, log_to_driver=False)
+    try:
+        assert check_reach(config, empty(tmp_path / "there"), prepared)[0].key == "output"
+        storage = Storage(str(tmp_path / "whole"))
+        storage.write_json(STATE, {})
+        assert check_reach(config, storage, prepared) == []
+    finally:
+        ray.shutdown()
+
+
+def empty(directory: Path) -> Storage:
+    directory.mkdir()
+    return Storage(str(directory))
