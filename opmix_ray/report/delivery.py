@@ -34,6 +34,9 @@ def delivery(run: RunFiles) -> list[Delivered]:
     """Planned and delivered shares up to the last step that metrics.jsonl knows of."""
     rows = [row for row in run.train if isinstance(row.get("delivered"), dict)]
     sequences = numbers(rows[-1]["delivered"]) if rows else {}
+    for name, count in numbers(run.state.get("begun")).items():  # read by earlier runs
+        if name in sequences:
+            sequences[name] -= count
     end = number(rows[-1].get("step")) if rows else math.nan
     length = run.config.data.seq_len if run.config else math.nan
     entries = run.result.get("delivered")

@@ -208,9 +208,21 @@ def _loss_table(run: RunFiles) -> str:
         ]
         for name in run.sets
     ]
-    means = [_mean(before), _mean(after)]
+    means = [
+        _mean({name: loss for name, loss in part.items() if name in perplexity}) for part in (before, after)
+    ]
+    asked = [name for name in run.sets if name not in perplexity]
     averages = [n.fixed(_mean(perplexity), 2), n.fixed(_mean(bits), 4)]
-    rows.append(["mean of all sets", n.loss(means[0]), n.loss(means[1]), change(*means), *averages, ""])
+    rows.append(
+        [
+            "mean of all losses" if asked else "mean of all sets",
+            n.loss(means[0]),
+            n.loss(means[1]),
+            change(*means),
+            *averages,
+            "",
+        ]
+    )
     old, new = run.weighted(first), run.weighted(last)
     rows.append(
         ["objective", n.loss(old), n.loss(new), change(old, new), "", "", n.percent(sum(weights.values()))]
@@ -228,7 +240,7 @@ def _loss_table(run: RunFiles) -> str:
         ],
         [list(row) for row in rows],
         caption=f"Held-out loss in nats per token; perplexity and bits per byte at step {steps[1]}; "
-        "weight in the objective",
+        "weight in the objective" + (f"; for {', '.join(asked)} the rate of wrong answers" if asked else ""),
         marked=[""] * (len(rows) - 1) + ["best"],
     )
 

@@ -38,6 +38,7 @@ def make_result(
     delivered: dict[str, int] = next(
         (row["delivered"] for row in reversed(rows) if row["kind"] == "train"), {}
     )
+    begun = {name: count for name, count in state.begun.items() if name in delivered}
     decisions = [
         storage.read_json(f"decisions/{name}/decision.json")
         for name in storage.names("decisions")
@@ -71,8 +72,8 @@ def make_result(
         ],
         "delivered": {
             name: {
-                "sequences": delivered.get(name, 0),
-                "tokens": delivered.get(name, 0) * seq_len,
+                "sequences": delivered.get(name, 0) - begun.get(name, 0),
+                "tokens": (delivered.get(name, 0) - begun.get(name, 0)) * seq_len,
                 "epochs": delivered.get(name, 0) * seq_len / count if count else 0.0,
             }
             for name, count in tokens.items()

@@ -124,13 +124,15 @@ class _Runner:
     def _stage(self, step: Step) -> None:
         stage, before = self.config.stages[step.stage], Before.of(self.state)
         if stage.restart:
-            before = beginning(self.config)
+            before, self.state.begun = beginning(self.config), {}
             self.state.checkpoint = BASE if self.storage.exists(BASE) else None
         entry = enter(self.config, step.stage, before, self.prepared)
         for note in entry.notes:
             self.progress.message(note)
         self.state.stage = stage.name
         entry.before.put(self.state)
+        for name in entry.mixture:
+            self.state.begun.setdefault(name, entry.before.sampler.consumed.get(name, 0))
         self.state.old = entry.old.shares if entry.old is not None else {}
         self._set_mixture(entry.mixture, step.start, "start of the stage")
 

@@ -73,6 +73,7 @@ class RunState:
         rows: rows of metrics.jsonl that are final.
         sampler: `SamplerState.to_dict()`, of every domain that was ever read.
         read: digest and number of the sequences of each domain when it was read.
+        begun: sequences of each domain that had been read when this run took it up.
         old: mixture that the stage began on, in the names of its domains; empty where nothing came before.
         finished: whether result.json is written.
     """
@@ -87,6 +88,7 @@ class RunState:
     rows: int = 0
     sampler: dict[str, Any] = field(default_factory=lambda: SamplerState().to_dict())
     read: dict[str, dict[str, Any]] = field(default_factory=dict)
+    begun: dict[str, int] = field(default_factory=dict)
     old: dict[str, float] = field(default_factory=dict)
     finished: bool = False
     version: int = VERSION
