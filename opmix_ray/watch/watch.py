@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from opmix_ray.config import RunConfig
 from opmix_ray.storage import Storage
@@ -17,7 +20,6 @@ from opmix_ray.watch.names import Scalars, of_costs, of_decision, of_mixture, of
 from opmix_ray.watch.trackers import Trackers
 
 TENSORBOARD = "tensorboard"  # directory inside a run's output
-_FLUSH = 5  # seconds
 
 
 class Watch:
@@ -35,7 +37,9 @@ class Watch:
         self._place = Path(
             tempfile.mkdtemp(prefix="opmix-tensorboard-") if self._copied else storage.path(TENSORBOARD)
         )
-        self._writer = SummaryWriter(str(self._place), flush_secs=_FLUSH)
+        self._place.mkdir(parents=True, exist_ok=True)
+        # The writer behind SummaryWriter, without its queue and thread: what was recorded is in the file.
+        self._writer = EventsWriter(str(self._place / "events"))
         self._trackers: Trackers | None = None
         self._seen: set[tuple[str, int]] = set()
 
@@ -85,14 +89,14 @@ class Watch:
 
     def _record(self, step: int, scalars: Scalars) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+            event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+            self._writer.write_event(event)
+        self._writer.flush()
         if self._trackers is not None and scalars:
             self._trackers.record(step, scalars)
 
     def _publish(self) -> None:
         if self._copied:
-            if self._writer.file_writer is not None:
-                self._writer.flush()
             self._storage.upload(self._place, TENSORBOARD)
 
 

@@ -1,0 +1,43 @@
+"""A run on an object store is watched like one on a disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from opmix_ray.run.runner import _done
+from opmix_ray.run.state import RunState, read_config
+from opmix_ray.storage import Storage
+from opmix_ray.watch import Watch
+from tests.cli.conftest import Opmix
+from tests.cli.conftest import opmix as opmix
+from tests.object_store import object_store
+from tests.watch.events import scalars
+
+
+def test_watch_study_and_event_files(
+    run: Storage, tmp_path: Path, opmix: Opmix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_store(tmp_path) as store:
+        for name, value in store.environment().items():
+            monkeypatch.setenv(name, value)
+        remote = Storage(store.uri("run"))
+        for name in run.names(recursive=True):
+            if (Path(run.uri) / name).is_file():
+                remote.write_bytes(name, run.read_bytes(name))
+        ended = opmix("watch", remote.uri)
+        assert (ended.code, ended.out.startswith("step 60 of 60; finished")) == (0, True)
+        assert opmix("study", remote.uri, "--output", tmp_path / "study.log").code == 0
+        watch = Watch(read_config(remote), remote)
+        watch.replay(**_done(remote, RunState(**remote.read_json("state.json") | {"done": 1})))
+        watch.costs(60, {"main": {"tokens": 7.0}}, 0.5)
+        live = {name: remote.read_bytes(f"tensorboard/{name}") for name in remote.names("tensorboard")}
+        watch.close()
+    place = tmp_path / "fetched"
+    place.mkdir()
+    for name, content in live.items():
+        (place / name).write_bytes(content)
+    found = scalars(place)
+    assert found["cost/main/tokens"] == {60: 7.0}
+    assert max(found["train/loss"]) == 60
