@@ -235,6 +235,11 @@ class _Check:
                 f"is more than the {search.sequences} sequences of a trial", "search.chunks", search.chunks,
                 "raise search.sequences or use fewer chunks",
             )  # fmt: skip
+        for key, gpus in (("probe.gpus", self.config.probe.gpus), ("search.gpus", search.gpus)):
+            if gpus > 1:
+                self.wrong(
+                    "is more than the one GPU that such a process works on", key, gpus, "set at most 1"
+                )
         if search.scheduler == "asha" and search.chunks == 1:
             self.wrong(
                 "has nothing to stop a trial at: search.chunks is 1", "search.scheduler", search.scheduler,

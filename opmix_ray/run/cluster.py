@@ -26,6 +26,7 @@ from opmix_ray.run.demand import (
     words,
 )
 
+_ALSO_ON_CPUS = {"probe": "probes", "search": "evaluators"}
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -159,6 +160,8 @@ def _missing(
     remedy = f"lower it{f' or {demand.section}.workers' if count > 1 else ''}, or add machines"
     if kind == "CPU" and config.cluster.num_cpus is not None and address_of(config) is None:
         remedy += f", or raise cluster.num_cpus ({config.cluster.num_cpus})"
+    if kind == "GPU" and demand.section in _ALSO_ON_CPUS:
+        remedy += f", or set {demand.key(kind)} to 0: {_ALSO_ON_CPUS[demand.section]} then run on CPUs"
     return UserError(problem, key=demand.key(kind), value=each, remedy=remedy)
 
 

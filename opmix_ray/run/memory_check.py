@@ -25,7 +25,7 @@ _WORDS = {
 _KEYS = {
     "worker": "train.micro_batch_size, model.recompute or more train.workers with fsdp2",
     "probe": "probe.batch_size or model.recompute",
-    "evaluator": "search.batch_size, or more search.gpus",
+    "evaluator": "search.batch_size, model.dtype, or search.gpus: 0 for evaluators on CPUs",
 }
 
 

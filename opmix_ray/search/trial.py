@@ -105,6 +105,7 @@ class CandidateScorer:
         batch_size: sequences in a forward pass.
         chunks: parts in which `scores` gives its results.
         autocast: compute in bfloat16.
+        device: where to compute; none: the first GPU, else the CPU.
     """
 
     def __init__(
@@ -116,8 +117,9 @@ class CandidateScorer:
         batch_size: int = 16,
         chunks: int = 1,
         autocast: bool = True,
+        device: str | None = None,
     ) -> None:
-        self._model = Interpolator(probe_set, autocast=autocast)
+        self._model = Interpolator(probe_set, device=device, autocast=autocast)
         self._batch_size = batch_size
         self._objective = dict(objective)
         count = min(chunks, max(count_of(held) for held in sets.values()))
@@ -181,9 +183,8 @@ class MixtureTrial(tune.Trainable):
         """Build the model on the shared arrays: those of the task, or those on a shelf for it."""
         if task is None:
             raise ValueError("use tune.with_parameters(MixtureTrial, task=SearchTask.put(...))")
-        torch.set_num_threads(
-            max(1, int(self.trial_resources.required_resources.get("CPU", 1) if self.trial_resources else 1))
-        )
+        asked = self.trial_resources.required_resources if self.trial_resources else {}
+        torch.set_num_threads(max(1, int(asked.get("CPU", 1))))
         arrays = [task.base, task.factors, task.sets] if shelf is None else ray.get(shelf.take.remote())
         base, factors, sets = ray.get(arrays)
         self._space = task.space or Simplex(task.components)
@@ -195,6 +196,7 @@ class MixtureTrial(tune.Trainable):
             batch_size=task.batch_size,
             chunks=task.chunks,
             autocast=task.autocast,
+            device="cuda" if asked.get("GPU") and torch.cuda.is_available() else "cpu",
         )
         self._confidence = task.race_confidence
         self._begin(config)

@@ -32,7 +32,7 @@ from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
 from opmix_ray.train.live import Live
 from opmix_ray.train.notice import Notice
-from opmix_ray.train.parallel import Parallel
+from opmix_ray.train.parallel import Parallel, divides
 from opmix_ray.train.schedule import learning_rate
 from opmix_ray.train.steering import Steering
 
@@ -137,7 +137,8 @@ class _Worker:
         torch.manual_seed(segment.seed * 1_000_003 + self.rank)
         model.train()
         set_recompute(model, segment.model.recompute)
-        model.to(self.device)  # type: ignore[arg-type]
+        if not divides(segment.train.strategy):
+            model.to(self.device)  # type: ignore[arg-type]
         own = segment.live.module(model) if segment.live is not None else None
         self.parallel = Parallel(model, segment.train.strategy, self.device, own)
         self.optimizer = _optimizer(model, segment.train)

@@ -40,11 +40,16 @@ class LossModule(nn.Module):
         return 0.0 * nats, torch.zeros_like(targets)
 
 
+def divides(strategy: str) -> bool:
+    """Whether workers hold a part of the model each; FSDP2 then moves block by block to the device, never the whole."""
+    return strategy == "fsdp2" and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class Parallel:
     """The model of one worker and what several workers have to agree on.
 
     Args:
-        model: a transformers causal LM on `device`, the same on every worker.
+        model: a transformers causal LM, the same on every worker; on `device` unless the strategy `divides` it.
         strategy: `ddp` or `fsdp2`; of no effect with one worker.
         device: of this worker.
         module: around the model, whose forward is the loss to train on; none: the usual one.
@@ -57,7 +62,7 @@ class Parallel:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.device = device
-        self.sharded = strategy == "fsdp2" and self.world > 1
+        self.sharded = divides(strategy)
         self.module: nn.Module = LossModule(model) if module is None else module
         if self.sharded:
             from torch.distributed.device_mesh import init_device_mesh

@@ -1,0 +1,38 @@
+"""Evaluators and probes work on the one GPU they asked for, or on CPUs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from opmix_ray.model.interpolate import ProbeSet
+from opmix_ray.run.check_plan import check_plan
+from opmix_ray.run.cluster import missing_resources
+from opmix_ray.search.trial import CandidateScorer
+from tests.model.tiny_models import made_probes, tiny, tokens
+from tests.support import TinyRun
+
+
+def test_a_scorer_stays_on_the_cpu_where_a_gpu_is_but_was_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The machine seems to have a GPU; a scorer that took it would fail here."""
+    model = tiny("llama")
+    probe_set = ProbeSet.build(model, made_probes(model, 2), ["d0", "d1"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    scorer = CandidateScorer(probe_set, {"x": tokens()}, {"x": 1.0}, autocast=False, device="cpu")
+    assert scorer.score(np.array([0.5, 0.5])).done
+
+
+@pytest.mark.parametrize("key", ["probe.gpus", "search.gpus"])
+def test_more_than_one_gpu_is_refused(tiny: TinyRun, key: str) -> None:
+    assert check_plan(tiny.load(f"{key}=0.5")) == []
+    (error,) = check_plan(tiny.load(f"{key}=2"))
+    assert str(error) == f"{key} = 2.0: is more than the one GPU that such a process works on; set at most 1"
+
+
+def test_a_cluster_without_gpus_is_said_to_do_on_cpus(tiny: TinyRun) -> None:
+    have = {"CPU": 4.0, "GPU": 0.0}
+    (error,) = missing_resources(tiny.load("search.gpus=1"), have, [have])
+    assert "or set search.gpus to 0: evaluators then run on CPUs" in str(error)
