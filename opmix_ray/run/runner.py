@@ -233,6 +233,7 @@ class _Runner:
     def _overlap(self, step: Step) -> None:
         """Train on under the old mixture while the decision is made from the weights the step begins with."""
         began, ledger = time.monotonic(), Ledger()
+        self._flops_per_token()  # now: two threads must not build models at the same time
         with self._weights() as model:
             situation, progress = self._situation(step, model), BesideProgress(self.progress)
             beside = Beside(lambda: self._decision(situation, progress, ledger))
