@@ -1,244 +1,209 @@
-"""Does the search rank mixtures as real training does? Trains mixtures for real and compares.
+"""Does the search rank mixtures as real training does?
 
-    python benchmarks/fidelity.py [--data DIR] [--mixtures 12] [--prefix 200] [--steps 200] [--seeds 1] [--json]
+    python benchmarks/fidelity.py [--runs DIR] [--candidates 20] [--probe-steps 25] [--json]
 
-A prefix is trained under the proportional mixture. One decision is made on it, with all parts of the product. Then
-every mixture of a list (in force, uniform, our proposal, the published law's, and random ones) is trained for real
-from the prefix. Reported: rank correlation between predicted and true loss, by law, per evaluation set and for the
-average; regret of each way of choosing against the best mixture trained; cost of the decision over the steps served.
-`--data DIR` takes every `*.jsonl*` in a directory as a domain (column `text`); else the demo's domains.
+Reads what `fidelity_runs.py` measured (`benchmarks/results/fidelity`: two sets of domains, three seeds, two horizons,
+25 to 29 mixtures really trained in each; on one H100). For every law: Spearman correlation between its predictions and
+the losses of the trained mixtures, per evaluation set (median and least) and for their average, Pearson for the average,
+and the regret of choosing the best of the trained mixtures by the law, in per cent of the loss. Beside the laws stand
+a prediction that uses no measurement at all (every set's loss falls with the log of its own share, all equally),
+choices without a law, and the own-share form fitted to the trained mixtures themselves, which no prediction can be
+expected to pass. Means over seeds and orders of the probes' data, with 95 % t-intervals over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
-import os
-import statistics
-import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr, spearmanr, t
 
-from opmix_ray.config import ProposalConfig, RunConfig, load_config
-from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.config import ProposalConfig
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
-from opmix_ray.mixture import Mixture
-from opmix_ray.model.flops import train_flops
-from opmix_ray.resources import shipped
-from opmix_ray.run.cluster import connected
-from opmix_ray.run.decision import Situation, make_decision
-from opmix_ray.run.ledger import Ledger
-from opmix_ray.run.progress import PlainProgress, Progress
-from opmix_ray.run.task import load_weights
-from opmix_ray.search.propose import propose
-from opmix_ray.search.rows import RowLog
-from opmix_ray.storage import Storage
-from opmix_ray.train.loop import Segment
-from opmix_ray.train.trainer import run_segment
 
-LAWS: dict[str, tuple[str, float | None]] = {
-    "published (log-linear)": ("log-linear", None),
-    "log-share as fitted": ("log-share", None),
-    "log-share, eps x 0.1": ("log-share", 0.1),
-    "log-share, eps x 0.01 (default)": ("log-share", 0.01),
-}
+RESULTS = Path(__file__).parent / "results" / "fidelity"
+PUBLISHED, DEFAULT = "published (log-linear)", "own-share, read for the stage (default)"
+COLUMNS = ("median set", "least set", "average", "average, Pearson", "regret %")
 
 
-def configuration(arguments: argparse.Namespace, seed: int, output: str) -> RunConfig:
-    """The demo's model and settings on the domains asked for."""
-    config = load_config(
-        shipped("examples") / "quickstart.yaml",
-        [
-            f"seed={seed}",
-            f"search.trials={arguments.candidates}",
-            "search.sequences=32",
-            "train.schedule.kind=constant",
-            f"probe.steps={arguments.probe_steps}",
-            f"stages.0.steps={arguments.steps}",
-        ],
-    ).model_copy(update={"output": output})
-    if arguments.data is None:
-        return config
-    files = sorted(Path(arguments.data).glob("*.jsonl*"))
-    one = next(iter(config.data.domains.values()))
-    domains = {
-        file.name.partition(".")[0]: one.model_copy(update={"path": str(file.absolute()), "max_epochs": None})
-        for file in files
-    }
-    tokenizer = config.tokenizer.model_copy(update={"path": None, "train_vocab_size": 4096})
-    data = config.data.model_copy(update={"domains": domains})
-    return config.model_copy(update={"data": data, "tokenizer": tokenizer})
+def load(directory: Path) -> list[dict[str, Any]]:
+    """Every file of measurements."""
+    files = sorted([*directory.glob("*.json.gz"), *directory.glob("*.json")])
+    if not files:
+        raise SystemExit(f"{directory}: no measurements; make them with benchmarks/fidelity_runs.py")
+    return [json.loads((gzip.open if f.suffix == ".gz" else open)(f).read()) for f in files]
 
 
-def train(
-    config: RunConfig,
-    prepared: Prepared,
-    name: str,
-    mixture: Mixture,
-    start: int,
-    steps: int,
-    checkpoint: str | None,
-) -> tuple[str, dict[str, float]]:
-    """Train for real; the checkpoint, and the loss of every evaluation set."""
-    segment = Segment(
-        name=name,
-        start=start,
-        end=start + steps,
-        stage="fidelity",
-        stage_start=0,
-        stage_steps=start + steps,
-        mixture=mixture.shares,
-        evaluate_at=(start + steps,),
-        output=config.output_uri(),
-        checkpoint=checkpoint,
-        seed=config.seed,
-        model=config.model,
-        train=config.train,
-        evaluation=config.evaluation.model_copy(update={"sequences": 128}),
-        sequences_searched=config.search.sequences,
-        prepared=prepared,
-    )
-    result = run_segment(segment, lambda *_: None)
-    return result.checkpoint, result.state.rows[-1]["losses"]
+def table(measured: dict[str, Any], rows: list[dict[str, Any]]) -> np.ndarray:
+    """Losses (n, M) of rows."""
+    return np.array([[row["losses"][name] for name in measured["domains"]] for row in rows])
 
 
-def one_seed(arguments: argparse.Namespace, seed: int, progress: Progress) -> dict[str, Any]:
-    """Prefix, decision, real training of every mixture, comparison."""
-    with tempfile.TemporaryDirectory(prefix="fidelity-") as output:
-        config = configuration(arguments, seed, output)
-        prepared = prepare(config)
-        tokens = {name: float(domain.train_tokens) for name, domain in prepared.domains.items()}
-        old = Mixture.proportional(tokens)
-        storage = Storage(output)
-        checkpoint, _ = train(config, prepared, "prefix", old, 0, arguments.prefix, None)
-        ledger = Ledger()
-        situation = Situation(
-            index=0,
-            step=arguments.prefix,
-            stage="fidelity",
-            space="simplex",
-            current=old,
-            model=storage.download(f"{checkpoint}/model"),
-            tokens_left=arguments.steps * config.train.batch_size * prepared.seq_len,
-            tokens_used={},
+def truth(measured: dict[str, Any], horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mixtures really trained (n, D) and their losses (n, M)."""
+    domains = measured["domains"]
+    trained = [row for row in measured["truth"] if str(horizon) in row["losses"]]
+    ratios = np.array([[row["mixture"].get(name, 0.0) for name in domains] for row in trained])
+    return ratios, np.array([[row["losses"][str(horizon)][name] for name in domains] for row in trained])
+
+
+def predictions(
+    measured: dict[str, Any], block: dict[str, Any], horizon: int, candidates: int, ratios: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Losses (n, M) of mixtures (n, D) as every law predicts them."""
+    domains = measured["domains"]
+    data = np.array([[probe.get(name, 0.0) for name in domains] for probe in block["data"]])
+    rows = block["rows"][:candidates]
+    shares = np.array([row["weights"] for row in rows]) @ data
+    losses = table(measured, rows)
+    old = [measured["old"][name] for name in domains]
+
+    def law(name: str, extrapolate: Extrapolation | None = None) -> FittedLaw:
+        return fit_law(
+            shares, losses, domains=domains, metric_names=domains, law=name, extrapolate=extrapolate
         )
-        decision = make_decision(config, prepared, storage, situation, progress, ledger)
-        rows = RowLog(storage.child("decisions/000"), list(tokens), list(config.objective())).rows
-        candidates = [row for row in rows if row.run != "proposal" and row.usable]
-        laws = {name: _law(config, candidates, old, *how) for name, how in LAWS.items()}
-        proposals = {name: _proposal(law, old) for name, law in laws.items()}
-        mixtures = {"in force": old, "uniform": Mixture.uniform(tokens)} | proposals
-        rng = np.random.default_rng([seed, 11])
-        while len(mixtures) < arguments.mixtures + 2:
-            mixtures[f"random {len(mixtures)}"] = Mixture.from_array(
-                tokens, rng.dirichlet(np.ones(len(tokens)))
-            )
-        truth = {}
-        for number, (name, mixture) in enumerate(mixtures.items()):
-            _, truth[name] = train(
-                config, prepared, f"real-{number:02d}", mixture, arguments.prefix, arguments.steps, checkpoint
-            )
-            progress.message(f"{name}: {_average(truth[name]):.4f} nats per token")
-        model = load_weights(config, prepared, storage.download(f"{checkpoint}/model"))
-        served = train_flops(model, float(situation.tokens_left), prepared.seq_len)
-        spent = sum(ledger[purpose]["flops"] for purpose in ("probes", "search", "fit"))
-    return {
-        "seed": seed,
-        "kept": decision.kept,
-        "overhead": spent / served,
-        "laws": {name: _agreement(law, mixtures, truth) for name, law in laws.items()},
-        "regret": _regrets(laws, mixtures, truth),
-        "truth": {name: _average(losses) for name, losses in truth.items()},
-        "mixtures": {name: mixture.shares for name, mixture in mixtures.items()},
-    }
 
-
-def _law(config: RunConfig, rows: list[Any], old: Mixture, law: str, ratio: float | None) -> FittedLaw:
-    domains, sets = old.domains, list(config.objective())
-    extrapolate = None if ratio is None else Extrapolation(eps_ratio=ratio, anchor=old.array().tolist())
-    return fit_law(
-        np.array([[row.ratios[name] for name in domains] for row in rows]),
-        np.array([[row.losses[name] for name in sets] for row in rows]),
-        domains=domains,
-        metric_names=sets,
-        law=law,
-        objective=config.objective(),
-        extrapolate=extrapolate,
+    settings = ProposalConfig()
+    assert settings.eps_steps is not None
+    read = Extrapolation(
+        eps=settings.eps_steps / horizon,
+        slope_trust=settings.slope_trust,
+        transfer_trust=settings.transfer_trust,
+        anchor=old,
     )
-
-
-def _proposal(law: FittedLaw, old: Mixture) -> Mixture:
-    floor = {name: 0.1 * share for name, share in old.items()}
-    return propose(law, prior=old, kl=ProposalConfig().kl, lower=floor, upper=None, current=old).mixture
-
-
-def _average(losses: dict[str, float]) -> float:
-    return sum(losses.values()) / len(losses)
-
-
-def _agreement(
-    law: FittedLaw, mixtures: dict[str, Mixture], truth: dict[str, dict[str, float]]
-) -> dict[str, Any]:
-    """Correlation between predicted and true loss over the mixtures trained."""
-    shares = np.array([mixture.array(law.domains) for mixture in mixtures.values()])
-    predicted = law.predict(shares)
-    true = np.array([[truth[name][m] for m in law.metric_names] for name in mixtures])
-    single = [float(spearmanr(predicted[:, m], true[:, m]).statistic) for m in range(true.shape[1])]
-    objective, average = law.objective(shares), true.mean(axis=1)
-    return {
-        "spearman": dict(zip(law.metric_names, single, strict=True)),
-        "median_spearman": statistics.median(single),
-        "average_spearman": float(spearmanr(objective, average).statistic),
-        "average_pearson": float(pearsonr(objective, average).statistic),
+    found = {
+        PUBLISHED: law("log-linear"),
+        "log-share as fitted": law("log-share"),
+        "log-share, eps x 0.01": law("log-share", Extrapolation(eps_ratio=0.01, anchor=old)),
+        "own-share as fitted": law("own-share"),
+        DEFAULT: law("own-share", read),
     }
+    return {name: fitted.predict(ratios) for name, fitted in found.items()}
 
 
-def _regrets(
-    laws: dict[str, FittedLaw], mixtures: dict[str, Mixture], truth: dict[str, dict[str, float]]
-) -> dict[str, float]:
-    """Loss of the mixture chosen over the best one trained, as a share of that one's loss."""
-    average = {name: _average(losses) for name, losses in truth.items()}
-    best = min(average.values())
-    random = statistics.mean(value for name, value in average.items() if name.startswith("random"))
-    found = {name: average[name] / best - 1 for name in ("in force", "uniform", *laws)}
-    return found | {"random choice": random / best - 1}
+def judge(predicted: np.ndarray, true: np.ndarray) -> list[float]:
+    """The numbers of `COLUMNS`."""
+    single = [float(spearmanr(predicted[:, m], true[:, m]).statistic) for m in range(true.shape[1])]
+    ours, theirs = predicted.mean(axis=1), true.mean(axis=1)
+    return [
+        float(np.median(single)),
+        min(single),
+        float(spearmanr(ours, theirs).statistic),
+        float(pearsonr(ours, theirs).statistic),
+        regret(theirs, int(np.argmin(ours))),
+    ]
+
+
+def regret(average: np.ndarray, chosen: int) -> float:
+    """By how many per cent the chosen mixture's average loss is above the best one's."""
+    return float(100 * (average[chosen] / average.min() - 1))
+
+
+def own_form(ratios: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """The own-share form fitted to the trained mixtures themselves."""
+    names = [str(d) for d in range(ratios.shape[1])]
+    return fit_law(ratios, losses, domains=names, metric_names=names, law="own-share").predict(ratios)
+
+
+def overhead(measured: dict[str, Any], block: dict[str, Any], horizon: int, candidates: int) -> float:
+    """FLOPs of probes and candidates over those of the steps served; a forward pass is a third of a step."""
+    tokens = sum(measured["sequences"].values()) * measured["seq_len"] * candidates
+    step = measured["batch_size"] * measured["seq_len"]
+    spent = block["flops"] + tokens * measured["train_flops_per_token"] / 3
+    return float(spent / (horizon * step * measured["train_flops_per_token"]))
+
+
+def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One entry per data set, horizon and law."""
+    collected: dict[tuple[str, int, str], dict[int, list[list[float]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    costs: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for measured in load(Path(arguments.runs)):
+        data, seed = Path(measured["data"]).name, measured["seed"]
+        horizons = sorted({int(h) for row in measured["truth"] for h in row["losses"]})
+        for horizon in horizons:
+            ratios, losses = truth(measured, horizon)
+            average = losses.mean(axis=1)
+            eps = 2 / horizon
+
+            def note(law: str, numbers: list[float], key: Any = (data, horizon), seed: int = seed) -> None:
+                collected[(*key, law)][seed].append(numbers)
+
+            for block in measured["probes"]:
+                if block["steps"] != arguments.probe_steps:
+                    continue
+                costs[data, horizon].append(overhead(measured, block, horizon, arguments.candidates))
+                for law, predicted in predictions(
+                    measured, block, horizon, arguments.candidates, ratios
+                ).items():
+                    note(law, judge(predicted, losses))
+            note("no measurement: -log(own share)", judge(-np.log(ratios + eps), losses))
+            note("own-share fitted to the truth", judge(own_form(ratios, losses), losses))
+            nothing = [float("nan")] * 4
+            note("choice: mixture in force (proportional)", [*nothing, regret(average, 0)])
+            note("choice: uniform", [*nothing, regret(average, 1)])
+            note(
+                "choice: at random",
+                [*nothing, float(np.mean([regret(average, k) for k in range(len(average))]))],
+            )
+    return [
+        {
+            "data": data,
+            "horizon": horizon,
+            "law": law,
+            "seeds": {
+                seed: dict(zip(COLUMNS, np.mean(rows, axis=0).tolist(), strict=True))
+                for seed, rows in by.items()
+            },
+            "overhead": float(np.mean(costs[data, horizon])),
+        }
+        for (data, horizon, law), by in collected.items()
+    ]
+
+
+def summary(entry: dict[str, Any], column: str) -> tuple[float, float]:
+    """Mean over seeds and half the width of its 95 % t-interval."""
+    values = np.array([numbers[column] for numbers in entry["seeds"].values()])
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    return float(values.mean()), float(
+        t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    )
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data")
-    parser.add_argument("--mixtures", type=int, default=12)
-    parser.add_argument("--prefix", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--candidates", type=int, default=24)
+    parser.add_argument("--runs", default=str(RESULTS), help="directory that fidelity_runs.py wrote")
+    parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--probe-steps", type=int, default=25)
-    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
-    from rich.console import Console
-
-    progress = Progress() if arguments.json else PlainProgress(Console())
-    with connected(configuration(arguments, 0, "unused")):
-        results = [one_seed(arguments, seed, progress) for seed in range(arguments.seeds)]
+    found = compare(arguments)
     if arguments.json:
-        print(json.dumps(results))
+        print(json.dumps(found))
         return
-    for result in results:
-        print(f"\nseed {result['seed']}: overhead {100 * result['overhead']:.1f} % of the steps served")
-        print(f"{'law':34s} {'median set':>10s} {'average':>8s} {'Pearson':>8s} {'regret':>8s}")
-        for name, found in result["laws"].items():
-            print(
-                f"{name:34s} {found['median_spearman']:10.3f} {found['average_spearman']:8.3f} "
-                f"{found['average_pearson']:8.3f} {100 * result['regret'][name]:7.2f}%"
-            )
-        for name in ("in force", "uniform", "random choice"):
-            print(f"{name:34s} {'':10s} {'':8s} {'':8s} {100 * result['regret'][name]:7.2f}%")
+    for data, horizon in dict.fromkeys((entry["data"], entry["horizon"]) for entry in found):
+        group = [entry for entry in found if (entry["data"], entry["horizon"]) == (data, horizon)]
+        print(f"\n{data}, {horizon} steps after the decision, {len(group[0]['seeds'])} seeds, ", end="")
+        print(
+            f"{arguments.candidates} candidates, probes and candidates {group[0]['overhead']:.0%} of these steps"
+        )
+        print(f"{'':42}" + "".join(f"{column:>20}" for column in COLUMNS))
+        for entry in group:
+            cells = []
+            for column in COLUMNS:
+                mean, half = summary(entry, column)
+                cells.append("" if np.isnan(mean) else f"{mean:.3f} ± {half:.3f}")
+            print(f"{entry['law']:42}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 if __name__ == "__main__":

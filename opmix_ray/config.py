@@ -188,8 +188,14 @@ class SearchConfig(Section):
     )
     evaluators: int = Field(2, ge=1, description="Trials scored at the same time.")
     sequences: int = Field(32, ge=1, description="Held-out sequences per evaluation set that a trial sees.")
-    chunks: int = Field(1, ge=1, description="Parts in which a trial reports; more than 1 lets ASHA stop it.")
-    scheduler: Literal["none", "asha"] = Field("none", description="Early stopping of poor candidates.")
+    chunks: int = Field(
+        1, ge=1, description="Parts of the sequences after each of which a candidate may be stopped early."
+    )
+    scheduler: Literal["none", "race", "asha"] = Field(
+        "none",
+        description="Early stopping, with `chunks` above 1: `race` stops a candidate once paired sequences show that it "
+        "is worse than the best so far; `asha` the worse half after every part.",
+    )
     batch_size: int = Field(16, ge=1, description="Sequences in one forward pass of a trial.")
     cpus: float = Field(1, gt=0, description="CPUs asked for per evaluator.")
     gpus: float = Field(0, ge=0, description="GPUs asked for per evaluator.")
@@ -209,12 +215,22 @@ class ProposalConfig(Section):
     prior: Literal["current", "proportional", "uniform"] | dict[str, float] = Field(
         "current", description="Mixture that the KL term holds on to."
     )
-    eps_ratio: float | None = Field(
-        0.01,
+    eps_steps: float | None = Field(
+        2.0,
         gt=0,
+        description="`auto`, `own-share` and `log-share`: the law is fitted on added-up probes and read for models "
+        "that are trained for the rest of the stage; there the loss follows `log(share + eps)` with an `eps` worth "
+        "this many optimiser steps of data. None: read as fitted.",
+    )
+    slope_trust: float = Field(
+        0.4,
+        ge=0,
         le=1,
-        description="`auto` and `log-share`: pseudo-count of the shares when the law is read for models that are "
-        "really trained, over the fitted one; adding up probes blurs small shares. None: as fitted.",
+        description="How far the probes' word is taken on how much steeper one set falls with its own domain's share "
+        "than another: 1 wholly, 0 not at all.",
+    )
+    transfer_trust: float = Field(
+        0.25, ge=0, le=1, description="The same for what domains do for one another's sets."
     )
     confidence: float = Field(
         0.95, gt=0.5, lt=1, description="Level of the paired bootstrap interval that must exclude 0."
@@ -244,7 +260,8 @@ class WatchConfig(Section):
     """Who is told what happens; TensorBoard's event files are always written, to `tensorboard/` in the output."""
 
     wandb: dict[str, Any] | None = Field(
-        None, description="Weights & Biases: arguments of Ray's `WandbLoggerCallback`, such as `{project: mine}`."
+        None,
+        description="Weights & Biases: arguments of Ray's `WandbLoggerCallback`, such as `{project: mine}`.",
     )
     mlflow: dict[str, Any] | None = Field(
         None,

@@ -84,7 +84,7 @@ class Response(ABC):
         raise UserError(
             f"the law `{self.kind}` cannot be read for other runs than those it was fitted on",
             key="law",
-            remedy="use `log-share`",
+            remedy="use `own-share` or `log-share`",
         )
 
     @property

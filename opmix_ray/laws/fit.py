@@ -10,18 +10,19 @@ from opmix_ray import plugins
 from opmix_ray.errors import UserError
 from opmix_ray.laws.auto import Fit, fit_auto, fit_one
 from opmix_ray.laws.base import Law, Response, Table, nearest, objective_weights
-from opmix_ray.laws.extrapolate import Extrapolation
+from opmix_ray.laws.extrapolate import Extrapolation, extrapolated
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.laws.gaussian_process import GaussianProcessLaw
 from opmix_ray.laws.linear import Linear
 from opmix_ray.laws.log_linear import LogLinearLaw
-from opmix_ray.laws.log_share import LogShareLaw
+from opmix_ray.laws.log_share import LogShareLaw, OwnShareLaw
 from opmix_ray.laws.power import PowerLaw
 from opmix_ray.laws.quality import Quality, make_folds, score
 from opmix_ray.laws.trees import TreesLaw
 
 LAWS: dict[str, type[Law]] = {
-    law.name: law for law in (LogLinearLaw, LogShareLaw, PowerLaw, Linear, GaussianProcessLaw, TreesLaw)
+    law.name: law
+    for law in (LogLinearLaw, LogShareLaw, OwnShareLaw, PowerLaw, Linear, GaussianProcessLaw, TreesLaw)
 }
 AUTO = "auto"
 LEAST_ROWS = 3
@@ -49,7 +50,7 @@ def fit_law(
         law: `auto`, a name in `LAWS`, or one that another package brings.
         objective: weight per metric; none: the same for all. Normalised to sum to 1.
         seed: of everything random; the same seed gives the same law.
-        extrapolate: read the law for other runs than those it is fitted on; `auto` then means `log-share`.
+        extrapolate: read the law for other runs than those it is fitted on; `auto` then means `own-share`.
         noise: standard error of the measurements, broadcast to (N, M), in the metrics' units.
 
     Raises:
@@ -58,7 +59,7 @@ def fit_law(
     weights = objective_weights(metric_names, None if objective is None else dict(objective))
     table = check_table(ratios, metrics, domains, metric_names, noise, seed)
     if law == AUTO and extrapolate is not None:
-        law = "log-share"
+        law = OwnShareLaw.name
     if law not in law_names():
         raise UserError("unknown law", key="law", value=law, remedy=nearest(law, law_names()))
     folds = make_folds(len(table), seed)
@@ -68,7 +69,7 @@ def fit_law(
     def read(responses: Sequence[Response]) -> list[Response]:
         if extrapolate is None:
             return list(responses)
-        return [r.extrapolate(extrapolate, m) for r, m in zip(responses, metric_names, strict=True)]
+        return extrapolated(responses, metric_names, extrapolate)
 
     def refit(table: Table) -> tuple[list[Response], Response | None]:
         responses, direct = fit.refit(table)

@@ -1,6 +1,6 @@
 """Laws that are linear in fixed features of the shares: `linear` in the shares themselves.
 
-`Additive` is the response of both `linear` and `log-share`:
+`Additive` is the response of `linear`, `log-share` and `own-share`:
 `y = a + sum_d s_d log(p_d + eps) + sum_d b_d p_d`.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.laws.base import Law, Response, Table, fit_columns, register
-from opmix_ray.laws.extrapolate import Extrapolation
+from opmix_ray.laws.extrapolate import SLOPE_DOUBT, Extrapolation
 from opmix_ray.laws.ridge import RidgeFit, fit_ridge
 
 
@@ -21,8 +21,7 @@ class Additive(Response):
 
     Args:
         slopes, linear: (D,).
-        eps: pseudo-count of the predictions.
-        fitted_eps: pseudo-count the standard error was estimated with.
+        eps: pseudo-count.
         mean, covariance: of the features and coefficients at the fit, shapes (2D,) and (2D + 1, 2D + 1).
         sigma: residual standard deviation.
     """
@@ -38,11 +37,9 @@ class Additive(Response):
         mean: np.ndarray,
         covariance: np.ndarray,
         sigma: float,
-        fitted_eps: float | None = None,
     ) -> None:
         self.intercept, self.slopes, self.linear, self.eps = intercept, slopes, linear, eps
         self.mean, self.covariance, self.sigma = mean, covariance, sigma
-        self.fitted_eps = eps if fitted_eps is None else fitted_eps
 
     @property
     def convex(self) -> bool:
@@ -55,19 +52,12 @@ class Additive(Response):
         return self.slopes / (np.maximum(ratios, 0) + self.eps) + self.linear
 
     def std(self, ratios: np.ndarray) -> np.ndarray:
-        features = np.hstack([np.log(np.maximum(ratios, 0) + self.fitted_eps), ratios])
+        features = np.hstack([np.log(np.maximum(ratios, 0) + self.eps), ratios])
         at = np.hstack([np.ones((len(ratios), 1)), features - self.mean])
         return np.sqrt(self.sigma**2 + np.maximum(np.einsum("nf,fg,ng->n", at, self.covariance, at), 0))
 
-    def extrapolate(self, extrapolation: Extrapolation, metric: str) -> Additive:
-        eps = extrapolation.read_eps(self.fitted_eps)
-        anchor = extrapolation.anchor_array(len(self.slopes))
-        slopes = extrapolation.slope_ratio * self.slopes
-        linear = extrapolation.slope_ratio * self.linear
-        change = self.predict(anchor) - (np.log(anchor + eps) @ slopes + anchor @ linear)
-        return Additive(
-            float(change[0]), slopes, linear, eps, self.mean, self.covariance, self.sigma, self.fitted_eps
-        )
+    def extrapolate(self, extrapolation: Extrapolation, metric: str) -> Extrapolated:
+        return Extrapolated.of(self, extrapolation)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -75,7 +65,6 @@ class Additive(Response):
             "slopes": self.slopes.tolist(),
             "linear": self.linear.tolist(),
             "eps": self.eps,
-            "fitted_eps": self.fitted_eps,
             "mean": self.mean.tolist(),
             "covariance": self.covariance.tolist(),
             "sigma": self.sigma,
@@ -87,8 +76,68 @@ class Additive(Response):
         return cls(
             intercept=data["intercept"],
             eps=data["eps"],
-            fitted_eps=data["fitted_eps"],
             sigma=data["sigma"],
+            **arrays,
+        )
+
+
+@register
+class Extrapolated(Additive):
+    """An additive response read for other runs than it was fitted on.
+
+    Args:
+        origin: as it was fitted.
+        intercept, slopes, linear, eps: as it is read.
+        anchor: (D,) mixture whose prediction is the same in both.
+        doubt: standard deviation of log(true slope / slope) between metrics.
+    """
+
+    kind = "extrapolated"
+
+    def __init__(
+        self, origin: Additive, intercept: float, slopes: np.ndarray, linear: np.ndarray, eps: float,
+        anchor: np.ndarray, doubt: float,
+    ) -> None:  # fmt: skip
+        super().__init__(intercept, slopes, linear, eps, origin.mean, origin.covariance, origin.sigma)
+        self.origin, self.anchor, self.doubt = origin, anchor, doubt
+
+    @classmethod
+    def of(cls, origin: Additive, how: Extrapolation) -> Extrapolated:
+        """Read a response as `how` says."""
+        eps = how.read_eps(origin.eps)
+        anchor = how.anchor_array(len(origin.slopes))
+        slopes, linear = how.slope_ratio * origin.slopes, how.transfer_trust * origin.linear
+        logs = np.log(anchor + eps)
+        intercept = float((origin.predict(anchor) - logs @ slopes - anchor @ linear)[0])
+        doubt = 0.0 if eps == origin.eps else SLOPE_DOUBT
+        return cls(origin, intercept, slopes, linear, eps, anchor[0], doubt)
+
+    def std(self, ratios: np.ndarray) -> np.ndarray:
+        away = np.log(np.maximum(ratios, 0) + self.eps) - np.log(self.anchor + self.eps)
+        return np.sqrt(self.origin.std(ratios) ** 2 + (away**2) @ (self.doubt * self.slopes) ** 2)
+
+    def extrapolate(self, extrapolation: Extrapolation, metric: str) -> Extrapolated:
+        return Extrapolated.of(self.origin, extrapolation)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "origin": self.origin.to_dict(),
+            "intercept": self.intercept,
+            "slopes": self.slopes.tolist(),
+            "linear": self.linear.tolist(),
+            "eps": self.eps,
+            "anchor": self.anchor.tolist(),
+            "doubt": self.doubt,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Extrapolated:
+        arrays = {name: np.array(data[name]) for name in ("slopes", "linear", "anchor")}
+        return cls(
+            Additive.from_dict(data["origin"]),
+            intercept=data["intercept"],
+            eps=data["eps"],
+            doubt=data["doubt"],
             **arrays,
         )
 

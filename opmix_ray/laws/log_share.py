@@ -2,8 +2,11 @@
 
 Two forms are fitted for every metric: the log share of the one domain that explains it best with linear terms in
 the others, and log shares of all domains; leave-one-out chooses the form, the penalty and, over all metrics
-together, `eps`. With few rows it is the steadiest law, and it is the one that can be read for other runs than it was
-fitted on (`extrapolate.py`).
+together, `eps`. With few rows it is the steadiest law.
+
+`own-share` is the first form alone. It is the law of a decision, since it can be read for other runs than those it was
+fitted on (`extrapolate.py`): what a domain does for another one is small and stays linear, so nothing but the effect of
+a domain's own share grows when the pseudo-count falls.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from opmix_ray.laws.ridge import RidgeFit, fit_ridge
 EPS = tuple(float(f"{10**x:.2g}") for x in np.arange(-4, 0.26, 0.25))
 RELIEF = 10.0  # the penalty of a metric's own log share over that of the others, as a root
 OWN = 3  # domains tried as a metric's own where its name does not tell
+STRAIGHT = 0.35  # with larger pseudo-counts the log is a straight line, and its slope means nothing
 
 
 def own_domain(metric: str, domains: Sequence[str]) -> int | None:
@@ -36,7 +40,7 @@ def own_domain(metric: str, domains: Sequence[str]) -> int | None:
 
 
 def _forms(
-    table: Table, metric: int, eps: float, own: Sequence[int]
+    table: Table, metric: int, eps: float, own: Sequence[int], every_log: bool
 ) -> list[tuple[np.ndarray, np.ndarray, RidgeFit]]:
     ratios, values, weights = table.column(metric)
     logs = np.log(ratios + eps)
@@ -48,12 +52,29 @@ def _forms(
         relief = np.ones(count)
         relief[0] = RELIEF
         features = np.hstack([logs[:, chosen], ratios[:, ~chosen]])
-        found.append((chosen, ~chosen, fit_ridge(features, values, weights, relief)))
+        if every_log:
+            fit = fit_ridge(features, values, weights, relief)
+        else:
+            even = np.eye(count)
+            even[1:, 1:] -= 1 / max(1, count - 1)
+            fit = _mapped(fit_ridge(features @ even, values, weights, relief), even, features, weights)
+        found.append((chosen, ~chosen, fit))
+    if not every_log:
+        return found
     every, none = np.ones(count, bool), np.zeros(count, bool)
     relief = np.ones(count)
     relief[list(own)[:1]] = RELIEF**0.5
     found.append((every, none, fit_ridge(logs, values, weights, relief)))
     return found
+
+
+def _mapped(fit: RidgeFit, matrix: np.ndarray, features: np.ndarray, weights: np.ndarray) -> RidgeFit:
+    """A fit on `features @ matrix` as one on the features themselves."""
+    covariance = fit.covariance.copy()
+    covariance[1:, 1:] = matrix @ covariance[1:, 1:] @ matrix.T
+    beta, mean = matrix @ fit.beta, weights @ features / weights.sum()
+    intercept = fit.intercept + float(fit.mean @ fit.beta - mean @ beta)
+    return RidgeFit(intercept, beta, covariance, mean, fit.sigma, fit.loo)
 
 
 class LogShareLaw(Law):
@@ -64,6 +85,7 @@ class LogShareLaw(Law):
     """
 
     name = "log-share"
+    every_log = True
 
     def __init__(self, eps: Sequence[float] = EPS) -> None:
         self.eps = tuple(eps)
@@ -74,7 +96,10 @@ class LogShareLaw(Law):
         errors = np.zeros(len(self.eps))
         best: list[dict[int, tuple[np.ndarray, np.ndarray, RidgeFit]]] = []
         for place, eps in enumerate(self.eps):
-            fits = {m: min(_forms(table, m, eps, owns[m]), key=lambda form: form[2].sigma) for m in metrics}
+            fits = {
+                m: min(_forms(table, m, eps, owns[m], self.every_log), key=lambda form: form[2].sigma)
+                for m in metrics
+            }
             errors[place] = sum(
                 np.log(max(form[2].sigma, 1e-12) / table.column(m)[1].std()) for m, form in fits.items()
             )
@@ -89,8 +114,8 @@ class LogShareLaw(Law):
 
     def refit(self, table: Table, fitted: Sequence[Response]) -> list[Response]:
         """The same pseudo-count; form and penalty are chosen anew."""
-        chosen = {r.fitted_eps for r in fitted if isinstance(r, Additive)}
-        return LogShareLaw(sorted(chosen) or self.eps).fit(table)
+        chosen = {r.eps for r in fitted if isinstance(r, Additive)}
+        return type(self)(sorted(chosen) or self.eps).fit(table)
 
     def _own(self, table: Table, metric: int) -> list[int]:
         named = own_domain(table.metric_names[metric], table.domains)
@@ -101,3 +126,16 @@ class LogShareLaw(Law):
         logs = logs - logs.mean(axis=0)
         strength = np.abs(logs.T @ (values - values.mean())) / np.maximum(np.linalg.norm(logs, axis=0), 1e-12)
         return [int(d) for d in np.argsort(-strength)[:OWN]]
+
+
+class OwnShareLaw(LogShareLaw):
+    """Ridge on the log share of a metric's own domain and on how the rest is divided among the others.
+
+    The linear coefficients of the others sum to 0, so that they cannot take over the effect of the own share.
+    """
+
+    name = "own-share"
+    every_log = False
+
+    def __init__(self, eps: Sequence[float] = tuple(value for value in EPS if value < STRAIGHT)) -> None:
+        super().__init__(eps)

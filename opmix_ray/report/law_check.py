@@ -1,7 +1,7 @@
 """A fitted law against the candidates it was fitted on.
 
-A law that is read for models that are really trained (a smaller pseudo-count, `opmix_ray.laws.Extrapolation`) predicts
-another level than simulated candidates have; it is set back to the fitted pseudo-count here, and to nothing else.
+A law that is read for models that are really trained (`opmix_ray.laws.Extrapolation`) predicts another level than
+simulated candidates have; here it is taken as it was fitted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from opmix_ray.errors import UserError
-from opmix_ray.laws import Extrapolation, FittedLaw
+from opmix_ray.laws import FittedLaw
+from opmix_ray.laws.linear import Extrapolated
 from opmix_ray.report.gather import DecisionFiles
-from opmix_ray.report.numbers import numbers
 from opmix_ray.search.old_part import OLD
 from opmix_ray.search.rows import usable_losses
 
@@ -49,7 +49,7 @@ def check_law(files: DecisionFiles) -> LawCheck | None:
     if not rows or not sets:
         return None
     try:
-        fitted = _as_fitted(law, files)
+        fitted = _as_fitted(law)
         columns = [law.metric_names.index(name) for name in sets]
         observed = usable_losses(rows, sets)
         predicted = fitted.predict(np.array([_shares(row.ratios, law) for row in rows]))[:, columns]
@@ -73,17 +73,12 @@ def _shares(ratios: dict[str, float], law: FittedLaw) -> list[float]:
 
 def _eps(law: FittedLaw) -> tuple[float, float] | None:
     for response in law.responses:
-        fitted, read = getattr(response, "fitted_eps", None), getattr(response, "eps", None)
-        if fitted is not None and read is not None and fitted != read:
-            return float(fitted), float(read)
+        if isinstance(response, Extrapolated) and response.origin.eps != response.eps:
+            return float(response.origin.eps), float(response.eps)
     return None
 
 
-def _as_fitted(law: FittedLaw, files: DecisionFiles) -> FittedLaw:
-    """The law with the pseudo-count it was fitted with; predictions at the mixture in force are the same in both."""
-    if _eps(law) is None:
-        return law
-    current = numbers(files.decision.get("current"))
-    back = Extrapolation(eps_ratio=1.0, anchor=_shares(current, law))
-    responses = [r.extrapolate(back, name) for r, name in zip(law.responses, law.metric_names, strict=True)]
+def _as_fitted(law: FittedLaw) -> FittedLaw:
+    """The law as it was fitted."""
+    responses = [r.origin if isinstance(r, Extrapolated) else r for r in law.responses]
     return FittedLaw(law.name, law.domains, law.metric_names, law.weights, responses)

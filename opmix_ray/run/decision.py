@@ -251,6 +251,7 @@ class _Maker:
             settings=config.proposal,
             seed=_mix(config.seed, situation.index),
             old=self.old,
+            steps=situation.tokens_left / (config.train.batch_size * self.prepared.seq_len),
         )
 
     def _warm_starts(self, components: Components) -> list[np.ndarray]:

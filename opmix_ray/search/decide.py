@@ -18,6 +18,7 @@ from opmix_ray.search.old_part import OldPart
 from opmix_ray.search.propose import Proposal, propose
 from opmix_ray.search.rows import TrialRow, usable_losses
 
+EXTRAPOLATED = ("auto", "own-share", "log-share")  # laws that are read for trained models
 LEAST_ROWS = 4  # usable candidates below which no law is fitted
 
 
@@ -35,6 +36,7 @@ class Question:
         settings: law, KL weight, confidence.
         seed: of the bootstrap.
         old: the domains that are searched as one; None: every domain has a share of its own.
+        steps: optimiser steps that the answer is for; None: the law is not read for trained models.
     """
 
     components: Components
@@ -47,6 +49,7 @@ class Question:
     settings: ProposalConfig
     seed: int
     old: OldPart | None = None
+    steps: float | None = None
 
 
 @dataclass
@@ -125,8 +128,13 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
         domains, current, ratios = old.names, old.reduced(current), old.reduce(ratios)
     settings = question.settings
     extrapolate = None
-    if settings.law in ("auto", "log-share") and settings.eps_ratio is not None:
-        extrapolate = Extrapolation(eps_ratio=settings.eps_ratio, anchor=current.array(domains).tolist())
+    if settings.law in EXTRAPOLATED and settings.eps_steps is not None and question.steps is not None:
+        extrapolate = Extrapolation(
+            eps=settings.eps_steps / question.steps,
+            slope_trust=settings.slope_trust,
+            transfer_trust=settings.transfer_trust,
+            anchor=current.array(domains).tolist(),
+        )
     law = fit_law(
         ratios,
         usable_losses(usable, question.sets),

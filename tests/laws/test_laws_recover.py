@@ -8,7 +8,7 @@ import pytest
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.base import Constant
-from opmix_ray.laws.linear import Additive
+from opmix_ray.laws.linear import Additive, Extrapolated
 from opmix_ray.laws.log_linear import LogLinear
 from opmix_ray.laws.log_share import own_domain
 from opmix_ray.laws.power import Power
@@ -170,13 +170,14 @@ def blurred(rows: int = 24) -> tuple[np.ndarray, np.ndarray]:
 def test_an_extrapolation_changes_the_pseudo_count_and_nothing_at_its_anchor() -> None:
     ratios, metrics = blurred()
     anchor = (0.4, 0.3, 0.2, 0.1)
-    plain = fit("log-share", ratios, metrics)
+    plain = fit("own-share", ratios, metrics)
     read = fit("auto", ratios, metrics, extrapolate=Extrapolation(eps_ratio=0.01, anchor=anchor))
-    assert read.name == "log-share"
+    assert read.name == "own-share"
     np.testing.assert_allclose(read.predict(np.array(anchor)), plain.predict(np.array(anchor)), rtol=1e-9)
     for before, after in zip(plain.responses, read.responses, strict=True):
         assert isinstance(before, Additive)
-        assert isinstance(after, Additive)
+        assert isinstance(after, Extrapolated)
+        np.testing.assert_array_equal(after.origin.predict(ratios), before.predict(ratios))
         assert after.eps == pytest.approx(0.01 * before.eps)
         np.testing.assert_array_equal(after.slopes, before.slopes)
     corner = np.array([[0.001, 0.333, 0.333, 0.333]])
@@ -188,10 +189,11 @@ def test_an_extrapolation_with_steeper_slopes() -> None:
     ratios, metrics = blurred()
     plain = fit("log-share", ratios, metrics)
     steep = fit("log-share", ratios, metrics, extrapolate=Extrapolation(eps_ratio=1.0, slope_ratio=2.0))
-    uniform = np.full(4, 0.25)
     away = np.array([0.1, 0.3, 0.3, 0.3])
-    before = plain.predict(away) - plain.predict(uniform)
-    np.testing.assert_allclose(steep.predict(away) - steep.predict(uniform), 2 * before, rtol=1e-6)
+    for before, after in zip(plain.responses, steep.responses, strict=True):
+        assert isinstance(before, Additive)
+        assert isinstance(after, Additive)
+        np.testing.assert_allclose(after.slopes, 2 * before.slopes)
     assert steep.reweighted(np.random.default_rng(0)).predict(away).shape == (1, 4)
 
 
@@ -207,12 +209,20 @@ def test_an_extrapolated_law_travels_and_is_refitted_as_such() -> None:
 
 @pytest.mark.parametrize("law", ["log-linear", "power", "gaussian-process"])
 def test_other_laws_cannot_be_extrapolated(law: str) -> None:
-    with pytest.raises(UserError, match="use `log-share`"):
+    with pytest.raises(UserError, match="use `own-share`"):
         fit(law, *blurred(10), extrapolate=Extrapolation())
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(eps_ratio=0.0), dict(eps=-1.0), dict(slope_ratio=float("inf")), dict(eps_ratio=None)]
+    "wrong",
+    [
+        dict(eps_ratio=0.0),
+        dict(eps=-1.0),
+        dict(slope_ratio=float("inf")),
+        dict(eps_ratio=None),
+        dict(slope_trust=1.5),
+        dict(transfer_trust=-0.1),
+    ],
 )
 def test_extrapolations_that_make_no_sense(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):

@@ -121,6 +121,7 @@ def _decide(
         upper={name: 1.0 for name in domains},
         settings=config.proposal,
         seed=index,
+        steps=200.0,
     )
     levels = rng.uniform(5.0, 6.0, len(domains)) / (1 + 0.1 * index)
     strength = rng.uniform(0.05, 0.3, len(domains)) / (1 + 2.5 * index)

@@ -34,6 +34,7 @@ def question(**changes: object) -> Question:
         "upper": dict.fromkeys(DOMAINS, 1.0),
         "settings": ProposalConfig(bootstrap=500),
         "seed": 0,
+        "steps": 200.0,
     }
     return Question(**(fields | changes))  # type: ignore[arg-type]
 

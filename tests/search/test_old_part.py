@@ -38,6 +38,7 @@ def question(current: Mixture = OLD, old: Mixture | None = OLD, **changes: objec
         "settings": ProposalConfig(bootstrap=200, kl=0.01),
         "seed": 0,
         "old": part,
+        "steps": 200.0,
     }
     return Question(**(fields | changes))  # type: ignore[arg-type]
 

@@ -153,7 +153,7 @@ class Offline:
         """
         config, current = self.config, self.situation.current
         identity = Components(tuple(self.domains), tuple(self.domains), np.eye(len(self.domains)))
-        settings = ProposalConfig(law=law, kl=kl, eps_ratio=None)
+        settings = ProposalConfig(law=law, kl=kl, eps_steps=None)
         lower = {name: min(config.data.domains[name].min_share, self.caps[name]) for name in self.domains}
         question = Question(
             components=identity, sets=tuple(config.eval_sets()), objective=config.objective(), current=current,

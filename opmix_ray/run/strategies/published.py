@@ -18,7 +18,7 @@ def published(config: RunConfig) -> RunConfig:
     if own.probe_steps is not None:
         probe["steps"] = own.probe_steps
     search = {"trials": own.trials, "sampler": "random", "scheduler": "none"}
-    proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "eps_ratio": None, "verify": False}
+    proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "eps_steps": None, "verify": False}
     return config.model_copy(
         update={
             "probe": config.probe.model_copy(update=probe),

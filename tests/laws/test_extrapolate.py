@@ -1,0 +1,83 @@
+"""What is kept, what is drawn together and what is left open when a law is read for trained models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
+from opmix_ray.laws.linear import Extrapolated
+
+DOMAINS = ["a", "b", "c"]
+ANCHOR = (0.5, 0.3, 0.2)
+
+
+def rows(count: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Losses that fall with the own share, four times as fast for c as for a, and where b harms a."""
+    ratios = np.random.default_rng(3).dirichlet(np.ones(3), count)
+    slopes = np.array([0.1, 0.2, 0.4])
+    losses = 3 - slopes * np.log(ratios + 0.1)
+    losses[:, 0] += 0.3 * (ratios[:, 1] - ratios[:, 2])
+    return ratios, losses
+
+
+def read(**how: float) -> FittedLaw:
+    return fit_law(
+        *rows(), domains=DOMAINS, metric_names=DOMAINS, law="own-share",
+        extrapolate=Extrapolation(anchor=ANCHOR, **how),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def own_slopes(law: FittedLaw) -> np.ndarray:
+    return np.array([-r.slopes[d] for d, r in enumerate(law.responses)])  # type: ignore[attr-defined]
+
+
+def test_own_slopes_are_found_and_kept_where_they_are_trusted() -> None:
+    np.testing.assert_allclose(own_slopes(read(eps=0.01)), [0.1, 0.2, 0.4], rtol=0.1)
+
+
+@pytest.mark.parametrize("trust", [0.0, 0.4])
+def test_slopes_are_drawn_to_their_geometric_mean(trust: float) -> None:
+    whole, drawn = own_slopes(read(eps=0.01)), own_slopes(read(eps=0.01, slope_trust=trust))
+    common = np.exp(np.log(whole).mean())
+    np.testing.assert_allclose(drawn, common * (whole / common) ** trust, rtol=1e-6)
+
+
+def test_what_domains_do_for_one_another_counts_as_far_as_it_is_trusted() -> None:
+    more_b, more_c = np.array([[0.4, 0.5, 0.1]]), np.array([[0.4, 0.1, 0.5]])
+
+    def harm(law: FittedLaw) -> float:
+        return float(law.predict(more_b)[0, 0] - law.predict(more_c)[0, 0])
+
+    assert harm(read(eps=0.01)) == pytest.approx(0.24, rel=0.1)
+    assert harm(read(eps=0.01, transfer_trust=0.25)) == pytest.approx(0.06, rel=0.1)
+    assert harm(read(eps=0.01, transfer_trust=0.0)) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_error_grows_away_from_the_anchor_by_the_doubt_about_slopes() -> None:
+    law = read(eps=0.01)
+    response = law.responses[0]
+    assert isinstance(response, Extrapolated)
+    near, far = np.array([ANCHOR]), np.array([[0.02, 0.5, 0.48]])
+    assert response.std(near) == pytest.approx(response.origin.std(near))
+    away = 0.25 * abs(response.slopes[0]) * abs(np.log(0.03 / 0.51))
+    assert response.std(far) == pytest.approx(np.hypot(response.origin.std(far), away), rel=1e-6)
+
+
+def test_reading_again_starts_from_the_fit() -> None:
+    once = read(eps=0.01, transfer_trust=0.0)
+    response = once.responses[0]
+    twice = response.extrapolate(Extrapolation(eps=0.05, anchor=ANCHOR), "a")
+    straight = read(eps=0.05).responses[0]
+    mixtures = rows(5)[0]
+    np.testing.assert_allclose(twice.predict(mixtures), straight.predict(mixtures))
+
+
+def test_a_set_without_a_falling_slope_does_not_drag_the_others_down() -> None:
+    ratios, losses = rows()
+    losses[:, 1] = 2 + 0.01 * ratios[:, 1]  # more of b is no good for b
+    law = fit_law(
+        ratios, losses, domains=DOMAINS, metric_names=DOMAINS, law="own-share",
+        extrapolate=Extrapolation(eps=0.01, slope_trust=0.4, anchor=ANCHOR),
+    )  # fmt: skip
+    assert own_slopes(law)[[0, 2]].min() > 0.05
