@@ -90,13 +90,16 @@ def _draw(group: _Group) -> Figure:
     lines = -(-len(group.panels) // columns)
     first = group.panels[0]
     width = 7.5 if first.wide else 3.6 * columns if columns > 1 else 4.6
-    height = 0.9 + 0.32 * len(first.categories) if first.categories else 2.7
+    height = 1.1 + 0.32 * len(first.categories) if first.categories else 2.7
     figure = Figure(figsize=(width, height * lines), layout="constrained", facecolor="white")
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for place, (axes, panel) in enumerate(zip(grid, group.panels, strict=False)):
         _panel(axes, panel)
         if place == columns - 1 and len(panel.entries()) > 1:  # small panels share one legend
-            axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            if first.categories:  # what is written beside bars needs the room at their right
+                figure.legend(fontsize=7, frameon=False, loc="outside lower left", ncols=3)
+            else:
+                axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         if len(group.panels) > 1:
             axes.set_title(_short(panel.title, 32), loc="left", fontweight="bold")
         else:

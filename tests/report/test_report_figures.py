@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from opmix_ray.errors import UserError
-from opmix_ray.report import figures
+from opmix_ray.report import figures, files
+from opmix_ray.report.gather import gather
 from opmix_ray.storage import Storage
 
 
@@ -28,3 +32,20 @@ def test_every_figure_is_written_in_every_format(hostile: Storage) -> None:
 def test_an_unknown_format_is_refused(hostile: Storage) -> None:
     with pytest.raises(UserError, match="no such image format"):
         figures(hostile, formats=("bmp3",))
+
+
+def test_what_is_written_beside_bars_has_room(full: Storage, hostile: Storage) -> None:
+    for storage in (full, hostile):
+        for group in files._groups(gather(storage)):
+            if not group.panels[0].categories:
+                continue
+            with matplotlib.rc_context(files._STYLE):
+                figure = files._draw(group)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # a glyph that the font lacks
+                    FigureCanvasAgg(figure).draw()
+            legends = [legend.get_window_extent() for legend in figure.legends]
+            for axes in figure.axes:
+                boxes = [text.get_window_extent() for text in axes.texts]
+                assert all(box.x1 <= figure.bbox.x1 for box in boxes), group.name
+                assert not any(box.overlaps(legend) for box in boxes for legend in legends), group.name
