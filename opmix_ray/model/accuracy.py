@@ -6,8 +6,7 @@ right, `tokens` counts the questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +18,7 @@ from opmix_ray.data.questions import ChoiceSet, ExactSet
 from opmix_ray.data.tokenizer import load_saved_tokenizer
 
 Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Generate = Callable[..., torch.Tensor]
 
 
 @torch.no_grad()
@@ -63,11 +63,13 @@ def wrong_choices(score: Score, asked: ChoiceSet, batch_size: int, device: torch
     return np.array(wrong, dtype=np.float64)
 
 
-def wrong_continuations(model: Any, asked: ExactSet, batch_size: int, device: torch.device) -> np.ndarray:
+def wrong_continuations(
+    generate: Generate, asked: ExactSet, batch_size: int, device: torch.device
+) -> np.ndarray:
     """Which questions get a wrong answer: float64 of shape (n,), 1 where the greedy continuation is another text.
 
     Args:
-        model: a transformers causal LM.
+        generate: `plain_generate` of a model.
         asked: n questions.
         batch_size: prompts in one `generate`.
         device: the model's.
@@ -79,7 +81,7 @@ def wrong_continuations(model: Any, asked: ExactSet, batch_size: int, device: to
         places = order[first : first + batch_size]
         prompts = [asked.prompts[place] for place in places]
         for place, ids in zip(
-            places, continuations(model, prompts, asked.max_new_tokens, asked.stops, device), strict=True
+            places, continuations(generate, prompts, asked.max_new_tokens, asked.stops, device), strict=True
         ):
             text = str(tokenizer.decode(ids, skip_special_tokens=True))
             wrong[place] = float(text.strip() != asked.answers[place].strip())
@@ -88,7 +90,11 @@ def wrong_continuations(model: Any, asked: ExactSet, batch_size: int, device: to
 
 @torch.no_grad()
 def continuations(
-    model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, stops: Sequence[int], device: torch.device
+    generate: Generate,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    stops: Sequence[int],
+    device: torch.device,
 ) -> list[np.ndarray]:
     """Greedy continuations of several prompts at once, each up to its first stop, which is left out.
 
@@ -96,7 +102,7 @@ def continuations(
     hidden from attention, and positions are counted from each prompt's own first token.
 
     Args:
-        model: a transformers causal LM.
+        generate: `plain_generate` of a model.
         prompts: int64 of shape (n_i,) each, n_i > 0.
         max_new_tokens: longest continuation.
         stops: ids that end one; the first fills up.
@@ -112,10 +118,7 @@ def continuations(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
         eos_token_id=list(stops), pad_token_id=int(stops[0]),
     )  # fmt: skip
-    with _own_settings(model):
-        output = model.generate(
-            input_ids=ids.to(device), attention_mask=seen.to(device), generation_config=settings
-        )
+    output = generate(input_ids=ids.to(device), attention_mask=seen.to(device), generation_config=settings)
     found = []
     for new in output[:, length:].cpu().numpy():
         ends = np.flatnonzero(np.isin(new, stops))
@@ -123,12 +126,17 @@ def continuations(
     return found
 
 
-@contextmanager
-def _own_settings(model: Any) -> Iterator[None]:
-    """Hide what the model says about generation: `generate` takes from it what a configuration leaves open."""
+def plain_generate(model: Any, **options: Any) -> torch.Tensor:
+    """A model's `generate` without its own settings, from which it would take what a configuration leaves open.
+
+    Args:
+        model: a transformers causal LM.
+        options: of `generate`.
+    """
     before, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        yield
+        found: torch.Tensor = model.generate(**options)
+        return found
     finally:
         model.generation_config = before
 

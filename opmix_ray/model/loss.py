@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from opmix_ray.data.held_out import Held
 from opmix_ray.data.questions import ChoiceSet
-from opmix_ray.model.accuracy import Score, wrong_choices, wrong_continuations
+from opmix_ray.model.accuracy import Generate, Score, plain_generate, wrong_choices, wrong_continuations
 from opmix_ray.model.fused_head import can_fuse, fused_head_loss
 from opmix_ray.model.probe import base_causal_lm
 
@@ -131,16 +131,17 @@ def evaluate_sets(
     device = _device(model)
     with _evaluating(model), torch.inference_mode(), compute_context(autocast, device):
         score = partial(sequence_losses, model)
-        return {name: measure(held, score, model, batch_size, device) for name, held in sets.items()}
+        generate = partial(plain_generate, base_causal_lm(model))
+        return {name: measure(held, score, generate, batch_size, device) for name, held in sets.items()}
 
 
-def measure(held: Held, score: Score, model: Any, batch_size: int, device: torch.device) -> SetLoss:
+def measure(held: Held, score: Score, generate: Generate, batch_size: int, device: torch.device) -> SetLoss:
     """Loss of one evaluation set, or the rate of wrong answers.
 
     Args:
         held: sequences or questions.
         score: summed nats and number of targets of every sequence, from ids (b, L) and mask (b, L).
-        model: the causal LM behind `score`, in evaluation mode.
+        generate: `plain_generate` of the model.
         batch_size: sequences in one forward pass.
         device: the model's.
     """
@@ -149,7 +150,7 @@ def measure(held: Held, score: Score, model: Any, batch_size: int, device: torch
     if isinstance(held, ChoiceSet):
         wrong = wrong_choices(score, held, batch_size, device)
     else:
-        wrong = wrong_continuations(base_causal_lm(model), held, batch_size, device)
+        wrong = wrong_continuations(generate, held, batch_size, device)
     return SetLoss(wrong, np.ones(len(wrong), dtype=np.int64))
 
 

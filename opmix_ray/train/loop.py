@@ -303,9 +303,9 @@ class _Worker:
         self._since[2] += time.monotonic() - began
 
     def _measure(self, held: Held) -> SetLoss:
-        size, model = self.segment.evaluation.batch_size, self.parallel.model
+        size, parallel = self.segment.evaluation.batch_size, self.parallel
         with torch.no_grad(), compute_context(self.segment.model.autocast, self.device):
-            return measure(held, self.parallel.losses, model, size, self.device)
+            return measure(held, parallel.losses, parallel.generate, size, self.device)
 
     def _save(self) -> None:
         self.notice.pending = False

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from opmix_ray.model.accuracy import plain_generate
 from opmix_ray.model.loss import sequence_losses, training_loss
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -38,6 +39,10 @@ class LossModule(nn.Module):
         # No target here; the exchange of gradients needs the same passes of every worker all the same.
         nats, targets = training_loss(self.model, ids, torch.ones_like(mask))
         return 0.0 * nats, torch.zeros_like(targets)
+
+    def generate(self, **options: Any) -> torch.Tensor:
+        """`plain_generate` of the model, where wrappers see it too."""
+        return plain_generate(self.model, **options)
 
 
 def divides(strategy: str) -> bool:
@@ -66,12 +71,13 @@ class Parallel:
         self.module: nn.Module = LossModule(model) if module is None else module
         if self.sharded:
             from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
             mesh = init_device_mesh(device.type, (self.world,))
             for layer in _blocks(model):
                 fully_shard(layer, mesh=mesh)
             fully_shard(self.module, mesh=mesh)
+            register_fsdp_forward_method(self.module, "generate")
         elif self.world > 1:
             ids = [device.index] if device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(self.module, device_ids=ids)
@@ -96,6 +102,12 @@ class Parallel:
             else self.module
         )
         return module(ids, mask, per_sequence=True)  # type: ignore[operator]
+
+    def generate(self, **options: Any) -> torch.Tensor:
+        """`plain_generate` of the model; where workers hold a part of it each, all call it with the same prompts."""
+        if self.sharded:
+            return self.module.generate(**options)  # type: ignore[operator]
+        return plain_generate(self.model, **options)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over workers, in place."""

@@ -11,7 +11,7 @@ import torch
 
 from opmix_ray.data.questions import Choice, ChoiceSet, ExactSet
 from opmix_ray.model import accuracy
-from opmix_ray.model.accuracy import continuations, wrong_choices, wrong_continuations
+from opmix_ray.model.accuracy import continuations, plain_generate, wrong_choices, wrong_continuations
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import evaluate_sets, sequence_losses
 from tests.model.tiny_models import CONFIGS, VOCAB, made_probes, tiny
@@ -52,7 +52,7 @@ def test_filling_up_at_the_left_changes_no_continuation(name: str) -> None:
     model = sharp(name)
     asked = prompts([1, 2, 3, 9, 20, 31])
     stops = (0, *{greedy(model, prompt, 4, set())[-1] for prompt in asked[2:4]})  # some end early
-    found = continuations(model, asked, 8, stops, CPU)
+    found = continuations(partial(plain_generate, model), asked, 8, stops, CPU)
     expected = [greedy(model, prompt, 8, set(stops)) for prompt in asked]
     assert [ids.tolist() for ids in found] == expected
     assert min(map(len, expected)) < max(map(len, expected))
@@ -60,12 +60,12 @@ def test_filling_up_at_the_left_changes_no_continuation(name: str) -> None:
 
 def test_the_models_own_settings_for_sampling_play_no_part() -> None:
     model = sharp("llama")
-    expected = continuations(model, prompts([4, 7]), 8, (0,), CPU)
+    expected = continuations(partial(plain_generate, model), prompts([4, 7]), 8, (0,), CPU)
     model.generation_config.do_sample = True
     model.generation_config.temperature = 5.0
     model.generation_config.repetition_penalty = 9.0
     model.generation_config.max_length = 3
-    found = continuations(model, prompts([4, 7]), 8, (0,), CPU)
+    found = continuations(partial(plain_generate, model), prompts([4, 7]), 8, (0,), CPU)
     assert [ids.tolist() for ids in found] == [ids.tolist() for ids in expected]
 
 
@@ -89,7 +89,7 @@ def test_exact_match_counts_what_is_right(monkeypatch: pytest.MonkeyPatch) -> No
     model, right = sharp("qwen2"), [True, False, True, True, False, True, True]
     asked = exact(model, prompts([9, 2, 30, 1, 4, 17, 3]), right)
     for batch_size in (1, 3, 8):
-        wrong = wrong_continuations(model, asked, batch_size, CPU)
+        wrong = wrong_continuations(partial(plain_generate, model), asked, batch_size, CPU)
         assert wrong.tolist() == [float(not well) for well in right]
     assert evaluate_sets(model, {"x": asked}, 4, autocast=False)["x"].mean == pytest.approx(2 / 7)
 
