@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +15,13 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from opmix_ray.config import DataConfig, ModelConfig, RunConfig, SourceConfig, TokenizerConfig, load_config
 from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train_bpe, vocabulary_size
-from opmix_ray.errors import UserError, UserErrors
-from opmix_ray.run.validate import check_before
+from opmix_ray.errors import UserError
+from opmix_ray.run.validate import check_before, refuse
 from opmix_ray.start.discover import KEY, discover, safe_name
 from opmix_ray.start.look import Domain, look
 from opmix_ray.start.sizing import Machine, Plan, choose_sequences, make_plan, vocabulary
 from opmix_ray.start.speed import Speed, measure
-from opmix_ray.start.write import write_config
+from opmix_ray.start.write import relative, write_config
 
 FILE = "opmix.yaml"
 TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages
@@ -111,7 +112,7 @@ def begin(
         vocab_size=size,
         fresh=model is None,
     )
-    named: str | int | None = tokenizer or wanted.train_vocab_size
+    named: str | int | None = _seen_from(target.parent, tokenizer) or wanted.train_vocab_size
     text = write_config(
         safe_name(name or target.parent.absolute().name),
         target.parent,
@@ -120,7 +121,7 @@ def begin(
         sequences,
         machine,
         minutes,
-        model=model,
+        model=_seen_from(target.parent, model),
         tokenizer=TOKENIZER if own is not None else named,
     )
     _write(target, text, own)
@@ -146,6 +147,13 @@ def _check_target(directory: Path, overwrite: bool) -> Path:
     if target.exists() and not overwrite:
         raise UserError("is there already", file=target, remedy="use --overwrite, or name another directory")
     return target
+
+
+def _seen_from(directory: Path, path: str | None) -> str | None:
+    """A local path as a file in `directory` names it; a hub id stays as it is."""
+    if path is None or not Path(path).expanduser().exists():
+        return path
+    return relative(path, directory)
 
 
 def _check_domains(domains: Sequence[Domain], data: Sequence[str], tokenizer: str | None) -> None:
@@ -240,7 +248,10 @@ def _measure(
 
 
 def _write(target: Path, text: str, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Put the file in place once it has been read back and found right."""
+    """Put the file in place once it has been read back and found right, with the tokenizer beside it."""
+    beside = target.parent / TOKENIZER
+    if tokenizer is not None and beside.exists() and not target.exists():
+        raise UserError("is there already", file=beside, remedy="name another directory")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
@@ -251,10 +262,12 @@ def _write(target: Path, text: str, tokenizer: PreTrainedTokenizerFast | None) -
         ) from None
     try:
         if tokenizer is not None:
-            tokenizer.save_pretrained(str(target.parent / TOKENIZER))
-        errors = check_before(load_config(part))
-        if errors:
-            raise UserErrors(errors)
+            tokenizer.save_pretrained(str(beside))
+        refuse(check_before(load_config(part)))
         os.replace(part, target)
+    except UserError:
+        if tokenizer is not None and not target.exists():
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
     finally:
         part.unlink(missing_ok=True)

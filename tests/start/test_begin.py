@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from opmix_ray.config import load_config
+from opmix_ray.config import TokenizerConfig, load_config
+from opmix_ray.data.tokenizer import load_tokenizer_from, vocabulary_size
 from opmix_ray.run.validate import check_all
 from opmix_ray.start import begin, speed
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
-from tests.support import DOMAINS
+from tests.support import DEMO, DOMAINS
 
 
 @pytest.fixture
@@ -71,6 +73,40 @@ def test_chat_messages_get_a_tokenizer_with_a_template(opmix: Opmix, tiny_data: 
     }
     assert tree["tokenizer"] == {"path": "tokenizer"}
     assert check_all(load_config("opmix.yaml"), "opmix.yaml") == []
+
+
+def test_a_pretrained_model_is_named_from_where_the_file_lies(
+    opmix: Opmix, tiny_data: Path, home: Path
+) -> None:
+    shape = LlamaConfig(
+        vocab_size=2048, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    tokenizer = load_tokenizer_from(str(DEMO / "tokenizer"))
+    shape.vocab_size = vocabulary_size(tokenizer)
+    LlamaForCausalLM(shape).save_pretrained("checkpoint")
+    tokenizer.save_pretrained("checkpoint")
+    files = [tiny_data / f"{name}.jsonl" for name in DOMAINS]
+    ended = opmix("init", "mine", "--minutes", "1", "--model", "checkpoint", "--data", *files)
+    assert ended.code == 0, ended.err
+    config = load_config(home / "mine" / "opmix.yaml")
+    assert config.model.path == str(home / "checkpoint")
+    assert config.data.seq_len <= 64
+    assert config.tokenizer == TokenizerConfig()
+    assert check_all(config, "mine/opmix.yaml") == []
+
+
+def test_what_fails_leaves_nothing(opmix: Opmix, home: Path) -> None:
+    talk = [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": "As ever."}]
+    (home / "chat.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for _ in range(900)))
+    (home / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"some words {i} " * 9}) + "\n" for i in range(900))
+    )
+    (home / "tokenizer").mkdir()
+    line = opmix("init", ".", "--data", "chat.jsonl", "text.jsonl").only_error()
+    assert "tokenizer: is there already" in line
+    assert not (home / "opmix.yaml").exists()
+    assert list((home / "tokenizer").iterdir()) == []
 
 
 @pytest.mark.parametrize(
