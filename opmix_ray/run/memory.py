@@ -11,8 +11,8 @@ With P parameters of b bytes each (4 in float32, 2 in bfloat16):
 - A probe's rank r adds r (in + out) parameters per layer in float32, 16 bytes each with gradient and moments
   (Hu et al. 2021); the frozen weights are shared by all processes of a machine, or copied to a GPU.
 - An evaluator owns one copy of the adapted layers' weights; base and factors are shared, or copied to a GPU.
-- On the CPU glibc keeps some of what was freed: its trim threshold where that is less than half of the peak, and a
-  quarter of the peak in holes (measured: 9 to 37 % above what there is at a time, on SmolLM2-135M).
+- On the CPU glibc keeps some of what passes have freed: its trim threshold, where that is less than half of what they
+  need, else a quarter in holes (a rule that fits what was measured; what lives at a time is met within 3 %).
 - What passes leave in memory is counted, not estimated (`opmix_ray.model.peak`). While the backward pass goes on,
   gradients come and activations go, so the peak is at its beginning or at its end.
 
@@ -116,7 +116,7 @@ class _Plan:
         }
         # Loaded whole on the machine before it is moved or divided.
         return _closed(
-            found, weights + moments + exchange + passes, train.gpus_per_worker, PROCESS + self.weights
+            found, weights + moments + exchange, passes, train.gpus_per_worker, PROCESS + self.weights
         )
 
     def probe(self) -> dict[str, int]:
@@ -135,7 +135,7 @@ class _Plan:
             "logits": step.head,
         }
         kept = adapter if micro < batch else 0
-        return _closed(found, weights + 3 * adapter + step.peak + kept, config.probe.gpus, PROCESS)
+        return _closed(found, weights + 3 * adapter + kept, step.peak, config.probe.gpus, PROCESS)
 
     def evaluator(self) -> dict[str, int]:
         config, search = self.config, self.config.search
@@ -153,7 +153,7 @@ class _Plan:
         )
         shared = self.weights + self._factors() if search.gpus else 0
         found = {"shared": shared, "weights": own, "activations": step.saved, "logits": step.head}
-        return _closed(found, shared + own + rounding + max(step.peak, moving), search.gpus, PROCESS)
+        return _closed(found, shared + own + rounding, max(step.peak, moving), search.gpus, PROCESS)
 
     def machine(self) -> dict[str, int]:
         if not self.decides:
@@ -196,12 +196,12 @@ class _Plan:
         return next(self.model.parameters()).element_size()
 
 
-def _closed(parts: dict[str, int], peak: int, gpus: float, host: int) -> dict[str, int]:
+def _closed(parts: dict[str, int], stays: int, passes: int, gpus: float, host: int) -> dict[str, int]:
     """The parts with their peak: on the GPU, and then with what the machine holds; else with what malloc keeps."""
     if gpus:
-        return {**parts, "peak": peak, "host": host}
-    heap = max(peak // 4, min(_KEPT, peak // 2))
-    return {**parts, "heap": heap, "peak": peak + heap}
+        return {**parts, "peak": stays + passes, "host": host}
+    heap = max(passes // 4, min(_KEPT, passes // 2))
+    return {**parts, "heap": heap, "peak": stays + passes + heap}
 
 
 def _bytes(module: nn.Module) -> int:
