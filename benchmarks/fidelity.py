@@ -3,8 +3,8 @@
     python benchmarks/fidelity.py [--runs DIR] [--candidates 20] [--probe-steps 25] [--json]
 
 Reads what `fidelity_runs.py` measured (`benchmarks/results/fidelity`: two sets of domains, three seeds, two horizons,
-25 to 29 mixtures really trained in each; on one H100). For every law: Spearman correlation between its predictions and
-the losses of the trained mixtures, per evaluation set (median and least) and for their average, Pearson for the average,
+25 to 29 mixtures really trained in each; on one H100). For every law: Spearman correlation of its predictions with
+the losses of the trained mixtures, per evaluation set (median and least) and for their average, Pearson for that,
 and the regret of choosing the best of the trained mixtures by the law, in per cent of the loss. Beside the laws stand
 a prediction that uses no measurement at all (every set's loss falls with the log of its own share, all equally),
 choices without a law, and the own-share form fitted to the trained mixtures themselves, which no prediction can be

@@ -240,10 +240,8 @@ def truth_mixtures(domains: Sequence[str], old: Mixture, count: int, seed: int) 
     rng = np.random.default_rng([seed, 11])
     while len(mixtures) < count:
         number = len(mixtures)
-        if number % 2:  # near the old mixture
-            p = rng.dirichlet(4 * size * old.array(domains) + 0.5)
-        else:
-            p = rng.dirichlet(np.ones(size))
+        near = number % 2 == 1  # the old mixture, or anywhere
+        p = rng.dirichlet(4 * size * old.array(domains) + 0.5 if near else np.ones(size))
         mixtures[f"random {number}"] = Mixture.from_array(domains, p)
     return dict(list(mixtures.items())[:count])
 

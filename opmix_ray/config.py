@@ -168,6 +168,11 @@ class ProbeConfig(Section):
     max_retries: int = Field(
         3, ge=0, description="How often a probe is tried again when its machine goes away or it fails."
     )
+    check: bool = Field(
+        True,
+        description="Train one more probe, on a mixture of all domains: a decision is only taken if adding up the "
+        "others does nearly what this one does.",
+    )
 
 
 class SearchConfig(Section):
@@ -193,8 +198,8 @@ class SearchConfig(Section):
     )
     scheduler: Literal["none", "race", "asha"] = Field(
         "none",
-        description="Early stopping, with `chunks` above 1: `race` stops a candidate once paired sequences show that it "
-        "is worse than the best so far; `asha` the worse half after every part.",
+        description="Early stopping, with `chunks` above 1: `race` stops a candidate once paired sequences show that "
+        "it is worse than the best so far; `asha` the worse half after every part.",
     )
     batch_size: int = Field(16, ge=1, description="Sequences in one forward pass of a trial.")
     cpus: float = Field(1, gt=0, description="CPUs asked for per evaluator.")

@@ -79,6 +79,7 @@ class Probe:
         seconds: time of training.
         flops: operations of training.
         losses: nats per token at each step.
+        measured: set -> held-out loss of the model with the probe on, nats per token; empty where not asked for.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Probe:
     seconds: float = 0.0
     flops: float = 0.0
     losses: list[float] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 def base_causal_lm(model: nn.Module) -> Any:

@@ -27,6 +27,7 @@ def decision_section(files: DecisionFiles, objective: dict[str, float]) -> str:
         tables.share_table(files),
         tables.loss_table(files, objective),
         _binding(files),
+        _health(files),
         _law(files, check_law(files)),
         tables.cost_table(files),
     ]
@@ -45,6 +46,20 @@ def _verdict(files: DecisionFiles) -> str:
     change = moved(n.numbers(files.decision.get("current")), n.numbers(files.decision.get("proposal")), 4)
     proposed = f" Proposed: {change}." if change else " The proposal is the mixture in force."
     return mark + f"<p>{code_marks(f'{reason[:1].upper()}{reason[1:]}. {used}{proposed}')}</p>"
+
+
+def _health(files: DecisionFiles) -> str:
+    health = files.details.get("health")
+    checks = health.get("checks") if isinstance(health, dict) else None
+    if not isinstance(checks, list):
+        return ""
+    lines = []
+    for check in (check for check in checks if isinstance(check, dict)):
+        passed = check.get("passed")
+        mark = "holds" if passed is True else "fails" if passed is False else "unknown"
+        help_ = f"; what would help: {check.get('remedy')}" if passed is False else ""
+        lines.append(f"{mark}: {check.get('words', '')}{help_}")
+    return section("Whether it can be trusted", items(lines), level=4)
 
 
 def _binding(files: DecisionFiles) -> str:
@@ -121,6 +136,6 @@ def _reading(check: LawCheck | None) -> str:
     fitted, read = check.eps
     return (
         f"{text} For the proposal the law was read with the pseudo-count {n.power(read)} instead of the fitted "
-        f"{n.power(fitted)}, because adding up probes blurs small shares. Its predictions for training therefore "
+        f"{n.power(fitted)} and slopes drawn towards each other, as training wants it. Its predictions therefore "
         "differ in level from the losses of simulated candidates and are not drawn here."
     )

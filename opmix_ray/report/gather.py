@@ -209,7 +209,7 @@ def _decision(storage: Storage, name: str, notes: list[str]) -> DecisionFiles:
                     "objective": number(row.objective),
                 }
             )
-        except TypeError:
+        except (TypeError, AttributeError, ValueError, OverflowError):
             notes.append(f"{place}/{TRIALS} holds a line that is not a candidate")
             continue
         if row.run == "proposal":

@@ -18,6 +18,7 @@ from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import RECORD, Probe, load_probe, save_probe
+from opmix_ray.run.check_probe import CHECK, check_task, read_check, write_check
 from opmix_ray.run.demand import of_evaluator, of_probe
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lost import can_do_without, holding, undecided
@@ -26,6 +27,7 @@ from opmix_ray.run.task import load_weights, probe_task, put_task
 from opmix_ray.run.waiting import waiting
 from opmix_ray.search.components import Components
 from opmix_ray.search.decide import Answer, Decision, Question, answer, conclude, prior_mixture
+from opmix_ray.search.health import examine, with_health
 from opmix_ray.search.old_part import OldPart
 from opmix_ray.search.rows import RowLog, TrialRow
 from opmix_ray.search.space import choose_components, load_space, read_space
@@ -108,10 +110,12 @@ class _Maker:
         self.sets = tuple(config.eval_sets())
         self.times: dict[str, float] = {}
         self.lost: dict[str, str] = {}  # probes that failed for good, and why
+        self.check: Probe | None = None
 
     def make(self) -> Decision:
         config, situation = self.config, self.situation
-        self.progress.decision_started(situation.index, situation.step, self.names, config.search.trials)
+        asked = [*self.names, *([CHECK] if config.probe.check else [])]
+        self.progress.decision_started(situation.index, situation.step, asked, config.search.trials)
         began = time.monotonic()
         model = load_weights(config, self.prepared, situation.model)
         base = snapshot(model)
@@ -153,15 +157,20 @@ class _Maker:
             rows, checked, answers[-1], question,
             index=situation.index, step=situation.step, stage=situation.stage,
         )  # fmt: skip
+        trained = [*probes, *([self.check] if self.check else [])]
+        check = self.check and {"data": self.check.data, "measured": self.check.measured}
+        decision = with_health(
+            decision, examine(decision, rows, config.objective(), check), verify=config.proposal.verify
+        )
         decision.details.update(
             components={name: probe.data for name, probe in zip(components.names, probes, strict=True)},
             probes={
                 p.name: {"tokens": p.tokens, "flops": p.flops, "seconds": p.seconds, "losses": p.losses}
-                for p in probes
+                for p in trained
             },
             weights=answers[-1].weights.tolist() if answers[-1].weights is not None else None,
             cost=_cost(
-                probes, [*rows, *([checked] if checked else [])], answers[-1], base.nbytes, factors.nbytes
+                trained, [*rows, *([checked] if checked else [])], answers[-1], base.nbytes, factors.nbytes
             ),
             wall_seconds=self.times,
             effective_step=situation.step if situation.effective is None else situation.effective,
@@ -186,11 +195,21 @@ class _Maker:
             stream = f"decision-{self.situation.index}"
             replayed = self.situation.current if self.old is None else self.old.inside
             missing.append(probe_task(config, self.prepared, name, replayed, stream))
+        self.check = read_check(self.place)
+        if self.check is not None:
+            self.progress.probe_done(self.check)
+        elif config.probe.check:
+            replayed = self.situation.current if self.old is None else self.old.inside
+            stream = f"decision-{self.situation.index}"
+            missing.append(check_task(config, self.prepared, self.names, replayed, stream))
         for probe in self._trained(missing, base):
-            with tempfile.TemporaryDirectory() as directory:
-                save_probe(probe, directory)
-                self.place.upload(directory, f"probes/{probe.name}", last=RECORD)
-            found[probe.name] = probe
+            if probe.name == CHECK:
+                self.check = write_check(self.place, probe)
+            else:
+                with tempfile.TemporaryDirectory() as directory:
+                    save_probe(probe, directory)
+                    self.place.upload(directory, f"probes/{probe.name}", last=RECORD)
+                found[probe.name] = probe
             self.progress.probe_done(probe)
         return [found[name] for name in self.names if name in found]
 
@@ -200,7 +219,9 @@ class _Maker:
             return
         with waiting(of_probe(self.config), self.progress.message):
             for probe in train_probes(missing, base, self.progress.probe_started):
-                if isinstance(probe, LostProbe):
+                if isinstance(probe, LostProbe) and probe.name == CHECK:
+                    self.progress.message(f"the probe of the check failed for good: {probe.reason}")
+                elif isinstance(probe, LostProbe):
                     self.lost[probe.name] = probe.reason
                     self.progress.message(
                         f"probe {probe.name} failed for good and is left out: {probe.reason}"

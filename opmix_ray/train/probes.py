@@ -16,6 +16,7 @@ import ray
 import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
+from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.errors import UserError
@@ -23,7 +24,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, model_from
 from opmix_ray.model.flops import probe_flops
 from opmix_ray.model.load import set_recompute
-from opmix_ray.model.loss import compute_context, training_loss
+from opmix_ray.model.loss import compute_context, evaluate_sets, training_loss
 from opmix_ray.model.probe import Probe, attach, extract
 
 OLD = "old"
@@ -40,6 +41,8 @@ class ProbeTask:
         batch_size: sequences a step.
         micro_batch_size: sequences in one forward pass.
         seed: of the run.
+        measure: numbers of held-out sequences for reports and for the search, see `search_sets`: measure the trained
+            probe on the latter; None: do not.
     """
 
     name: str
@@ -52,6 +55,7 @@ class ProbeTask:
     optimizer: OptimizerConfig
     model: ModelConfig
     prepared: Prepared
+    measure: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def train_probe(task: ProbeTask, base: BaseModel) -> Probe:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(total / targets)
-    return extract(
+    probe = extract(
         adapted,
         name=task.name,
         data=dict(task.data),
@@ -131,6 +135,12 @@ def train_probe(task: ProbeTask, base: BaseModel) -> Probe:
         flops=flops,
         losses=losses,
     )
+    if task.measure is not None:
+        held = search_sets(task.prepared, *task.measure)
+        sets = {name: part for name, part in held.items() if isinstance(part, tuple)}  # text; no questions
+        found = evaluate_sets(adapted, sets, task.micro_batch_size, autocast=task.model.autocast)
+        probe.measured = {name: loss.mean for name, loss in found.items()}
+    return probe
 
 
 def train_probes(
