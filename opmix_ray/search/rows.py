@@ -131,7 +131,7 @@ def _line(row: TrialRow) -> str:
 def _row(line: str, file: str) -> TrialRow:
     try:
         return TrialRow(**json.loads(line))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"is not a list of trials: {error}", file=file, remedy="restore or delete it"
         ) from None
