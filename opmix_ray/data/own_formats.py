@@ -34,7 +34,9 @@ def check_format(name: str, key: str) -> None:
     """
     known = [*get_args(BuiltInFormat), *plugins.names("sources")]
     if name not in known:
-        raise UserError("no such format", key=f"{key}.format", value=name, remedy=f"known: {', '.join(known)}")
+        raise UserError(
+            "no such format", key=f"{key}.format", value=name, remedy=f"known: {', '.join(known)}"
+        )
 
 
 def reader(name: str) -> Callable[[str, dict[str, str], str], Iterator[_readers.Row]]:
