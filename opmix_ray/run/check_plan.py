@@ -150,7 +150,9 @@ class _Check:
         """An objective of another package is there, and says what the sets weigh."""
         evaluation = self.config.evaluation
         if evaluation.objective is not None and evaluation.weights is not None:
-            self.wrong("excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one")
+            self.wrong(
+                "excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one"
+            )
         if evaluation.weights is not None and not sum(evaluation.weights.values()) > 0:
             return  # said with the weights themselves
         try:
@@ -162,7 +164,9 @@ class _Check:
         """An objective of another package is there, and says what the sets weigh."""
         evaluation = self.config.evaluation
         if evaluation.objective is not None and evaluation.weights is not None:
-            self.wrong("excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one")
+            self.wrong(
+                "excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one"
+            )
         try:
             self.config.objective()
         except UserError as error:
