@@ -181,7 +181,13 @@ class SearchConfig(Section):
     space: str = Field(
         "simplex", description="Name of a search space that ships (`simplex`, `old_new`, ...) or a YAML file."
     )
-    trials: int = Field(20, ge=1, description="Candidates scored per decision.")
+    trials: int = Field(20, ge=1, description="Candidates scored per decision, at most.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="End the search before `trials` once the gain expected of the proposal has not moved for so many "
+        "rounds; none: all trials are made.",
+    )
     sampler: Literal["gp", "tpe", "qmc", "cmaes", "random"] = Field(
         "gp", description="Optuna sampler that proposes candidates."
     )

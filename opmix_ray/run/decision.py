@@ -29,7 +29,8 @@ from opmix_ray.search.components import Components
 from opmix_ray.search.decide import Answer, Decision, Question, answer, conclude, prior_mixture
 from opmix_ray.search.health import examine, with_health
 from opmix_ray.search.old_part import OldPart
-from opmix_ray.search.rows import RowLog, TrialRow
+from opmix_ray.search.rows import RowLog, TrialRow, passes
+from opmix_ray.search.settle import Settled
 from opmix_ray.search.space import choose_components, load_space, read_space
 from opmix_ray.search.tuner import run_search
 from opmix_ray.storage import Storage
@@ -150,6 +151,7 @@ class _Maker:
                 start=self._warm_starts(components),
                 propose=find,
                 on_row=lambda row: self.progress.trial(row, best.update(row), config.search.trials),
+                settled=Settled(question, config.search.patience) if config.search.patience else None,
             )
         log.settle()
         self.times["search"] = time.monotonic() - began
@@ -173,6 +175,7 @@ class _Maker:
                 trained, [*rows, *([checked] if checked else [])], answers[-1], base.nbytes, factors.nbytes
             ),
             wall_seconds=self.times,
+            passes=passes(rows, config.search.trials),
             effective_step=situation.step if situation.effective is None else situation.effective,
             lost=self.lost,
         )

@@ -124,6 +124,23 @@ def usable_losses(rows: Sequence[TrialRow], sets: Sequence[str]) -> np.ndarray:
     return table
 
 
+def passes(rows: Sequence[TrialRow], trials: int) -> dict[str, int]:
+    """What early stopping spared: sequences passed through the model, and what all trials in full would have taken.
+
+    Args:
+        rows: of a decision, the proposal's not among them.
+        trials: candidates that there might have been.
+    """
+    seen = [sum(len(nats) for nats in row.nats.values()) for row in rows]
+    return {
+        "trials": len(rows),
+        "trials_at_most": trials,
+        "stopped_early": sum(row.status == "stopped" for row in rows),
+        "sequences": sum(seen),
+        "sequences_at_most": max(seen, default=0) * trials,
+    }
+
+
 def _line(row: TrialRow) -> str:
     return json.dumps(asdict(row), default=list) + "\n"
 

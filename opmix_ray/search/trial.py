@@ -140,7 +140,7 @@ class CandidateScorer:
         parts: dict[str, list[SetLoss]] = {name: [] for name in self._chunks[0]}
         tokens = 0
         for number, chunk in enumerate(self._chunks, start=1):
-            for name, loss in self._model.losses(chunk, self._batch_size).items():
+            for name, loss in self._measure(chunk).items():
                 parts[name].append(loss)
             tokens += sum(tokens_of(held) for held in chunk.values())
             losses = {
@@ -152,6 +152,21 @@ class CandidateScorer:
             objective = sum(weight * losses[name].mean for name, weight in self._objective.items() if weight)
             done = number == len(self._chunks)
             yield Score(losses, objective, tokens, tokens * self._flops_per_token, done)
+
+    def _measure(self, chunk: HeldOut) -> dict[str, SetLoss]:
+        """Loss of every set, full batches across the borders of the sets of sequences."""
+        texts = {name: held for name, held in chunk.items() if isinstance(held, tuple) and len(held[0])}
+        if len(texts) < 2:
+            return self._model.losses(chunk, self._batch_size)
+        ids, mask = (np.concatenate(column) for column in zip(*texts.values(), strict=True))
+        rest = {name: held for name, held in chunk.items() if name not in texts}
+        found = self._model.losses({"": (ids, mask), **rest}, self._batch_size)
+        joined, start = found.pop(""), 0
+        for name, held in texts.items():
+            part = slice(start, start + len(held[0]))
+            found[name] = SetLoss(joined.nats[part], joined.tokens[part])
+            start = part.stop
+        return {name: found[name] for name in chunk}
 
     def score(self, weights: np.ndarray) -> Score:
         """The score on every sequence."""

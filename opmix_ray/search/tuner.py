@@ -25,6 +25,7 @@ from opmix_ray.search.trial import MixtureTrial, SearchTask
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no file per trial: rows are kept by us
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # Tune's own snapshots are for Tuner.restore
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
@@ -39,8 +40,9 @@ def run_search(
     start: Sequence[np.ndarray],
     propose: Callable[[list[TrialRow]], np.ndarray | None],
     on_row: Callable[[TrialRow], None],
+    settled: Callable[[list[TrialRow]], bool] | None = None,
 ) -> tuple[list[TrialRow], TrialRow | None]:
-    """Score candidates until there are `config.trials`, then the proposal.
+    """Score candidates until there are `config.trials` or `settled` says so, then the proposal.
 
     Args:
         task: base, factors and held-out sequences in the object store.
@@ -51,6 +53,7 @@ def run_search(
         start: weights (C,) of the warm starts, the mixture in force first.
         propose: from the rows to the proposal's weights, or None.
         on_row: called with every new row, after it is on disk.
+        settled: from the rows of whole rounds to whether more would change nothing; None: all trials are made.
 
     Returns:
         The candidates' rows in order, and the proposal's row, if one was made.
@@ -70,6 +73,11 @@ def run_search(
         recorded={row.run: row for row in log.rows},
         on_row=keep,
         propose=propose,
+        objective=task.objective,
+        evaluators=config.evaluators,
+        race=config.scheduler == "race",
+        batches=config.scheduler != "asha",
+        settled=settled,
     )
     if search.suggest("first") != Searcher.FINISHED:  # something is missing
         search.hand_back("first")
@@ -95,7 +103,7 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
                 mode="min",
                 search_alg=search,
                 scheduler=_scheduler(config),
-                num_samples=config.trials + 1,
+                num_samples=-1,  # the searcher says when it is over
                 max_concurrent_trials=config.evaluators,
                 reuse_actors=True,
             ),

@@ -33,9 +33,24 @@ def measure(weights: list[float]) -> dict[str, Any]:
         "tokens": 10,
         "flops": 1.0,
         "scoring_seconds": 0.1,
-        "nats/x": [value, value],
-        "targets/x": [1, 1],
+        "nats": {"x": [value, value]},
+        "targets": {"x": [1, 1]},
     }
+
+
+def made_search(sampler: str = "gp", **options: Any) -> MixtureSearch:
+    """A search of three domains in rounds of three."""
+    defaults: dict[str, Any] = {"recorded": {}, "on_row": lambda row: None}
+    return MixtureSearch(
+        Simplex(PARTS),
+        sampler=sampler,
+        seed=5,
+        round_size=3,
+        start=[PARTS.weights_for(OLD), PARTS.weights_for(Mixture.uniform(DOMAINS))],
+        propose=lambda rows: PARTS.weights_for(Mixture.from_array(DOMAINS, [0.25, 0.25, 0.5])),
+        objective={"x": 1.0},
+        **(defaults | options),
+    )
 
 
 def search(
@@ -46,22 +61,20 @@ def search(
     recorded: dict[str, TrialRow] | None = None,
     trials: int = 11,
     broken: dict[str, dict[str, Any] | None] | None = None,
+    **options: Any,
 ) -> tuple[MixtureSearch, list[TrialRow]]:
     """Run a search with trials that end in a random order."""
     made: list[TrialRow] = []
-    found = MixtureSearch(
-        Simplex(PARTS),
-        sampler=sampler,
-        seed=5,
+    found = made_search(
+        sampler,
         trials=trials,
-        round_size=3,
-        start=[PARTS.weights_for(OLD), PARTS.weights_for(Mixture.uniform(DOMAINS))],
+        evaluators=evaluators,
         recorded=recorded or {},
         on_row=made.append,
-        propose=lambda rows: PARTS.weights_for(Mixture.from_array(DOMAINS, [0.25, 0.25, 0.5])),
+        **options,
     )
     rng = random.Random(order)
-    running: list[tuple[str, list[float]]] = []
+    running: list[tuple[str, dict[str, Any]]] = []
     number, over = 0, False
     while not over or running:
         while len(running) < evaluators and not over:
@@ -73,14 +86,20 @@ def search(
                 break
             else:
                 assert isinstance(answer, dict)
-                running.append((f"t{number}", answer["weights"]))
+                running.append((f"t{number}", answer))
         if not running:
             assert over
             break
-        trial, weights = running.pop(rng.randrange(len(running)))
-        run = found._running[trial][0]
-        result = (broken or {}).get(run, measure(weights))
-        found.on_trial_complete(trial, result, error=result is None)
+        trial, config = running.pop(rng.randrange(len(running)))
+        if "rest" in config:
+            found.on_trial_complete(trial, {"objective": 1e3, "rested": config["rest"]})
+            continue
+        scored = [
+            (broken or {}).get(run, measure(weights))
+            for (run, _), weights in zip(found._running[trial], config["batch"], strict=True)
+        ]
+        lost = None in scored
+        found.on_trial_complete(trial, None if lost else {"scored": scored}, error=lost)
     return found, made
 
 
@@ -127,12 +146,12 @@ def test_the_gaussian_process_finds_better_mixtures_than_chance() -> None:
 
 
 def test_a_loss_that_is_not_a_number_is_flagged_and_never_wins() -> None:
-    bad = measure([1, 0, 0, 0]) | {"objective": 1e3, "finite": False, "nats/x": [math.nan, 1.0]}
-    found, _ = search(broken={"004": bad, "005": None})
+    bad = measure([1, 0, 0, 0]) | {"objective": 1e3, "finite": False, "nats": {"x": [math.nan, 1.0]}}
+    found, _ = search(broken={"004": bad, "008": None})
     rows = {row.run: row for row in found.ordered()}
     assert rows["004"].status == "nan"
     assert math.isnan(rows["004"].objective)
-    assert rows["005"].status == "failed"
+    assert rows["008"].status == "failed"
     assert len(rows) == 11
     values = [trial.value for trial in found.study.trials if trial.value is not None]
     assert all(math.isfinite(value) for value in values)
@@ -142,3 +161,45 @@ def test_a_loss_that_is_not_a_number_is_flagged_and_never_wins() -> None:
 def test_every_trial_of_the_study_is_told() -> None:
     found, _ = search()
     assert [trial.state.name for trial in found.study.trials] == ["COMPLETE"] * 11
+
+
+def test_candidates_run_against_the_best_of_the_rounds_told() -> None:
+    found, _ = search(race=True, trials=12)
+    configs: list[dict[str, Any]] = []
+    again = made_search(race=True, trials=12)
+    while isinstance(config := again.suggest("t"), dict):
+        configs.append(config)
+        again.on_trial_complete("t", {"scored": [measure(w) for w in config["batch"]]})
+    told = again.ordered()
+    assert table(again) == table(found)
+    rivals = [config.get("rival") for config in configs for _ in config["batch"]]
+    assert rivals[:6] == [None] * 6  # two rounds of three are asked before any is told
+    for index in range(6, 12):
+        before = told[: index // 3 * 3 - 3]
+        assert rivals[index] == {
+            "nats": {"x": [v := min(r.objective for r in before)] * 2},
+            "targets": {"x": [1, 1]},
+        }, v
+    assert rivals[12] is None  # the proposal is measured on every sequence
+
+
+def test_a_search_ends_when_more_candidates_change_nothing() -> None:
+    seen: list[int] = []
+
+    def settled(rows: list[TrialRow]) -> bool:
+        seen.append(len(rows))
+        return len(rows) >= 6
+
+    for evaluators in (1, 4):
+        found, _ = search(trials=30, evaluators=evaluators, settled=settled)
+        assert len(found.ordered()) == 9  # the round that was being worked on is made use of
+        assert found.rows[PROPOSAL]
+    assert seen == [3, 6] * 2
+    assert table(found) == table(search(trials=9)[0])
+
+
+def test_an_idle_evaluator_rests() -> None:
+    found = made_search(trials=9)
+    given = [found.suggest(f"t{number}") for number in range(7)]
+    assert [len(config["batch"]) for config in given[:6]] == [1] * 6  # type: ignore[index,call-overload]
+    assert set(given[6]) == {"rest"}  # type: ignore[arg-type]

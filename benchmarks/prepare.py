@@ -1,0 +1,151 @@
+"""`opmix prepare` against a plain loop over the same tokenizer, on one core and on two, in one run.
+
+    python benchmarks/prepare.py [--megabytes 24] [--repeats 3] [--json] [--quick]
+
+The demo's texts, repeated to the size asked for, as JSONL files. The plain loop reads lines, encodes 1,000 at a time
+with `tokenizers` and keeps the ids; ours also hashes, holds out, packs and writes shards. Both use as many threads of
+`tokenizers` as there are cores in the row. Every measurement is a process of its own, bound to its cores; they
+alternate, medians are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from subjects import median
+
+from opmix_ray.resources import shipped
+
+BATCH = 1000
+
+
+def write_texts(directory: Path, megabytes: float, files: int) -> int:
+    """JSONL files of about the same size; their bytes of text."""
+    texts: list[str] = []
+    for file in sorted((shipped("examples") / "data").glob("*.jsonl.gz")):
+        with gzip.open(file, "rt", encoding="utf-8") as stream:
+            texts += [str(json.loads(line)["text"]) for line in stream]
+    total = number = 0
+    streams = [open(directory / f"part-{i}.jsonl", "w", encoding="utf-8") for i in range(files)]  # noqa: SIM115
+    while total < megabytes * 1e6:
+        text = f"{number}\n{texts[number % len(texts)]}"  # no two documents are the same
+        streams[number % files].write(json.dumps({"text": text}) + "\n")
+        total += len(text.encode())
+        number += 1
+    for stream in streams:
+        stream.close()
+    return total
+
+
+def ours(directory: Path) -> float:
+    """Seconds of `prepare` with an empty cache, imports left out."""
+    from opmix_ray.config import load_config
+    from opmix_ray.data.prepare import prepare
+
+    with tempfile.TemporaryDirectory(prefix="prepare-cache-") as cache:
+        config = load_config(shipped("examples") / "quickstart.yaml", [f"data.cache={cache}"])
+        one = next(iter(config.data.domains.values()))
+        domain = one.model_copy(update={"path": str(directory / "*.jsonl"), "max_epochs": None})
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={"domains": {"all": domain}})}
+        )
+        began = time.perf_counter()
+        prepare(config)
+        return time.perf_counter() - began
+
+
+def plain(directory: Path) -> float:
+    """Seconds of a loop that a user would write."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(shipped("examples") / "data" / "tokenizer" / "tokenizer.json"))
+    began = time.perf_counter()
+    ids: list[list[int]] = []
+    for file in sorted(directory.glob("*.jsonl")):
+        batch: list[str] = []
+        with open(file, encoding="utf-8") as stream:
+            for line in stream:
+                batch.append(json.loads(line)["text"])
+                if len(batch) == BATCH:
+                    ids += [found.ids for found in tokenizer.encode_batch(batch)]
+                    batch = []
+        ids += [found.ids for found in tokenizer.encode_batch(batch)]
+    assert ids
+    return time.perf_counter() - began
+
+
+def apart(how: str, directory: Path, cores: int) -> float:
+    """One measurement in a process of its own, on so many cores."""
+    own = sorted(os.sched_getaffinity(0))[:cores]
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", how, str(directory)],
+        env=os.environ | {"RAYON_NUM_THREADS": str(cores), "TOKENIZERS_PARALLELISM": "true"},
+        preexec_fn=lambda: os.sched_setaffinity(0, own),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--megabytes", type=float, default=24)
+    parser.add_argument("--files", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a megabyte, once")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        how, directory = arguments.one
+        print({"ours": ours, "plain": plain}[how](Path(directory)))
+        return
+    if arguments.quick:
+        arguments.megabytes, arguments.repeats = 1, 1
+    counts = [count for count in (1, 2) if count <= len(os.sched_getaffinity(0))]
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="prepare-") as directory:
+        size = write_texts(Path(directory), arguments.megabytes, arguments.files)
+        times: dict[tuple[str, int], list[float]] = {
+            (how, c): [] for how in ("ours", "plain") for c in counts
+        }
+        for _ in range(arguments.repeats):
+            for (how, cores), values in times.items():
+                values.append(apart(how, Path(directory), cores))
+    for cores in counts:
+        mine, theirs = (size / 1e6 / median(times[how, cores]) for how in ("ours", "plain"))
+        found[str(cores)] = {
+            "ours_mb_per_second": mine,
+            "plain_mb_per_second": theirs,
+            "ours_over_plain": mine / theirs,
+        }
+    if len(counts) == 2:
+        found["two_cores_over_one"] = found["2"]["ours_mb_per_second"] / found["1"]["ours_mb_per_second"]
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    print(f"{'cores':>5s} {'ours':>8s} {'plain':>8s} MB/s {'ratio':>7s}   goal 0.9 on one core")
+    for cores in counts:
+        row = found[str(cores)]
+        print(
+            f"{cores:5d} {row['ours_mb_per_second']:8.1f} {row['plain_mb_per_second']:8.1f}      "
+            f"{row['ours_over_plain']:7.2f}"
+        )
+    if len(counts) == 2:
+        print(f"ours on two cores over one: {found['two_cores_over_one']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
