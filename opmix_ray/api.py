@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from opmix_ray.config import RunConfig, load_config, make_config
@@ -176,9 +177,18 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def _own(probes: ProbeSet) -> ProbeSet:
     """The same with arrays of this process, which outlive the object store."""
-    names = ("weights", "A", "B")
-    parts = {name: {key: array.copy() for key, array in getattr(probes, name).items()} for name in names}
-    return replace(probes, scale=probes.scale.copy(), data=probes.data.copy(), **parts)
+
+    def copied(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in arrays.items()}
+
+    return replace(
+        probes,
+        weights=copied(probes.weights),
+        A=copied(probes.A),
+        B=copied(probes.B),
+        scale=probes.scale.copy(),
+        data=probes.data.copy(),
+    )
 
 
 @contextmanager
