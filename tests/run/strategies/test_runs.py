@@ -44,6 +44,8 @@ def instructions(tiny: TinyRun) -> None:
         source.update(path=str(file), prompt_column="prompt", completion_column="completion")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
 def test_a_live_strategy_moves_the_mixture_inside_one_segment(tiny: TinyRun) -> None:
     result = run(tiny.load("strategy=aioli", "stages.0.steps=8", "train.log_every=1"))
