@@ -39,4 +39,4 @@ def test_two_commands_from_three_files_to_a_report(tiny_data: Path, tmp_path: Pa
     assert len(result["decisions"]) == 1
     assert result["evaluations"][-1]["mean_loss"] < result["evaluations"][0]["mean_loss"]
     (report,) = tmp_path.glob("runs/*/report.html")
-    assert "the mixture was" in report.read_text()
+    assert "A llama model with fresh weights was trained for" in report.read_text()
