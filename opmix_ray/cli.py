@@ -20,6 +20,7 @@ from opmix_ray.commands.compare import compare
 from opmix_ray.commands.doctor import doctor
 from opmix_ray.commands.export import export
 from opmix_ray.commands.init import init
+from opmix_ray.commands.memory import memory
 from opmix_ray.commands.show import console, show
 from opmix_ray.commands.study import study
 from opmix_ray.commands.watch import watch
@@ -93,6 +94,7 @@ app.command()(init)
 app.command()(compare)
 app.command()(export)
 app.command()(doctor)
+app.command()(memory)
 app.command()(study)
 app.command()(watch)
 

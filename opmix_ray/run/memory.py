@@ -12,7 +12,7 @@ With P parameters of b bytes each (4 in float32, 2 in bfloat16):
   (Hu et al. 2021); the frozen weights are shared by all processes of a machine, or copied to a GPU.
 - An evaluator owns one copy of the adapted layers' weights; base and factors are shared, or copied to a GPU.
 - On the CPU glibc keeps some of what passes have freed: its trim threshold, where that is less than half of what they
-  need, else a quarter in holes (a rule that fits what was measured; what lives at a time is met within 3 %).
+  need, else three eighths in holes (a rule that fits what was measured; what lives at a time is met within 4 %).
 - What passes leave in memory is counted, not estimated (`opmix_ray.model.peak`). While the backward pass goes on,
   gradients come and activations go, so the peak is at its beginning or at its end.
 
@@ -47,7 +47,8 @@ def plan_memory(config: RunConfig) -> dict[str, Any]:
     Returns:
         `parameters` (a number), and by purpose: `worker` of the main run, `probe` and `evaluator` (what each process
         has beside what it shares), `driver`, and `machine` (what its processes share, in the object store). `peak` is
-        the most at a time, on the GPU where the part has one; `host` is then what it takes of the machine's memory.
+        the most at a time, on the GPU where the part has one; `host` is then what it takes of the machine's memory,
+        and `saving` what rank 0 takes of it for a checkpoint, both beside the peak.
 
     Raises:
         UserError: the tokenizer or the model's description cannot be read.
@@ -114,6 +115,8 @@ class _Plan:
             "activations": step.saved,
             "logits": step.head,
         }
+        if sharded:  # rank 0 gathers weights and moments on its machine for a checkpoint
+            found["saving"] = 3 * self.weights
         # Loaded whole on the machine before it is moved or divided.
         return _closed(
             found, weights + moments + exchange, passes, train.gpus_per_worker, PROCESS + self.weights
@@ -200,7 +203,7 @@ def _closed(parts: dict[str, int], stays: int, passes: int, gpus: float, host: i
     """The parts with their peak: on the GPU, and then with what the machine holds; else with what malloc keeps."""
     if gpus:
         return {**parts, "peak": stays + passes, "host": host}
-    heap = max(passes // 4, min(_KEPT, passes // 2))
+    heap = max(3 * passes // 8, min(_KEPT, passes // 2))
     return {**parts, "heap": heap, "peak": stays + passes + heap}
 
 

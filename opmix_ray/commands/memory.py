@@ -1,0 +1,32 @@
+"""`opmix memory CONFIG`: what a run needs, from its configuration alone; no data, no weights, no cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def memory(
+    config: Annotated[Path, typer.Argument(help="YAML file that describes the run.", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a key: --set model.recompute=true", metavar="KEY=VALUE"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON and nothing else.")] = False,
+) -> None:
+    """Plan the memory of a run's workers, probes, evaluators and machines."""
+    from opmix_ray.config import load_config
+
+    loaded = load_config(config, settings)
+    from opmix_ray.commands.show import show
+    from opmix_ray.errors import UserError
+    from opmix_ray.run.memory import plan_memory
+    from opmix_ray.run.memory_check import memory_words
+
+    try:
+        plan = plan_memory(loaded)
+    except UserError as error:
+        raise error.within(config) from None
+    show(plan, memory_words({"memory": plan, "warnings": []}), as_json)
