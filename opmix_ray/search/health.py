@@ -17,7 +17,7 @@ import numpy as np
 from opmix_ray.search.decide import Decision
 from opmix_ray.search.rows import TrialRow
 
-LEAST_R2 = 0.3  # of the objective, out of fold
+LEAST_R2 = 0.3  # of the sets, out of fold, weighted as in the objective
 MOST_GAP = 0.5  # of the spread of the candidates
 _SAME_MIXTURE = 2e-3  # greatest difference of a share
 
@@ -58,7 +58,7 @@ def examine(
         check: of the probe that was trained on a mixture of all domains: `data` (share by domain) and `measured` (loss
             by set); None: there is none.
     """
-    return [_law(decision), _interpolation(rows, objective, check), _gain(decision)]
+    return [_law(decision, objective), _interpolation(rows, objective, check), _gain(decision)]
 
 
 def with_health(decision: Decision, checks: Sequence[Check], *, verify: bool) -> Decision:
@@ -83,16 +83,20 @@ def with_health(decision: Decision, checks: Sequence[Check], *, verify: bool) ->
     )
 
 
-def _law(decision: Decision) -> Check:
-    found: Any = decision.law.get("objective", {}).get("r2_cv")
-    if found is None:
+def _law(decision: Decision, objective: Mapping[str, float]) -> Check:
+    """By set: candidates that a search has drawn together differ little in the objective, whatever the law."""
+    scores = {name: decision.law.get(name, {}).get("r2_cv") for name, weight in objective.items() if weight}
+    known = {name: float(score) for name, score in scores.items() if score is not None}
+    if not known:
         return Check("law", None, LEAST_R2, None, "how well the law predicts candidates is not known")
+    total = sum(objective[name] for name in known)
+    value = sum(objective[name] * score for name, score in known.items()) / total
     return Check(
         "law",
-        float(found),
+        value,
         LEAST_R2,
-        bool(found >= LEAST_R2),
-        f"the law explains {100 * max(0.0, found):.0f} % of the variance of candidates that it has not seen",
+        value >= LEAST_R2,
+        f"of the variance of a set's loss over candidates that it has not seen the law explains {100 * value:.0f} %",
         "more candidates (search.trials) or more held-out sequences (search.sequences)",
     )
 

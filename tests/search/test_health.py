@@ -16,7 +16,7 @@ DECISION = Decision(
     index=0, step=10, stage="s", kept="proposal", reason="it measures better", trials=3, usable=3,
     current={"a": 0.9, "b": 0.1}, proposal=UNIFORM, mixture=UNIFORM,
     gain={"mean": 0.02, "low": 0.01, "high": 0.03, "confidence": 0.95}, law_name="own-share",
-    law={"objective": {"r2_cv": 0.9}}, details={"kl": 0.1},
+    law={"a": {"r2_cv": 0.9}, "b": {"r2_cv": 0.7}, "objective": {"r2_cv": 0.0}}, details={"kl": 0.1},
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_a_decision_that_stands_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("decision", "gap", "failed", "helps"),
     [
-        (replace(DECISION, law={"objective": {"r2_cv": 0.1}}), 0.0, "law", "search.trials"),
+        (replace(DECISION, law={"a": {"r2_cv": 0.8}, "b": {"r2_cv": -0.4}}), 0.0, "law", "search.trials"),
         (DECISION, 0.06, "interpolation", "probe.steps"),
         (DECISION, -0.06, "interpolation", "probe.steps"),
     ],
