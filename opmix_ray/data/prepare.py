@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class PreparedDomain:
         """What is asked, where the set is not measured by loss."""
         if self.manifest["kind"] not in ("choice", "exact_match"):
             return None
-        return questions_of(json.loads((local_directory(self.path) / QUESTIONS).read_text(encoding="utf-8")))
+        return _questions(self.path)
 
 
 @dataclass(frozen=True)
@@ -298,6 +298,11 @@ class _Job:
         }
         _check_sizes(source, manifest, held_out)
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+@lru_cache(maxsize=64)
+def _questions(path: str) -> Questions:
+    return questions_of(json.loads((local_directory(path) / QUESTIONS).read_text(encoding="utf-8")))
 
 
 def _digest(parts: list[Any]) -> str:
