@@ -18,7 +18,7 @@ from tests.support import TinyRun
 def ray_session() -> Iterator[None]:
     """A Ray with two CPUs."""
     if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

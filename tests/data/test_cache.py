@@ -164,7 +164,7 @@ def test_ray_data_gives_the_same_sequences(make_config: Make, write_rows: Write,
 
     paths = [write_rows(f"{n:02}.jsonl", sentences(10 + n, 100 * n)) for n in range(9)]
     here = prepare(make_config(d={"path": paths}))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         calls: list[tuple[str, int, int]] = []
         config = make_config(d={"path": paths}, cache=str(tmp_path / "other"))

@@ -246,7 +246,9 @@ class Scorer:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     started = not ray.is_initialized()
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False
+    )
     yield
     if started:
         ray.shutdown()
