@@ -1,6 +1,6 @@
 """What a decision costs as it grows: each number from a formula, beside the same number counted or timed here.
 
-    python benchmarks/scale.py            # a table; about two minutes on one core
+    python benchmarks/scale.py            # a table; a few minutes on one core
     python benchmarks/scale.py --json
 
 docs/scale.md draws the large numbers on from these formulas.
@@ -25,7 +25,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 VALUE, COUNT = 8, 4  # bytes of a loss and of a number of tokens in a row
 NAMED = 97  # bytes of one entry of a row's dictionary: slot, float, or the head of an array
-KEPT_BY_TUNE = 1900  # bytes that Tune keeps of each metric of a trial, beside the results themselves
+KEPT_BY_TUNE = 3000  # bytes that Tune keeps of a set, beside the values of its sequences
+TRIAL = 6500  # bytes that Tune keeps of a trial without any set
 LISTED = 32  # bytes of a number in a list: pointer and float
 
 
@@ -107,7 +108,7 @@ def tune_keeps(sets: int = 64, sequences: int = 32) -> list[dict[str, Any]]:
         trial.update_last_result(result())
     kept = (tracemalloc.get_traced_memory()[0] - before) / len(trials)
     tracemalloc.stop()
-    planned = 2 * LISTED * sets * sequences + 2 * LISTED * sets + KEPT_BY_TUNE * sets + 6 * NAMED * sets
+    planned = 2 * LISTED * sets * sequences + KEPT_BY_TUNE * sets + TRIAL
     return [entry(f"Tune's memory of a trial, {sets} sets of {sequences}", planned, kept, "bytes")]
 
 
@@ -198,7 +199,7 @@ def loader(domains: int = 256, tokens: float = 1e13, seq_len: int = 4096) -> lis
     seconds = time.perf_counter() - began
     assert drawn.indices.max() < total // domains
     size = len(json.dumps(resumed.state.to_dict()))
-    planned = domains * (4 * 15 + 9 + 3 + 20 + 17)  # four names with marks; consumed, carry, share, order
+    planned = 200 + 104 * domains  # a name four times, with cursor, carry and share
     return [
         entry(f"loader state after 1e13 tokens, {domains} domains", planned, size, "bytes"),
         entry(f"a batch of {batch} sequences there", None, seconds, "s"),
@@ -231,26 +232,27 @@ def store_index(batches: int = 2000, seq_len: int = 16) -> list[dict[str, Any]]:
     return [entry("memory of an open store for a record batch", INDEXED, kept, "bytes")]
 
 
+FITS = (
+    ("log-linear", 16, 128), ("log-linear", 32, 128), ("log-linear", 64, 128), ("log-linear", 64, 256),
+    ("log-share", 16, 128), ("log-share", 16, 256), ("log-share", 32, 128), ("auto", 16, 128),
+)  # fmt: skip
 INDEXED = 470  # bytes of a view on a record batch
 
 
-def fits(domains: int = 256, counts: tuple[int, ...] = (512, 1024, 2048)) -> list[dict[str, Any]]:
-    """Seconds of fitting the log-linear law to ever more rows of many domains."""
+def fits() -> list[dict[str, Any]]:
+    """Processor seconds of fitting one set's law, as rows and domains grow."""
     from opmix_ray.laws import fit_law
 
     rng = np.random.default_rng(0)
-    found, last = [], 0.0
-    for count in counts:
+    found = []
+    for law, domains, count in FITS:
         p = rng.dirichlet(np.ones(domains), size=count)
         y = 3 + (p @ rng.random((domains, 1))) + rng.normal(0, 0.01, (count, 1))
         names = [f"domain_{i:04d}" for i in range(domains)]
         began = time.process_time()
-        fit_law(p, y, law="log-linear", domains=names, metric_names=["objective"])
+        fit_law(p, y, law=law, domains=names, metric_names=["objective"])
         seconds = time.process_time() - began
-        found.append(
-            entry(f"fit of {count} rows, {domains} domains, one set", 2 * last or None, seconds, "s")
-        )
-        last = seconds
+        found.append(entry(f"fit of {law}, {count} rows, {domains} domains, one set", None, seconds, "s"))
     return found
 
 
