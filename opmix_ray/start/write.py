@@ -57,7 +57,8 @@ def write_config(
         else f"Planned for {minutes:g} minutes."
     )
     lines = [
-        f"# Written by `opmix init` for {len(domains)} domains and a machine with {device}. {limit}",
+        f"# Written by `opmix init` for {len(domains)} domains and a machine with {device}.",
+        f"# {limit}",
         f"# About {_time(plan.seconds)} in all, {plan.tokens:,} tokens, {epochs:.1f} times the data. Every key:",
         "# docs/configuration.md. Check changes with `opmix validate`, then `opmix run` this file.",
         f"name: {name}",
