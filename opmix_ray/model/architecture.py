@@ -46,6 +46,8 @@ def architecture(config: ModelConfig, *, vocab_size: int, eos_token_id: int) -> 
 
 def _described(config: ModelConfig) -> PretrainedConfig:
     options = {"gguf_file": config.gguf_file} if config.gguf_file else {}
-    found = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code, **options)
+    found = AutoConfig.from_pretrained(
+        str(config.path), trust_remote_code=config.trust_remote_code, **options
+    )
     assert isinstance(found, PretrainedConfig)
     return found
