@@ -181,7 +181,7 @@ class SearchConfig(Section):
     space: str = Field(
         "simplex", description="Name of a search space that ships (`simplex`, `old_new`, ...) or a YAML file."
     )
-    trials: int = Field(20, ge=1, description="Candidates scored per decision, at most.")
+    trials: int = Field(12, ge=1, description="Candidates scored per decision, at most.")
     patience: int | None = Field(
         None,
         ge=1,
