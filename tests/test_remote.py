@@ -12,6 +12,7 @@ from opmix_ray.data._files import expand
 from opmix_ray.errors import UserError
 from opmix_ray.remote import check_uris, refuse_credentials, without_credentials
 from opmix_ray.storage import Storage
+from opmix_ray.train.salvage import NOTES, salvage
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 from tests.object_store import ObjectStore, object_store
@@ -77,6 +78,17 @@ def test_an_object_is_not_there_before_it_is_whole(store: ObjectStore) -> None:
     assert not storage.exists("large")
     stream.close()
     assert len(storage.read_bytes("large")) == 12 << 20
+
+
+def test_checkpoints_that_were_never_finished_are_removed(store: ObjectStore) -> None:
+    storage = Storage(store.uri("segments"))
+    for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"):
+        storage.write_text(f"train/00/{name}/state.json", "{}")
+    storage.write_json(f"train/00/{NOTES}", {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_2"}]})
+    assert salvage(storage, "train/00") is None
+    assert storage.names("train/00") == ["checkpoint_2", NOTES]
+    assert storage.exists("train/00/checkpoint_2/state.json")
+    assert salvage(storage, "train/never") is None
 
 
 WRONG = {

@@ -20,7 +20,7 @@ def salvage(storage: Storage, directory: str) -> str | None:
     """Make a segment's directory fit to go on in; to be called while no worker runs.
 
     Checkpoints that were never finished are removed. If Ray's notes are broken, the newest whole checkpoint is put
-    beside the directory, which is then cleared. Object stores publish whole objects only: nothing is done there.
+    beside the directory, which is then cleared. An object store has whole objects only, so there notes do not break.
 
     Args:
         storage: the run's output.
@@ -30,6 +30,7 @@ def salvage(storage: Storage, directory: str) -> str | None:
         The checkpoint inside the output that was saved, now or before; None if none was.
     """
     if not storage.is_local:
+        _drop_unfinished(storage, directory)
         return None
     base = Path(storage.path(directory))
     saved = base.with_name(f"{base.name}.saved")
@@ -47,6 +48,15 @@ def salvage(storage: Storage, directory: str) -> str | None:
             newest.rename(saved)
         shutil.rmtree(base)
     return f"{directory}.saved" if saved.exists() else None
+
+
+def _drop_unfinished(storage: Storage, directory: str) -> None:
+    """Remove what a crash left of checkpoints in an object store that Ray's notes do not know."""
+    notes = f"{directory}/{NOTES}"
+    known = storage.read_text(notes) if storage.exists(notes) else ""
+    for name in storage.names(directory):
+        if name.startswith("checkpoint_") and name != NOTES and name not in known:
+            storage.delete(f"{directory}/{name}")
 
 
 def _notes(file: Path) -> str | None:
