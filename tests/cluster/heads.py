@@ -130,7 +130,10 @@ def _fake(autoscaling: dict[str, Any], address: str) -> dict[str, Any]:
     """A whole configuration for Ray's fake provider, whose machines are processes on this one."""
     return {
         "cluster_name": "fake",
-        "provider": {"type": "fake_multinode", "gcs_address": address},
+        "provider": {
+            "type": "fake_multinode", "gcs_address": address,
+            "disable_node_updaters": True, "disable_launch_config_check": True,
+        },
         "head_node_type": "ray.head.default",
         "upscaling_speed": 4.0,
         "auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": [], "rsync_exclude": [],
