@@ -154,7 +154,7 @@ def test_a_ray_of_our_own_has_the_named_resources_that_are_asked_for(tiny: TinyR
     assert own_resources(config) == {"trainer": 3, "spot": 1}
 
 
-def test_waiting_is_said_once_and_its_end_too(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_is_said_once_and_its_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     machines: list[dict[str, float]] = [{"CPU": 1.0}]
     monkeypatch.setattr(waiting_module, "machines_now", lambda: list(machines))
     monkeypatch.setattr(waiting_module, "_FIRST", 0.01)
