@@ -12,7 +12,9 @@ import torch
 
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
+from opmix_ray.run.autoscaler import machine_types
 from opmix_ray.run.cluster import address_of, connected, own_cpus
+from opmix_ray.run.demand import machines_now
 from opmix_ray.run.memory import PROCESS, plan_memory
 
 _WORDS = {
@@ -72,8 +74,9 @@ def memory_words(checked: Mapping[str, Any]) -> str:
 
 
 def memory_warnings(config: RunConfig, plan: Mapping[str, Any]) -> list[str]:
-    """A line for each part that is planned to need more than the machines have."""
-    return shortages(config, plan, _machines(config))
+    """A line for each part that is planned to need more than the machines have; none where those are not known."""
+    machines = _machines(config)
+    return shortages(config, plan, machines) if machines else []
 
 
 def _machines(config: RunConfig) -> list[Machine]:
@@ -81,7 +84,9 @@ def _machines(config: RunConfig) -> list[Machine]:
         gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
         return [Machine(own_cpus(config), psutil.virtual_memory().total, gpu)]
     with connected(config):
-        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if config.cluster.grows or machine_types() != []:
+            return []  # how much memory the machines have that may come is not known
+        resources = machines_now()
     return [
         Machine(each.get("CPU", 0.0), each.get("memory", 0.0) + each.get("object_store_memory", 0.0))
         for each in resources
