@@ -16,7 +16,10 @@ def memory(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON and nothing else.")] = False,
 ) -> None:
-    """Plan the memory of a run's workers, probes, evaluators and machines."""
+    """Plan the memory that every part of a run needs.
+
+    Workers of the main run, probes, evaluators, machines and the driver.
+    """
     from opmix_ray.config import load_config
 
     loaded = load_config(config, settings)
