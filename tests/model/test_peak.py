@@ -12,7 +12,7 @@ from opmix_ray.model import peak
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.load import load_model, set_recompute
 from opmix_ray.model.loss import training_loss
-from opmix_ray.model.peak import StepMemory, count_forward, count_step
+from opmix_ray.model.peak import count_forward, count_step
 from tests.model.tiny_models import CONFIGS, VOCAB, tokens
 
 PASS: dict[str, Any] = {"sequences": 4, "seq_len": 32, "autocast": False}
@@ -23,8 +23,7 @@ def _model(name: str = "llama", layers: int = 7) -> Any:
     return architecture(ModelConfig(config={**CONFIGS[name], key: layers}), vocab_size=VOCAB, eos_token_id=0)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("probe", [None, ProbeConfig(rank=3)])
+@pytest.mark.parametrize(("name", "probe"), [("llama", None), ("gpt2", None), ("llama", ProbeConfig(rank=3))])
 def test_depth_is_drawn_on_from_two_depths(
     name: str, probe: ProbeConfig | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +78,7 @@ def test_recomputing_keeps_a_layers_input_alone() -> None:
     assert again.saved < kept.saved / 4
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_recomputing_gives_the_same_gradients(name: str) -> None:
     found = []
     for recompute in (False, True):
@@ -93,9 +92,3 @@ def test_recomputing_gives_the_same_gradients(name: str) -> None:
         found.append([p.grad for p in model.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_a_model_is_counted_in_its_own_size() -> None:
-    """Activations of one Llama layer, float32: the inputs of its matrices, norms, attention and gate."""
-    found: StepMemory = count_step(_model(layers=3), **PASS)
-    assert found.peak >= found.saved + found.head > found.saved > 0
