@@ -92,10 +92,12 @@ class Forecast:
         old = {name: float(name in before) for name in names}
         mixture = Mixture(old) if any(old.values()) else Mixture.uniform(names)
         count = len(choose_components(read_space(step.space)[0].kind, mixture, names))
+        count += config.probe.check  # one more, on all domains
         batch = config.probe.batch_size or config.train.batch_size
         tokens = count * config.probe.steps * batch * self._length
         probes = probe_flops(self._model, config.probe, tokens, self._length)  # type: ignore[arg-type]
-        return probes + (config.search.trials + 1) * self._seen * self._forward
+        looks = config.search.trials + 1 + config.probe.check  # candidates, the proposal, the probe on all domains
+        return probes + looks * self._seen * self._forward
 
     def _swarm(self, config: RunConfig, step: Step) -> float:
         own = config.strategies.swarm

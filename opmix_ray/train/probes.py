@@ -22,7 +22,7 @@ from opmix_ray.data.sampler import Sampler
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, model_from
-from opmix_ray.model.flops import probe_flops
+from opmix_ray.model.flops import forward_flops, probe_flops
 from opmix_ray.model.load import set_recompute
 from opmix_ray.model.loss import compute_context, evaluate_sets, training_loss
 from opmix_ray.model.probe import Probe, attach, extract
@@ -140,6 +140,10 @@ def train_probe(task: ProbeTask, base: BaseModel) -> Probe:
         sets = {name: part for name, part in held.items() if isinstance(part, tuple)}  # text; no questions
         found = evaluate_sets(adapted, sets, task.micro_batch_size, autocast=task.model.autocast)
         probe.measured = {name: loss.mean for name, loss in found.items()}
+        seen = sum(ids.size for ids, _ in sets.values())
+        probe.tokens += seen
+        probe.flops += forward_flops(model, seen, task.prepared.seq_len)
+        probe.seconds = time.monotonic() - began
     return probe
 
 
