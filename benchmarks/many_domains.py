@@ -3,7 +3,8 @@
     case = build_case(domains=16, prefix=150, probe_steps=25)
     case.interpolator().losses(case.sets, 16)
 
-Every source is cut into clusters of its documents (k-means on hashed word counts), so that domains differ in truth.
+Every source is cut along the second singular direction of its documents' hashed word counts, in parts of equal size, so
+that domains differ in truth.
 All of it runs in this process, without Ray.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from opmix_ray.config import RunConfig, load_config
@@ -61,13 +62,13 @@ class Case:
 
 
 def cut_texts(directory: Path, domains: int, most_bytes: int, seed: int = 0) -> dict[str, Path]:
-    """One JSONL file per domain: sources cut into clusters, the longest sources into the most.
+    """One JSONL file per domain: sources cut into parts, the longest sources into the most.
 
     Args:
         directory: for the files.
         domains: how many to make; with fewer than there are sources, the first ones whole.
         most_bytes: of each source.
-        seed: of k-means.
+        seed: of the singular vectors.
     """
     sources: dict[str, list[str]] = {}
     for file in sorted((shipped("examples") / "data").glob("*.jsonl.gz"))[: min(domains, 6)]:
@@ -75,7 +76,7 @@ def cut_texts(directory: Path, domains: int, most_bytes: int, seed: int = 0) -> 
         with gzip.open(file, "rt", encoding="utf-8") as stream:
             for line in stream:
                 text = str(json.loads(line)["text"])
-                lines += [text[start : start + 4000] for start in range(0, len(text), 4000)]
+                lines += [text[start : start + 1500] for start in range(0, len(text), 1500)]
                 size += len(text)
                 if size > most_bytes:
                     break
@@ -87,11 +88,10 @@ def cut_texts(directory: Path, domains: int, most_bytes: int, seed: int = 0) -> 
     files = {}
     for name, texts in sources.items():
         words = HashingVectorizer(n_features=1024, alternate_sign=False).transform(texts)
-        labels = KMeans(parts[name], random_state=seed, n_init=1).fit_predict(words)
-        for label in range(parts[name]):
-            file = directory / f"{name}{label}.jsonl"
-            chosen = [text for text, own in zip(texts, labels, strict=True) if own == label]
-            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
+        order = np.argsort(TruncatedSVD(2, random_state=seed).fit_transform(words)[:, 1])
+        for number, chosen in enumerate(np.array_split(order, parts[name])):
+            file = directory / f"{name}{number}.jsonl"
+            file.write_text("".join(json.dumps({"text": texts[i]}) + "\n" for i in chosen))
             files[file.stem] = file
     return files
 
