@@ -7,7 +7,7 @@ the objectives is estimated, with its standard error; where the whole interval i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,8 @@ class Rival:
         targets: set -> target tokens of every sequence.
     """
 
-    nats: dict[str, list[float]]
-    targets: dict[str, list[int]]
+    nats: Mapping[str, Sequence[float]]
+    targets: Mapping[str, Sequence[int]]
 
 
 def lead(

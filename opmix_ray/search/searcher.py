@@ -179,7 +179,10 @@ class MixtureSearch(Searcher):
         if not whole:
             return None
         best = min(whole, key=lambda row: row.objective)
-        return Rival(best.nats, best.targets)
+        return Rival(
+            {name: list(values) for name, values in best.nats.items()},
+            {name: list(values) for name, values in best.targets.items()},
+        )
 
     def _known(self, count: int) -> bool:
         """Whether the first candidates' rows are all there."""
