@@ -96,7 +96,9 @@ class Forecast:
         batch = config.probe.batch_size or config.train.batch_size
         tokens = count * config.probe.steps * batch * self._length
         probes = probe_flops(self._model, config.probe, tokens, self._length)  # type: ignore[arg-type]
-        looks = config.search.trials + 1 + config.probe.check  # candidates, the proposal, the probe on all domains
+        looks = (
+            config.search.trials + 1 + config.probe.check
+        )  # candidates, the proposal, the probe on all domains
         return probes + looks * self._seen * self._forward
 
     def _swarm(self, config: RunConfig, step: Step) -> float:
