@@ -95,8 +95,8 @@ app.command()(compare)
 app.command()(export)
 app.command()(doctor)
 app.command()(memory)
-app.command()(study)
 app.command()(watch)
+app.command()(study)
 
 
 @app.command()

@@ -77,11 +77,6 @@ class PreparedDomain:
         return int(self.manifest["splits"]["train"]["documents"])
 
     @property
-    def train_documents(self) -> int:
-        """Number of documents in the training sequences."""
-        return int(self.manifest["splits"]["train"]["documents"])
-
-    @property
     def tokens_per_document(self) -> float:
         """Mean length of a training document, padding of packed examples included."""
         return self.train_tokens / max(1, self.train_documents)

@@ -160,18 +160,6 @@ class _Check:
         except UserError as error:
             self.errors.append(error)
 
-    def objective(self) -> None:
-        """An objective of another package is there, and says what the sets weigh."""
-        evaluation = self.config.evaluation
-        if evaluation.objective is not None and evaluation.weights is not None:
-            self.wrong(
-                "excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one"
-            )
-        try:
-            self.config.objective()
-        except UserError as error:
-            self.errors.append(error)
-
     def bounds(self) -> None:
         """Least and greatest shares must leave room for a mixture, in every stage that decides."""
         domains = self.config.data.domains
