@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.held_out import search_sets, tokens_of
@@ -78,7 +79,7 @@ class Forecast:
     def _planned(self, strategy: str) -> RunConfig:
         return planned(self._config.model_copy(update={"strategy": strategy}))
 
-    def _built(self, changes: dict[str, object]) -> object:
+    def _built(self, changes: dict[str, Any]) -> Any:
         model = self._config.model
         if changes and model.config is not None:
             model = model.model_copy(update={"config": {**model.config, **changes}})
@@ -95,7 +96,7 @@ class Forecast:
         count += config.probe.check  # one more, on all domains
         batch = config.probe.batch_size or config.train.batch_size
         tokens = count * config.probe.steps * batch * self._length
-        probes = probe_flops(self._model, config.probe, tokens, self._length)  # type: ignore[arg-type]
+        probes = probe_flops(self._model, config.probe, tokens, self._length)
         looks = (
             config.search.trials + 1 + config.probe.check
         )  # candidates, the proposal, the probe on all domains
@@ -122,8 +123,8 @@ class Forecast:
         batch = settings.batch_size or self._config.train.batch_size
         tokens = settings.steps * batch * self._length
         return (
-            train_flops(model, tokens, self._length),  # type: ignore[arg-type]
-            forward_flops(model, 1.0, self._length),  # type: ignore[arg-type]
+            train_flops(model, tokens, self._length),
+            forward_flops(model, 1.0, self._length),
         )
 
     def _aioli(self, config: RunConfig, stage: StageConfig) -> float:

@@ -29,7 +29,7 @@ def sample_mixtures(
     rng = np.random.default_rng([seed, 11])
     names, centre = prior.domains, prior.array()
     low, high = np.log(concentration)
-    found = []
+    found: list[Mixture] = []
     while len(found) < count:
         alpha = np.maximum(np.exp(rng.uniform(low, high)) * len(names) * centre, 1e-3)
         drawn = rng.dirichlet(alpha)
