@@ -24,6 +24,7 @@ EPS = tuple(float(f"{10**x:.2g}") for x in np.arange(-4, 0.26, 0.25))
 RELIEF = 10.0  # the penalty of a metric's own log share over that of the others, as a root
 OWN = 3  # domains tried as a metric's own where its name does not tell
 STRAIGHT = 0.35  # with larger pseudo-counts the log is a straight line, and its slope means nothing
+CURVED = tuple(eps for eps in EPS if eps < STRAIGHT)
 
 
 def own_domain(metric: str, domains: Sequence[str]) -> int | None:
@@ -137,5 +138,5 @@ class OwnShareLaw(LogShareLaw):
     name = "own-share"
     every_log = False
 
-    def __init__(self, eps: Sequence[float] = tuple(value for value in EPS if value < STRAIGHT)) -> None:
+    def __init__(self, eps: Sequence[float] = CURVED) -> None:
         super().__init__(eps)

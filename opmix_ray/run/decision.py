@@ -160,7 +160,7 @@ class _Maker:
             index=situation.index, step=situation.step, stage=situation.stage,
         )  # fmt: skip
         trained = [*probes, *([self.check] if self.check else [])]
-        check = self.check and {"data": self.check.data, "measured": self.check.measured}
+        check = None if self.check is None else {"data": self.check.data, "measured": self.check.measured}
         decision = with_health(
             decision, examine(decision, rows, config.objective(), check), verify=config.proposal.verify
         )
