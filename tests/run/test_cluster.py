@@ -113,7 +113,8 @@ def test_requests_are_compared_with_the_cluster_and_with_its_machines(tiny: Tiny
     assert wrong("train.gpus_per_worker=1", "train.workers=2", "probe.gpus=2", "train.cpus_per_worker=1") == [
         "train.gpus_per_worker = 1.0: asks for 2 GPUs for 2 workers, the cluster has 1; lower it or train.workers, or "
         "add machines",
-        "probe.gpus = 2.0: asks for 2 GPUs, the cluster has 1; lower it, or add machines",
+        "probe.gpus = 2.0: asks for 2 GPUs, the cluster has 1; lower it, or add machines, "
+        "or set probe.gpus to 0: probes then run on CPUs",
     ]
 
 
@@ -188,7 +189,8 @@ def test_machine_types_of_the_cluster_files_count_as_there(
     assert check_cluster(tiny.load(*large, "probe.gpus=1", "probe.cpus=8")) == []
     (error,) = check_cluster(tiny.load("probe.gpus=8"))
     assert str(error) == (
-        "probe.gpus = 8.0: asks for 8 GPUs on one machine, the largest has 4; lower it, or add machines"
+        "probe.gpus = 8.0: asks for 8 GPUs on one machine, the largest has 4; lower it, or add machines, "
+        "or set probe.gpus to 0: probes then run on CPUs"
     )
 
 

@@ -61,6 +61,8 @@ def first(ray_session: None, tiny_data: Path, tmp_path_factory: pytest.TempPathF
     return Path(config.output_uri())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_that_goes_on_is_a_run_with_one_more_stage(first: Path, tiny: TinyRun) -> None:
     """Weights, moments, schedule, mixture and positions: nothing tells two runs from one but the count of steps."""
     whole, second = made(tiny, "whole", ONE, TWO), made(tiny, "second", TWO, base=first)

@@ -90,6 +90,7 @@ def _assert_same(found: dict, expected: dict) -> None:
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_in_the_middle_of_the_search(tiny: TinyRun, undisturbed: dict) -> None:
     output = tiny.directory / "out"
