@@ -159,22 +159,21 @@ def test_a_line_of_fifty_megabytes_takes_little_memory(make_config: Make, write_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
 def test_ray_data_gives_the_same_sequences(make_config: Make, write_rows: Write, tmp_path: Path) -> None:
-    import ray
-
     paths = [write_rows(f"{n:02}.jsonl", sentences(10 + n, 100 * n)) for n in range(9)]
-    here = prepare(make_config(d={"path": paths}))
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        calls: list[tuple[str, int, int]] = []
-        config = make_config(d={"path": paths}, cache=str(tmp_path / "other"))
-        there = prepare(config, on_progress=lambda *call: calls.append(call))
-        assert len(calls) == 10
-        assert same(here.domains["d"].train(), there.domains["d"].train())
-        assert same(here.domains["d"].evaluation(), there.domains["d"].evaluation())
-        assert here.domains["d"].manifest == there.domains["d"].manifest
-        Path(paths[5]).write_text('{"text": 5}\n')
-        with pytest.raises(UserError, match=r"05\.jsonl: data\.domains\.d\.text_column: line 1 holds int"):
-            prepare(config)
-    finally:
-        ray.shutdown()
+    alone = make_config(d={"path": paths})
+    process = start(alone, kill=False)  # where Ray is not connected
+    process.join(timeout=300)
+    assert process.exitcode == 0
+    here = prepare(alone)
+    calls: list[tuple[str, int, int]] = []
+    config = make_config(d={"path": paths}, cache=str(tmp_path / "other"))
+    there = prepare(config, on_progress=lambda *call: calls.append(call))
+    assert len(calls) == 10
+    assert same(here.domains["d"].train(), there.domains["d"].train())
+    assert same(here.domains["d"].evaluation(), there.domains["d"].evaluation())
+    assert here.domains["d"].manifest == there.domains["d"].manifest
+    Path(paths[5]).write_text('{"text": 5}\n')
+    with pytest.raises(UserError, match=r"05\.jsonl: data\.domains\.d\.text_column: line 1 holds int"):
+        prepare(config)
