@@ -85,7 +85,8 @@ def _axes(panel: Panel, frame: _Frame) -> Iterable[str]:
         x = _n(frame.x(value))
         if panel.categories:
             yield f'<path class="g" d="M{x} {_n(frame.top)}V{_n(frame.bottom)}"/>'
-        yield f'<text x="{x}" y="{_n(frame.bottom + 14)}" class="mid">{esc(label)}</text>'
+        inside = _n(min(frame.x(value), frame.width - len(label) * CHARACTER / 2))
+        yield f'<text x="{inside}" y="{_n(frame.bottom + 14)}" class="mid">{esc(label)}</text>'
     for value, label in zip(frame.y_ticks, tick_labels(frame.y_ticks, panel.y_scale), strict=True):
         y = frame.y(value)
         yield f'<path class="g" d="M{_n(frame.left)} {_n(y)}H{_n(frame.right)}"/>'
