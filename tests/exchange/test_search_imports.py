@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("run", "format"), [("megatron_run", "megatron"), ("olmo_run", "olmo-core")])
 def test_a_decision_goes_out_from_the_trainer_s_own_files(
     run: str, format: str, checkpoint: Path, request: pytest.FixtureRequest, tmp_path: Path

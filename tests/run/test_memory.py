@@ -104,7 +104,7 @@ def test_validate_prints_the_plan(opmix: Opmix, tiny: TinyRun) -> None:
     assert (found["valid"], found["warnings"], found["memory"]["parameters"]) == (True, [], PARAMETERS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["demo", "SmolLM2-135M"])
 def test_the_plan_is_within_a_fifth_of_what_processes_take(model: str, tmp_path: Path) -> None:
     file = ROOT / "examples" / "quickstart.yaml"

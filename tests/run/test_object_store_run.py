@@ -18,7 +18,7 @@ from opmix_ray.storage import Storage
 from tests.object_store import ObjectStore, object_store
 from tests.support import DOMAINS, ROOT, TinyRun, opmix
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from tests.support import DOMAINS, ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_two_commands_from_three_files_to_a_report(tiny_data: Path, tmp_path: Path) -> None:
     for name in DOMAINS:

@@ -58,7 +58,7 @@ def test_wrong_arguments_are_the_users(tiny: TinyRun) -> None:
         Trackers(tiny.load(), "out")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wandb_writes_offline(
     tiny: TinyRun, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +75,7 @@ def test_wandb_writes_offline(
     assert b"train/loss" in files[0].read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_aim_gets_values(tiny: TinyRun, tmp_path: Path) -> None:
     aim = pytest.importorskip("aim")
     tiny.tree["watch"] = {"aim": {"repo": str(tmp_path)}}

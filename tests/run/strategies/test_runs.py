@@ -44,7 +44,7 @@ def instructions(tiny: TinyRun) -> None:
         source.update(path=str(file), prompt_column="prompt", completion_column="completion")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
 def test_a_live_strategy_moves_the_mixture_inside_one_segment(tiny: TinyRun) -> None:
@@ -59,7 +59,7 @@ def test_a_live_strategy_moves_the_mixture_inside_one_segment(tiny: TinyRun) -> 
     assert result["decisions"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("strategy", ["swarm", "doremi", "mergemix"])
@@ -73,7 +73,7 @@ def test_strategies_with_models_of_their_own_decide(tiny: TinyRun, strategy: str
     assert (tiny.directory / "out/report.html").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_session")
 def test_retraining_begins_every_stage_with_the_same_weights(tiny: TinyRun) -> None:
@@ -92,7 +92,7 @@ def test_retraining_begins_every_stage_with_the_same_weights(tiny: TinyRun) -> N
     assert result["evaluations"][-1]["losses"] == pytest.approx(at_eight["losses"], abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_session")
 def test_self_distillation_trains_on_the_students_answers(tiny: TinyRun) -> None:
@@ -144,7 +144,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("strategy", list(MOMENTS))
 def test_killed_and_resumed_is_the_same_as_undisturbed(tiny: TinyRun, strategy: str) -> None:
