@@ -12,20 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
-from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, model_from
 from opmix_ray.model.flops import forward_flops, probe_flops
 from opmix_ray.model.load import set_recompute
 from opmix_ray.model.loss import compute_context, evaluate_sets, training_loss
 from opmix_ray.model.probe import Probe, attach, extract
+from opmix_ray.train.side_by_side import Failed, Job, side_by_side
 
 OLD = "old"
 
@@ -160,30 +159,9 @@ def train_probes(
     Raises:
         UserError: a probe failed because of its input.
     """
-    waiting = {}
-    for task in tasks:
-        remote = ray.remote(train_probe).options(
-            num_cpus=task.probe.cpus,
-            num_gpus=task.probe.gpus,
-            resources=dict(task.probe.resources),
-            max_retries=task.probe.max_retries,
-            name=f"probe:{task.name}",
-        )
-        waiting[remote.remote(task, base)] = task.name
-        if on_start is not None:
-            on_start(task.name)
-    while waiting:
-        done, _ = ray.wait(list(waiting), num_returns=1)
-        name = waiting.pop(done[0])
-        try:
-            yield ray.get(done[0])
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            if isinstance(cause, UserError):
-                raise cause from None
-            yield LostProbe(name, _first_line(cause))
-        except ray.exceptions.RayError as error:
-            yield LostProbe(name, _first_line(error))
+    jobs = [Job(task.name, (task, base), task.probe) for task in tasks]
+    for name, result in side_by_side(train_probe, jobs, "probe", on_start):
+        yield LostProbe(name, _first_line(result.cause)) if isinstance(result, Failed) else result
 
 
 def train_all(tasks: Iterable[ProbeTask], base: Any) -> dict[str, Probe]:

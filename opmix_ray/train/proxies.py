@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig, ScheduleConfig
 from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
-from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.model.flops import forward_flops, train_flops
@@ -27,6 +25,7 @@ from opmix_ray.model.interpolate import view_of
 from opmix_ray.model.load import build_empty, fill, load_model
 from opmix_ray.model.loss import compute_context, evaluate_sets, sequence_losses
 from opmix_ray.train.schedule import learning_rate
+from opmix_ray.train.side_by_side import Failed, Job, side_by_side
 
 CONSTANT = ScheduleConfig(kind="constant", warmup_fraction=0.0)
 
@@ -45,7 +44,7 @@ class ProxyTask:
         seed: of fresh weights and of the order.
         rate: learning rate over `optimizer.learning_rate`.
         schedule: of the learning rate over `steps`.
-        resources: CPUs, GPUs and retries, as for a probe.
+        resources: CPUs, GPUs, other resources and retries, as for a probe.
         evaluate: whether its held-out losses are wanted.
         keep: whether its weights are wanted.
     """
@@ -215,23 +214,8 @@ def run_tasks(
         UserError: one failed because of its input.
         RuntimeError: one failed for good; names it.
     """
-    waiting = {}
-    for task, arguments in tasks:
-        remote = ray.remote(function).options(
-            num_cpus=task.resources.cpus, num_gpus=task.resources.gpus,
-            max_retries=task.resources.max_retries, name=f"proxy:{task.name}",
-        )  # fmt: skip
-        waiting[remote.remote(task, *arguments)] = task.name
-        on_start(task.name)
-    while waiting:
-        done, _ = ray.wait(list(waiting), num_returns=1)
-        name = waiting.pop(done[0])
-        try:
-            yield ray.get(done[0])
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            if isinstance(cause, UserError):
-                raise cause from None
-            raise RuntimeError(f"the proxy {name} failed: {cause}") from error
-        except ray.exceptions.RayError as error:
-            raise RuntimeError(f"the proxy {name} failed: {error}") from error
+    jobs = [Job(task.name, (task, *arguments), task.resources) for task, arguments in tasks]
+    for name, result in side_by_side(function, jobs, "proxy", on_start):
+        if isinstance(result, Failed):
+            raise RuntimeError(f"the proxy {name} failed: {result.cause}") from result.cause
+        yield result
