@@ -102,6 +102,11 @@ def user_errors(error: BaseException) -> list[UserError]:
     return [disk_full()] if "No space left on device" in str(error) else []
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in one line: the first of its text that is not blank, else its type."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def disk_full(file: object = None) -> UserError:
     """The error for a disk without space."""
     return UserError(

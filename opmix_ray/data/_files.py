@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from opmix_ray.config import is_uri
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.remote import missing_bucket, open_uri, reason, remedy
 
 ENDINGS = {
@@ -183,9 +183,11 @@ def reading(file: str, key: str) -> Iterator[None]:
     except PermissionError:
         raise UserError("may not be read", file=file, key=key, remedy="change its permissions") from None
     except (pa.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"cannot be read: {text}", file=file, key=key, remedy=remedy(error, "write the file again")
+            f"cannot be read: {first_line(error)}",
+            file=file,
+            key=key,
+            remedy=remedy(error, "write the file again"),
         ) from None
     except (MemoryError, OverflowError, RecursionError, NotImplementedError) as error:
         raise UserError(f"cannot be read: {type(error).__name__}", file=file, key=key) from None

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from opmix_ray.config import RunConfig
 from opmix_ray.data._files import content_hash, exists, join, local_directory, notes, publish
 from opmix_ray.data.sources import Source, open_source, read_file
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 16  # characters of a long text that are tokenised together
@@ -74,9 +74,8 @@ def load_tokenizer_from(
             options = {"gguf_file": gguf_file} if gguf_file else {}
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers, tokenizers and the hub share no base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot be loaded as a tokenizer: {reason}",
+            f"cannot be loaded as a tokenizer: {first_line(error)}",
             key=KEY,
             value=path,
             remedy="name a directory with tokenizer.json, such a file, or a hub id within reach",

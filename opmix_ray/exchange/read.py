@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from opmix_ray.config import is_uri
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.exchange.axolotl import read_axolotl
 from opmix_ray.exchange.energon import read_energon
 from opmix_ray.exchange.entry import Entry, entry_weight
@@ -125,17 +125,13 @@ def read_weights(file: str) -> Weights:
         SyntaxError,
         yaml.YAMLError,
     ) as error:
-        raise UserError(f"cannot be read: {_first_line(error)}", file=file, remedy="mend the file") from None
+        raise UserError(f"cannot be read: {first_line(error)}", file=file, remedy="mend the file") from None
     if found is None:
         raise UserError("is not a mixture of a known format", file=file, remedy=f"known are {KNOWN}")
     unit, entries = found
     if not entries:
         raise UserError("names no data", file=file, remedy="mend the file")
     return Weights(file, "tokens" if _SAYS_TOKENS.search(text) else unit, entries)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _text(file: str) -> str:

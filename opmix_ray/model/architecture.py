@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from opmix_ray.config import ModelConfig
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.model.load import DTYPES, load_model
 
 
@@ -33,9 +33,8 @@ def architecture(config: ModelConfig, *, vocab_size: int, eos_token_id: int) -> 
                 _described(config), dtype=DTYPES[config.dtype], trust_remote_code=config.trust_remote_code
             )
     except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"cannot be built as a causal language model: {first}",
+            f"cannot be built as a causal language model: {first_line(error)}",
             key="model.path",
             value=config.path,
             remedy="give a directory with config.json and weights, or a hub id that this machine can reach",

@@ -26,7 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging, quantization_config
 
 from opmix_ray.config import ModelConfig
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -239,9 +239,8 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
                 **options,
             )
     except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"cannot be loaded as a causal language model: {first}",
+            f"cannot be loaded as a causal language model: {first_line(error)}",
             key="model.path",
             value=path,
             remedy="give a directory with config.json and weights, or a hub id that this machine can reach",

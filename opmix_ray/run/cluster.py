@@ -14,7 +14,7 @@ import ray
 import torch
 
 from opmix_ray.config import RunConfig
-from opmix_ray.errors import UserError, UserErrors, user_errors
+from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.run.address import check_address
 from opmix_ray.run.autoscaler import machine_types
 from opmix_ray.run.demand import (
@@ -180,9 +180,8 @@ def _join(address: str, timeout: float) -> None:
         with _quiet():
             ray.init(address=address, **_QUIET)
     except Exception as error:  # Ray has no common class for what can go wrong here
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"Ray cannot be joined: {lines[0]}",
+            f"Ray cannot be joined: {first_line(error)}",
             key="cluster.address",
             value=address,
             remedy="start a cluster with `ray start --head`, correct the address, or leave it out",

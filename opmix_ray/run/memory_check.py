@@ -11,7 +11,7 @@ import ray
 import torch
 
 from opmix_ray.config import RunConfig
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.run.autoscaler import machine_types
 from opmix_ray.run.cluster import address_of, connected, own_cpus
 from opmix_ray.run.demand import machines_now
@@ -52,8 +52,7 @@ def check_memory(config: RunConfig) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # code that came with a model may do anything
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        return {"memory": None, "warnings": [f"memory cannot be planned for this model: {first}"]}
+        return {"memory": None, "warnings": [f"memory cannot be planned for this model: {first_line(error)}"]}
     return {"memory": plan, "warnings": memory_warnings(config, plan)}
 
 

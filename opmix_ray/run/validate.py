@@ -17,7 +17,7 @@ from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.questions import validate_questions
 from opmix_ray.data.sources import validate_sources
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
-from opmix_ray.errors import UserError, UserErrors, user_errors
+from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.harness import check_harness
 from opmix_ray.model.load import load_model
@@ -201,7 +201,7 @@ def _embedding_rows(model: ModelConfig) -> int | None:
         found = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"cannot be read as a model: {str(error).splitlines()[0]}",
+            f"cannot be read as a model: {first_line(error)}",
             key="model.path",
             value=model.path,
             remedy=_MODEL_REMEDY,

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from opmix_ray.config import DataConfig, ModelConfig, RunConfig, SourceConfig, TokenizerConfig, load_config
 from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train_bpe, vocabulary_size
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.run.validate import check_before, refuse
 from opmix_ray.start.discover import KEY, discover, safe_name
 from opmix_ray.start.look import Domain, look
@@ -185,7 +185,7 @@ def _positions(model: str) -> int | None:
         found = AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"cannot be read as a model: {str(error).splitlines()[0]}",
+            f"cannot be read as a model: {first_line(error)}",
             key="--model",
             value=model,
             remedy="give a directory with config.json and weights, or a hub id that this machine can reach",

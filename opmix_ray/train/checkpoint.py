@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from opmix_ray.data.sampler import SamplerState
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.model.load import save_model
 
 _SIZES = "sizes.json"  # bytes of every other file, to tell a copy that was cut off
@@ -110,7 +110,7 @@ def read_tensors(directory: Path, name: str) -> Any:
         return torch.load(directory / name, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"is not part of a checkpoint: {str(error).splitlines()[0]}",
+            f"is not part of a checkpoint: {first_line(error)}",
             file=directory / name,
             remedy="resume from an earlier checkpoint",
         ) from None

@@ -18,6 +18,7 @@ from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.errors import first_line
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, model_from
 from opmix_ray.model.flops import forward_flops, probe_flops
@@ -161,7 +162,7 @@ def train_probes(
     """
     jobs = [Job(task.name, (task, base), task.probe) for task in tasks]
     for name, result in side_by_side(train_probe, jobs, "probe", on_start):
-        yield LostProbe(name, _first_line(result.cause)) if isinstance(result, Failed) else result
+        yield LostProbe(name, _words(result.cause)) if isinstance(result, Failed) else result
 
 
 def train_all(tasks: Iterable[ProbeTask], base: Any) -> dict[str, Probe]:
@@ -179,9 +180,9 @@ def train_all(tasks: Iterable[ProbeTask], base: Any) -> dict[str, Probe]:
     return found
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _words(error: Exception) -> str:
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"
 
 
 def _seed(task: ProbeTask) -> int:

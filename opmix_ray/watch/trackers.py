@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from opmix_ray.config import RunConfig
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.watch.names import Scalars
 
 CALLBACKS = {
@@ -55,8 +55,8 @@ class Trackers:
         return bool(self._callbacks)
 
     def _start(self, name: str, options: dict[str, Any]) -> Any:
-        if (error := missing(name)) is not None:
-            raise error
+        if (absent := missing(name)) is not None:
+            raise absent
         _, module, kind = CALLBACKS[name]
         if name == "wandb":
             options = {"project": "opmix_ray", "resume": "allow"} | options
@@ -67,9 +67,8 @@ class Trackers:
             callback.setup()
             callback.log_trial_start(self._run)
         except Exception as error:  # each package has errors of its own
-            said = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
-                f"cannot be started: {said[0]}",
+                f"cannot be started: {first_line(error)}",
                 key=f"watch.{name}",
                 value=options,
                 remedy="see docs/watching.md",
