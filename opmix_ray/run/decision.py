@@ -84,14 +84,43 @@ def make_decision(
         progress: what a person sees.
         ledger: the cost is added to it once the decision is made.
     """
+    return decided(
+        storage, situation, progress, ledger,
+        lambda place: _Maker(config, prepared, place, situation, progress).make(),
+    )  # fmt: skip
+
+
+def decided(
+    storage: Storage,
+    situation: Situation,
+    progress: Progress,
+    ledger: Ledger,
+    make: Callable[[Storage], Decision],
+) -> Decision:
+    """The decision that is in its directory already, or a new one, written there; its cost goes to the ledger.
+
+    Args:
+        storage: the run's output.
+        situation: when and where.
+        progress: what a person sees.
+        ledger: takes `details.cost` of the decision, by purpose.
+        make: from the decision's directory to the decision.
+    """
     place = storage.child(f"decisions/{situation.index:03d}")
     if place.exists("decision.json"):
         decision = Decision(**place.read_json("decision.json"))
     else:
-        decision = _Maker(config, prepared, place, situation, progress).make()
+        decision = make(place)
+        place.write_json("decision.json", decision.to_dict())
+        progress.decided(decision)
     for purpose, amounts in decision.details["cost"].items():
         ledger.add(purpose, **amounts)
     return decision
+
+
+def decision_seed(seed: int, index: int, number: int = 0) -> int:
+    """A seed of its own for every decision, and for every model of it, below 2**31."""
+    return (seed * 1_000_003 + index * 7919 + number) % 2**31
 
 
 # What a strategy puts in the place of `make_decision`: it leaves decision.json and adds its cost to the ledger.
@@ -147,7 +176,7 @@ class _Maker:
                 space,
                 config.search,
                 log,
-                seed=_mix(config.seed, situation.index),
+                seed=decision_seed(config.seed, situation.index),
                 start=self._warm_starts(components),
                 propose=find,
                 on_row=lambda row: self.progress.trial(row, best.update(row), config.search.trials),
@@ -181,29 +210,25 @@ class _Maker:
         )
         if answers[-1].law is not None:
             self.place.write_json("law.json", answers[-1].law.to_dict())
-        self.place.write_json("decision.json", decision.to_dict())
-        self.progress.decided(decision)
         return decision
 
     def _probes(self, base: Any) -> list[Probe]:
         config = self.config
         found: dict[str, Probe] = {}
         missing = []
+        stream = f"decision-{self.situation.index}"
+        replayed = self.situation.current if self.old is None else self.old.inside
         for name in self.names:
             if self.place.exists(f"probes/{name}/{RECORD}"):
                 with self.place.local(f"probes/{name}") as directory:
                     found[name] = replace(load_probe(directory), name=name)
                 self.progress.probe_done(found[name])
                 continue
-            stream = f"decision-{self.situation.index}"
-            replayed = self.situation.current if self.old is None else self.old.inside
             missing.append(probe_task(config, self.prepared, name, replayed, stream))
         self.check = read_check(self.place)
         if self.check is not None:
             self.progress.probe_done(self.check)
         elif config.probe.check:
-            replayed = self.situation.current if self.old is None else self.old.inside
-            stream = f"decision-{self.situation.index}"
             missing.append(check_task(config, self.prepared, self.names, replayed, stream))
         for probe in self._trained(missing, base):
             if probe.name == CHECK:
@@ -234,7 +259,7 @@ class _Maker:
 
     def _undecided(self, probes: list[Probe], base_bytes: int, began: float) -> Decision:
         situation = self.situation
-        decision = undecided(
+        return undecided(
             self.lost, situation.current, index=situation.index, step=situation.step, stage=situation.stage,
             details={
                 "cost": {"probes": _probe_cost(probes, base_bytes)},
@@ -242,9 +267,6 @@ class _Maker:
                 "effective_step": situation.step if situation.effective is None else situation.effective,
             },
         )  # fmt: skip
-        self.place.write_json("decision.json", decision.to_dict())
-        self.progress.decided(decision)
-        return decision
 
     def _question(self, components: Components) -> Question:
         config, situation = self.config, self.situation
@@ -273,7 +295,7 @@ class _Maker:
             lower=lower,
             upper=upper,
             settings=config.proposal,
-            seed=_mix(config.seed, situation.index),
+            seed=decision_seed(config.seed, situation.index),
             old=self.old,
             steps=situation.tokens_left / (config.train.batch_size * self.prepared.seq_len),
         )
@@ -326,8 +348,3 @@ def _probe_cost(probes: Sequence[Probe], base_bytes: int) -> dict[str, float]:
         "seconds": sum(p.seconds for p in probes),
         "bytes": float(base_bytes),
     }
-
-
-def _mix(seed: int, index: int) -> int:
-    """A seed of its own for every decision, below 2**31."""
-    return (seed * 1_000_003 + index * 7919) % (2**31)

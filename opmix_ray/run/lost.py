@@ -70,8 +70,5 @@ def undecided(
         current=current.shares,
         proposal=current.shares,
         mixture=current.shares,
-        gain=None,
-        law_name="",
-        law={},
         details={"lost": dict(lost), **details},
     )

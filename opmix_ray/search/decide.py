@@ -106,9 +106,9 @@ class Decision:
     current: dict[str, float]
     proposal: dict[str, float]
     mixture: dict[str, float]
-    gain: dict[str, float] | None
-    law_name: str
-    law: dict[str, dict[str, Any]]
+    gain: dict[str, float] | None = None
+    law_name: str = ""
+    law: dict[str, dict[str, Any]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

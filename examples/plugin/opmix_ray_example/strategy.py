@@ -6,7 +6,7 @@ import json
 
 from opmix_ray import Decision, Mixture, RunConfig
 from opmix_ray.data.prepare import Prepared
-from opmix_ray.run.decision import Situation
+from opmix_ray.run.decision import Situation, decided
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.progress import Progress
 from opmix_ray.storage import Storage
@@ -23,30 +23,27 @@ def decide(
     ledger: Ledger,
 ) -> Decision:
     """Decide from the last evaluation in metrics.jsonl, and leave decision.json as every strategy does."""
-    place = storage.child(f"decisions/{situation.index:03d}")
-    if place.exists("decision.json"):
-        return Decision(**place.read_json("decision.json"))
-    current = situation.current
-    rows = [json.loads(line) for line in storage.lines("metrics.jsonl")]
-    losses = next((row["losses"] for row in reversed(rows) if row["kind"] == "evaluation"), {})
-    worst = max(current.domains, key=lambda name: losses.get(name, 0.0))
-    mixture = Mixture({name: (1 - STEP) * share + STEP * (name == worst) for name, share in current.items()})
-    decision = Decision(
-        index=situation.index,
-        step=situation.step,
-        stage=situation.stage,
-        kept="proposal",
-        reason=f"{worst} has the greatest loss, {losses.get(worst, 0.0):.4f} nats per token",
-        trials=0,
-        usable=0,
-        current=current.shares,
-        proposal=mixture.shares,
-        mixture=mixture.shares,
-        gain=None,
-        law_name="",
-        law={},
-        details={"cost": {}},
-    )
-    place.write_json("decision.json", decision.to_dict())
-    progress.decided(decision)
-    return decision
+
+    def make(place: Storage) -> Decision:
+        current = situation.current
+        rows = [json.loads(line) for line in storage.lines("metrics.jsonl")]
+        losses = next((row["losses"] for row in reversed(rows) if row["kind"] == "evaluation"), {})
+        worst = max(current.domains, key=lambda name: losses.get(name, 0.0))
+        mixture = Mixture(
+            {name: (1 - STEP) * share + STEP * (name == worst) for name, share in current.items()}
+        )
+        return Decision(
+            index=situation.index,
+            step=situation.step,
+            stage=situation.stage,
+            kept="proposal",
+            reason=f"{worst} has the greatest loss, {losses.get(worst, 0.0):.4f} nats per token",
+            trials=0,
+            usable=0,
+            current=current.shares,
+            proposal=mixture.shares,
+            mixture=mixture.shares,
+            details={"cost": {}},
+        )
+
+    return decided(storage, situation, progress, ledger, make)

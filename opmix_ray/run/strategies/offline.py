@@ -21,7 +21,7 @@ from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
-from opmix_ray.run.decision import Decide, Situation
+from opmix_ray.run.decision import Decide, Situation, decided, decision_seed
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.task import load_weights
@@ -84,7 +84,7 @@ class Offline:
 
     def seed(self, number: int = 0) -> int:
         """A seed of its own for every model of every decision."""
-        return (self.config.seed * 1_000_003 + self.situation.index * 7919 + number) % 2**31
+        return decision_seed(self.config.seed, self.situation.index, number)
 
     def add(self, purpose: str, tokens: float, flops: float, seconds: float) -> None:
         """Count a cost."""
@@ -195,7 +195,6 @@ class Offline:
             current=situation.current.shares,
             proposal=allowed.shares,
             mixture=allowed.shares,
-            gain=None,
             law_name=law_name,
             law=law or {},
             details={"cost": self.cost, "strategy": self.config.strategy},
@@ -209,16 +208,10 @@ def offline(make: Callable[[Offline], Decision]) -> Decide:
         config: RunConfig, prepared: Prepared, storage: Storage, situation: Situation, progress: Progress,
         ledger: Ledger,
     ) -> Decision:  # fmt: skip
-        place = storage.child(f"decisions/{situation.index:03d}")
-        if place.exists("decision.json"):
-            decision = Decision(**place.read_json("decision.json"))
-        else:
+        def made(place: Storage) -> Decision:
             progress.message(f"decision {situation.index} at step {situation.step}: {config.strategy}")
-            decision = make(Offline(config, prepared, place, situation, progress))
-            place.write_json("decision.json", decision.to_dict())
-            progress.decided(decision)
-        for purpose, amounts in decision.details["cost"].items():
-            ledger.add(purpose, **amounts)
-        return decision
+            return make(Offline(config, prepared, place, situation, progress))
+
+        return decided(storage, situation, progress, ledger, made)
 
     return decide
