@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,10 +19,20 @@ from opmix_ray.commands.doctor import doctor
 from opmix_ray.commands.export import export
 from opmix_ray.commands.init import init
 from opmix_ray.commands.memory import memory
-from opmix_ray.commands.show import console, show
+from opmix_ray.commands.options import (
+    Address,
+    Config,
+    Json,
+    Output,
+    Settings,
+    about,
+    progress_for,
+    with_options,
+)
+from opmix_ray.commands.show import show
 from opmix_ray.commands.study import study
 from opmix_ray.commands.watch import watch
-from opmix_ray.errors import UserError, UserErrors, user_errors
+from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.exits import exit_code
 
 app = typer.Typer(
@@ -34,14 +42,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Decides what a language model should train on next.",
 )
-Config = Annotated[Path, typer.Argument(help="YAML file that describes the run.", show_default=False)]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a key: --set train.batch_size=8", metavar="KEY=VALUE"),
-]
-Output = Annotated[str | None, typer.Option("--output", "-o", help="Directory or URI of the results.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
-Address = Annotated[str | None, typer.Option(help="Ray address: auto, host:port, ray://host:port.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the output stands.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove a run that is already in the output.")]
 
@@ -108,7 +108,7 @@ def prepare(config: Config, settings: Settings = None, as_json: Json = False) ->
     from opmix_ray.run.tables import prepared_table
     from opmix_ray.run.validate import validate
 
-    with _about(config), _progress(as_json) as progress:
+    with about(config), progress_for(as_json) as progress:
         prepared = validate(loaded, config, progress.preparing)
     rows = prepared_table(loaded, prepared)
     show(rows, rows, as_json)
@@ -125,14 +125,14 @@ def validate(
     if loaded is not None:
         from opmix_ray.run.validate import check_all
 
-        with _progress(as_json) as progress:
-            found = check_all(_with(loaded, None, address), config, progress.preparing)
+        with progress_for(as_json) as progress:
+            found = check_all(with_options(loaded, None, address), config, progress.preparing)
         errors += [error.within(config) for error in found]
     if errors:
         raise UserErrors(errors)
     from opmix_ray.run.memory_check import check_memory, memory_words
 
-    checked = check_memory(_with(loaded, None, address))
+    checked = check_memory(with_options(loaded, None, address))
     words = f"{config}: nothing wrong was found\n{memory_words(checked)}"
     show({"valid": True, "config": str(config), **checked}, words, as_json)
 
@@ -159,10 +159,10 @@ def search(
     """Make one decision for a checkpoint from anywhere."""
     from opmix_ray.config import load_config
 
-    loaded = _with(load_config(config, [*_old_mixture(mixture), *(settings or [])]), output, address)
+    loaded = with_options(load_config(config, [*_old_mixture(mixture), *(settings or [])]), output, address)
     from opmix_ray.run.search import search_once
 
-    with _about(config), _progress(as_json) as progress:
+    with about(config), progress_for(as_json) as progress:
         decision = search_once(loaded, model, step=step, overwrite=overwrite, progress=progress)
     show(decision.to_dict(), decision.mixture, as_json)
 
@@ -252,14 +252,14 @@ def _run(
 
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", remedy="give one of them")
-    loaded = _with(load_config(config, settings), output, address)
+    loaded = with_options(load_config(config, settings), output, address)
     if base is not None:
         loaded = continued(loaded, base)
     from opmix_ray.run.runner import run as run_config  # torch and Ray only for what is well-formed
     from opmix_ray.run.tables import closing_words
     from opmix_ray.storage import Storage
 
-    with _about(config), _progress(as_json) as progress:
+    with about(config), progress_for(as_json) as progress:
         result = run_config(loaded, resume=resume, overwrite=overwrite, progress=progress, file=config)
     report_path = Storage(loaded.output_uri()).path("report.html")
     show(result, closing_words(result, report_path), as_json)
@@ -271,38 +271,6 @@ def _old_mixture(file: str | None) -> list[str]:
         return []
     place = file if "://" in file else str(Path(file).expanduser().absolute())
     return [f"base.mixture={json.dumps(place)}", "stages.0.start=carry"]
-
-
-def _with(config: Any, output: str | None, address: str | None) -> Any:
-    update: dict[str, Any] = {}
-    if output is not None:
-        update["output"] = output
-    if address is not None:
-        update["cluster"] = config.cluster.model_copy(update={"address": address})
-    return config.model_copy(update=update)
-
-
-@contextmanager
-def _progress(silent: bool) -> Iterator[Any]:
-    from opmix_ray.run.progress import make_progress
-
-    progress = make_progress(console(), silent=silent)
-    try:
-        yield progress
-    finally:
-        progress.close()
-
-
-@contextmanager
-def _about(config: Path) -> Iterator[None]:
-    """Let errors that name a key but no file name the configuration."""
-    try:
-        yield
-    except Exception as error:
-        found = user_errors(error)
-        if not found:
-            raise
-        raise UserErrors([one.within(config) for one in found]) from None
 
 
 def main() -> None:

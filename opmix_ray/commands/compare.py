@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from opmix_ray.errors import UserErrors, user_errors
+from opmix_ray.commands.options import Address, Config, Json, Settings, about, progress_for, with_options
 
 
 def compare(
-    config: Annotated[Path, typer.Argument(help="YAML file that describes the run.", show_default=False)],
+    config: Config,
     strategies: Annotated[
         str, typer.Option(help="Names, separated by commas; the first one is the baseline.")
     ] = "proportional,uniform,opmix",
@@ -19,10 +18,7 @@ def compare(
     output: Annotated[
         str, typer.Option("--output", "-o", help="Directory or URI of the results.")
     ] = "runs/compare",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a key: --set train.batch_size=8", metavar="KEY=VALUE"),
-    ] = None,
+    settings: Settings = None,
     equal_compute: Annotated[
         bool,
         typer.Option("--equal-compute", help="Shorten runs that search, so that all cost the same FLOPs."),
@@ -34,12 +30,8 @@ def compare(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove the comparison that is in the output.")
     ] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Ray address: auto, host:port, ray://host:port.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
-    ] = False,
+    address: Address = None,
+    as_json: Json = False,
 ) -> None:
     """Run several strategies with several seeds, and compare them.
 
@@ -49,28 +41,17 @@ def compare(
     from opmix_ray.config import load_config
 
     names = check_strategies(strategies.split(","))
-    loaded = load_config(config, settings)
-    if address is not None:
-        loaded = loaded.model_copy(update={"cluster": loaded.cluster.model_copy(update={"address": address})})
-    from opmix_ray.commands.show import console, show
+    loaded = with_options(load_config(config, settings), None, address)
+    from opmix_ray.commands.show import show
     from opmix_ray.compare.run import PAGE, compare
     from opmix_ray.compare.table import table_rows
-    from opmix_ray.run.progress import make_progress
     from opmix_ray.storage import Storage
 
-    progress = make_progress(console(), silent=as_json)
-    try:
+    with about(config), progress_for(as_json) as progress:
         content: dict[str, Any] = compare(
             loaded, names, seeds=seeds, output=output, resume=resume, overwrite=overwrite,
             equal_compute=equal_compute, parallel=parallel, progress=progress,
         )  # fmt: skip
-    except Exception as error:
-        found = user_errors(error)
-        if not found:
-            raise
-        raise UserErrors([one.within(config) for one in found]) from None
-    finally:
-        progress.close()
     show(content, table_rows(content), as_json)
     if not as_json:
         show(None, f"page      {Storage(output).path(PAGE)}", False)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from opmix_ray.commands.options import Address, Json
 
 
 def doctor(
-    address: Annotated[
-        str | None, typer.Option(help="Ray address: auto, host:port, ray://host:port.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
-    ] = False,
+    address: Address = None,
+    as_json: Json = False,
 ) -> None:
     """Show what this machine is like, and what will be slow.
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, cast
 
 import typer
 
+from opmix_ray.commands.options import Json
+
 FORMATS = "megatron, megatron-energon, olmo-core, nemo, torchtitan, llamafactory, axolotl, datasets, streaming or olmix"
 
 
@@ -41,9 +43,7 @@ def export(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens the trainer is to train on; none: those of the stage.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a mixture in another trainer's own format."""
     from opmix_ray.commands.show import show

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from opmix_ray.commands.options import Json
 from opmix_ray.errors import UserError
 
 
@@ -39,9 +40,7 @@ def init(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an opmix.yaml that is there.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a configuration for your own files.
 

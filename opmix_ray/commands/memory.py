@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from opmix_ray.commands.options import Config, about
+
 
 def memory(
-    config: Annotated[Path, typer.Argument(help="YAML file that describes the run.", show_default=False)],
+    config: Config,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a key: --set model.recompute=true", metavar="KEY=VALUE"),
@@ -24,12 +25,9 @@ def memory(
 
     loaded = load_config(config, settings)
     from opmix_ray.commands.show import show
-    from opmix_ray.errors import UserError
     from opmix_ray.run.memory import plan_memory
     from opmix_ray.run.memory_check import memory_words
 
-    try:
+    with about(config):
         plan = plan_memory(loaded)
-    except UserError as error:
-        raise error.within(config) from None
     show(plan, memory_words({"memory": plan, "warnings": []}), as_json)

@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
+from opmix_ray.commands.options import Json, RunOutput
+
 
 def study(
-    directory: Annotated[
-        str, typer.Argument(metavar="DIR", help="Output of a run, local or a URI.", show_default=False)
-    ],
+    directory: RunOutput,
     output: Annotated[Path, typer.Option("--output", "-o", help="Journal file to write.")] = Path(
         "study.log"
     ),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write every decision as an Optuna study, for optuna-dashboard."""
     from opmix_ray.commands.show import show

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
+from opmix_ray.commands.options import RunOutput
+
 
 def watch(
-    directory: Annotated[
-        str, typer.Argument(metavar="DIR", help="Output of a run, local or a URI.", show_default=False)
-    ],
+    directory: RunOutput,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each change.")] = False,
 ) -> None:
