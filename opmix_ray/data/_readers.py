@@ -107,17 +107,20 @@ def arrow_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
     with reading(file, f"{key}.path"):
         system, inner = filesystem(file)
         with system.open_input_file(inner) as stream:
-            is_file = stream.read(6) == b"ARROW1"
-            stream.seek(0)
-            if is_file:
-                reader = pa.ipc.open_file(stream)
-                _check_schema(reader.schema, file, columns, key)
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            else:
-                reader = pa.ipc.open_stream(stream)
-                _check_schema(reader.schema, file, columns, key)
-                batches = iter(reader)
+            schema, batches = arrow_batches(stream)
+            _check_schema(schema, file, columns, key)
             yield from _batch_rows(batches, columns)
+
+
+def arrow_batches(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Schema and batches of an Arrow IPC file or stream, read as they are asked for."""
+    is_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    if is_file:
+        reader = pa.ipc.open_file(stream)
+        return reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))
+    reader = pa.ipc.open_stream(stream)
+    return reader.schema, iter(reader)
 
 
 def _check_schema(schema: pa.Schema, file: str, columns: dict[str, str], key: str) -> None:

@@ -9,8 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from opmix_ray.config import ModelConfig
-from opmix_ray.errors import UserError, first_line
-from opmix_ray.model.load import DTYPES, load_model
+from opmix_ray.model.load import DTYPES, load_model, no_causal_lm
 
 
 def architecture(config: ModelConfig, *, vocab_size: int, eos_token_id: int) -> PreTrainedModel:
@@ -33,12 +32,7 @@ def architecture(config: ModelConfig, *, vocab_size: int, eos_token_id: int) -> 
                 _described(config), dtype=DTYPES[config.dtype], trust_remote_code=config.trust_remote_code
             )
     except Exception as error:
-        raise UserError(
-            f"cannot be built as a causal language model: {first_line(error)}",
-            key="model.path",
-            value=config.path,
-            remedy="give a directory with config.json and weights, or a hub id that this machine can reach",
-        ) from error
+        raise no_causal_lm("built", config.path, error) from error
     model.config.use_cache = False
     return model.eval()
 

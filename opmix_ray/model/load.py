@@ -239,12 +239,7 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
                 **options,
             )
     except Exception as error:
-        raise UserError(
-            f"cannot be loaded as a causal language model: {first_line(error)}",
-            key="model.path",
-            value=path,
-            remedy="give a directory with config.json and weights, or a hub id that this machine can reach",
-        ) from error
+        raise no_causal_lm("loaded", path, error) from error
     if config.gguf_file:
         return _without_quantizer(model)
     if getattr(model.config, "quantization_config", None) is not None:
@@ -255,6 +250,16 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
             remedy="name the model in float32 or bfloat16",
         )
     return model
+
+
+def no_causal_lm(done: str, path: str, error: Exception) -> UserError:
+    """The error for what cannot be `done` (loaded, built) as a causal language model."""
+    return UserError(
+        f"cannot be {done} as a causal language model: {first_line(error)}",
+        key="model.path",
+        value=path,
+        remedy="give a directory with config.json and weights, or a hub id that this machine can reach",
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opmix_ray.data._files import InputFile, file_format, filesystem, reading
+from opmix_ray.data._readers import arrow_batches
 from opmix_ray.errors import UserError
 from opmix_ray.start.discover import KEY
 
@@ -98,16 +99,9 @@ def _parquet(file: InputFile) -> Sample:
 def _arrow(file: InputFile) -> Sample:
     system, inner = filesystem(file.path)
     with system.open_input_file(inner) as stream:
-        is_file = stream.read(6) == b"ARROW1"
-        stream.seek(0)
-        if is_file:
-            reader = pa.ipc.open_file(stream)
-            count = reader.num_record_batches
-            batches = [reader.get_batch(0)] if count else []
-        else:
-            batch = next(iter(pa.ipc.open_stream(stream)), None)
-            batches = [] if batch is None else [batch]
-        if not batches:
+        _, batches = arrow_batches(stream)
+        batch = next(batches, None)
+        if batch is None:
             return Sample([], 0.0)
-        share = max(1.0, file.size / max(1, batches[0].nbytes))
-        return Sample(batches[0].slice(0, ROWS).to_pylist(), batches[0].num_rows * share)
+        share = max(1.0, file.size / max(1, batch.nbytes))
+        return Sample(batch.slice(0, ROWS).to_pylist(), batch.num_rows * share)
