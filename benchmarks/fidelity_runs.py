@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from opmix_ray.config import RunConfig, load_config
+from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import HeldOut, report_sets, search_sets
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler
@@ -31,10 +32,10 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.model.flops import train_flops
 from opmix_ray.model.interpolate import ProbeSet
-from opmix_ray.model.load import load_model
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.model.probe import Probe
 from opmix_ray.resources import shipped
+from opmix_ray.run.task import load_weights
 from opmix_ray.search.trial import CandidateScorer
 from opmix_ray.train.loop import _optimizer
 from opmix_ray.train.probes import ProbeTask, probe_data, train_probe
@@ -74,13 +75,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, prepared: Prepared, device: torch.device) -> None:
         self.config, self.prepared, self.device = config, prepared, device
-        self.model: Any = load_model(
-            config.model,
-            vocab_size=prepared.vocab_size,
-            eos_token_id=prepared.eos_token_id,
-            seed=config.seed,
-            seq_len=prepared.seq_len,
-        ).to(device)
+        self.model: Any = load_weights(config, prepared, None).to(device)
         self.model.train()
         self.optimizer = _optimizer(self.model, config.train)
         for group in self.optimizer.param_groups:
@@ -88,24 +83,12 @@ class Trainer:
             group["lr"] = torch.tensor(group["lr"], device=device)
         shape = (config.train.batch_size, prepared.seq_len)
         self._ids = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._loss = torch.zeros((), device=device)
         self._replay: Callable[[], None] = self._step
+        weights = [parameter.detach().clone() for parameter in self.model.parameters()]
         self._step()  # makes the optimiser's state
-        fresh = self._tensors()
         if device.type == "cuda":
             self._replay = self._captured()
-        for tensor in fresh[len(list(self.model.parameters())) :]:
-            tensor.zero_()
-        reference = load_model(
-            config.model,
-            vocab_size=prepared.vocab_size,
-            eos_token_id=prepared.eos_token_id,
-            seed=config.seed,
-            seq_len=prepared.seq_len,
-        )
-        with torch.no_grad():
-            for own, other in zip(self.model.parameters(), reference.parameters(), strict=True):
-                own.copy_(other)
+        self.restore([*weights, *map(torch.zeros_like, self._tensors()[len(weights) :])])
 
     def _tensors(self) -> list[torch.Tensor]:
         parameters = list(self.model.parameters())
@@ -124,7 +107,6 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
-        self._loss.copy_(loss.detach())
 
     def _captured(self) -> Callable[[], None]:
         side = torch.cuda.Stream()
@@ -152,8 +134,9 @@ class Trainer:
         """Train steps `start` to `end` on the sampler's next batches."""
         stores = {name: self.prepared.domains[name].train() for name in sampler.mixture}
         steps = self.config.stages[0].steps
-        batches = [_ids(stores, sampler.next_batch()) for _ in range(end - start)]
-        ids = torch.from_numpy(np.stack(batches)).to(self.device)
+        batches = [gather(stores, sampler.next_batch()) for _ in range(end - start)]
+        assert all(mask.all() for _, mask in batches), "plain text only"
+        ids = torch.from_numpy(np.stack([ids for ids, _ in batches])).to(self.device)
         for number, step in enumerate(range(start, end)):
             rate = learning_rate(step, steps, self.config.train.optimizer, self.config.train.schedule)
             for group in self.optimizer.param_groups:
@@ -167,23 +150,11 @@ class Trainer:
         return {name: loss.mean for name, loss in found.items()}
 
 
-def _ids(stores: dict[str, Any], batch: Any) -> np.ndarray:
-    rows = [stores[batch.domains[d]].batch([i]) for d, i in zip(batch.domain_ids, batch.indices, strict=True)]
-    assert all(mask.all() for _, mask in rows), "plain text only"
-    return np.concatenate([ids for ids, _ in rows]).astype(np.int64)
-
-
-def sampler_for(trainer: Trainer, mixture: Mixture, state: Any = None, stream: str = "") -> Sampler:
+def sampler_for(trainer: Trainer, mixture: Mixture, state: Any = None, stream: str = "main") -> Sampler:
     """A sampler over the mixture's domains; another `stream` reads them in another order."""
     sizes = {name: len(trainer.prepared.domains[name].train()) for name in mixture}
-    batch, seed = trainer.config.train.batch_size, trainer.config.seed
-    if state is None:
-        return (
-            Sampler(sizes, batch, seed, mixture, stream=stream)
-            if stream
-            else Sampler(sizes, batch, seed, mixture)
-        )
-    return Sampler(sizes, batch, seed, mixture, copy.deepcopy(state))
+    config = trainer.config
+    return Sampler(sizes, config.train.batch_size, config.seed, mixture, copy.deepcopy(state), stream=stream)
 
 
 def probe(trainer: Trainer, base: BaseModel, name: str, data: Mixture, steps: int, stream: str) -> Probe:
@@ -329,13 +300,13 @@ def measure(arguments: argparse.Namespace) -> Path:
     mixtures = truth_mixtures(domains, old, arguments.mixtures, arguments.seed)
     if arguments.extra:
         mixtures |= {n: Mixture(p) for n, p in json.loads(Path(arguments.extra).read_text()).items()}
-    runs = [(name, mixture, "") for name, mixture in mixtures.items()]
-    runs += [(f"in force, order {k}", old, f"again-{k}") for k in range(arguments.repeats)]
-    for name, mixture, stream in runs:
+    runs: list[tuple[str, Mixture, Any, str]] = [
+        (name, mixture, cursors, "main") for name, mixture in mixtures.items()
+    ]
+    runs += [(f"in force, order {k}", old, None, f"again-{k}") for k in range(arguments.repeats)]
+    for name, mixture, state, stream in runs:
         trainer.restore(prefix)
-        reader = (
-            sampler_for(trainer, mixture, stream=stream) if stream else sampler_for(trainer, mixture, cursors)
-        )
+        reader = sampler_for(trainer, mixture, state, stream)
         at = arguments.prefix
         row: dict[str, Any] = {"name": name, "mixture": mixture.shares, "losses": {}}
         for horizon in horizons:

@@ -23,6 +23,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from opmix_ray.config import RunConfig, load_config
+from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import HeldOut, search_sets
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler
@@ -124,11 +125,7 @@ def train_prefix(config: RunConfig, prepared: Prepared, mixture: Mixture, steps:
         model.parameters(), lr=config.train.optimizer.learning_rate, betas=(0.9, 0.95)
     )
     for _ in range(steps):
-        batch = sampler.next_batch()
-        rows = [
-            stores[batch.domains[d]].batch([i]) for d, i in zip(batch.domain_ids, batch.indices, strict=True)
-        ]
-        ids, mask = (torch.from_numpy(np.concatenate(column)) for column in zip(*rows, strict=True))
+        ids, mask = map(torch.from_numpy, gather(stores, sampler.next_batch()))
         with compute_context(config.model.autocast, "cpu"):
             nats, targets = training_loss(model, ids, mask)
         (nats / targets).backward()

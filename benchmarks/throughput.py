@@ -23,6 +23,7 @@ from subjects import Subject, demo, median, quiet_ray
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from opmix_ray.config import TrainConfig
+from opmix_ray.data.gather import gather
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.mixture import Mixture
 from opmix_ray.run.task import load_weights
@@ -41,14 +42,7 @@ class _Batches(torch.utils.data.Dataset):  # type: ignore[type-arg]
             subject.config.seed,
             mixture,
         )
-        rows = []
-        for _ in range(steps):
-            batch = sampler.next_batch()
-            rows += [
-                stores[batch.domains[d]].batch([i])[0]
-                for d, i in zip(batch.domain_ids, batch.indices, strict=True)
-            ]
-        self.ids = np.concatenate(rows)
+        self.ids = np.concatenate([gather(stores, sampler.next_batch())[0] for _ in range(steps)])
 
     def __len__(self) -> int:
         return len(self.ids)

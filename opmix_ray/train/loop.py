@@ -21,6 +21,7 @@ import ray.train.torch
 import torch
 
 from opmix_ray.config import EvaluationConfig, ModelConfig, TrainConfig
+from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import Held, part_of, report_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Batch, Sampler, SamplerState
@@ -225,15 +226,10 @@ class _Worker:
         With more workers than rows some have none; they take one row that counts nothing, since every worker
         has to take part in the exchange of gradients.
         """
-        own = slice(self.rank, None, self.world)
-        domain_ids, indices = batch.domain_ids[own], batch.indices[own]
-        length = self.segment.prepared.seq_len
-        ids, mask = np.zeros((len(indices), length), np.int64), np.ones((len(indices), length), bool)
-        for position in np.unique(domain_ids):
-            rows = np.flatnonzero(domain_ids == position)
-            ids[rows], mask[rows] = self.stores[batch.domains[position]].batch(indices[rows])
+        ids, mask = gather(self.stores, batch, slice(self.rank, None, self.world))
         if not len(ids):
-            ids, mask = np.zeros((1, length), np.int64), np.zeros((1, length), bool)
+            shape = (1, self.segment.prepared.seq_len)
+            ids, mask = np.zeros(shape, np.int64), np.zeros(shape, bool)
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def _log(self) -> None:

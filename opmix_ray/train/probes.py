@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
+from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
@@ -107,12 +107,7 @@ def train_probe(task: ProbeTask, base: BaseModel) -> Probe:
     )
     losses = []
     for _ in range(task.probe.steps):
-        batch = sampler.next_batch()
-        rows = [
-            stores[batch.domains[d]].batch([i]) for d, i in zip(batch.domain_ids, batch.indices, strict=True)
-        ]
-        ids = torch.from_numpy(np.concatenate([row[0] for row in rows])).to(device)
-        mask = torch.from_numpy(np.concatenate([row[1] for row in rows])).to(device)
+        ids, mask = (torch.from_numpy(part).to(device) for part in gather(stores, sampler.next_batch()))
         targets = max(1, int(mask[:, 1:].sum()))
         total = 0.0
         for start in range(0, len(ids), task.micro_batch_size):

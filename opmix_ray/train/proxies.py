@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig, ScheduleConfig
+from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
@@ -130,10 +130,7 @@ class ProxyRun:
         """Every step's micro-batches: ids (n, L), mask (n, L) and domain (n,), a position in `domains`."""
         for _ in range(self.task.steps):
             batch = self.sampler.next_batch()
-            pairs = zip(batch.domain_ids, batch.indices, strict=True)
-            rows = [self.stores[batch.domains[d]].batch([i]) for d, i in pairs]
-            ids = torch.from_numpy(np.concatenate([row[0] for row in rows])).to(self.device)
-            mask = torch.from_numpy(np.concatenate([row[1] for row in rows])).to(self.device)
+            ids, mask = (torch.from_numpy(part).to(self.device) for part in gather(self.stores, batch))
             domains = torch.from_numpy(batch.domain_ids).to(self.device)
             size = self.task.micro_batch_size
             parts = [slice(start, start + size) for start in range(0, len(ids), size)]
