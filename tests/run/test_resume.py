@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, TinyRun, read_json
-
-Moment = Callable[[Path], bool]
+from tests.killing import Moment, finish, kill_when, start
+from tests.support import TinyRun, read_json
 
 
 def _rows(output: Path, name: str) -> int:
@@ -36,29 +30,6 @@ MOMENTS: dict[str, Moment] = {
 }
 
 
-def _start(tiny: TinyRun, output: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = tiny.command("run", str(tiny.write()), "--output", str(output), "--json", *more)
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
-    )
-
-
-def _finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors.decode()
-
-
-def _kill_when(process: subprocess.Popen[bytes], output: Path, moment: Moment) -> None:
-    deadline = time.monotonic() + 200
-    while not moment(output):
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (output / "result.json").exists(), "it was over before it could be killed"
-
-
 def _outcome(output: Path) -> dict:
     result = read_json(output / "result.json")
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -74,7 +45,7 @@ def _outcome(output: Path) -> dict:
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     directory = tmp_path_factory.mktemp("undisturbed")
-    _finish(_start(TinyRun(tiny_data, directory), directory / "out"))
+    finish(start(TinyRun(tiny_data, directory), directory / "out"), 240)
     return _outcome(directory / "out")
 
 
@@ -94,9 +65,9 @@ def _assert_same(found: dict, expected: dict) -> None:
 @pytest.mark.timeout(900)
 def test_killed_in_the_middle_of_the_search(tiny: TinyRun, undisturbed: dict) -> None:
     output = tiny.directory / "out"
-    _kill_when(_start(tiny, output), output, MOMENTS["in the middle of the search"])
+    kill_when(start(tiny, output), output, MOMENTS["in the middle of the search"], 200)
     done = (output / "decisions/000/trials.jsonl").read_text().splitlines()
-    _finish(_start(tiny, output, "--resume"))
+    finish(start(tiny, output, "--resume"), 240)
     _assert_same(_outcome(output), undisturbed)
     for line in done[:-1]:  # the last one may have been cut off
         assert line in (output / "decisions/000/trials.jsonl").read_text()
@@ -108,6 +79,6 @@ def test_killed_at_five_moments_in_one_run(tiny: TinyRun, undisturbed: dict) -> 
     """One run that dies five times, each time at another moment, ends like one that never did."""
     output = tiny.directory / "out"
     for number, moment in enumerate(MOMENTS.values()):
-        _kill_when(_start(tiny, output, *(["--resume"] if number else [])), output, moment)
-    _finish(_start(tiny, output, "--resume"))
+        kill_when(start(tiny, output, *(["--resume"] if number else [])), output, moment, 200)
+    finish(start(tiny, output, "--resume"), 240)
     _assert_same(_outcome(output), undisturbed)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opmix_ray.run.runner import run
-from tests.support import ROOT, TinyRun, read_json
+from tests.killing import Moment, finish, kill_when, start
+from tests.support import TinyRun, read_json
 
 PARAMETERS = {
     "fixed": {"mixture": {"code": 1, "german": 2, "mathematics": 1}},
@@ -106,18 +102,6 @@ def test_self_distillation_trains_on_the_students_answers(tiny: TinyRun) -> None
     assert result["decisions"] == []
 
 
-def _start(tiny: TinyRun, output: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = tiny.command("run", str(tiny.write()), "--output", str(output), "--json", *more)
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
-    )
-
-
-def _finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors.decode()
-
-
 def _outcome(output: Path) -> dict[str, Any]:
     result = read_json(output / "result.json")
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -134,7 +118,7 @@ def _after_a_checkpoint(output: Path) -> bool:
     return file.exists() and file.read_text().count('"train"') >= 3
 
 
-MOMENTS: dict[str, Callable[[Path], bool]] = {
+MOMENTS: dict[str, Moment] = {
     "odm": _after_a_checkpoint,
     "aioli": _after_a_checkpoint,
     "self-distillation": _after_a_checkpoint,
@@ -152,17 +136,9 @@ def test_killed_and_resumed_is_the_same_as_undisturbed(tiny: TinyRun, strategy: 
         instructions(tiny)
     tiny.tree["strategy"] = strategy
     undisturbed, output = tiny.directory / "undisturbed", tiny.directory / "killed"
-    _finish(_start(tiny, undisturbed))
-    process = _start(tiny, output)
-    deadline = time.monotonic() + 400
-    while not MOMENTS[strategy](output):
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (output / "result.json").exists(), "it was over before it could be killed"
-    _finish(_start(tiny, output, "--resume"))
+    finish(start(tiny, undisturbed), 400)
+    kill_when(start(tiny, output), output, MOMENTS[strategy], 400)
+    finish(start(tiny, output, "--resume"), 400)
     found, expected = _outcome(output), _outcome(undisturbed)
     assert [row[::2] for row in found["train"]] == [row[::2] for row in expected["train"]]
     assert [row[1] for row in found["train"]] == pytest.approx(
