@@ -30,6 +30,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.model.load import build_empty, fill, model_spec
 from opmix_ray.model.loss import SetLoss, batches, compute_context, evaluate_sets, sequence_losses
 from opmix_ray.model.probe import Probe, layer_shape
+from opmix_ray.model.spread import Devices, Spread
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,14 @@ class ProbeSet:
             data=np.array([_shares(probe, domains) for probe in probes], dtype=np.float64),
         )
 
+    def costs(self) -> dict[str, int]:
+        """Bytes that an interpolator needs for each weight: of an adapted layer twice, and its factors."""
+        found = {name: array.nbytes for name, array in self.weights.items()}
+        for layer in self.A:
+            name = f"{layer}.weight"
+            found[name] = 2 * found.get(name, 0) + self.A[layer].nbytes + self.B[layer].nbytes
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
@@ -106,26 +115,25 @@ class Interpolator:
 
     Args:
         probe_set: possibly with read-only arrays in shared memory.
-        device: where to compute; none: the first GPU, else the CPU.
+        device: where to compute; none: the first GPU, else the CPU. Over several the model's blocks are spread.
         autocast: compute in bfloat16 while the weights stay as they are. The private copy is then held in bfloat16,
             which autocast would cast it to in every pass.
     """
 
-    def __init__(
-        self, probe_set: ProbeSet, *, device: torch.device | str | None = None, autocast: bool = False
-    ) -> None:
+    def __init__(self, probe_set: ProbeSet, *, device: Devices | None = None, autocast: bool = False) -> None:
         self.probe_set = probe_set
         self.autocast = autocast
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        self.model = build_empty(probe_set.spec)
+        spread = Spread.over(self.model, device, probe_set.costs())
+        self.device = spread.first
         tensors = {
-            name: view_of(array, name in probe_set.bfloat16).to(self.device)
+            name: view_of(array, name in probe_set.bfloat16).to(spread.device_of(name))
             for name, array in probe_set.weights.items()
         }
-        self.model = build_empty(probe_set.spec)
         fill(self.model, probe_set.spec, tensors)
-        nn.Module.to(self.model, self.device)  # buffers that a fresh model makes
+        spread.connect(self.model)
         self._layers: dict[str, _Layer] = {}
         bases = {name: self.model.get_submodule(name).weight for name in probe_set.A}
         cast = autocast and self._holds_in_bfloat16(list(bases))
@@ -137,12 +145,14 @@ class Interpolator:
             self._layers[name] = _Layer(
                 weight=module.weight,
                 base=base,
-                a=view_of(probe_set.A[name], False).to(self.device),
-                b=view_of(probe_set.B[name], False).to(self.device),
+                a=view_of(probe_set.A[name], False).to(base.device),
+                b=view_of(probe_set.B[name], False).to(base.device),
                 transposed=isinstance(module, Conv1D),
             )
         largest = max((layer.base.numel() for layer in self._layers.values() if layer.rounds), default=0)
-        self._scratch = torch.empty(largest, dtype=torch.float32, device=self.device)
+        self._scratch = {
+            each: torch.empty(largest, dtype=torch.float32, device=each) for each in spread.devices
+        }
         self.w = np.zeros(len(probe_set.components), dtype=np.float64)
 
     @torch.no_grad()
@@ -181,10 +191,14 @@ class Interpolator:
         if w.shape != self.w.shape or not np.isfinite(w).all():
             raise ValueError(f"w must be {self.w.shape[0]} finite numbers, not {w}")
         used = np.flatnonzero(w)
-        factor = torch.from_numpy((w * self.probe_set.scale)[used]).to(self.device, torch.float32)
-        index = None if len(used) == len(w) else torch.from_numpy(used).to(self.device)
+        factor = torch.from_numpy((w * self.probe_set.scale)[used]).to(torch.float32)
+        index = None if len(used) == len(w) else torch.from_numpy(used)
+        there = {
+            each: (factor.to(each), None if index is None else index.to(each), scratch)
+            for each, scratch in self._scratch.items()
+        }
         for layer in self._layers.values():
-            layer.write(factor, index, self._scratch)
+            layer.write(*there[layer.base.device])
         self.w = w.copy()
 
     def losses(self, sets: Mapping[str, Held], batch_size: int) -> dict[str, SetLoss]:
@@ -229,7 +243,7 @@ class Interpolator:
         def collect(layer: _Layer) -> Any:
             def hook(weight: torch.Tensor) -> None:
                 assert weight.grad is not None
-                total.add_(layer.along_components(weight.grad))
+                total.add_(layer.along_components(weight.grad).to(total.device))
                 weight.grad = None
 
             return hook
