@@ -85,7 +85,9 @@ class ProbeConfig(Section):
         "all-linear", description="Layers adapted; `all-linear` leaves out embedding and head."
     )
     cpus: float = Field(1, gt=0, description="CPUs asked for per probe.")
-    gpus: float = Field(0, ge=0, description="GPUs asked for per probe.")
+    gpus: float = Field(
+        0, ge=0, description="GPUs asked for per probe; over several, the model's blocks are spread."
+    )
     resources: dict[str, float] = Field(default_factory=dict, description="What else is asked for per probe.")
     max_retries: int = Field(
         3, ge=0, description="How often a probe is tried again when its machine goes away or it fails."
@@ -131,7 +133,11 @@ class SearchConfig(Section):
     )
     batch_size: int = Field(16, ge=1, description="Sequences in one forward pass of a trial.")
     cpus: float = Field(1, gt=0, description="CPUs asked for per evaluator.")
-    gpus: float = Field(0, ge=0, description="GPUs asked for per evaluator.")
+    gpus: float = Field(
+        0,
+        ge=0,
+        description="GPUs asked for per evaluator; over several, the model's blocks are spread. 0: it works on CPUs.",
+    )
     resources: dict[str, float] = Field(
         default_factory=dict, description="What else is asked for per evaluator."
     )

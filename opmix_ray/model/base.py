@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from opmix_ray.model.interpolate import ProbeSet, arrays_of, view_of
 from opmix_ray.model.load import build_empty, fill, model_spec
+from opmix_ray.model.spread import Devices, Spread
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,21 @@ def snapshot(model: PreTrainedModel) -> BaseModel:
     return BaseModel(model_spec(model), weights, frozenset(bits))
 
 
-def model_from(base: BaseModel, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """A model on the base's arrays, which must not be written to: freeze it, or only evaluate it."""
+def model_from(base: BaseModel, devices: Devices = "cpu") -> PreTrainedModel:
+    """A model on the base's arrays, which must not be written to: freeze it, or only evaluate it.
+
+    Args:
+        base: from `snapshot`.
+        devices: where to compute; over several the model's blocks are spread.
+    """
     model = build_empty(base.spec)
-    tensors = {n: view_of(a, n in base.bfloat16).to(device) for n, a in base.weights.items()}
+    spread = Spread.over(model, devices, {name: array.nbytes for name, array in base.weights.items()})
+    tensors = {n: view_of(a, n in base.bfloat16).to(spread.device_of(n)) for n, a in base.weights.items()}
     fill(model, base.spec, tensors)
+    spread.connect(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return model.to(device)  # type: ignore[arg-type]
+    return model
 
 
 def factors_only(probe_set: ProbeSet) -> ProbeSet:

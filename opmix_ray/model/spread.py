@@ -123,6 +123,13 @@ class Spread:
         """Those that hold something, the first one first."""
         return list(dict.fromkeys(self.places.values()))
 
+    def held(self, costs: Mapping[str, int]) -> dict[torch.device, int]:
+        """Bytes on each device, for costs as `over` takes them."""
+        found = dict.fromkeys(self.devices, 0)
+        for name, cost in costs.items():
+            found[self.device_of(name)] += cost
+        return found
+
     def device_of(self, name: str) -> torch.device:
         """The device of a parameter, a buffer or a module, by its name."""
         return self.places[_block(name, self.places)]

@@ -228,10 +228,8 @@ class _Check:
                 "raise search.sequences or use fewer chunks",
             )  # fmt: skip
         for key, gpus in (("probe.gpus", self.config.probe.gpus), ("search.gpus", search.gpus)):
-            if gpus > 1:
-                self.wrong(
-                    "is more than the one GPU that such a process works on", key, gpus, "set at most 1"
-                )
+            if gpus > 1 and gpus != int(gpus):
+                self.wrong("is neither a part of a GPU nor some whole ones", key, gpus, f"set {int(gpus)}")
         if search.scheduler == "asha" and search.chunks == 1:
             self.wrong(
                 "has nothing to stop a trial at: search.chunks is 1", "search.scheduler", search.scheduler,

@@ -11,6 +11,8 @@ With P parameters of b bytes each (4 in float32, 2 in bfloat16):
 - A probe's rank r adds r (in + out) parameters per layer in float32, 16 bytes each with gradient and moments
   (Hu et al. 2021); the frozen weights are shared by all processes of a machine, or copied to a GPU.
 - An evaluator owns one copy of the adapted layers' weights; base and factors are shared, or copied to a GPU.
+- Over several GPUs blocks are spread (`opmix_ray.model.spread`): `fullest` is the most that one of them holds. A
+  probe's activations are spread too, but counted whole.
 - On the CPU glibc keeps some of what passes have freed: its trim threshold, where that is less than half of what they
   need, else three eighths in holes (a rule that fits what was measured; what lives at a time is met within 4 %).
 - What passes leave in memory is counted, not estimated (`opmix_ray.model.peak`). While the backward pass goes on,
@@ -21,6 +23,7 @@ With P parameters of b bytes each (4 in float32, 2 in bfloat16):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -31,6 +34,7 @@ from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.peak import StepMemory, count_forward, count_step
 from opmix_ray.model.probe import adapted_layers, layer_shape
+from opmix_ray.model.spread import Spread, blocks_of
 
 PROCESS = 700 << 20  # of a process with Python, torch, transformers and Ray, before it does anything
 _FLOAT = 4
@@ -47,8 +51,8 @@ def plan_memory(config: RunConfig) -> dict[str, Any]:
     Returns:
         `parameters` (a number), and by purpose: `worker` of the main run, `probe` and `evaluator` (what each process
         has beside what it shares), `driver`, and `machine` (what its processes share, in the object store). `peak` is
-        the most at a time, on the GPU where the part has one; `host` is then what it takes of the machine's memory,
-        and `saving` what rank 0 takes of it for a checkpoint, both beside the peak.
+        the most at a time, on the fullest GPU where the part has some; `host` is then what it takes of the machine's
+        memory, and `saving` what rank 0 takes of it for a checkpoint, both beside the peak.
 
     Raises:
         UserError: the tokenizer or the model's description cannot be read.
@@ -80,10 +84,9 @@ class _Plan:
     def tree(self) -> dict[str, Any]:
         plan: dict[str, Any] = {"parameters": self.parameters, "worker": self.worker()}
         if self.decides:
-            self.layers = [
-                self.model.get_submodule(name)
-                for name in adapted_layers(self.model, self.config.probe.target_modules)
-            ]
+            names = adapted_layers(self.model, self.config.probe.target_modules)
+            self.adapted = {name: self.model.get_submodule(name) for name in names}
+            self.layers = list(self.adapted.values())
             shapes = [layer_shape(layer) for layer in self.layers]
             self.adapter = sum(self.config.probe.rank * (rows + columns) for rows, columns in shapes)
             plan |= {"probe": self.probe(), "evaluator": self.evaluator()}
@@ -138,7 +141,13 @@ class _Plan:
             "logits": step.head,
         }
         kept = adapter if micro < batch else 0
-        return _closed(found, weights + 3 * adapter + kept, step.peak, config.probe.gpus, PROCESS)
+        stays = weights + 3 * adapter + kept
+        if config.probe.gpus > 1:
+            rank, times = config.probe.rank, 4 if kept else 3
+            found["fullest"] = stays = self._fullest(
+                config.probe.gpus, lambda layer: times * _FLOAT * rank * sum(layer_shape(layer))
+            )
+        return _closed(found, stays, step.peak, config.probe.gpus, PROCESS)
 
     def evaluator(self) -> dict[str, int]:
         config, search = self.config, self.config.search
@@ -156,7 +165,14 @@ class _Plan:
         )
         shared = self.weights + self._factors() if search.gpus else 0
         found = {"shared": shared, "weights": own, "activations": step.saved, "logits": step.head}
-        return _closed(found, shared + own + rounding, max(step.peak, moving), search.gpus, PROCESS)
+        stays = shared + own
+        if search.gpus > 1:
+            rank = config.probe.rank * self._components()
+            found["fullest"] = stays = self._fullest(
+                search.gpus,
+                lambda layer: _numel(layer) * self._width() + _FLOAT * rank * sum(layer_shape(layer)),
+            )
+        return _closed(found, stays + rounding, max(step.peak, moving), search.gpus, PROCESS)
 
     def machine(self) -> dict[str, int]:
         if not self.decides:
@@ -195,6 +211,14 @@ class _Plan:
     def _factors(self) -> int:
         return _FLOAT * self.adapter * self._components()
 
+    def _fullest(self, gpus: float, beside: Callable[[Any], int]) -> int:
+        """Bytes on the fullest of several GPUs: weights, and what there is beside those of each adapted layer."""
+        costs = {name: parameter.nbytes for name, parameter in self.model.named_parameters()}
+        for name, layer in self.adapted.items():
+            costs[f"{name}.weight"] += beside(layer)
+        devices = [f"meta:{number}" for number in range(int(gpus))]
+        return max(Spread.over(self.model, devices, costs).held(costs).values())
+
     def _width(self) -> int:
         return next(self.model.parameters()).element_size()
 
@@ -221,8 +245,7 @@ def _largest(model: PreTrainedModel) -> int:
 
 def _whole_under_fsdp2(model: PreTrainedModel) -> int:
     """Bytes that are whole at a time where the rest is divided: two blocks, what is in none, and a block's gradient."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    blocks = max(lists, key=len)
+    blocks = blocks_of(model).values()
     largest = max(_bytes(block) for block in blocks)
     outside = _bytes(model) - sum(_bytes(block) for block in blocks)
     return 3 * largest + 2 * outside

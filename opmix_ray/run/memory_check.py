@@ -26,8 +26,8 @@ _WORDS = {
 }
 _KEYS = {
     "worker": "train.micro_batch_size, model.recompute or more train.workers with fsdp2",
-    "probe": "probe.batch_size or model.recompute",
-    "evaluator": "search.batch_size, model.dtype, or search.gpus: 0 for evaluators on CPUs",
+    "probe": "probe.gpus, probe.batch_size or model.recompute",
+    "evaluator": "search.gpus (0: evaluators on CPUs), search.batch_size or model.dtype",
 }
 
 
@@ -97,14 +97,13 @@ def shortages(config: RunConfig, plan: Mapping[str, Any], machines: Sequence[Mac
     largest = max(machines, key=lambda machine: machine.memory)
     lines = []
     for part, gpus in _gpus(config).items():
-        if part in plan and gpus and largest.gpu_memory and plan[part]["peak"] > gpus * largest.gpu_memory:
-            have = (
-                f"{gpus:g} GPUs have {size(gpus * largest.gpu_memory)}"
-                if gpus > 1
-                else (f"a GPU has {size(largest.gpu_memory)}")
-            )
+        have = min(gpus, 1) * largest.gpu_memory
+        if part in plan and have and plan[part]["peak"] > have:
+            where = " on one of its GPUs" if gpus > 1 else ""
+            whole = "a GPU has" if gpus >= 1 else f"{gpus:g} of a GPU has"
             lines.append(
-                f"{_WORDS[part]} is planned to need {size(plan[part]['peak'])}, {have}; see {_KEYS[part]}"
+                f"{_WORDS[part]} is planned to need {size(plan[part]['peak'])}{where}, {whole} {size(have)}; "
+                f"see {_KEYS[part]}"
             )
     for part in ("worker", "probe", "evaluator"):
         if part not in plan:

@@ -24,6 +24,7 @@ from opmix_ray.model.base import with_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import SetLoss
+from opmix_ray.model.spread import Devices, visible_devices
 from opmix_ray.search.components import Components
 from opmix_ray.search.race import Rival, lead
 from opmix_ray.search.space import Simplex, Space
@@ -105,7 +106,7 @@ class CandidateScorer:
         batch_size: sequences in a forward pass.
         chunks: parts in which `scores` gives its results.
         autocast: compute in bfloat16.
-        device: where to compute; none: the first GPU, else the CPU.
+        device: where to compute, possibly several; none: the first GPU, else the CPU.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class CandidateScorer:
         batch_size: int = 16,
         chunks: int = 1,
         autocast: bool = True,
-        device: str | None = None,
+        device: Devices | None = None,
     ) -> None:
         self._model = Interpolator(probe_set, device=device, autocast=autocast)
         self._batch_size = batch_size
@@ -211,7 +212,7 @@ class MixtureTrial(tune.Trainable):
             batch_size=task.batch_size,
             chunks=task.chunks,
             autocast=task.autocast,
-            device="cuda" if asked.get("GPU") and torch.cuda.is_available() else "cpu",
+            device=visible_devices(asked.get("GPU", 0)),
         )
         self._confidence = task.race_confidence
         self._begin(config)

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from opmix_ray.model.accuracy import plain_generate
 from opmix_ray.model.loss import sequence_losses, training_loss
+from opmix_ray.model.spread import blocks_of
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -74,7 +75,7 @@ class Parallel:
             from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
             mesh = init_device_mesh(device.type, (self.world,))
-            for layer in _blocks(model):
+            for layer in blocks_of(model).values():
                 fully_shard(layer, mesh=mesh)
             fully_shard(self.module, mesh=mesh)
             register_fsdp_forward_method(self.module, "generate")
@@ -141,9 +142,3 @@ class Parallel:
             set_optimizer_state_dict(self.model, optimizer, state, options=_SPREAD)
         else:
             optimizer.load_state_dict(state)
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a decoder: members of its longest `ModuleList`."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max((list(blocks) for blocks in lists), key=len) if lists else []

@@ -16,10 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from opmix_ray.errors import UserError
 from opmix_ray.model.accuracy import continuations, plain_generate
+from opmix_ray.model.base import model_from, snapshot
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
-from opmix_ray.model.loss import has_plain_head
+from opmix_ray.model.load import set_recompute
+from opmix_ray.model.loss import has_plain_head, training_loss
+from opmix_ray.model.probe import attach
 from opmix_ray.model.spread import Spread, blocks_of, share_out, visible_devices
-from tests.model.tiny_models import CONFIGS, SCALED_CONFIGS, made_probes, tiny, tokens
+from tests.model.tiny_models import CONFIGS, PROBE, SCALED_CONFIGS, made_probes, tiny, tokens
 
 KINDS = [*CONFIGS, *SCALED_CONFIGS]
 GPUS = ["meta:0", "meta:1"]
@@ -110,6 +113,27 @@ def test_the_result_is_that_of_one_device(kind: str) -> None:
         for model in (alone, spread)
     ]
     assert all(np.array_equal(a, b) for a, b in zip(*told, strict=True))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_probe_is_trained_as_on_one_device(recompute: bool) -> None:
+    base = snapshot(tiny("llama"))
+    ids, mask = (torch.from_numpy(part) for part in tokens(4))
+    gradients = []
+    for devices in ("cpu", ["cpu", "cpu"]):
+        model = model_from(base, devices).train()
+        set_recompute(model, recompute)
+        adapted = attach(model, PROBE, seed=1)
+        for _ in range(2):  # the first factor learns once the second is not 0
+            training_loss(adapted, ids, mask)[0].backward()
+            with torch.no_grad():
+                for parameter in adapted.parameters():
+                    if parameter.requires_grad:
+                        parameter -= 0.01 * parameter.grad
+        gradients.append({n: p.grad for n, p in adapted.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0
+        assert torch.equal(gradient, gradients[1][name]), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -64,6 +64,21 @@ def test_gpus_hold_what_machines_share(tiny: TinyRun) -> None:
     assert all(plan[part]["host"] > 0 for part in ("worker", "probe", "evaluator"))
 
 
+def test_over_several_gpus_the_fullest_counts(tiny: TinyRun) -> None:
+    one = plan_memory(tiny.load("search.gpus=1", "probe.gpus=1"))
+    two = plan_memory(tiny.load("search.gpus=2", "probe.gpus=2"))
+    layer = one["evaluator"]["weights"] // 2 + one["machine"]["factors"] // 4  # own copy and factors
+    block = 4 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32)
+    outside = one["probe"]["weights"] - 2 * block
+    # The embedding is most of this model; it and the last norm fill the first GPU, both blocks the second.
+    assert two["evaluator"]["fullest"] == max(outside, 2 * (block + layer)) == outside
+    assert one["evaluator"]["peak"] - two["evaluator"]["peak"] == 2 * (block + layer)
+    assert two["probe"]["fullest"] == outside
+    small = tiny.load("search.gpus=2", "model.config.hidden_size=64", "model.config.num_hidden_layers=4")
+    (line,) = shortages(small, plan_memory(small), [Machine(2, 64e9, 1e6)])
+    assert "on one of its GPUs, a GPU has 1 MB" in line
+
+
 def test_a_run_without_decisions_plans_its_workers_alone(tiny: TinyRun) -> None:
     tiny.tree["stages"][0]["decide_at"] = []
     plan = plan_memory(tiny.load())
@@ -77,11 +92,11 @@ def test_what_does_not_fit_is_one_line_that_says_what_to_change(tiny: TinyRun) -
     assert shortages(config, plan, [Machine(2, 64e9, 80e9)]) == []
     (line,) = shortages(config, plan, [Machine(2, 64e9, 1e6)])
     assert line.startswith("an evaluator is planned to need")
-    assert "a GPU has 1 MB; see search.batch_size" in line
+    assert "a GPU has 1 MB; see search.gpus" in line
     lines = shortages(config, plan, [Machine(8, 1e9), Machine(2, 1e9)])
     assert [line.split(":")[0] for line in lines] == ["a worker of the main run", "a probe", "an evaluator"]
     assert "3 at a time are planned to need" in lines[1]
-    assert "the largest has 1 GB; see probe.batch_size" in lines[1]
+    assert "the largest has 1 GB; see probe.gpus" in lines[1]
     words = memory_words({"memory": plan, "warnings": lines})
     assert words.count("\nwarning: ") == 3
 

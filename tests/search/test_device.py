@@ -1,4 +1,4 @@
-"""Evaluators and probes work on the one GPU they asked for, or on CPUs."""
+"""Evaluators and probes work on the GPUs they asked for, or on CPUs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def test_a_scorer_stays_on_the_cpu_where_a_gpu_is_but_was_not_asked_for(
 
 
 @pytest.mark.parametrize("key", ["probe.gpus", "search.gpus"])
-def test_more_than_one_gpu_is_refused(tiny: TinyRun, key: str) -> None:
-    assert check_plan(tiny.load(f"{key}=0.5")) == []
-    (error,) = check_plan(tiny.load(f"{key}=2"))
-    assert str(error) == f"{key} = 2.0: is more than the one GPU that such a process works on; set at most 1"
+def test_several_gpus_must_be_whole_ones(tiny: TinyRun, key: str) -> None:
+    assert check_plan(tiny.load(f"{key}=0.5")) == check_plan(tiny.load(f"{key}=2")) == []
+    (error,) = check_plan(tiny.load(f"{key}=2.5"))
+    assert str(error) == f"{key} = 2.5: is neither a part of a GPU nor some whole ones; set 2"
 
 
 def test_a_cluster_without_gpus_is_said_to_do_on_cpus(tiny: TinyRun) -> None:
