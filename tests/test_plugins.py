@@ -106,7 +106,7 @@ def test_the_format_is_read(installed: Path, tmp_path: Path) -> None:
         list(iter_documents(source.model_copy(update={"text_column": "body"}), "notes"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_with_all_of_them(installed: Path, tiny: TinyRun) -> None:
     tiny.tree |= {"strategy": "worst-first", "proposal": {"law": "entropy"}}
     tiny.tree["evaluation"]["objective"] = "by-group"

@@ -165,7 +165,7 @@ def cost(run: RunFiles) -> Panel | None:
     main = ledger.get("main", {}).get("flops", math.nan)
     if not main > 0:
         return None
-    names = [name for name in ledger if name != "main"]
+    names = [name for name in ledger if name not in ("main", "idle")]  # waiting takes no FLOPs
     values = [ledger[name].get("flops", math.nan) / main for name in names]
     places = [float(i) for i in range(len(names))]
     texts = [n.percent(value) for value in values]

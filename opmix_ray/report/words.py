@@ -1,4 +1,4 @@
-"""The first paragraphs: what was trained, what was decided and why, what it changed and what it cost."""
+"""The first paragraphs: what was trained, what was decided and why, what that cost, and how the loss moved."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ LEAST_CHANGE = 0.005  # of a share, to be named
 
 
 def summary(run: RunFiles) -> list[str]:
-    """Paragraphs of plain text."""
-    return [text for text in (_trained(run), _decided(run), _changed(run), _cost(run)) if text]
+    """Paragraphs of plain text; the first one can be read alone."""
+    first = " ".join(text for text in (_trained(run), _decided(run), _cost(run)) if text)
+    return [text for text in (first, _changed(run)) if text]
 
 
 def moved(old: dict[str, float], new: dict[str, float], most: int = 3) -> str:
@@ -110,7 +111,8 @@ def _changed(run: RunFiles) -> str:
         f"{n.loss(before)} to {n.loss(after)} nats per token between step {first:,.0f} and step {last:,.0f} "
         f"({n.percent(ratio, sign=True)} in perplexity). It is measured on documents that were not trained on. "
         "One run cannot say how much of this is due to the mixture: the evidence for that is the gain measured "
-        "in each decision, on simulated models."
+        "in each decision, which is by how much the objective falls on simulated models when nothing but the mixture "
+        "differs."
     )
 
 
@@ -122,7 +124,9 @@ def _cost(run: RunFiles) -> str:
     spent = sum(units.get("seconds", 0.0) for units in deciding)
     tokens = sum(units.get("tokens", 0.0) for units in deciding)
     main = ledger["main"]
+    waited = ledger.get("idle", {}).get("seconds", 0.0)
+    idle = f" and {n.seconds(waited)} in which its workers waited for decisions" if waited > 0 else ""
     return (
         f"Deciding cost {n.percent(run.overhead)} of the FLOPs of training ({n.count(tokens)} tokens) and "
-        f"{n.seconds(spent)} of computing time, beside {n.seconds(main.get('seconds'))} of training."
+        f"{n.seconds(spent)} of computing time, beside {n.seconds(main.get('seconds'))} of training{idle}."
     )

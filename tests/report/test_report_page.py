@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -80,17 +81,25 @@ def test_every_number_of_the_result_is_on_the_page(full: Storage, page: str) -> 
     assert [value for value in expected if said(value) not in text] == []
 
 
-def test_the_first_paragraphs_say_what_was_done_decided_changed_and_paid(full: Storage, page: str) -> None:
-    text = Page(page).text
+def test_the_first_paragraph_says_what_was_done_decided_and_paid(full: Storage, page: str) -> None:
+    (first,) = re.findall(r'<p class="lead">.*?</p>', page, flags=re.DOTALL)
+    text = Page(first).text
     result = full.read_json("result.json")
     assert "A llama model with fresh weights was trained for 600 steps" in text
     assert "The mixture was decided on 5 times and changed" in text
+    taken = next(decision for decision in result["decisions"] if decision["kept"] == "proposal")
+    assert said(f"At step {taken['step']} it was changed") in text
+    assert said(taken["reason"]) in text
+    assert said(f"Deciding cost {n.percent(result['ledger']['overhead'])} of the FLOPs of training") in text
+
+
+def test_the_second_paragraph_says_how_the_loss_moved(full: Storage, page: str) -> None:
+    text, result = Page(page).text, full.read_json("result.json")
     assert (
         f"{n.loss(result['evaluations'][0]['objective'])} to {n.loss(result['evaluations'][-1]['objective'])}"
         in text
     )
     assert "documents that were not trained on" in text
-    assert said(f"Deciding cost {n.percent(result['ledger']['overhead'])} of the FLOPs of training") in text
 
 
 def test_every_decision_gives_its_reason_and_what_binds(full: Storage, page: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from opmix_ray.report import numbers as n
 from opmix_ray.report.decision_panels import candidates, probes
+from opmix_ray.report.decision_section import decision_section
 from opmix_ray.report.delivery import delivery
 from opmix_ray.report.gather import gather
 from opmix_ray.report.law_check import check_law
@@ -117,6 +118,17 @@ def test_best_so_far_never_rises(full: Storage) -> None:
     assert panel is not None
     best = next(mark for mark in panel.marks if isinstance(mark, Line))
     assert (np.diff(best.y) <= 0).all()
+
+
+def test_the_length_of_probes_is_told_where_it_was_found_out(full: Storage) -> None:
+    objective = {"code": 1.0}
+    files = gather(full).decisions[0]
+    assert "Probes took" not in decision_section(files, objective)
+    length = {"steps": 15, "most": 25, "settle": 0.95, "agreement": {"10": 0.8123, "15": 0.96}}
+    files.decision["details"]["length"] = length
+    text = decision_section(files, objective)
+    assert "Probes took 15 of at most 25 steps." in text
+    assert "(enough: 0.95): 0.81 after 10, 0.96 after 15 steps." in text
 
 
 def test_more_probes_than_colours_are_told_apart_by_what_matters(full: Storage) -> None:
