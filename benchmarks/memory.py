@@ -3,7 +3,8 @@
     python benchmarks/memory.py                                   # examples/quickstart.yaml
     python benchmarks/memory.py CONFIG [--set key=value]... [--json]
 
-Measured is the peak of the resident set above what the process has before it loads the model, with the arrays that a
+Measured is the peak of the resident set above what the process has before it loads the model and after it has done the
+same work with one layer, with the arrays that a
 machine's processes share counted in. Two steps are done, since AdamW has no moments before the first.
 """
 
@@ -27,11 +28,14 @@ def measure(part: str, file: str, settings: list[str]) -> dict[str, int]:
     import numpy as np
     import psutil
     import torch
+    from transformers import AutoModelForCausalLM
 
-    from opmix_ray.config import ModelConfig, load_config
+    from opmix_ray.config import load_config
+    from opmix_ray.model.architecture import architecture
     from opmix_ray.model.interpolate import Interpolator, ProbeSet
-    from opmix_ray.model.load import load_model
+    from opmix_ray.model.load import DTYPES, load_model
     from opmix_ray.model.loss import compute_context, training_loss
+    from opmix_ray.model.peak import set_depth
     from opmix_ray.model.probe import attach, detach, extract
     from opmix_ray.run.memory import vocabulary
     from opmix_ray.train.loop import _optimizer
@@ -81,10 +85,13 @@ def measure(part: str, file: str, settings: list[str]) -> dict[str, int]:
             detach(adapted)
         return ProbeSet.build(model, probes, list(config.data.domains))
 
-    # Code is read from disk and kernels are built when they are first used: that is the process's own.
-    small = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
-             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
-    work(load_model(ModelConfig(config=small), vocab_size=512, eos_token_id=0, seed=0).train(), 16)
+    # Code is read from disk and kernels are built for each shape when they are first used: that is the process's own.
+    shallow = architecture(config.model, vocab_size=vocab_size, eos_token_id=eos).config
+    set_depth(shallow, 1)
+    work(
+        AutoModelForCausalLM.from_config(shallow, dtype=DTYPES[config.model.dtype]).train(),
+        config.data.seq_len,
+    )
     gc.collect()
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc_trim(0)

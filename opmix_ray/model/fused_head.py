@@ -22,12 +22,16 @@ LEAST_SLICE = 256  # tokens, so that adding up the weight's gradient stays a sma
 def can_fuse(head: Any, hidden: torch.Tensor) -> bool:
     """Whether a head is a plain matrix on the CPU, which is where the fused loss was measured to be faster."""
     return (
-        type(head) is nn.Linear
-        and head.bias is None
+        is_plain_linear(head)
         and hidden.device.type == "cpu"
         and type(head.weight) in (nn.Parameter, torch.Tensor)
         and type(head.weight.data) is torch.Tensor
     )
+
+
+def is_plain_linear(head: Any) -> bool:
+    """Whether a head is a matrix and nothing else."""
+    return type(head) is nn.Linear and head.bias is None
 
 
 def fused_head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

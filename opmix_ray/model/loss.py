@@ -193,16 +193,32 @@ def token_losses(
         )
         return
     hidden, targets, rows = _counting(causal, ids, mask)
-    small = ids.device.type == "cpu" and not torch.is_grad_enabled()
-    size = max(1, min(CHUNK_LOGITS, CPU_CHUNK_LOGITS if small else CHUNK_LOGITS) // vocab)
-    head = _ready_head(causal.get_output_embeddings())
+    on_cpu = ids.device.type == "cpu"
+    for losses, part in head_losses(causal.get_output_embeddings(), hidden, targets, on_cpu=on_cpu):
+        yield losses, rows[part]
+
+
+def head_losses(
+    head: Any, hidden: torch.Tensor, targets: torch.Tensor, *, on_cpu: bool
+) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Loss of every token under a head, in slices that keep the logits small: nats float32 (k,), and which k these are.
+
+    Args:
+        head: of the model.
+        hidden: last hidden states, (n, H).
+        targets: int64 (n,).
+        on_cpu: whether a CPU computes.
+    """
+    small = on_cpu and not torch.is_grad_enabled()
+    size = max(1, min(CHUNK_LOGITS, CPU_CHUNK_LOGITS if small else CHUNK_LOGITS) // head.weight.shape[0])
+    ready = _ready_head(head)
     for start in range(0, len(targets), size):
         part = slice(start, start + size)
         if torch.is_grad_enabled() and len(targets) > size:  # logits are made again in the backward pass
-            losses = checkpoint(_head_loss, head, hidden[part], targets[part], use_reentrant=False)
+            losses = checkpoint(_head_loss, ready, hidden[part], targets[part], use_reentrant=False)
         else:
-            losses = _head_loss(head, hidden[part], targets[part])
-        yield losses, rows[part]
+            losses = _head_loss(ready, hidden[part], targets[part])
+        yield losses, part
 
 
 def _counting(

@@ -19,16 +19,15 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
 
 from opmix_ray.config import ProbeConfig
+from opmix_ray.model.fused_head import fused_head_loss, is_plain_linear
 from opmix_ray.model.load import is_remote, set_recompute
-from opmix_ray.model.loss import CHUNK_LOGITS, compute_context
+from opmix_ray.model.loss import compute_context, head_losses
 from opmix_ray.model.probe import attach, base_causal_lm
 
 _DEPTHS = (2, 3)  # layers of the models that are run
@@ -58,6 +57,7 @@ def count_step(
     accumulate: bool = False,
     recompute: bool = False,
     probe: ProbeConfig | None = None,
+    fused: bool = True,
 ) -> StepMemory:
     """Memory of one forward and backward pass.
 
@@ -69,6 +69,7 @@ def count_step(
         accumulate: whether an earlier pass has left its gradients.
         recompute: whether layers keep their inputs only.
         probe: train a LoRA probe on frozen weights; none: train the weights.
+        fused: whether head and loss may be one, as in training on a CPU with whole weights.
     """
 
     def one_pass(layers: int) -> tuple[int, ...]:
@@ -83,7 +84,7 @@ def count_step(
                 with compute_context(autocast, "cpu"):
                     hidden = _hidden(causal, sequences, seq_len)
                     saved = meter.live
-                    loss = _loss(causal, hidden)
+                    loss = _loss(causal, hidden, fused=fused)
                 hidden.register_hook(meter.mark)
                 loss.backward()
             return saved, meter.marked, meter.peak
@@ -91,8 +92,10 @@ def count_step(
     return _counted(model, one_pass)
 
 
-def count_forward(model: PreTrainedModel, *, sequences: int, seq_len: int, autocast: bool) -> StepMemory:
-    """Memory of a forward pass without gradients; the arguments are those of `count_step`."""
+def count_forward(
+    model: PreTrainedModel, *, sequences: int, seq_len: int, autocast: bool, on_cpu: bool = True
+) -> StepMemory:
+    """Memory of a forward pass without gradients, on a CPU or not; the other arguments are those of `count_step`."""
 
     def one_pass(layers: int) -> tuple[int, ...]:
         with _running(model, layers) as made, torch.no_grad():
@@ -100,7 +103,7 @@ def count_forward(model: PreTrainedModel, *, sequences: int, seq_len: int, autoc
             with _Meter(made) as meter, compute_context(autocast, "cpu"):
                 hidden = _hidden(made, sequences, seq_len)
                 meter.mark()
-                _loss(made, hidden)
+                _loss(made, hidden, on_cpu=on_cpu)
             return meter.marked, meter.peak, 0
 
     return _counted(model, one_pass)
@@ -124,25 +127,17 @@ def _hidden(model: Any, sequences: int, seq_len: int) -> torch.Tensor:
     return hidden
 
 
-def _loss(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+def _loss(model: Any, hidden: torch.Tensor, *, fused: bool = False, on_cpu: bool = True) -> torch.Tensor:
     """As `opmix_ray.model.loss` has it, for a batch in which every token is a target."""
     head = model.get_output_embeddings()
     flat = hidden[:, 1:].reshape(-1, hidden.shape[-1])
     targets = torch.zeros(len(flat), dtype=torch.int64)
-    size = max(1, CHUNK_LOGITS // head.weight.shape[0])
+    if fused and is_plain_linear(head):
+        return fused_head_loss(flat, head.weight, targets)
     nats = torch.zeros(())
-    for start in range(0, len(flat), size):
-        part = slice(start, start + size)
-        if torch.is_grad_enabled() and len(flat) > size:
-            losses = checkpoint(_head_loss, head, flat[part], targets[part], use_reentrant=False)
-        else:
-            losses = _head_loss(head, flat[part], targets[part])
+    for losses, _ in head_losses(head, flat, targets, on_cpu=on_cpu):
         nats = nats + losses.sum()
     return nats
-
-
-def _head_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
 @contextmanager
@@ -151,7 +146,7 @@ def _running(
 ) -> Iterator[Any]:
     """A model of the same kind with some layers, on tensors that have a size and no memory, for a `with`."""
     config = copy.deepcopy(model.config)
-    _set_depth(config.get_text_config(), layers)
+    set_depth(config.get_text_config(), layers)
     with torch.device("meta"):
         made: Any = AutoModelForCausalLM.from_config(
             config, dtype=next(model.parameters()).dtype, trust_remote_code=is_remote(model)
@@ -194,7 +189,8 @@ def _fake(tensor: torch.Tensor) -> torch.Tensor:
     return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
 
 
-def _set_depth(config: PretrainedConfig, layers: int) -> None:
+def set_depth(config: PretrainedConfig, layers: int) -> None:
+    """Give a model's description another number of layers."""
     config.num_hidden_layers = layers
     for name, value in vars(config).items():  # a kind for each layer
         if isinstance(value, list) and name in ("layer_types", "mlp_layer_types"):

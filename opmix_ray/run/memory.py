@@ -10,7 +10,7 @@ With P parameters of b bytes each (4 in float32, 2 in bfloat16):
   and beside them there are, whole, two blocks (one computes, the next is on its way) and what is in no block.
 - A probe's rank r adds r (in + out) parameters per layer in float32, 16 bytes each with gradient and moments
   (Hu et al. 2021); the frozen weights are shared by all processes of a machine, or copied to a GPU.
-- An evaluator owns one copy of the adapted layers' weights; base and factors are shared, or copied to a GPU.
+- An evaluator owns one copy of the adapted layers' weights, in bfloat16 where autocast would cast them; base and factors are shared, or copied to a GPU.
 - Over several GPUs blocks are spread (`opmix_ray.model.spread`): `fullest` is the most that one of them holds. A
   probe's activations are spread too, but counted whole.
 - On the CPU glibc keeps some of what passes have freed: its trim threshold, where that is less than half of what they
@@ -37,7 +37,7 @@ from opmix_ray.model.probe import adapted_layers, layer_shape
 from opmix_ray.model.spread import Spread, blocks_of
 
 PROCESS = 700 << 20  # of a process with Python, torch, transformers and Ray, before it does anything
-_FLOAT = 4
+_FLOAT, _HALF = 4, 2
 _KEPT = 64 << 20  # glibc's greatest trim threshold: twice DEFAULT_MMAP_THRESHOLD_MAX, see mallopt(3)
 _IDS_AND_MASK = 9  # bytes of a held-out token: int64 and bool
 
@@ -99,7 +99,7 @@ class _Plan:
         )
         share = -(-train.batch_size // train.workers)
         micro = min(train.micro_batch_size or share, share)
-        step = self._step(micro, accumulate=False)
+        step = self._step(micro, fused=not train.gpus_per_worker and not sharded)
         parts = train.workers if sharded else 1
         weights = gradients = self.weights // parts
         moments = 2 * self.weights // parts
@@ -129,7 +129,7 @@ class _Plan:
         config = self.config
         batch = config.probe.batch_size or config.train.batch_size
         micro = min(config.train.micro_batch_size or batch, batch)
-        step = self._step(micro, probe=True)
+        step = self._step(micro, fused=not config.probe.gpus, probe=True)
         weights = self.weights if config.probe.gpus else 0
         adapter = _FLOAT * self.adapter
         found = {
@@ -156,9 +156,11 @@ class _Plan:
             sequences=min(search.batch_size, search.sequences),
             seq_len=config.data.seq_len,
             autocast=config.model.autocast,
+            on_cpu=not search.gpus,
         )
-        own = sum(_numel(layer) * self._width() for layer in self.layers)
-        rounding = _FLOAT * max(map(_numel, self.layers)) if self._width() < _FLOAT else 0
+        width = min(self._width(), _HALF) if config.model.autocast else self._width()
+        own = sum(_numel(layer) * width for layer in self.layers)
+        rounding = _FLOAT * max(map(_numel, self.layers)) if width < _FLOAT else 0
         # Left and right factor of the largest layer, side by side, when the model is moved.
         moving = _FLOAT * max(
             sum(layer_shape(layer)) * config.probe.rank * self._components() for layer in self.layers
@@ -170,7 +172,7 @@ class _Plan:
             rank = config.probe.rank * self._components()
             found["fullest"] = stays = self._fullest(
                 search.gpus,
-                lambda layer: _numel(layer) * self._width() + _FLOAT * rank * sum(layer_shape(layer)),
+                lambda layer: _numel(layer) * width + _FLOAT * rank * sum(layer_shape(layer)),
             )
         return _closed(found, stays + rounding, max(step.peak, moving), search.gpus, PROCESS)
 
@@ -193,13 +195,13 @@ class _Plan:
         factors = self._factors() if self.decides else 0
         return {"weights": weights, "factors": factors, "peak": PROCESS + weights + factors}
 
-    def _step(self, sequences: int, *, accumulate: bool = False, probe: bool = False) -> StepMemory:
+    def _step(self, sequences: int, *, fused: bool, probe: bool = False) -> StepMemory:
         return count_step(
             self.model,
             sequences=sequences,
             seq_len=self.config.data.seq_len,
             autocast=self.config.model.autocast,
-            accumulate=accumulate,
+            fused=fused,
             recompute=self.config.model.recompute,
             probe=self.config.probe if probe else None,
         )
