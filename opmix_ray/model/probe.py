@@ -34,6 +34,7 @@ from opmix_ray.errors import UserError
 ADAPTER = "default"
 PREFIX = "base_model.model."
 _RECORDED = ("name", "data", "tokens", "seconds", "flops", "losses")
+Factors = dict[str, tuple[np.ndarray, np.ndarray]]  # layer -> (A (rank, in), B (out, rank)), float32
 WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "probe.json"
 
 # Keys of adapter_config.json that leave the weight change at scale * B @ A; any other must be unset.
@@ -84,7 +85,7 @@ class Probe:
 
     name: str
     data: dict[str, float]
-    factors: dict[str, tuple[np.ndarray, np.ndarray]]
+    factors: Factors
     scale: float
     rank: int
     alpha: float
@@ -187,8 +188,7 @@ def attach(model: nn.Module, probe_config: ProbeConfig, seed: int) -> PeftModel:
         peft_model = get_peft_model(model, config, adapter_name=ADAPTER)  # type: ignore[arg-type]
     assert isinstance(peft_model, PeftModel)
     generator = torch.Generator().manual_seed(seed)
-    for layer in _lora_layers(peft_model).values():
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    for a, b in lora_weights(peft_model).values():
         bound = 1.0 / math.sqrt(a.shape[1])
         a.data = (torch.rand(a.shape, generator=generator) * 2 * bound - bound).to(a.device)
         b.data = torch.zeros(b.shape, device=b.device)
@@ -215,10 +215,7 @@ def extract(
         tokens, seconds, flops, losses: its cost and training losses.
     """
     config: Any = peft_model.peft_config[ADAPTER]
-    factors = {
-        layer_name: (_array(layer.lora_A[ADAPTER].weight), _array(layer.lora_B[ADAPTER].weight))
-        for layer_name, layer in _lora_layers(peft_model).items()
-    }
+    factors = {layer_name: (_array(a), _array(b)) for layer_name, (a, b) in lora_weights(peft_model).items()}
     return Probe(
         name=name,
         data={domain: float(share) for domain, share in data.items()},
@@ -234,6 +231,22 @@ def extract(
         flops=flops,
         losses=[float(loss) for loss in losses],
     )
+
+
+def lora_weights(peft_model: PeftModel) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """A and B of every adapted layer, the model's own parameters."""
+    return {
+        name: (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
+        for name, layer in _lora_layers(peft_model).items()
+    }
+
+
+@torch.no_grad()
+def put_factors(peft_model: PeftModel, factors: Factors) -> None:
+    """Set a probe's weights; the factors must be of a probe of the same shape."""
+    for name, pair in lora_weights(peft_model).items():
+        for weight, values in zip(pair, factors[name], strict=True):
+            weight.copy_(torch.from_numpy(np.array(values)))
 
 
 def detach(peft_model: PeftModel) -> Any:

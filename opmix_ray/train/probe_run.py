@@ -1,0 +1,243 @@
+"""One probe in training: it can stop after any step and go on in another process as if it had never stopped.
+
+run = ProbeRun(task, base)
+run.advance(10)
+paused = run.paused()                          # plain arrays
+ProbeRun(task, base, paused).advance(25)       # the same bits as 25 steps in one go
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import ItemsView
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
+from opmix_ray.data.gather import gather
+from opmix_ray.data.held_out import search_sets
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.data.sampler import Sampler
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.base import BaseModel, model_from
+from opmix_ray.model.flops import forward_flops, probe_flops
+from opmix_ray.model.load import set_recompute
+from opmix_ray.model.loss import compute_context, evaluate_sets, training_loss
+from opmix_ray.model.probe import (
+    Factors,
+    Probe,
+    attach,
+    extract,
+    load_probe,
+    lora_weights,
+    put_factors,
+    save_probe,
+)
+from opmix_ray.model.spread import visible_devices
+
+Moments = dict[str, tuple[np.ndarray, ...]]  # layer -> first and second moments of A, then of B
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW calls them
+_MOMENTS_FILE = "moments.safetensors"
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """One probe to train.
+
+    Args:
+        name: of the component: `old`, or a domain.
+        data: share by domain of what it sees.
+        stream: names its order of the data, for example `decision-0`.
+        batch_size: sequences a step.
+        micro_batch_size: sequences in one forward pass.
+        seed: of the run.
+        measure: numbers of held-out sequences for reports and for the search, see `search_sets`: measure the trained
+            probe on the latter; None: do not.
+    """
+
+    name: str
+    data: dict[str, float]
+    stream: str
+    batch_size: int
+    micro_batch_size: int
+    seed: int
+    probe: ProbeConfig
+    optimizer: OptimizerConfig
+    model: ModelConfig
+    prepared: Prepared
+    measure: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Paused:
+    """A probe between two steps of its training.
+
+    Args:
+        probe: as far as it is trained, and what it cost so far.
+        moments: AdamW's, by layer.
+    """
+
+    probe: Probe
+    moments: Moments
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps done."""
+        return len(self.probe.losses)
+
+
+def save_paused(paused: Paused, directory: Path | str) -> None:
+    """Write a probe's directory with its moments beside it."""
+    save_probe(paused.probe, directory)
+    arrays = {
+        f"{layer}.{number}": values
+        for layer, moments in paused.moments.items()
+        for number, values in enumerate(moments)
+    }
+    save_file(arrays, Path(directory) / _MOMENTS_FILE)
+
+
+def load_paused(directory: Path | str) -> Paused:
+    """What `save_paused` wrote."""
+    probe = load_probe(directory)
+    arrays = load_file(Path(directory) / _MOMENTS_FILE)
+    moments = {
+        layer: tuple(arrays[f"{layer}.{number}"] for number in range(2 * len(_MOMENTS)))
+        for layer in probe.factors
+    }
+    return Paused(probe, moments)
+
+
+class ProbeRun:
+    """A probe in training, in this process.
+
+    Args:
+        task: what to train.
+        base: the main run's weights; read, never written.
+        paused: where to go on; None: at the beginning.
+        start: first factors; None: A at random and B of 0.
+    """
+
+    def __init__(
+        self, task: ProbeTask, base: BaseModel, paused: Paused | None = None, start: Factors | None = None
+    ) -> None:
+        self._began = time.monotonic()
+        self.task = task
+        devices = visible_devices(task.probe.gpus)
+        self.device = devices[0]
+        model = model_from(base, devices)
+        length = task.prepared.seq_len
+        self._flops = probe_flops(model, task.probe, 1, length)  # of a token
+        self._forward_flops = forward_flops(model, 1, length)
+        model.train()
+        set_recompute(model, task.model.recompute)
+        self._adapted = attach(model, task.probe, seed=_seed(task))
+        self._parameters = [p for p in self._adapted.parameters() if p.requires_grad]
+        rate = task.optimizer.learning_rate * task.probe.learning_rate_ratio
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=rate, betas=task.optimizer.betas, eps=task.optimizer.eps, weight_decay=0.0
+        )
+        stores = {n: task.prepared.domains[n].train() for n, share in task.data.items() if share > 0}
+        self._stores = stores
+        self._sampler = Sampler(
+            {name: len(store) for name, store in stores.items()},
+            task.batch_size,
+            task.seed,
+            Mixture({name: task.data[name] for name in stores}),
+            stream=f"{task.stream}/{task.name}",
+        )
+        self._losses: list[float] = []
+        self._before = 0.0  # seconds spent elsewhere
+        if paused is not None:
+            self._go_on(paused)
+        elif start is not None:
+            put_factors(self._adapted, start)
+
+    def advance(self, steps: int) -> None:
+        """Train until so many steps are done in all."""
+        task = self.task
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            while len(self._losses) < steps:
+                torch.manual_seed(_seed(task) + len(self._losses))  # for a model with dropout
+                batch = gather(self._stores, self._sampler.next_batch())
+                ids, mask = (torch.from_numpy(part).to(self.device) for part in batch)
+                targets = max(1, int(mask[:, 1:].sum()))
+                total = 0.0
+                for first in range(0, len(ids), task.micro_batch_size):
+                    part = slice(first, first + task.micro_batch_size)
+                    with compute_context(task.model.autocast, self.device):
+                        nats, _ = training_loss(self._adapted, ids[part], mask[part])
+                    (nats / targets).backward()
+                    total += float(nats.detach())
+                if task.optimizer.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(self._parameters, task.optimizer.clip_norm)
+                self._optimizer.step()
+                self._optimizer.zero_grad(set_to_none=True)
+                self._losses.append(total / targets)
+
+    def probe(self, *, measured: bool = False) -> Probe:
+        """The probe as it is.
+
+        Args:
+            measured: with its loss on the held-out text that the task names.
+        """
+        task, length = self.task, self.task.prepared.seq_len
+        tokens = len(self._losses) * task.batch_size * length
+        flops, losses = tokens * self._flops, {}
+        if measured and task.measure is not None:
+            held = search_sets(task.prepared, *task.measure)
+            sets = {name: part for name, part in held.items() if isinstance(part, tuple)}  # no questions
+            found = evaluate_sets(self._adapted, sets, task.micro_batch_size, autocast=task.model.autocast)
+            losses = {name: loss.mean for name, loss in found.items()}
+            seen = sum(ids.size for ids, _ in sets.values())
+            tokens, flops = tokens + seen, flops + seen * self._forward_flops
+        probe = extract(
+            self._adapted,
+            name=task.name,
+            data=task.data,
+            tokens=tokens,
+            seconds=self._before + time.monotonic() - self._began,
+            flops=flops,
+            losses=self._losses,
+        )
+        probe.measured = losses
+        return probe
+
+    def paused(self) -> Paused:
+        """Everything that is needed to go on."""
+        states = {layer: [self._optimizer.state[w] for w in pair] for layer, pair in self._weights()}
+        return Paused(
+            self.probe(),
+            {
+                layer: tuple(state[name].to("cpu", copy=True).numpy() for state in pair for name in _MOMENTS)
+                for layer, pair in states.items()
+            },
+        )
+
+    def _weights(self) -> ItemsView[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]:
+        return lora_weights(self._adapted).items()
+
+    def _go_on(self, paused: Paused) -> None:
+        put_factors(self._adapted, paused.probe.factors)
+        self._losses = list(paused.probe.losses)
+        self._before = paused.probe.seconds
+        self._sampler.skip(paused.steps)
+        for layer, pair in self._weights():
+            for number, weight in enumerate(pair):
+                kept = paused.moments[layer][2 * number : 2 * number + 2]
+                self._optimizer.state[weight] = {
+                    "step": torch.tensor(float(paused.steps)),
+                    **{
+                        name: torch.from_numpy(np.array(values)).to(weight.device)
+                        for name, values in zip(_MOMENTS, kept, strict=True)
+                    },
+                }
+
+
+def _seed(task: ProbeTask) -> int:
+    """The same first factors for every probe of a decision, so that probes differ by their data alone."""
+    return task.seed * 1_000_003 + sum(task.stream.encode())
