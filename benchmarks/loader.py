@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from subjects import demo, median, seconds
 
+from opmix_ray.data.gather import gather
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.data.shards import SplitWriter
 from opmix_ray.data.store import MANIFEST, MANIFEST_VERSION, TokenStore
@@ -56,11 +57,7 @@ def ours(stores: dict[str, TokenStore], shares: np.ndarray, steps: int) -> float
     )
 
     def batch() -> int:
-        drawn = sampler.next_batch()
-        ids = np.zeros((len(drawn), SEQ_LEN), np.int64)
-        for position in np.unique(drawn.domain_ids):
-            rows = np.flatnonzero(drawn.domain_ids == position)
-            ids[rows], _ = stores[drawn.domains[position]].batch(drawn.indices[rows])
+        ids, _ = gather(stores, sampler.next_batch())
         return int(torch.from_numpy(ids)[0, 0])
 
     batch()
@@ -115,7 +112,9 @@ def main() -> None:
     if arguments.quick:
         arguments.domains, arguments.steps, arguments.repeats = [2, 16], 5, 1
     warnings.filterwarnings("ignore")
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
 
     rng = np.random.default_rng(0)
     speeds: dict[str, dict[str, float]] = {}

@@ -13,7 +13,7 @@ from opmix_ray.data.store import TokenStore
 def gather(
     stores: Mapping[str, TokenStore], batch: Batch, own: slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of a batch's sequences, every store read once.
+    """Tokens of a batch's sequences.
 
     Args:
         stores: of the batch's domains, all of one sequence length L.
@@ -23,10 +23,9 @@ def gather(
     Returns:
         ids, int64 of shape (n, L), and mask, bool of shape (n, L): whether the token counts in the loss.
     """
-    domain_ids, indices = batch.domain_ids[own], batch.indices[own]
+    domain_ids, indices = batch.domain_ids[own].tolist(), batch.indices[own].tolist()
     length = next(iter(stores.values())).seq_len
-    ids, mask = np.zeros((len(indices), length), np.int64), np.ones((len(indices), length), bool)
-    for position in np.unique(domain_ids):
-        rows = np.flatnonzero(domain_ids == position)
-        ids[rows], mask[rows] = stores[batch.domains[position]].batch(indices[rows])
+    ids, mask = np.empty((len(indices), length), np.int64), np.ones((len(indices), length), bool)
+    for row, (position, index) in enumerate(zip(domain_ids, indices, strict=True)):
+        stores[batch.domains[position]].copy(index, ids[row], mask[row])
     return ids, mask

@@ -378,8 +378,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 14)
 def _key(*parts: int | str) -> np.ndarray:
-    """ROUNDS words of key material, the same on every machine and in every process."""
+    """ROUNDS words of key material, the same on every machine and in every process; not to be written to."""
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8 * ROUNDS).digest()
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,7 @@ class TokenStore(Sequence[np.ndarray]):
         self._masks: list[np.ndarray] = []
         for shard in part["shards"]:
             self._map(directory / shard["file"])
-        lengths = [len(block) for block in self._ids]
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        self._starts = [0, *accumulate(len(block) for block in self._ids)]
         if len(self) != part["sequences"]:
             raise UserError(
                 f"holds {len(self)} {split} sequences where the manifest says {part['sequences']}",
@@ -85,7 +86,7 @@ class TokenStore(Sequence[np.ndarray]):
         return bool(self._masks)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getitem__(self, index: Any) -> Any:
         """Sequence `index` as a read-only view of shape (seq_len,), in the type it is stored in."""
@@ -119,22 +120,27 @@ class TokenStore(Sequence[np.ndarray]):
         ids = np.empty((len(indices), self.seq_len), dtype=np.int64)
         mask = np.ones((len(indices), self.seq_len), dtype=np.bool_)
         for row, index in enumerate(indices):
-            block, position = self._locate(index)
-            ids[row] = self._ids[block][position]
-            if self._masks:
-                mask[row] = self._masks[block][position]
+            self.copy(index, ids[row], mask[row])
         return ids, mask
+
+    def copy(self, index: Any, ids: np.ndarray, mask: np.ndarray) -> None:
+        """Copy sequence `index` into `ids` and `mask`, both (seq_len,); a mask that is all True stays as it is."""
+        block, position = self._locate(index)
+        ids[:] = self._ids[block][position]
+        if self._masks:
+            mask[:] = self._masks[block][position]
 
     def _locate(self, index: Any) -> tuple[int, int]:
         if isinstance(index, slice):
             raise TypeError("a TokenStore has no slices; use batch(range(...))")
         position = int(index)
+        count = self._starts[-1]
         if position < 0:
-            position += len(self)
-        if not 0 <= position < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        block = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return block, position - int(self._starts[block])
+            position += count
+        if not 0 <= position < count:
+            raise IndexError(f"sequence {index} of {count}")
+        block = bisect_right(self._starts, position) - 1
+        return block, position - self._starts[block]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore.open, (self.path, self.split)
