@@ -5,7 +5,8 @@
 The demo's texts, repeated to the size asked for, as JSONL files. The plain loop reads lines, encodes 1,000 at a time
 with `tokenizers` and keeps the ids; ours also hashes, holds out, packs and writes shards. Both use as many threads of
 `tokenizers` as there are cores in the row. Every measurement is a process of its own, bound to its cores; they
-alternate, medians are reported.
+alternate, medians are reported. What two cores are worth here is measured too: two plain loops at once, each bound to
+a core of its own, against one alone.
 """
 
 from __future__ import annotations
@@ -83,18 +84,39 @@ def plain(directory: Path) -> float:
     return time.perf_counter() - began
 
 
-def apart(how: str, directory: Path, cores: int) -> float:
-    """One measurement in a process of its own, on so many cores."""
-    own = sorted(os.sched_getaffinity(0))[:cores]
-    done = subprocess.run(
+def start(how: str, directory: Path, cores: list[int]) -> subprocess.Popen[str]:
+    """One measurement in a process of its own, bound to some cores."""
+    return subprocess.Popen(
         [sys.executable, __file__, "--one", how, str(directory)],
-        env=os.environ | {"RAYON_NUM_THREADS": str(cores), "TOKENIZERS_PARALLELISM": "true"},
-        preexec_fn=lambda: os.sched_setaffinity(0, own),
-        capture_output=True,
+        env=os.environ | {"RAYON_NUM_THREADS": str(len(cores)), "TOKENIZERS_PARALLELISM": "true"},
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
-    return float(done.stdout.strip().splitlines()[-1])
+
+
+def end(process: subprocess.Popen[str]) -> float:
+    """Its seconds."""
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a measurement failed with exit code {process.returncode}")
+    return float(out.strip().splitlines()[-1])
+
+
+def apart(how: str, directory: Path, cores: int) -> float:
+    """One measurement alone on so many cores."""
+    return end(start(how, directory, sorted(os.sched_getaffinity(0))[:cores]))
+
+
+def worth_of_two(directory: Path, repeats: int) -> float:
+    """Work that two cores do in the time that one needs for one piece of it."""
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    alone, together = [], []
+    for _ in range(repeats):
+        alone.append(end(start("plain", directory, [first])))
+        both = [start("plain", directory, [core]) for core in (first, second)]
+        together.append(max(map(end, both)))
+    return 2 * median(alone) / median(together)
 
 
 def main() -> None:
@@ -124,6 +146,7 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for (how, cores), values in times.items():
                 values.append(apart(how, Path(directory), cores))
+        worth = worth_of_two(Path(directory), arguments.repeats) if len(counts) == 2 else 1.0
     for cores in counts:
         mine, theirs = (size / 1e6 / median(times[how, cores]) for how in ("ours", "plain"))
         found[str(cores)] = {
@@ -133,6 +156,7 @@ def main() -> None:
         }
     if len(counts) == 2:
         found["two_cores_over_one"] = found["2"]["ours_mb_per_second"] / found["1"]["ours_mb_per_second"]
+        found["two_cores_are_worth"] = worth
     if arguments.json:
         print(json.dumps(found))
         return
@@ -144,7 +168,9 @@ def main() -> None:
             f"{row['ours_over_plain']:7.2f}"
         )
     if len(counts) == 2:
-        print(f"ours on two cores over one: {found['two_cores_over_one']:.2f}")
+        print(
+            f"ours on two cores over one: {found['two_cores_over_one']:.2f}; two plain loops at once: {worth:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -191,7 +191,9 @@ def published_seconds(
         merged = copy.deepcopy(model)
         with torch.no_grad():
             for name, a in probes.A.items():
-                left = torch.from_numpy(probes.B[name] * (weights * probes.scale)[:, None, None])
+                left = torch.from_numpy(
+                    (probes.B[name] * (weights * probes.scale)[:, None, None]).astype(np.float32)
+                )
                 delta = torch.einsum("cor,cri->oi", left, torch.from_numpy(a))
                 merged.get_submodule(name).weight += delta.to(model.dtype)  # type: ignore[operator]
         merged.save_pretrained(directory)
