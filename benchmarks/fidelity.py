@@ -3,12 +3,13 @@
     python benchmarks/fidelity.py [--runs DIR] [--candidates 20] [--probe-steps 25] [--json]
 
 Reads what `fidelity_runs.py` measured (`benchmarks/results/fidelity`: two sets of domains, three seeds, two horizons,
-25 to 29 mixtures really trained in each; on one H100). For every law: Spearman correlation of its predictions with
-the losses of the trained mixtures, per evaluation set (median and least) and for their average, Pearson for that,
-and the regret of choosing the best of the trained mixtures by the law, in per cent of the loss. Beside the laws stand
-a prediction that uses no measurement at all (every set's loss falls with the log of its own share, all equally),
-choices without a law, and the own-share form fitted to the trained mixtures themselves, which no prediction can be
-expected to pass. Means over seeds and orders of the probes' data, with 95 % t-intervals over seeds.
+25 to 29 mixtures really trained in each; on one H100). For every law: Spearman correlation of its predictions with the
+losses of the trained mixtures, per evaluation set (median and least; each in --json) and for their average, Pearson
+for both, how far apart it thinks the mixtures' averages are over how far they are, and the regret of choosing the best
+of the trained mixtures by the law, in per cent of the loss. Beside the laws stand a prediction that uses no
+measurement at all (every set's loss falls with the log of its own share, all equally), choices without a law, and the
+own-share form fitted to the trained mixtures themselves, which no prediction can be expected to pass. Means over seeds
+and orders of the probes' data, with 95 % t-intervals over seeds.
 """
 
 from __future__ import annotations
@@ -25,10 +26,19 @@ from scipy.stats import pearsonr, spearmanr, t
 
 from opmix_ray.config import ProposalConfig
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
+from opmix_ray.laws.extrapolate import stage_growth
 
 RESULTS = Path(__file__).parent / "results" / "fidelity"
 PUBLISHED, DEFAULT = "published (log-linear)", "own-share, read for the stage (default)"
-COLUMNS = ("median set", "least set", "average", "average, Pearson", "regret %")
+COLUMNS = (
+    "median set",
+    "least set",
+    "median set, Pearson",
+    "average",
+    "average, Pearson",
+    "spread",
+    "regret %",
+)
 
 
 def load(directory: Path) -> list[dict[str, Any]]:
@@ -70,8 +80,10 @@ def predictions(
 
     settings = ProposalConfig()
     assert settings.eps_steps is not None
+    assert settings.slope_growth is not None
     read = Extrapolation(
         eps=settings.eps_steps / horizon,
+        growth=stage_growth(settings.slope_growth, settings.eps_steps, horizon, block["steps"]),
         slope_trust=settings.slope_trust,
         transfer_trust=settings.transfer_trust,
         anchor=old,
@@ -86,15 +98,27 @@ def predictions(
     return {name: fitted.predict(ratios) for name, fitted in found.items()}
 
 
+def by_set(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Spearman and Pearson of every set, (2, M)."""
+    return np.array(
+        [
+            [kind(p, t).statistic for p, t in zip(predicted.T, true.T, strict=True)]
+            for kind in (spearmanr, pearsonr)
+        ]
+    )
+
+
 def judge(predicted: np.ndarray, true: np.ndarray) -> list[float]:
     """The numbers of `COLUMNS`."""
-    single = [float(spearmanr(predicted[:, m], true[:, m]).statistic) for m in range(true.shape[1])]
+    single, straight = by_set(predicted, true)
     ours, theirs = predicted.mean(axis=1), true.mean(axis=1)
     return [
         float(np.median(single)),
-        min(single),
+        float(min(single)),
+        float(np.median(straight)),
         float(spearmanr(ours, theirs).statistic),
         float(pearsonr(ours, theirs).statistic),
+        float(ours.std() / theirs.std()),
         regret(theirs, int(np.argmin(ours))),
     ]
 
@@ -123,6 +147,8 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     collected: dict[tuple[str, int, str], dict[int, list[list[float]]]] = defaultdict(
         lambda: defaultdict(list)
     )
+    names: dict[str, list[str]] = {}
+    single: dict[tuple[str, int, str], list[np.ndarray]] = defaultdict(list)
     costs: dict[tuple[str, int], list[float]] = defaultdict(list)
     for measured in load(Path(arguments.runs)):
         data, seed = Path(measured["data"]).name, measured["seed"]
@@ -143,9 +169,11 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     measured, block, horizon, arguments.candidates, ratios
                 ).items():
                     note(law, judge(predicted, losses))
+                    single[data, horizon, law].append(by_set(predicted, losses))
             note("no measurement: -log(own share)", judge(-np.log(ratios + eps), losses))
             note("own-share fitted to the truth", judge(own_form(ratios, losses), losses))
-            nothing = [float("nan")] * 4
+            nothing = [float("nan")] * (len(COLUMNS) - 1)
+            names[data] = measured["domains"]
             note("choice: mixture in force (proportional)", [*nothing, regret(average, 0)])
             note("choice: uniform", [*nothing, regret(average, 1)])
             note(
@@ -161,6 +189,14 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 seed: dict(zip(COLUMNS, np.mean(rows, axis=0).tolist(), strict=True))
                 for seed, rows in by.items()
             },
+            "sets": {
+                name: dict(zip(("spearman", "pearson"), numbers, strict=True))
+                for name, numbers in zip(
+                    names[data], np.mean(single[data, horizon, law], axis=0).T.tolist(), strict=True
+                )
+            }
+            if (data, horizon, law) in single
+            else {},
             "overhead": float(np.mean(costs[data, horizon])),
         }
         for (data, horizon, law), by in collected.items()

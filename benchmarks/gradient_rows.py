@@ -4,11 +4,8 @@
 
 `theta(w)` is linear in `w`, so a backward pass for each evaluation set gives its loss's derivative by every component
 weight (`Interpolator.gradients`). Trains a small model and a probe per domain, measures candidates with and without
-gradients, and fits laws in log shares by ridge: on values, and on values and slopes together. A slope row is
-`dL/dw_c - w . dL/dw`, the derivative towards component c; it is linear in the law's coefficients like a value, so one
-least-squares problem holds both. Pseudo-count, form, penalty and the weight of the slopes are chosen by leaving whole
-candidates out. A candidate with gradients counts as many as its measured time is worth. Judged on mixtures that no law
-saw, half of them with small shares.
+gradients, and fits the law `log-share` on values, and on values and slopes together. A candidate with gradients counts
+as many as its measured time is worth. Judged on mixtures that no law saw, half of them with small shares.
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,10 +24,7 @@ from many_domains import build_case
 from scipy.stats import spearmanr
 from subjects import median
 
-EPS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-SLOPE_WEIGHTS = (0.01, 0.1)
-FOLDS = 8
+from opmix_ray.laws import Slopes, fit_law
 
 
 @dataclass
@@ -54,87 +47,16 @@ class Rows:
         return Rows(self.weights[chosen], self.losses[chosen], slopes)
 
 
-@dataclass(frozen=True)
-class Form:
-    """What is chosen for one set's law."""
-
-    eps: float
-    every: bool  # log shares of every domain, or of the set's own alone and the other shares as they are
-    penalty: float
-    slope_weight: float
-
-
-def features(shares: np.ndarray, own: int, form: Form) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, D), each of its own share only, and their derivatives by it (n, D)."""
-    logs, rates = np.log(shares + form.eps), 1 / (shares + form.eps)
-    if form.every:
-        return logs, rates
-    chosen = np.arange(shares.shape[1]) == own
-    return np.where(chosen, logs, shares), np.where(chosen, rates, 1.0)
-
-
-def fit(rows: Rows, data: np.ndarray, own: int, form: Form) -> tuple[float, np.ndarray]:
-    """Intercept and coefficients of one set's law, by ridge on values and slopes."""
+def fitted(rows: Rows, data: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The law of all sets; predictions from weights (n, C) to losses (n, M)."""
+    domains = [f"d{d:02d}" for d in range(data.shape[1])]
     shares = rows.weights @ data
-    values, rates = features(shares, own, form)
-    losses = rows.losses[:, own]
-    centre, level = values.mean(axis=0), losses.mean()
-    matrix = (values - centre).T @ (values - centre) / len(losses)
-    right = (values - centre).T @ (losses - level) / len(losses)
+    slopes = None
     if rows.slopes is not None:
-        slopes = rows.slopes[:, own]
-        towards = (data[None] - shares[:, None]) * rates[:, None]  # (n, C, D)
-        ours = (slopes - (slopes * rows.weights).sum(axis=1, keepdims=True)).reshape(-1)
-        stacked = towards.reshape(-1, towards.shape[2])
-        matrix += form.slope_weight * stacked.T @ stacked / len(losses)
-        right += form.slope_weight * stacked.T @ ours / len(losses)
-    relief = np.where(np.arange(len(centre)) == own, 0.1, 1.0)
-    scale = np.trace(matrix) / len(matrix)
-    coefficients = np.linalg.solve(matrix + form.penalty * scale * np.diag(relief), right)
-    return float(level - centre @ coefficients), coefficients
-
-
-def out_of_fold(rows: Rows, data: np.ndarray, own: int, form: Form) -> float:
-    """Mean squared error of candidates left out, all rows of a candidate together."""
-    count = len(rows.losses)
-    folds = min(count, FOLDS)
-    total = 0.0
-    for fold in range(folds):
-        left = np.arange(count) % folds == fold
-        intercept, coefficients = fit(rows.part(~left), data, own, form)
-        values, _ = features(rows.weights[left] @ data, own, form)
-        total += float(((intercept + values @ coefficients - rows.losses[left, own]) ** 2).sum())
-    return total / count
-
-
-def fit_laws(rows: Rows, data: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Laws of all sets with one pseudo-count; predictions from weights (n, C) to losses (n, M)."""
-    sets = range(rows.losses.shape[1])
-    weights = SLOPE_WEIGHTS if rows.slopes is not None else (0.0,)
-    best: tuple[float, list[Form]] | None = None
-    for eps in EPS:
-        error, forms = 0.0, []
-        for own in sets:
-            found = min(
-                (out_of_fold(rows, data, own, form), place, form)
-                for place, form in enumerate(
-                    Form(eps, *rest) for rest in product((False, True), PENALTIES, weights)
-                )
-            )
-            error += float(np.log(max(found[0], 1e-16)))
-            forms.append(found[2])
-        if best is None or error < best[0]:
-            best = error, forms
-    assert best is not None
-    laws = [(form, *fit(rows, data, own, form)) for own, form in zip(sets, best[1], strict=True)]
-
-    def predict(candidates: np.ndarray) -> np.ndarray:
-        shares = candidates @ data
-        return np.column_stack(
-            [a + features(shares, own, form)[0] @ c for own, (form, a, c) in zip(sets, laws, strict=True)]
-        )
-
-    return predict
+        values = rows.slopes - np.einsum("nmc,nc->nm", rows.slopes, rows.weights)[:, :, None]
+        slopes = Slopes(data[None] - shares[:, None], values)
+    law = fit_law(shares, rows.losses, domains=domains, metric_names=domains, law="log-share", slopes=slopes)
+    return lambda candidates: law.predict(candidates @ data)
 
 
 def agreement(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -204,7 +126,7 @@ def compare(found: dict[str, Any], costs: list[int], repeats: int) -> Iterator[d
                 part = rows.part(np.concatenate([[0], order]))
                 if kind == "values":
                     part.slopes = None
-                results.append(agreement(fit_laws(part, found["data"])(found["unseen"]), found["truth"]))
+                results.append(agreement(fitted(part, found["data"])(found["unseen"]), found["truth"]))
             means = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
             yield {"cost": cost, "kind": kind, "candidates": count} | means
 

@@ -73,7 +73,16 @@ class StageConfig(Section):
 class ProbeConfig(Section):
     """The LoRA probes of a decision."""
 
-    steps: int = Field(25, ge=1, description="Optimiser steps of each probe.")
+    steps: int = Field(25, ge=1, description="Optimiser steps of each probe; with `settle`, at most.")
+    settle: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Train probes in parts of `settle_every` steps, and stop them all once the ranking of 12 fixed "
+        "candidates, each the sum of probes, has this Spearman correlation with that of one part earlier; none: all "
+        "`steps` are made. Sets of questions play no part in it.",
+    )
+    settle_every: int = Field(5, ge=1, description="Steps after which candidates are ranked, with `settle`.")
     batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
     rank: int = Field(16, ge=1, description="LoRA rank.")
     alpha: float = Field(32.0, gt=0, description="LoRA alpha; the scale is alpha / rank.")
@@ -106,6 +115,11 @@ class SearchConfig(Section):
         "simplex", description="Name of a search space that ships (`simplex`, `old_new`, ...) or a YAML file."
     )
     trials: int = Field(12, ge=1, description="Candidates scored per decision, at most.")
+    gradients: bool | Literal["auto"] = Field(
+        "auto",
+        description="Measure with each candidate how its losses change with every share, which costs as much as two "
+        "more candidates; so a third of `trials` is made. `auto`: from 16 probes on, where it pays.",
+    )
     patience: int | None = Field(
         None,
         ge=1,
@@ -160,6 +174,12 @@ class ProposalConfig(Section):
         description="`auto`, `own-share` and `log-share`: the law is fitted on added-up probes and read for models "
         "that are trained for the rest of the stage; there the loss follows `log(share + eps)` with an `eps` worth "
         "this many optimiser steps of data. None: read as fitted.",
+    )
+    slope_growth: float | None = Field(
+        1.4,
+        gt=0,
+        description="The same: a trained model's losses are steeper in the log of the shares than added-up probes are, "
+        "by this factor times `log(1 + steps / eps_steps)` of the stage over that of the probes. None: as steep.",
     )
     slope_trust: float = Field(
         0.4,

@@ -19,6 +19,7 @@ from opmix_ray.model.flops import forward_flops, probe_flops, train_flops
 from opmix_ray.run.base import beginning
 from opmix_ray.run.plan import Step, plan, stage_domains
 from opmix_ray.run.strategies.rules import planned
+from opmix_ray.search.slopes import PRICE, candidates, with_slopes
 from opmix_ray.search.space import choose_components, read_space
 from opmix_ray.strategy_config import ProxyConfig
 
@@ -92,14 +93,13 @@ class Forecast:
         before |= {name for name, share in beginning(config).mixture.items() if share > 0}
         old = {name: float(name in before) for name in names}
         mixture = Mixture(old) if any(old.values()) else Mixture.uniform(names)
-        count = len(choose_components(read_space(step.space)[0].kind, mixture, names))
-        count += config.probe.check  # one more, on all domains
+        components = len(choose_components(read_space(step.space)[0].kind, mixture, names))
+        count = components + config.probe.check  # one more, on all domains
         batch = config.probe.batch_size or config.train.batch_size
         tokens = count * config.probe.steps * batch * self._length
         probes = probe_flops(self._model, config.probe, tokens, self._length)
-        looks = (
-            config.search.trials + 1 + config.probe.check
-        )  # candidates, the proposal, the probe on all domains
+        scored = candidates(config, components) + 1  # the proposal is one more
+        looks = scored * (PRICE if with_slopes(config, components) else 1) + config.probe.check
         return probes + looks * self._seen * self._forward
 
     def _swarm(self, config: RunConfig, step: Step) -> float:

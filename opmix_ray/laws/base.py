@@ -23,6 +23,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Slopes:
+    """How the metrics of a sweep's rows change along directions in the simplex.
+
+    Args:
+        directions: (N, K, D) changes of the shares, each of sum 0.
+        values: (N, M, K) derivative of every metric along every direction, in the metric's unit per unit of share;
+            NaN where it was not measured.
+    """
+
+    directions: np.ndarray
+    values: np.ndarray
+
+    def rows(self, index: np.ndarray) -> Slopes:
+        """Those of the rows chosen by an integer or boolean index."""
+        return Slopes(self.directions[index], self.values[index])
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of a sweep.
 
@@ -33,6 +51,7 @@ class Table:
         metric_names: M names.
         weights: (N, M) weight of every value in least squares, mean about 1.
         seed: of everything random.
+        slopes: of the metrics, for laws that use them; None: values alone.
     """
 
     ratios: np.ndarray
@@ -41,6 +60,7 @@ class Table:
     metric_names: tuple[str, ...]
     weights: np.ndarray
     seed: int = 0
+    slopes: Slopes | None = None
 
     def __len__(self) -> int:
         return len(self.ratios)
@@ -48,13 +68,25 @@ class Table:
     def rows(self, index: np.ndarray) -> Table:
         """The rows chosen by an integer or boolean index."""
         return replace(
-            self, ratios=self.ratios[index], metrics=self.metrics[index], weights=self.weights[index]
+            self,
+            ratios=self.ratios[index],
+            metrics=self.metrics[index],
+            weights=self.weights[index],
+            slopes=None if self.slopes is None else self.slopes.rows(index),
         )
 
     def column(self, metric: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ratios (n, D), values (n,) and weights (n,) of the rows that have the metric."""
         known = np.isfinite(self.metrics[:, metric])
         return self.ratios[known], self.metrics[known, metric], self.weights[known, metric]
+
+    def column_slopes(self, metric: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Directions (n, K, D) and derivatives (n, K) of the rows that have the metric; None: there are none."""
+        if self.slopes is None:
+            return None
+        known = np.isfinite(self.metrics[:, metric])
+        values = self.slopes.values[known, metric]
+        return (self.slopes.directions[known], values) if np.isfinite(values).any() else None
 
 
 class Response(ABC):

@@ -1,9 +1,11 @@
 """Reading a law fitted on interpolated probes for models that are really trained.
 
-Three things are known about the difference (docs/decisions.md has the measurements):
+Four things are known about the difference (docs/decisions.md has the measurements):
 
-- Added-up short probes are nearly linear in the shares; a trained model's loss follows `log(p + eps)` with an `eps`
-  that is worth about two optimiser steps of data, so it falls with the length of the stage (`eps_steps`).
+- A trained model's loss follows `log(p + eps)` with an `eps` that is worth about two optimiser steps of data, so it
+  falls with the length of the stage (`eps_steps`).
+- It follows it more steeply than added-up probes do, the more so the longer the stage is and the shorter the probes
+  were (`stage_growth`).
 - How much steeper one domain's curve is than another's, short probes tell only in part: the steepness of probes is
   drawn towards their common one, to the power `slope_trust`.
 - What is left open about a slope after that widens the standard error of predictions away from the mixture in force.
@@ -11,6 +13,7 @@ Three things are known about the difference (docs/decisions.md has the measureme
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,6 +25,7 @@ from opmix_ray.errors import UserError
 if TYPE_CHECKING:
     from opmix_ray.laws.base import Response
 
+_PART, _WHOLE = 0.02, 0.9  # shares between which the response of probes is taken
 SLOPE_DOUBT = 0.25  # standard deviation of log(true slope / read slope) between domains; docs/decisions.md
 
 
@@ -33,6 +37,8 @@ class Extrapolation:
         eps_ratio: pseudo-count of the predictions over the fitted one.
         eps: pseudo-count of the predictions, instead of a ratio.
         slope_ratio: slopes of the logs in the predictions over the fitted ones.
+        growth: slopes in the predictions over the fitted response between a share of 2 % and one of 90 %, which depends
+            little on the pseudo-count of the fit; `eps` is then taken as it is. None: the fitted slopes.
         slope_trust: 1: every metric's own slope; 0: the geometric mean of all; between: that power of the ratio.
         transfer_trust: factor on the linear terms, which hold what domains do for one another's metrics.
         anchor: (D,) mixture whose prediction stays as it is (the one trained on so far); none: uniform.
@@ -41,12 +47,13 @@ class Extrapolation:
     eps_ratio: float | None = 0.01
     eps: float | None = None
     slope_ratio: float = 1.0
+    growth: float | None = None
     slope_trust: float = 1.0
     transfer_trust: float = 1.0
     anchor: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("eps", "eps_ratio", "slope_ratio"):
+        for name in ("eps", "eps_ratio", "slope_ratio", "growth"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(
@@ -62,9 +69,21 @@ class Extrapolation:
             raise UserError(
                 "one of eps and eps_ratio is needed", key="extrapolation", remedy="give eps_ratio"
             )
+        if self.growth is not None and self.eps is None:
+            raise UserError(
+                "needs a pseudo-count of its own", key="growth", value=self.growth, remedy="give eps too"
+            )
+
+    def read_slope(self, fitted_eps: float) -> float:
+        """Slopes in the predictions over the fitted ones."""
+        if self.growth is None:
+            return self.slope_ratio
+        return self.slope_ratio * self.growth * math.log((_WHOLE + fitted_eps) / (_PART + fitted_eps))
 
     def read_eps(self, fitted: float) -> float:
-        """The pseudo-count of the predictions; never above the fitted one."""
+        """The pseudo-count of the predictions; without `growth` never above the fitted one."""
+        if self.growth is not None and self.eps is not None:
+            return self.eps
         return min(self.eps, fitted) if self.eps is not None else fitted * float(self.eps_ratio or 1.0)
 
     def anchor_array(self, domains: int) -> np.ndarray:
@@ -78,6 +97,21 @@ class Extrapolation:
                 remedy="give one share per domain",
             )
         return np.asarray(self.anchor, dtype=np.float64)[None]
+
+
+def stage_growth(factor: float, eps_steps: float, steps: float, probe_steps: float) -> float:
+    """How much steeper a stage's losses are in the log of the shares than the response of probes is large.
+
+    Slopes grow with `log(1 + steps / eps_steps)`, in training and in probes: what a domain's data have left to teach
+    shrinks in proportion to how much of them was seen.
+
+    Args:
+        factor: measured, see docs/decisions.md.
+        eps_steps: optimiser steps that the pseudo-count is worth.
+        steps: of the stage.
+        probe_steps: of the probes.
+    """
+    return factor * math.log1p(steps / eps_steps) / math.log1p(probe_steps / eps_steps)
 
 
 def extrapolated(

@@ -9,7 +9,7 @@ import numpy as np
 from opmix_ray import plugins
 from opmix_ray.errors import UserError
 from opmix_ray.laws.auto import Fit, fit_auto, fit_one
-from opmix_ray.laws.base import Law, Response, Table, nearest, objective_weights
+from opmix_ray.laws.base import Law, Response, Slopes, Table, nearest, objective_weights
 from opmix_ray.laws.extrapolate import Extrapolation, extrapolated
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.laws.gaussian_process import GaussianProcessLaw
@@ -39,6 +39,7 @@ def fit_law(
     seed: int = 0,
     extrapolate: Extrapolation | None = None,
     noise: np.ndarray | None = None,
+    slopes: Slopes | None = None,
 ) -> FittedLaw:
     """Fit a mixing law.
 
@@ -52,12 +53,13 @@ def fit_law(
         seed: of everything random; the same seed gives the same law.
         extrapolate: read the law for other runs than those it is fitted on; `auto` then means `own-share`.
         noise: standard error of the measurements, broadcast to (N, M), in the metrics' units.
+        slopes: derivatives of the metrics; `log-share` and `own-share` use them, others do without.
 
     Raises:
         UserError: an unknown law, shapes that do not agree, shares that are no mixture, fewer than 3 rows.
     """
     weights = objective_weights(metric_names, None if objective is None else dict(objective))
-    table = check_table(ratios, metrics, domains, metric_names, noise, seed)
+    table = check_table(ratios, metrics, domains, metric_names, noise, seed, slopes)
     if law == AUTO and extrapolate is not None:
         law = OwnShareLaw.name
     if law not in law_names():
@@ -133,6 +135,7 @@ def check_table(
     metric_names: Sequence[str],
     noise: np.ndarray | None = None,
     seed: int = 0,
+    slopes: Slopes | None = None,
 ) -> Table:
     """A table of rows that hold a mixture and at least one metric; rows without any metric are dropped.
 
@@ -181,4 +184,20 @@ def check_table(
         weights = weights / np.nanmean(weights, axis=0)
     ratios = np.maximum(ratios, 0)
     ratios = ratios / ratios.sum(axis=1, keepdims=True)
-    return Table(ratios[known], metrics[known], tuple(domains), tuple(metric_names), weights[known], seed)
+    if slopes is not None:
+        _check_slopes(slopes, ratios, metrics)
+        slopes = slopes.rows(known)
+    return Table(
+        ratios[known], metrics[known], tuple(domains), tuple(metric_names), weights[known], seed, slopes
+    )
+
+
+def _check_slopes(slopes: Slopes, ratios: np.ndarray, metrics: np.ndarray) -> None:
+    (rows, domains), count, steps = ratios.shape, metrics.shape[1], slopes.directions.shape[1:2]
+    if slopes.directions.shape != (rows, *steps, domains) or slopes.values.shape != (rows, count, *steps):
+        raise UserError(
+            f"directions {slopes.directions.shape} and values {slopes.values.shape} do not fit ratios "
+            f"{ratios.shape} and metrics {metrics.shape}",
+            key="slopes",
+            remedy="give arrays of shape (rows, directions, domains) and (rows, metrics, directions)",
+        )

@@ -106,10 +106,10 @@ class Extrapolated(Additive):
         """Read a response as `how` says."""
         eps = how.read_eps(origin.eps)
         anchor = how.anchor_array(len(origin.slopes))
-        slopes, linear = how.slope_ratio * origin.slopes, how.transfer_trust * origin.linear
+        slopes, linear = how.read_slope(origin.eps) * origin.slopes, how.transfer_trust * origin.linear
         logs = np.log(anchor + eps)
         intercept = float((origin.predict(anchor) - logs @ slopes - anchor @ linear)[0])
-        doubt = 0.0 if eps == origin.eps else SLOPE_DOUBT
+        doubt = 0.0 if eps == origin.eps and how.growth is None else SLOPE_DOUBT
         return cls(origin, intercept, slopes, linear, eps, anchor[0], doubt)
 
     def std(self, ratios: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Two forms are fitted for every metric: the log share of the one domain that explains it best with linear terms in
 the others, and log shares of all domains; leave-one-out chooses the form, the penalty and, over all metrics
-together, `eps`. With few rows it is the steadiest law.
+together, `eps`. With few rows it is the steadiest law, and where the rows bring derivatives of the metrics, they are
+fitted along with the values.
 
 `own-share` is the first form alone. It is the law of a decision, since it can be read for other runs than those it was
 fitted on (`extrapolate.py`): what a domain does for another one is small and stays linear, so nothing but the effect of
@@ -18,7 +19,7 @@ import numpy as np
 
 from opmix_ray.laws.base import Constant, Law, Response, Table, is_constant
 from opmix_ray.laws.linear import Additive, additive
-from opmix_ray.laws.ridge import RidgeFit, fit_ridge
+from opmix_ray.laws.ridge import RidgeFit, fit_ridge, fit_ridge_slopes
 
 EPS = tuple(float(f"{10**x:.2g}") for x in np.arange(-4, 0.26, 0.25))
 RELIEF = 10.0  # the penalty of a metric's own log share over that of the others, as a root
@@ -44,28 +45,42 @@ def _forms(
     table: Table, metric: int, eps: float, own: Sequence[int], every_log: bool
 ) -> list[tuple[np.ndarray, np.ndarray, RidgeFit]]:
     ratios, values, weights = table.column(metric)
+    slopes = table.column_slopes(metric)
     logs = np.log(ratios + eps)
     count = ratios.shape[1]
     found = []
+
+    def fitted(
+        logged: np.ndarray, linear: np.ndarray, relief: np.ndarray, even: np.ndarray | None
+    ) -> RidgeFit:
+        features = np.hstack([logs[:, logged], ratios[:, linear]])
+        plain = np.eye(features.shape[1]) if even is None else even
+        if slopes is None:
+            fit = fit_ridge(features @ plain, values, weights, relief)
+        else:
+            directions, derivatives = slopes
+            rates = np.concatenate(
+                [directions[:, :, logged] / (ratios + eps)[:, None, logged], directions[:, :, linear]], axis=2
+            )
+            fit = fit_ridge_slopes(features @ plain, values, weights, rates @ plain, derivatives, relief)
+        return fit if even is None else _mapped(fit, even, features, weights)
+
     for domain in own:
         chosen = np.zeros(count, bool)
         chosen[domain] = True
         relief = np.ones(count)
         relief[0] = RELIEF
-        features = np.hstack([logs[:, chosen], ratios[:, ~chosen]])
-        if every_log:
-            fit = fit_ridge(features, values, weights, relief)
-        else:
+        even = None
+        if not every_log:
             even = np.eye(count)
             even[1:, 1:] -= 1 / max(1, count - 1)
-            fit = _mapped(fit_ridge(features @ even, values, weights, relief), even, features, weights)
-        found.append((chosen, ~chosen, fit))
+        found.append((chosen, ~chosen, fitted(chosen, ~chosen, relief, even)))
     if not every_log:
         return found
     every, none = np.ones(count, bool), np.zeros(count, bool)
     relief = np.ones(count)
     relief[list(own)[:1]] = RELIEF**0.5
-    found.append((every, none, fit_ridge(logs, values, weights, relief)))
+    found.append((every, none, fitted(every, none, relief, None)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Weighted ridge regression with the penalty chosen by leave-one-out in closed form."""
+"""Weighted ridge regression with the penalty chosen by leave-one-out: on values, or on values and derivatives."""
 
 from __future__ import annotations
 
@@ -71,3 +71,73 @@ def fit_ridge(
     return RidgeFit(
         float(centre - mean @ beta), beta, covariance, mean, sigma, loo[best] / np.maximum(root, 1e-12)
     )
+
+
+SLOPE_WEIGHTS = (
+    0.01,
+    0.1,
+)  # of a derivative's square over that of a value; the better one out of fold is taken
+_FOLDS = 8
+
+
+def fit_ridge_slopes(
+    features: np.ndarray,
+    values: np.ndarray,
+    weights: np.ndarray,
+    slope_features: np.ndarray,
+    slope_values: np.ndarray,
+    relief: np.ndarray | None = None,
+    penalties: np.ndarray = PENALTIES,
+) -> RidgeFit:
+    """Ridge on rows of which derivatives are known too: those of the features, times `beta`, are linear in it as well.
+
+    Whole rows, value and derivatives together, are left out to choose the penalty and the weight of derivatives.
+
+    Args:
+        features, values, weights, relief, penalties: as in `fit_ridge`.
+        slope_features: (N, K, F) derivatives of the features.
+        slope_values: (N, K) derivatives of the values; NaN where not measured.
+    """
+    count = len(values)
+    relief = np.ones(features.shape[1]) if relief is None else relief
+    known = np.isfinite(slope_values)
+    rates = np.where(known[:, :, None], slope_features, 0.0) * relief
+    scaled = features * relief
+    weighed = weights[:, None, None]
+    squares = weighed * (rates.transpose(0, 2, 1) @ rates)  # (N, F, F)
+    products = weights[:, None] * np.einsum("nkf,nk->nf", rates, np.where(known, slope_values, 0.0))
+
+    def system(kept: np.ndarray, slope_weight: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Matrix and right side of the normal equations, mean of the features and of the values."""
+        w = weights[kept]
+        mean, centre = w @ scaled[kept] / w.sum(), float(w @ values[kept] / w.sum())
+        away = scaled[kept] - mean
+        matrix = (away * w[:, None]).T @ away + slope_weight * squares[kept].sum(axis=0)
+        right = away.T @ (w * (values[kept] - centre)) + slope_weight * products[kept].sum(axis=0)
+        return matrix, right, mean, centre
+
+    folds = [np.arange(count) % min(count, _FOLDS) == fold for fold in range(min(count, _FOLDS))]
+    errors = np.zeros((len(SLOPE_WEIGHTS), len(penalties), count))
+    for place, slope_weight in enumerate(SLOPE_WEIGHTS):
+        for left in folds:
+            matrix, right, mean, centre = system(~left, slope_weight)
+            roots, vectors = np.linalg.eigh(matrix)
+            unit = max(float(np.trace(matrix)) / len(matrix), 1e-300)
+            shrunk = (vectors.T @ right) / (
+                np.maximum(roots, 0) + penalties[:, None] * unit
+            )  # (penalties, F)
+            at = (scaled[left] - mean) @ vectors
+            errors[place][:, left] = values[left] - centre - shrunk @ at.T
+    totals = (weights * errors**2).sum(axis=2)
+    chosen, best = np.unravel_index(int(np.argmin(totals)), totals.shape)
+    matrix, right, mean, centre = system(np.ones(count, bool), SLOPE_WEIGHTS[int(chosen)])
+    matrix += penalties[best] * max(float(np.trace(matrix)) / len(matrix), 1e-300) * np.eye(len(matrix))
+    inverse = np.linalg.inv(matrix)
+    beta = relief * (inverse @ right)
+    loo = errors[chosen, best]
+    sigma = float(np.sqrt(totals[chosen, best] / weights.sum()))
+    covariance = np.zeros((len(beta) + 1, len(beta) + 1))
+    covariance[0, 0] = sigma**2 / weights.sum()
+    covariance[1:, 1:] = sigma**2 * relief[:, None] * inverse * relief
+    mean = weights @ features / weights.sum()
+    return RidgeFit(float(centre - mean @ beta), beta, covariance, mean, sigma, loo)

@@ -36,6 +36,7 @@ def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
     check.numbers()
     check.strategy()
     check.objective()
+    check.search()
     check.watch()
     if config.evaluation.weights is not None:
         check.shares(config.evaluation.weights, "evaluation.weights", list(config.eval_sets()))
@@ -105,6 +106,15 @@ class _Check:
                     f"{point + ahead}, not before {following} at step {end}",
                     f"{key}.overlap_steps", ahead, f"set it below {end - point}, or move decide_at",
                 )  # fmt: skip
+
+    def search(self) -> None:
+        """Derivatives are of whole candidates, and of losses."""
+        search = self.config.search
+        if search.gradients is True and search.scheduler != "none":
+            self.wrong(
+                "leaves candidates before their losses are whole, so these have no gradients", "search.scheduler",
+                search.scheduler, "set it to none, or search.gradients to false",
+            )  # fmt: skip
 
     def base(self) -> None:
         """The old mixture and the names that domains had before."""

@@ -10,7 +10,8 @@ With P parameters of b bytes each (4 in float32, 2 in bfloat16):
   and beside them there are, whole, two blocks (one computes, the next is on its way) and what is in no block.
 - A probe's rank r adds r (in + out) parameters per layer in float32, 16 bytes each with gradient and moments
   (Hu et al. 2021); the frozen weights are shared by all processes of a machine, or copied to a GPU.
-- An evaluator owns one copy of the adapted layers' weights, in bfloat16 where autocast would cast them; base and factors are shared, or copied to a GPU.
+- An evaluator owns one copy of the adapted layers' weights, in bfloat16 where autocast would cast them; base and factors
+  are shared, or copied to a GPU.
 - Over several GPUs blocks are spread (`opmix_ray.model.spread`): `fullest` is the most that one of them holds. A
   probe's activations are spread too, but counted whole.
 - On the CPU glibc keeps some of what passes have freed: its trim threshold, where that is less than half of what they
@@ -35,6 +36,7 @@ from opmix_ray.model.architecture import architecture
 from opmix_ray.model.peak import StepMemory, count_forward, count_step
 from opmix_ray.model.probe import adapted_layers, layer_shape
 from opmix_ray.model.spread import Spread, blocks_of
+from opmix_ray.search.slopes import with_slopes
 
 PROCESS = 700 << 20  # of a process with Python, torch, transformers and Ray, before it does anything
 _FLOAT, _HALF = 4, 2
@@ -151,13 +153,18 @@ class _Plan:
 
     def evaluator(self) -> dict[str, int]:
         config, search = self.config, self.config.search
-        step = count_forward(
-            self.model,
-            sequences=min(search.batch_size, search.sequences),
-            seq_len=config.data.seq_len,
-            autocast=config.model.autocast,
-            on_cpu=not search.gpus,
-        )
+        sequences = min(search.batch_size, search.sequences)
+        slopes = with_slopes(config, self._components())
+        if slopes:  # activations are kept, weights' gradients let go one by one
+            step = self._step(sequences, fused=False)
+        else:
+            step = count_forward(
+                self.model,
+                sequences=sequences,
+                seq_len=config.data.seq_len,
+                autocast=config.model.autocast,
+                on_cpu=not search.gpus,
+            )
         width = min(self._width(), _HALF) if config.model.autocast else self._width()
         own = sum(_numel(layer) * width for layer in self.layers)
         rounding = _FLOAT * max(map(_numel, self.layers)) if width < _FLOAT else 0
@@ -167,6 +174,7 @@ class _Plan:
         )
         shared = self.weights + self._factors() if search.gpus else 0
         found = {"shared": shared, "weights": own, "activations": step.saved, "logits": step.head}
+        most = step.saved + step.head + _FLOAT * max(map(_numel, self.layers)) if slopes else step.peak
         stays = shared + own
         if search.gpus > 1:
             rank = config.probe.rank * self._components()
@@ -174,7 +182,7 @@ class _Plan:
                 search.gpus,
                 lambda layer: _numel(layer) * width + _FLOAT * rank * sum(layer_shape(layer)),
             )
-        return _closed(found, stays + rounding, max(step.peak, moving), search.gpus, PROCESS)
+        return _closed(found, stays + rounding, max(most, moving), search.gpus, PROCESS)
 
     def machine(self) -> dict[str, int]:
         if not self.decides:

@@ -60,7 +60,7 @@ def run_status(directory: str) -> dict[str, Any]:
         }[step.kind]
         if step.index >= 0:
             log = storage.lines(f"decisions/{step.index:03d}/trials.jsonl")
-            found["trials"] = f"{len(log)} of {config.search.trials}"
+            found["trials"] = len(log)
     elif not state.finished:
         found["next"] = "write model, result and report"
     if storage.exists(RESULT):

@@ -12,11 +12,13 @@ import numpy as np
 
 from opmix_ray.config import ProposalConfig
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
+from opmix_ray.laws.extrapolate import stage_growth
 from opmix_ray.mixture import Mixture
 from opmix_ray.search.components import Components
 from opmix_ray.search.old_part import OldPart
 from opmix_ray.search.propose import Proposal, propose
 from opmix_ray.search.rows import TrialRow, usable_losses
+from opmix_ray.search.slopes import slopes_of
 
 EXTRAPOLATED = ("auto", "own-share", "log-share")  # laws that are read for trained models
 LEAST_ROWS = 4  # usable candidates below which no law is fitted
@@ -37,6 +39,7 @@ class Question:
         seed: of the bootstrap.
         old: the domains that are searched as one; None: every domain has a share of its own.
         steps: optimiser steps that the answer is for; None: the law is not read for trained models.
+        probe_steps: optimiser steps of the probes; None: slopes are read as fitted.
     """
 
     components: Components
@@ -50,6 +53,7 @@ class Question:
     seed: int
     old: OldPart | None = None
     steps: float | None = None
+    probe_steps: int | None = None
 
 
 @dataclass
@@ -127,14 +131,6 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
     if old is not None:
         domains, current, ratios = old.names, old.reduced(current), old.reduce(ratios)
     settings = question.settings
-    extrapolate = None
-    if settings.law in EXTRAPOLATED and settings.eps_steps is not None and question.steps is not None:
-        extrapolate = Extrapolation(
-            eps=settings.eps_steps / question.steps,
-            slope_trust=settings.slope_trust,
-            transfer_trust=settings.transfer_trust,
-            anchor=current.array(domains).tolist(),
-        )
     law = fit_law(
         ratios,
         usable_losses(usable, question.sets),
@@ -143,7 +139,8 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
         law=settings.law,
         objective=question.objective,
         seed=question.seed,
-        extrapolate=extrapolate,
+        extrapolate=_extrapolation(question, current.array(domains)),
+        slopes=slopes_of(usable, question.sets, question.components, old),
     )
     proposal = propose(
         law,
@@ -158,6 +155,23 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
     mixture = (proposal.leaves or proposal.mixture).over(question.components.domains)
     weights = question.components.weights_for(mixture)
     return Answer(law, proposal, mixture, weights, time.monotonic() - began)
+
+
+def _extrapolation(question: Question, anchor: np.ndarray) -> Extrapolation | None:
+    """How the law is read for the rest of the stage, if it is."""
+    settings, steps = question.settings, question.steps
+    if settings.law not in EXTRAPOLATED or settings.eps_steps is None or steps is None:
+        return None
+    growth = None
+    if settings.slope_growth is not None and question.probe_steps is not None:
+        growth = stage_growth(settings.slope_growth, settings.eps_steps, steps, question.probe_steps)
+    return Extrapolation(
+        eps=settings.eps_steps / steps,
+        growth=growth,
+        slope_trust=settings.slope_trust,
+        transfer_trust=settings.transfer_trust,
+        anchor=anchor.tolist(),
+    )
 
 
 def measure_gain(

@@ -35,6 +35,7 @@ class TrialRow:
         status: `ok`; `stopped` early by the scheduler; `nan`: a loss is not a number; `failed`: the trial died.
         nats: set -> nats of every sequence.
         targets: set -> target tokens of every sequence.
+        slopes: set -> derivative of its loss by every component's weight, in their order; empty where not measured.
     """
 
     run: str
@@ -48,6 +49,7 @@ class TrialRow:
     tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    slopes: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Keep values of sequences in arrays: a fifth of the memory that lists take."""

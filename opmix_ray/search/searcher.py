@@ -55,6 +55,7 @@ class MixtureSearch(Searcher):
         batches: whether an evaluator may take several candidates at a time; else they are configured one by one as
             `weights`, and may report more than once.
         settled: from the rows told so far to whether more would change nothing; None: all trials are made.
+        slopes: whether each candidate brings its losses' derivatives.
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class MixtureSearch(Searcher):
         race: bool = False,
         batches: bool = True,
         settled: Callable[[list[TrialRow]], bool] | None = None,
+        slopes: bool = False,
     ) -> None:
         super().__init__(metric="objective", mode="min")
         self._space = space
         self._trials, self._round = trials, round_size
         self._on_row, self._propose, self._settled = on_row, propose, settled
         self._objective, self._evaluators = dict(objective), evaluators
-        self._race, self._batches = race, batches
+        self._race, self._batches, self._slopes = race, batches, slopes
         self._recorded = dict(recorded)
         self.rows: dict[str, TrialRow] = {}
         self._exact: dict[int, np.ndarray] = {}
@@ -139,6 +141,8 @@ class MixtureSearch(Searcher):
         if not self._batches:
             return {"weights": taken[0][1].tolist()}
         config: dict[str, Any] = {"batch": [weights.tolist() for _, weights in taken]}
+        if self._slopes:  # the proposal too: what is compared is measured in the same way
+            return config | {"slopes": True}
         rival = self._rival() if self._race and taken[0][0] != PROPOSAL else None
         return config | ({"rival": asdict(rival)} if rival is not None else {})
 
@@ -279,6 +283,7 @@ class MixtureSearch(Searcher):
             tokens=int(result["tokens"]),
             flops=float(result["flops"]),
             seconds=float(result["scoring_seconds"]),
+            slopes=result.get("slopes", {}) if finite else {},
         )
 
 

@@ -3,7 +3,7 @@
     settled = Settled(question, patience=2)
     settled(rows)      # after every round; True: enough
 
-After each round the law is fitted on the rows so far and asked for its proposal; for `auto`, which tries every law, the
+After each round the law is fitted on the rows so far and asked for its proposal; where `auto` tries every law, the
 quickest one stands in.
 """
 
@@ -28,7 +28,9 @@ class Settled:
     """
 
     def __init__(self, question: Question, patience: int) -> None:
-        law = "log-share" if question.settings.law == "auto" else question.settings.law
+        law = question.settings.law
+        if law == "auto" and (question.steps is None or question.settings.eps_steps is None):
+            law = "log-share"
         self._question = replace(question, settings=question.settings.model_copy(update={"law": law}))
         self._patience = patience
         self._gains: list[float] = []

@@ -41,6 +41,7 @@ def run_search(
     propose: Callable[[list[TrialRow]], np.ndarray | None],
     on_row: Callable[[TrialRow], None],
     settled: Callable[[list[TrialRow]], bool] | None = None,
+    slopes: bool = False,
 ) -> tuple[list[TrialRow], TrialRow | None]:
     """Score candidates until there are `config.trials` or `settled` says so, then the proposal.
 
@@ -54,6 +55,7 @@ def run_search(
         propose: from the rows to the proposal's weights, or None.
         on_row: called with every new row, after it is on disk.
         settled: from the rows of whole rounds to whether more would change nothing; None: all trials are made.
+        slopes: whether each candidate brings its losses' derivatives (see `opmix_ray.search.slopes`).
 
     Returns:
         The candidates' rows in order, and the proposal's row, if one was made.
@@ -78,6 +80,7 @@ def run_search(
         race=config.scheduler == "race",
         batches=config.scheduler != "asha",
         settled=settled,
+        slopes=slopes,
     )
     if search.suggest("first") != Searcher.FINISHED:  # something is missing
         search.hand_back("first")

@@ -108,7 +108,7 @@ class Follower:
         place = f"decisions/{step.index:03d}"
         scored = len(self._storage.lines(f"{place}/trials.jsonl"))
         if scored:
-            return f"decision {step.index}: {scored} of {self._config.search.trials} candidates"
+            return f"decision {step.index}: {scored} candidates scored"
         return f"decision {step.index}: {len(self._storage.names(f'{place}/probes'))} probes trained"
 
     def _decisions(self) -> list[dict[str, Any]]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
+from opmix_ray.config import ProposalConfig
+from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
+from opmix_ray.laws.extrapolate import stage_growth
 from opmix_ray.laws.linear import Extrapolated
 
 DOMAINS = ["a", "b", "c"]
 ANCHOR = (0.5, 0.3, 0.2)
+KEPT = Path(__file__).parents[2] / "benchmarks" / "results" / "fidelity"
 
 
 def rows(count: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -41,6 +50,57 @@ def test_slopes_are_drawn_to_their_geometric_mean(trust: float) -> None:
     whole, drawn = own_slopes(read(eps=0.01)), own_slopes(read(eps=0.01, slope_trust=trust))
     common = np.exp(np.log(whole).mean())
     np.testing.assert_allclose(drawn, common * (whole / common) ** trust, rtol=1e-6)
+
+
+def test_slopes_grow_from_the_response_of_the_probes_and_the_pseudo_count_is_taken_as_it_is() -> None:
+    law = read(eps=0.5, growth=2.0)  # above the fitted pseudo-count
+    responses = [r for r in law.responses if isinstance(r, Extrapolated)]
+    assert [r.eps for r in responses] == [0.5] * 3
+    at = np.full((2, 3), 0.05)
+    for d, response in enumerate(responses):
+        at[0, d], at[1, d] = 0.02, 0.9
+        fitted = response.origin.slopes[d] * np.diff(np.log(at[:, d] + response.origin.eps))[0]
+        assert -response.slopes[d] == pytest.approx(-2 * fitted)
+    with pytest.raises(UserError, match="pseudo-count"):
+        Extrapolation(growth=2.0)
+
+
+def test_growth_is_the_stages_over_the_probes() -> None:
+    assert stage_growth(1.5, 2.0, 25, 25) == pytest.approx(1.5)
+    assert (
+        stage_growth(1.0, 2.0, 500, 25)
+        > stage_growth(1.0, 2.0, 150, 25)
+        > stage_growth(1.0, 2.0, 150, 50)
+        > 1
+    )
+
+
+@pytest.mark.parametrize("file", sorted(KEPT.glob("*-0.json.gz")), ids=lambda file: file.name)
+def test_mixtures_that_were_really_trained_are_as_far_apart_as_predicted(file: Path) -> None:
+    """The measurements that benchmarks/fidelity.py reads."""
+    kept = json.loads(gzip.decompress(file.read_bytes()))
+    names, settings, horizon = kept["domains"], ProposalConfig(), 500
+    block = next(block for block in kept["probes"] if block["steps"] == 25)
+    data = np.array([[probe.get(name, 0.0) for name in names] for probe in block["data"]])
+    rows = block["rows"][:12]
+    assert settings.eps_steps is not None
+    assert settings.slope_growth is not None
+    law = fit_law(
+        np.array([row["weights"] for row in rows]) @ data,
+        np.array([[row["losses"][name] for name in names] for row in rows]),
+        domains=names, metric_names=names,
+        extrapolate=Extrapolation(
+            eps=settings.eps_steps / horizon,
+            growth=stage_growth(settings.slope_growth, settings.eps_steps, horizon, 25),
+            slope_trust=settings.slope_trust, transfer_trust=settings.transfer_trust,
+            anchor=[kept["old"][name] for name in names],
+        ),
+    )  # fmt: skip
+    ratios = np.array([[row["mixture"].get(name, 0.0) for name in names] for row in kept["truth"]])
+    true = np.array([[row["losses"][str(horizon)][name] for name in names] for row in kept["truth"]])
+    predicted = law.predict(ratios)
+    assert np.median([spearmanr(p, t).statistic for p, t in zip(predicted.T, true.T, strict=True)]) > 0.95
+    assert 0.5 < predicted.mean(axis=1).std() / true.mean(axis=1).std() < 1.5
 
 
 def test_what_domains_do_for_one_another_counts_as_far_as_it_is_trusted() -> None:

@@ -39,7 +39,7 @@ def ready(ray_session: None, tiny_data: Path, tmp_path_factory: pytest.TempPathF
 
 
 def search(
-    ready: Ready, directory: Path, *, task: SearchTask | None = None, **settings: Any
+    ready: Ready, directory: Path, *, task: SearchTask | None = None, slopes: bool = False, **settings: Any
 ) -> tuple[list[TrialRow], TrialRow | None, list[TrialRow]]:
     made: list[TrialRow] = []
     task = task or ready.task
@@ -54,6 +54,7 @@ def search(
         start=[np.full(3, 1 / 3)],
         propose=lambda rows: np.array([0.5, 0.5, 0]),
         on_row=made.append,
+        slopes=slopes,
     )
     return rows, checked, made
 
@@ -92,6 +93,21 @@ def test_a_search_scores_every_candidate_and_changes_no_stored_byte(ready: Ready
     assert [row.weights for row in again] == [row.weights for row in rows]
     assert [row.objective for row in again] == pytest.approx([row.objective for row in rows], abs=1e-6)
     assert sorted(row.run for row in new) == ["003", "004", "005", "proposal"]
+
+
+def test_every_candidate_brings_its_slopes_where_asked_for(ready: Ready, tmp_path: Path) -> None:
+    plain, _, _ = search(ready, tmp_path / "plain", trials=4, sampler="random")
+    rows, checked, _ = search(ready, tmp_path / "slopes", trials=4, sampler="random", slopes=True)
+    assert checked is not None
+    assert [row.weights for row in rows] == [row.weights for row in plain]
+    assert [row.objective for row in rows] == pytest.approx([row.objective for row in plain], abs=1e-5)
+    for row in [*rows, checked]:
+        assert {name: len(values) for name, values in row.slopes.items()} == dict.fromkeys(row.losses, 3)
+        assert row.flops == pytest.approx(3 * plain[0].flops)
+    kept = RowLog(Storage(str(tmp_path / "slopes")), ready.task.components.domains, list(row.losses))
+    assert {row.run: dict(row.slopes) for row in kept.rows} == {
+        r.run: dict(r.slopes) for r in [*rows, checked]
+    }
 
 
 def test_asha_stops_candidates_after_a_part_of_the_sequences(ready: Ready, tmp_path: Path) -> None:

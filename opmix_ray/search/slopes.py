@@ -1,0 +1,77 @@
+"""Derivatives of the candidates' losses: when they are measured, how many candidates that saves, what a law gets.
+
+`theta(w)` is linear in the weights, so one backward pass gives a loss's derivative by every component, for the price of
+about two forward passes (`Interpolator.gradients`). A law fitted on values and derivatives ranks as well with a third
+of the candidates, at the same cost, from about 16 components on (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from opmix_ray.config import RunConfig
+from opmix_ray.data.held_out import Held
+from opmix_ray.laws.base import Slopes
+from opmix_ray.search.components import Components
+from opmix_ray.search.old_part import OldPart
+from opmix_ray.search.rows import TrialRow
+
+LEAST_COMPONENTS = 16
+PRICE = 3  # of a candidate with derivatives, in candidates without: a backward pass costs two forward passes
+LEAST_CANDIDATES = 4
+USED_BY = ("auto", "own-share", "log-share")  # laws
+
+
+def with_slopes(config: RunConfig, components: int) -> bool:
+    """Whether a decision on so many components measures derivatives.
+
+    `auto`: from 16 components on, where the law uses them, every candidate is seen whole, and all that counts is text.
+    """
+    wanted = config.search.gradients
+    if wanted != "auto":
+        return bool(wanted)
+    law = config.proposal.law
+    uses = law in USED_BY and (law != "auto" or config.proposal.eps_steps is not None)
+    asked = {name for name, source in config.evaluation.sets.items() if source.metric != "loss"}
+    text = not any(weight for name, weight in config.objective().items() if name in asked)
+    return uses and text and components >= LEAST_COMPONENTS and config.search.scheduler == "none"
+
+
+def candidates(config: RunConfig, components: int) -> int:
+    """Candidates scored per decision, at most: `search.trials`, or a third of them where each brings derivatives."""
+    trials = config.search.trials
+    if not with_slopes(config, components):
+        return trials
+    return min(trials, max(LEAST_CANDIDATES, math.ceil(trials / PRICE)))
+
+
+def texts_of(sets: Mapping[str, Held]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The sets of sequences; questions have no derivative."""
+    return {name: held for name, held in sets.items() if isinstance(held, tuple)}
+
+
+def slopes_of(
+    rows: Sequence[TrialRow], sets: Sequence[str], components: Components, old: OldPart | None
+) -> Slopes | None:
+    """Derivatives of N candidates' losses as a law over shares takes them; None: no candidate brings any.
+
+    Towards component c the weights move along `e_c - w`, the shares along `data_c - p`, and a loss of gradient g by the
+    weights changes by `g_c - w . g`.
+
+    Args:
+        rows: N candidates.
+        sets: M evaluation sets.
+        components: C of them; the law has a direction for each.
+        old: where the law is over the old part and the new domains.
+    """
+    if not any(row.slopes for row in rows):
+        return None
+    data = components.data if old is None else old.reduce(components.data)
+    weights = np.array([[row.weights[name] for name in components.names] for row in rows])
+    none = [math.nan] * len(components.names)
+    gradients = np.array([[row.slopes.get(name, none) for name in sets] for row in rows], dtype=np.float64)
+    values = gradients - np.einsum("nmc,nc->nm", gradients, weights)[:, :, None]
+    return Slopes(data[None] - (weights @ data)[:, None], values)
