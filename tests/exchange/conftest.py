@@ -95,6 +95,22 @@ def olmo_run(text_run: Output, tmp_path_factory: pytest.TempPathFactory) -> Outp
 
 
 @pytest.fixture(scope="module")
+def hf_run(text_run: Output, tmp_path_factory: pytest.TempPathFactory) -> Output:
+    """Three domains as `datasets.save_to_disk` leaves them."""
+    from datasets import Dataset
+
+    directory = tmp_path_factory.mktemp("hf")
+    sources: dict[str, Any] = {}
+    for name, paths in text_run.paths().items():
+        rows = [json.loads(line) for line in Path(paths[0]).read_text(encoding="utf-8").splitlines()]
+        Dataset.from_list(rows).save_to_disk(directory / name)
+        sources[name] = {"path": str(directory / name), "format": "hf"}
+    tree = text_run.config.model_dump(mode="json")
+    tree["data"]["domains"] = sources
+    return write_output(directory / "out", RunConfig.model_validate(tree))
+
+
+@pytest.fixture(scope="module")
 def chat_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Output:
     """Two domains of prompts and answers, one of them in two files."""
     directory = tmp_path_factory.mktemp("chat")

@@ -58,7 +58,7 @@ def test_wrong_arguments_are_the_users(tiny: TinyRun) -> None:
         Trackers(tiny.load(), "out")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_wandb_writes_offline(
     tiny: TinyRun, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
