@@ -12,6 +12,7 @@ from opmix_ray.report.figure import figure, grid
 from opmix_ray.report.gather import DecisionFiles
 from opmix_ray.report.html import code_marks, esc, items, paragraph, section
 from opmix_ray.report.law_check import LawCheck, check_law
+from opmix_ray.report.paired import LEVEL
 from opmix_ray.report.words import moved, verdict
 
 WEAK = 0.5  # rank correlation below which a law hardly ranks
@@ -131,6 +132,10 @@ def _promise(files: DecisionFiles) -> str:
     if not math.isfinite(expected):
         return ""
     text = f"It expects training on the proposal to lower the objective by {n.loss(expected)} nats per token"
+    half = 1.96 * n.number(files.details.get("predicted_std"))
+    if math.isfinite(half):
+        ends = n.loss(expected - half, sign=True), n.loss(expected + half, sign=True)
+        text += f" ({LEVEL} interval {ends[0]} to {ends[1]})"
     return (
         f"{text}; measured on simulated models: {n.loss(measured)}."
         if math.isfinite(measured)
@@ -148,8 +153,10 @@ def _reading(check: LawCheck | None) -> str:
     if check.eps is None:
         return text
     fitted, read = check.eps
+    ratio = check.steeper or 1.0
+    slopes = f", slopes {n.fixed(ratio, 1)} times as steep in the mean" if abs(ratio - 1) >= 0.05 else ""
     return (
         f"{text} For the proposal the law was read with the pseudo-count {n.power(read)} instead of the fitted "
-        f"{n.power(fitted)} and slopes drawn towards each other, as training wants it. Its predictions therefore "
-        "differ in level from the losses of simulated candidates and are not drawn here."
+        f"{n.power(fitted)}{slopes} and slopes drawn towards each other, as training wants it. Its predictions "
+        "therefore differ from the losses of simulated candidates and are not drawn here."
     )

@@ -29,6 +29,7 @@ class LawCheck:
         observed, predicted: (N, M); the law as it was fitted.
         checked: set -> (observed, predicted) of the simulated proposal, which the fit has not seen.
         eps: pseudo-count as fitted and as read; None where the law has none or both are the same.
+        steeper: slopes as read over those fitted, geometric mean over the sets; None likewise.
     """
 
     runs: list[str]
@@ -37,6 +38,7 @@ class LawCheck:
     predicted: np.ndarray
     checked: dict[str, tuple[float, float]] = field(default_factory=dict)
     eps: tuple[float, float] | None = None
+    steeper: float | None = None
 
 
 def check_law(files: DecisionFiles) -> LawCheck | None:
@@ -53,7 +55,7 @@ def check_law(files: DecisionFiles) -> LawCheck | None:
         columns = [law.metric_names.index(name) for name in sets]
         observed = usable_losses(rows, sets)
         predicted = fitted.predict(np.array([_shares(row.ratios, law) for row in rows]))[:, columns]
-        check = LawCheck([row.run for row in rows], sets, observed, predicted, eps=_eps(law))
+        check = LawCheck([row.run for row in rows], sets, observed, predicted, {}, _eps(law), _steeper(law))
         if files.checked is not None and files.checked.losses:
             at = fitted.predict(np.array([_shares(files.checked.ratios, law)]))[0, columns]
             losses = files.checked.losses
@@ -76,6 +78,15 @@ def _eps(law: FittedLaw) -> tuple[float, float] | None:
         if isinstance(response, Extrapolated) and response.origin.eps != response.eps:
             return float(response.origin.eps), float(response.eps)
     return None
+
+
+def _steeper(law: FittedLaw) -> float | None:
+    ratios = [
+        r.slopes.min() / r.origin.slopes.min()
+        for r in law.responses
+        if isinstance(r, Extrapolated) and r.slopes.min() < 0 and r.origin.slopes.min() < 0
+    ]
+    return float(np.exp(np.log(ratios).mean())) if ratios else None
 
 
 def _as_fitted(law: FittedLaw) -> FittedLaw:

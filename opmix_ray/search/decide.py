@@ -263,6 +263,7 @@ def conclude(
         details={
             "predicted": found.proposal.predicted if found.proposal else {},
             "predicted_gain": found.proposal.gain if found.proposal else None,
+            "predicted_std": _predicted_std(found),
             "kl": found.proposal.kl if found.proposal else None,
             "binding": found.proposal.binding if found.proposal else [],
             "simulated": checked.ratios if checked else {},
@@ -270,6 +271,13 @@ def conclude(
             "losses_proposal": checked.losses if checked else {},
         },
     )
+
+
+def _predicted_std(found: Answer) -> float | None:
+    """Standard error of the objective that one training on the proposal would have, nats per token."""
+    if found.law is None or found.proposal is None:
+        return None
+    return float(found.law.objective_std(found.proposal.mixture.array(found.law.domains)[None])[0])
 
 
 def prior_mixture(kind: str | Mapping[str, float], current: Mixture, tokens: Mapping[str, float]) -> Mixture:

@@ -114,6 +114,7 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
                 name="search",
                 storage_path=directory,
                 verbose=0,
+                progress_reporter=_Silent(),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=config.max_retries),
             ),
@@ -121,6 +122,16 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
     finally:
         ray.kill(shelf)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+class _Silent(tune.ProgressReporter):
+    """Tune's own for notebooks clears the cell's output, which is where our bars are, even where it says nothing."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
+        """Nothing."""
 
 
 def _scheduler(config: SearchConfig) -> TrialScheduler:

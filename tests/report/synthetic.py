@@ -122,6 +122,7 @@ def _decide(
         settings=config.proposal,
         seed=index,
         steps=200.0,
+        probe_steps=25,
     )
     levels = rng.uniform(5.0, 6.0, len(domains)) / (1 + 0.1 * index)
     strength = rng.uniform(0.05, 0.3, len(domains)) / (1 + 2.5 * index)

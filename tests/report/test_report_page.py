@@ -111,6 +111,19 @@ def test_every_decision_gives_its_reason_and_what_binds(full: Storage, page: str
             assert said(line.replace("`", "")) in text
 
 
+def test_what_the_law_expects_has_an_interval_and_how_it_was_read(full: Storage, page: str) -> None:
+    text = Page(page).text
+    for index in range(5):
+        details = full.read_json(f"decisions/{index:03d}/decision.json")["details"]
+        gain, half = details["predicted_gain"], 1.96 * details["predicted_std"]
+        assert half > 0
+        assert said(
+            f"lower the objective by {n.loss(gain)} nats per token (95 % interval "
+            f"{n.loss(gain - half, sign=True)} to {n.loss(gain + half, sign=True)})"
+        ) in said(text)
+    assert "times as steep" in text
+
+
 def test_candidates_without_a_finite_loss_are_marked(page: str) -> None:
     rows = [attrs for tag, attrs in Page(page).tags if tag == "tr" and attrs.get("class") == "bad"]
     assert len(rows) >= 10  # one nan and one failed in each of five decisions

@@ -97,6 +97,8 @@ def test_the_law_is_drawn_as_it_was_fitted(full: Storage) -> None:
         check = check_law(files)
         assert check is not None
         assert check.eps is not None
+        assert check.steeper is not None
+        assert check.steeper > 1
         for place, name in enumerate(check.sets):
             observed, predicted = check.observed[:, place], check.predicted[:, place]
             rest = ((observed - predicted) ** 2).sum() / ((observed - observed.mean()) ** 2).sum()
