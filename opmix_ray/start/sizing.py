@@ -22,10 +22,7 @@ SHAPES = (  # hidden size and layers
 FIRST = 2  # the shape that is measured first
 # Seconds that no token is trained in, measured on two cores: Ray and its workers start, models are loaded.
 START, SEGMENT, DECISION = 30.0, 8.0, 12.0
-PROBES, SEARCH = (
-    0.20,
-    0.12,
-)  # share of the training tokens' cost that a decision's probes and candidates may take
+PROBES, SEARCH = 0.20, 0.12  # of the training tokens' cost, for a decision's probes and candidates
 STEPS = 600  # aimed at
 PROBE_STEPS = 25
 REPORTED = 48  # held-out sequences per set in reports
@@ -175,7 +172,7 @@ def make_plan(
     per_second = speed.tokens_per_second * (workers if workers == 1 else 0.85 * workers)
     tokens = min(seconds * per_second, most)
     batch = _power(tokens / seq_len / STEPS, 8 * workers, 256)
-    trials = min(32, max(16, domains + 8))
+    trials = min(32, max(12, domains + 4))
     probe_batch = _power(PROBES * tokens / (domains * PROBE_STEPS * seq_len), 4, batch)
     sequences = _power(3 * SEARCH * tokens / (trials * domains * seq_len), 8, 64)
     cost = PROBE_STEPS * domains * probe_batch + trials * domains * sequences / 3
