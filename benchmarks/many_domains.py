@@ -118,13 +118,21 @@ def build_config(domains: int, directory: Path, *, most_bytes: int, probe_steps:
 
 def train_prefix(config: RunConfig, prepared: Prepared, mixture: Mixture, steps: int) -> BaseModel:
     """Train fresh weights under a mixture at a constant rate; no checkpoints, no Ray."""
+    return train_prefixes(config, prepared, mixture, [steps])[0]
+
+
+def train_prefixes(
+    config: RunConfig, prepared: Prepared, mixture: Mixture, ends: Sequence[int]
+) -> list[BaseModel]:
+    """The same, with copies of the weights after several numbers of steps, in ascending order."""
     model = load_weights(config, prepared, None).train()
     stores = {name: prepared.domains[name].train() for name in mixture}
     sampler = Sampler({n: len(s) for n, s in stores.items()}, config.train.batch_size, config.seed, mixture)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.train.optimizer.learning_rate, betas=(0.9, 0.95)
     )
-    for _ in range(steps):
+    found = []
+    for step in range(1, ends[-1] + 1):
         ids, mask = map(torch.from_numpy, gather(stores, sampler.next_batch()))
         with compute_context(config.model.autocast, "cpu"):
             nats, targets = training_loss(model, ids, mask)
@@ -132,7 +140,12 @@ def train_prefix(config: RunConfig, prepared: Prepared, mixture: Mixture, steps:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return snapshot(model.eval())
+        if step in ends:
+            base = snapshot(model.eval())
+            copies = {name: array.copy() for name, array in base.weights.items()}
+            found.append(replace(base, weights=copies))
+            model.train()
+    return found
 
 
 def train_case_probes(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
-from opmix_ray.model.probe import RECORD, Probe, load_probe, save_probe
-from opmix_ray.run.check_probe import CHECK, check_task, read_check, write_check
-from opmix_ray.run.demand import of_evaluator, of_probe
+from opmix_ray.model.probe import Probe
+from opmix_ray.run.check_probe import CHECK
+from opmix_ray.run.demand import of_evaluator
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lost import can_do_without, holding, undecided
+from opmix_ray.run.probing import Probing, Trained
 from opmix_ray.run.progress import Progress
-from opmix_ray.run.task import load_weights, probe_task, put_task
+from opmix_ray.run.task import load_weights, put_task
 from opmix_ray.run.waiting import waiting
 from opmix_ray.search.components import Components
 from opmix_ray.search.decide import Answer, Decision, Question, answer, conclude, prior_mixture
@@ -31,10 +31,11 @@ from opmix_ray.search.health import examine, with_health
 from opmix_ray.search.old_part import OldPart
 from opmix_ray.search.rows import RowLog, TrialRow, passes
 from opmix_ray.search.settle import Settled
+from opmix_ray.search.slopes import candidates, with_slopes
 from opmix_ray.search.space import choose_components, load_space, read_space
 from opmix_ray.search.tuner import run_search
 from opmix_ray.storage import Storage
-from opmix_ray.train.probes import LostProbe, ProbeTask, train_probes
+from opmix_ray.train.probe_ranking import Look
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class _Maker:
         self.names = choose_components(kind, situation.old or situation.current, self.domains)
         self.old = OldPart.of(situation.old, situation.current) if kind == "old_new" else None
         self.sets = tuple(config.eval_sets())
+        self.slopes = with_slopes(config, len(self.names))
+        self.trials = candidates(config, len(self.names))
         self.times: dict[str, float] = {}
         self.lost: dict[str, str] = {}  # probes that failed for good, and why
         self.check: Probe | None = None
@@ -145,14 +148,15 @@ class _Maker:
     def make(self) -> Decision:
         config, situation = self.config, self.situation
         asked = [*self.names, *([CHECK] if config.probe.check else [])]
-        self.progress.decision_started(situation.index, situation.step, asked, config.search.trials)
+        self.progress.decision_started(situation.index, situation.step, asked, self.trials)
         began = time.monotonic()
         model = load_weights(config, self.prepared, situation.model)
         base = snapshot(model)
         base_ref = ray.put(base)
-        probes = self._probes(base_ref)
+        found = self._probes(base_ref)
+        self.lost, self.check, probes = found.lost, found.check, found.probes
         if not can_do_without(self.lost, self.names, situation.current):
-            return self._undecided(probes, base.nbytes, began)
+            return self._undecided(found, base.nbytes, began)
         if self.lost:
             held = {name: situation.current[name] for name in self.lost}
             probes = [holding(probe, held) for probe in probes]
@@ -160,7 +164,7 @@ class _Maker:
         components = task.components
         space = load_space(situation.space, components, config.data.domains)
         self.times["probes"] = time.monotonic() - began
-        question = self._question(components)
+        question = self._question(components, len(probes[0].losses) or None)
         answers: list[Answer] = []
 
         def find(rows: list[TrialRow]) -> np.ndarray | None:
@@ -174,13 +178,14 @@ class _Maker:
             rows, checked = run_search(
                 task,
                 space,
-                config.search,
+                config.search.model_copy(update={"trials": self.trials}),
                 log,
                 seed=decision_seed(config.seed, situation.index),
                 start=self._warm_starts(components),
                 propose=find,
-                on_row=lambda row: self.progress.trial(row, best.update(row), config.search.trials),
+                on_row=lambda row: self.progress.trial(row, best.update(row), self.trials),
                 settled=Settled(question, config.search.patience) if config.search.patience else None,
+                slopes=self.slopes,
             )
         log.settle()
         self.times["search"] = time.monotonic() - began
@@ -201,10 +206,16 @@ class _Maker:
             },
             weights=answers[-1].weights.tolist() if answers[-1].weights is not None else None,
             cost=_cost(
-                trained, [*rows, *([checked] if checked else [])], answers[-1], base.nbytes, factors.nbytes
+                found.costs(),
+                [*rows, *([checked] if checked else [])],
+                answers[-1],
+                base.nbytes,
+                factors.nbytes,
             ),
+            length=found.length(config),
             wall_seconds=self.times,
-            passes=passes(rows, config.search.trials),
+            passes=passes(rows, self.trials),
+            gradients=self.slopes,
             effective_step=situation.step if situation.effective is None else situation.effective,
             lost=self.lost,
         )
@@ -212,63 +223,27 @@ class _Maker:
             self.place.write_json("law.json", answers[-1].law.to_dict())
         return decision
 
-    def _probes(self, base: Any) -> list[Probe]:
-        config = self.config
-        found: dict[str, Probe] = {}
-        missing = []
-        stream = f"decision-{self.situation.index}"
-        replayed = self.situation.current if self.old is None else self.old.inside
-        for name in self.names:
-            if self.place.exists(f"probes/{name}/{RECORD}"):
-                with self.place.local(f"probes/{name}") as directory:
-                    found[name] = replace(load_probe(directory), name=name)
-                self.progress.probe_done(found[name])
-                continue
-            missing.append(probe_task(config, self.prepared, name, replayed, stream))
-        self.check = read_check(self.place)
-        if self.check is not None:
-            self.progress.probe_done(self.check)
-        elif config.probe.check:
-            missing.append(check_task(config, self.prepared, self.names, replayed, stream))
-        for probe in self._trained(missing, base):
-            if probe.name == CHECK:
-                self.check = write_check(self.place, probe)
-            else:
-                with tempfile.TemporaryDirectory() as directory:
-                    save_probe(probe, directory)
-                    self.place.upload(directory, f"probes/{probe.name}", last=RECORD)
-                found[probe.name] = probe
-            self.progress.probe_done(probe)
-        return [found[name] for name in self.names if name in found]
+    def _probes(self, base: Any) -> Trained:
+        return Probing(
+            self.config, self.prepared, self.place, self.progress,
+            names=self.names,
+            replayed=self.situation.current if self.old is None else self.old.inside,
+            index=self.situation.index,
+            seed=decision_seed(self.config.seed, self.situation.index),
+        ).train(base)  # fmt: skip
 
-    def _trained(self, missing: list[ProbeTask], base: Any) -> Iterator[Probe]:
-        """Probes as they are done; the lost ones are noted."""
-        if not missing:
-            return
-        with waiting(of_probe(self.config), self.progress.message):
-            for probe in train_probes(missing, base, self.progress.probe_started):
-                if isinstance(probe, LostProbe) and probe.name == CHECK:
-                    self.progress.message(f"the probe of the check failed for good: {probe.reason}")
-                elif isinstance(probe, LostProbe):
-                    self.lost[probe.name] = probe.reason
-                    self.progress.message(
-                        f"probe {probe.name} failed for good and is left out: {probe.reason}"
-                    )
-                else:
-                    yield probe
-
-    def _undecided(self, probes: list[Probe], base_bytes: int, began: float) -> Decision:
+    def _undecided(self, found: Trained, base_bytes: int, began: float) -> Decision:
         situation = self.situation
         return undecided(
             self.lost, situation.current, index=situation.index, step=situation.step, stage=situation.stage,
             details={
-                "cost": {"probes": _probe_cost(probes, base_bytes)},
+                "cost": {"probes": _probe_cost(found.costs(), base_bytes)},
                 "wall_seconds": {"probes": time.monotonic() - began},
                 "effective_step": situation.step if situation.effective is None else situation.effective,
             },
         )  # fmt: skip
 
-    def _question(self, components: Components) -> Question:
+    def _question(self, components: Components, probe_steps: int | None) -> Question:
         config, situation = self.config, self.situation
         tokens = {name: self.prepared.domains[name].train_tokens for name in self.domains}
         sources = {name: config.data.domains[name] for name in self.domains}
@@ -298,6 +273,7 @@ class _Maker:
             seed=decision_seed(config.seed, situation.index),
             old=self.old,
             steps=situation.tokens_left / (config.train.batch_size * self.prepared.seq_len),
+            probe_steps=probe_steps,
         )
 
     def _warm_starts(self, components: Components) -> list[np.ndarray]:
@@ -327,7 +303,11 @@ class _Best:
 
 
 def _cost(
-    probes: Sequence[Probe], rows: Sequence[TrialRow], found: Answer, base_bytes: int, factor_bytes: int
+    probes: Sequence[Probe | Look],
+    rows: Sequence[TrialRow],
+    found: Answer,
+    base_bytes: int,
+    factor_bytes: int,
 ) -> dict[str, dict[str, float]]:
     return {
         "probes": _probe_cost(probes, base_bytes),
@@ -341,7 +321,7 @@ def _cost(
     }
 
 
-def _probe_cost(probes: Sequence[Probe], base_bytes: int) -> dict[str, float]:
+def _probe_cost(probes: Sequence[Probe | Look], base_bytes: int) -> dict[str, float]:
     return {
         "tokens": sum(p.tokens for p in probes),
         "flops": sum(p.flops for p in probes),

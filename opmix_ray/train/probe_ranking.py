@@ -1,0 +1,93 @@
+"""How probes of some length rank mixtures, seen on a few fixed candidates.
+
+Whether longer probes would decide otherwise shows in how this ranking changes from length to length. The candidates
+are scored as in a search, by adding the probes up: a law of first order in the probes' own losses ranks single sets,
+but the average of the sets hardly better than chance (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from opmix_ray.data.held_out import HeldOut, tokens_of
+from opmix_ray.model.base import BaseModel, model_from
+from opmix_ray.model.flops import forward_flops
+from opmix_ray.model.interpolate import Interpolator, ProbeSet
+from opmix_ray.model.probe import Probe
+
+CANDIDATES = 12
+
+
+@dataclass(frozen=True)
+class Look:
+    """One ranking.
+
+    Args:
+        steps: of the probes.
+        objectives: of the candidates, nats per token.
+        tokens, flops, seconds: what it cost.
+    """
+
+    steps: int
+    objectives: list[float]
+    tokens: int
+    flops: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return asdict(self)
+
+
+def fixed_candidates(components: int, seed: int) -> np.ndarray:
+    """(CANDIDATES, C) interpolation weights, uniform on the simplex."""
+    return np.random.default_rng([seed, 13]).dirichlet(np.ones(components), CANDIDATES)
+
+
+def look(
+    base: BaseModel,
+    probes: Sequence[Probe],
+    weights: np.ndarray,
+    sets: HeldOut,
+    objective: Mapping[str, float],
+    batch_size: int,
+    autocast: bool,
+) -> Look:
+    """Score candidates by adding up probes of equal length.
+
+    Args:
+        base: the main run's weights.
+        probes: C of them.
+        weights: (n, C).
+        sets: held-out sequences.
+        objective: weight of each set; those of the sets here are made to sum to 1.
+        batch_size: sequences in one forward pass.
+        autocast: compute in bfloat16.
+    """
+    began = time.monotonic()
+    domains = sorted({name for probe in probes for name in probe.data})
+    empty = model_from(base)
+    model = Interpolator(ProbeSet.build(empty, probes, domains), autocast=autocast)
+    total = sum(objective[name] for name in sets)
+    objectives = []
+    for w in weights:
+        model.set(w)
+        found = model.losses(sets, batch_size)
+        objectives.append(sum(objective[name] / total * loss.mean for name, loss in found.items()))
+    seen = len(weights) * sum(map(tokens_of, sets.values()))
+    length = max(ids.shape[1] for ids, _ in (held for held in sets.values() if isinstance(held, tuple)))
+    flops = forward_flops(empty, seen, length)
+    return Look(len(probes[0].losses), objectives, seen, flops, time.monotonic() - began)
+
+
+def agreement(one: Look, other: Look) -> float:
+    """Spearman's correlation of two rankings; 0 where a probe has diverged or all candidates are alike."""
+    ranks = [rankdata(each.objectives) for each in (one, other)]
+    finite = all(np.isfinite(each.objectives).all() and np.ptp(each.objectives) > 0 for each in (one, other))
+    return float(np.corrcoef(*ranks)[0, 1]) if finite else 0.0
