@@ -193,7 +193,7 @@ def report(
     found: dict[str, Any] = {"report": write_report(storage)}
     if figures:
         found["figures"] = write_figures(storage)
-    show(found, found["report"], as_json)
+    show(found, "\n".join([found["report"], *found.get("figures", [])]), as_json)
 
 
 @app.command()

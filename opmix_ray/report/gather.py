@@ -111,6 +111,12 @@ class RunFiles:
         return bool(self.result)
 
     @property
+    def searched(self) -> bool:
+        """Whether this is the output of `opmix search`: a decision without a run around it."""
+        decided = any(files.decision for files in self.decisions)
+        return not self.finished and decided and self.state.get("done") == 0
+
+    @property
     def step(self) -> int:
         """The last step known."""
         steps = [number(self.result.get("steps")), number(self.state.get("step"))]
@@ -191,6 +197,8 @@ def gather(storage: Storage) -> RunFiles:
     if not run.evaluations:
         run.evaluations = _mappings(run.result.get("evaluations"))
     run.decisions = [_decision(storage, name, run.notes) for name in storage.names("decisions")]
+    if run.searched:  # nothing is trained, so nothing more will come
+        run.notes = [note for note in run.notes if note not in (_absent(METRICS), _absent(RESULT))]
     return run
 
 
@@ -226,13 +234,17 @@ def _decision(storage: Storage, name: str, notes: list[str]) -> DecisionFiles:
 def _read(storage: Storage, name: str, notes: list[str], read: Callable[[str], T]) -> T | None:
     """A file's content, or None and a note."""
     if not storage.exists(name):
-        notes.append(f"{name} is not there yet")
+        notes.append(_absent(name))
         return None
     try:
         return read(name)
     except (UserError, ValueError, TypeError, LookupError, AttributeError) as error:
         notes.append(f"{name} cannot be read: {error}")
         return None
+
+
+def _absent(name: str) -> str:
+    return f"{name} is not there yet"
 
 
 def _lines(storage: Storage, name: str, notes: list[str]) -> list[dict[str, Any]]:

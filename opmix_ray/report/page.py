@@ -36,11 +36,11 @@ def render(run: RunFiles) -> str:
     decisions = "".join(decision_section(files, objective) for files in run.decisions)
     body = [
         parts.mixtures(run),
-        parts.losses(run),
+        "" if run.searched else parts.losses(run),
         section(
             "Decisions", parts.gains(run) + (decisions or paragraph("There is none yet.")), name="decisions"
         ),
-        parts.tokens(run),
+        "" if run.searched else parts.tokens(run),
         parts.cost(run),
         parts.configuration(run),
     ]

@@ -19,7 +19,8 @@ def opening(run: RunFiles) -> str:
     where = f'<p class="soft">{esc(run.uri)}</p>'
     first, *rest = summary(run)
     text = paragraph(first, kind="lead") + "".join(paragraph(part) for part in rest)
-    return f"<h1>{esc(run.name)}</h1>{where}{text}{_tiles(run)}{missing(run)}"
+    tiles = "" if run.searched else _tiles(run)
+    return f"<h1>{esc(run.name)}</h1>{where}{text}{tiles}{missing(run)}"
 
 
 def missing(run: RunFiles) -> str:
@@ -46,6 +47,8 @@ def mixtures(run: RunFiles) -> str:
         for entry in run.history
     ]
     shares = table(head, rows, caption="Share of training tokens by domain, per cent", text_columns=3)
+    if run.searched:
+        return section("Mixture", shares, name="mixture")
     note = "Dotted lines are decisions; d0 is decision 0."
     return section(
         "Mixture over time",
@@ -124,9 +127,13 @@ def cost(run: RunFiles) -> str:
         rows,
         caption="Seconds are summed over workers; bytes are those put into the object store",
     )
-    note = paragraph(
-        f"Deciding (probes, candidates, law and proposal) cost {n.percent(run.overhead)} of the FLOPs of training. "
-        "Evaluation is counted by itself: it is done with or without decisions."
+    note = (
+        ""
+        if run.searched
+        else paragraph(
+            f"Deciding (probes, candidates, law and proposal) cost {n.percent(run.overhead)} of the FLOPs of training. "
+            "Evaluation is counted by itself: it is done with or without decisions."
+        )
     )
     return section("Cost", note + grid([panels.cost(run)]) + drawn, name="cost")
 
@@ -171,7 +178,8 @@ def _tiles(run: RunFiles) -> str:
     values = [run.weighted(row) for row in run.evaluations]
     known = [value for value in values if math.isfinite(value)]
     taken = sum(files.decision.get("kept") == "proposal" for files in run.decisions)
-    tiles = [(f"{run.step:,}" if run.finished else f"{run.step:,} / {run.planned_steps:,}", "steps trained")]
+    trained = f"{run.step:,}" if run.finished else f"{run.step:,} / {run.planned_steps:,}"
+    tiles = [(trained, "steps trained")]
     if known:
         tiles.append((n.loss(known[-1]), f"held-out objective, nats per token; {n.loss(known[0])} at first"))
     if run.decisions:

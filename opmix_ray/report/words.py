@@ -7,6 +7,7 @@ from typing import Any
 
 from opmix_ray.report import numbers as n
 from opmix_ray.report.gather import DecisionFiles, RunFiles
+from opmix_ray.run.ledger import DECIDING
 
 LEAST_CHANGE = 0.005  # of a share, to be named
 
@@ -36,6 +37,8 @@ def verdict(files: DecisionFiles) -> str:
 
 def _trained(run: RunFiles) -> str:
     domains = n.plural(len(run.domains), "domain")
+    if run.searched:
+        return f"{_model(run)} was asked what to train on next{_meant(run)}; nothing was trained."
     tokens = run.ledger.get("main", {}).get("tokens", math.nan)
     if not tokens > 0 and run.config:
         tokens = run.step * run.config.train.batch_size * run.config.data.seq_len
@@ -47,6 +50,16 @@ def _trained(run: RunFiles) -> str:
         f"This run is not finished: {model[:1].lower()}{model[1:]} has been trained for {run.step:,} of "
         f"{n.plural(run.planned_steps, 'planned step')}{seen} on {domains}."
     )
+
+
+def _meant(run: RunFiles) -> str:
+    """The stage that a search decides for, `, for 1,000 steps (512,000 tokens) on 3 domains`."""
+    if run.config is None:
+        return ""
+    steps = run.config.stages[0].steps
+    tokens = steps * run.config.train.batch_size * run.config.data.seq_len
+    domains = n.plural(len(run.domains), "domain")
+    return f", for {n.plural(steps, 'step')} ({n.count(tokens)} tokens) on {domains}"
 
 
 def _model(run: RunFiles) -> str:
@@ -102,7 +115,8 @@ def _changed(run: RunFiles) -> str:
     values = [(n.number(row.get("step")), run.weighted(row)) for row in run.evaluations]
     known = [(step, value) for step, value in values if math.isfinite(value)]
     if len(known) < 2:
-        return "Held-out loss has not been measured twice yet." if not run.finished else ""
+        unknown = not run.finished and not run.searched
+        return "Held-out loss has not been measured twice yet." if unknown else ""
     (first, before), (last, after) = known[0], known[-1]
     ratio = math.exp(min(50.0, max(-50.0, after - before))) - 1
     verb = "fell" if after < before else "rose"
@@ -118,11 +132,15 @@ def _changed(run: RunFiles) -> str:
 
 def _cost(run: RunFiles) -> str:
     ledger = run.ledger
+    deciding = [ledger.get(purpose, {}) for purpose in DECIDING]
+    spent, tokens, flops = (
+        sum(units.get(u, 0.0) for units in deciding) for u in ("seconds", "tokens", "flops")
+    )
+    if run.searched:
+        amounts = f"{n.count(tokens)} tokens, {n.power(flops)} FLOPs and {n.seconds(spent)} of computing time"
+        return f"Deciding cost {amounts}."
     if not ledger.get("main", {}).get("flops"):
         return ""
-    deciding = [ledger.get(purpose, {}) for purpose in ("probes", "search", "fit")]
-    spent = sum(units.get("seconds", 0.0) for units in deciding)
-    tokens = sum(units.get("tokens", 0.0) for units in deciding)
     main = ledger["main"]
     waited = ledger.get("idle", {}).get("seconds", 0.0)
     idle = f" and {n.seconds(waited)} in which its workers waited for decisions" if waited > 0 else ""

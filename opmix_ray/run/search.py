@@ -7,6 +7,7 @@ from pathlib import Path
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
+from opmix_ray.report import write_report
 from opmix_ray.run.base import beginning, with_base
 from opmix_ray.run.cluster import connected
 from opmix_ray.run.decision import Situation, make_decision
@@ -83,4 +84,5 @@ def search_once(
         state.step, state.stage, state.ledger = step, stage.name, ledger.to_dict()
         write_mixture(storage, decision.mixture, state.mixtures, prepared)
         state.save(storage)
+        progress.message(f"report: {write_report(storage)}")
         return decision

@@ -48,6 +48,7 @@ def test_a_decision_goes_out_from_the_trainer_s_own_files(
     decision = json.loads(done.stdout)
     assert decision["current"] == pytest.approx(MIXTURE)
     assert yaml.safe_load((place / "config.yaml").read_text())["model"]["path"] == str(checkpoint)
+    assert "was asked what to train on next, for 12 steps" in (place / "report.html").read_text()
     found = export(str(place), format)
     assert read_back(main_file(found.files), output) == pytest.approx(decision["mixture"], abs=1e-9)
     again = export(str(place), "megatron-energon").weights  # lengths are in the search's output

@@ -61,6 +61,20 @@ def test_a_decision_in_the_making(copy: Storage) -> None:
     assert "in the making, 10 candidates scored" in text
 
 
+def test_a_search_is_not_a_run_that_stopped(copy: Storage) -> None:
+    for name in ("result.json", "metrics.jsonl", "decisions/001"):
+        copy.delete(name)
+    copy.write_json("state.json", copy.read_json("state.json") | {"done": 0, "step": 0, "finished": False})
+    text = report(copy).text
+    assert (
+        "was asked what to train on next, for 300 steps (76,800 tokens) on 4 domains; nothing was trained"
+        in text
+    )
+    assert "Deciding cost" in text
+    for absent in ("not finished", "not there yet", "planned step", "Tokens delivered", "n/a of training"):
+        assert absent not in text
+
+
 def test_epochs_are_not_invented_before_the_end(copy: Storage) -> None:
     copy.delete("result.json")
     assert "Epochs are counted when the run is finished." in report(copy).text
