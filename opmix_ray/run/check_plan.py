@@ -37,6 +37,7 @@ def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
     check.strategy()
     check.objective()
     check.search()
+    check.probes()
     check.watch()
     if config.evaluation.weights is not None:
         check.shares(config.evaluation.weights, "evaluation.weights", list(config.eval_sets()))
@@ -114,6 +115,15 @@ class _Check:
             self.wrong(
                 "leaves candidates before their losses are whole, so these have no gradients", "search.scheduler",
                 search.scheduler, "set it to none, or search.gradients to false",
+            )  # fmt: skip
+
+    def probes(self) -> None:
+        """With `settle` two rankings are compared, and there must be a step left to spare after the second."""
+        probe = self.config.probe
+        if probe.settle is not None and 2 * probe.settle_every >= probe.steps:
+            self.wrong(
+                f"leaves no two rankings before the {probe.steps} steps are made", "probe.settle_every",
+                probe.settle_every, "make it smaller, or set probe.settle to null",
             )  # fmt: skip
 
     def base(self) -> None:

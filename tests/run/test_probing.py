@@ -10,10 +10,12 @@ import pytest
 import ray
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data.prepare import prepare
+from opmix_ray.data.prepare import PreparedDomain, prepare
+from opmix_ray.data.store import TokenStore
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
+from opmix_ray.run.check_plan import check_plan
 from opmix_ray.run.check_probe import check_task
 from opmix_ray.run.probing import Probing, Trained
 from opmix_ray.run.progress import Progress
@@ -135,12 +137,41 @@ def test_a_fixed_length_is_not_looked_at(tiny: TinyRun, ray_session: None) -> No
     assert_same(found, place.in_one_go(2))
 
 
+class Unreadable(PreparedDomain):
+    """A domain whose sequences cannot be read any more."""
+
+    def train(self) -> TokenStore:
+        raise RuntimeError("its disk is gone")
+
+
+@pytest.mark.slow
+def test_a_probe_that_fails_for_good_is_left_out_of_the_ranking(tiny: TinyRun, ray_session: None) -> None:
+    place = Place(tiny, settle=0.3, new_share=1.0)
+    domains = dict(place.prepared.domains)
+    domains["german"] = Unreadable(**vars(domains["german"]))
+    place.prepared = replace(place.prepared, domains=domains)
+    found = place.train()
+    assert found.lost == {"german": "RuntimeError: its disk is gone"}
+    assert found.check is None  # it reads every domain
+    assert [probe.name for probe in found.probes] == ["code", "mathematics"]
+    assert {len(probe.losses) for probe in found.probes} == {found.steps}
+    assert found.looks
+
+
 def test_agreement_is_that_of_ranks_and_a_diverged_probe_agrees_with_nothing() -> None:
     one = Look(5, [1.0, 2.0, 3.0, 4.0], 0, 0.0, 0.0)
     assert agreement(one, replace(one, objectives=[10.0, 20.0, 30.0, 4000.0])) == pytest.approx(1)
     assert agreement(one, replace(one, objectives=[4.0, 3.0, 2.0, 1.0])) == pytest.approx(-1)
     assert agreement(one, replace(one, objectives=[1.0, 2.0, 3.0, float("nan")])) == 0
     assert agreement(one, replace(one, objectives=[1.0, 1.0, 1.0, 1.0])) == 0
+
+
+def test_a_length_without_two_rankings_is_refused(tiny: TinyRun) -> None:
+    tiny.tree["probe"] |= {"steps": 4, "settle": 0.9, "settle_every": 2}
+    (error,) = check_plan(tiny.load())
+    assert error.key == "probe.settle_every"
+    tiny.tree["probe"]["steps"] = 5
+    assert check_plan(tiny.load()) == []
 
 
 def test_candidates_are_the_same_at_every_length() -> None:
