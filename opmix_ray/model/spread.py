@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 
 Devices = torch.device | str | Sequence[torch.device | str]
 
@@ -113,6 +114,22 @@ class Spread:
         _refuse_shared(model, found)
         return found
 
+    @classmethod
+    def planned(cls, model: nn.Module, gpus: float, costs: Mapping[str, int] | None = None) -> Spread:
+        """As `over`, for so many GPUs that are not here.
+
+        Args:
+            model: see `over`.
+            gpus: their number.
+            costs: see `over`; none: the parameters' own bytes.
+
+        Raises:
+            UserError: see `over`.
+        """
+        if costs is None:
+            costs = {name: parameter.nbytes for name, parameter in model.named_parameters()}
+        return cls.over(model, [f"meta:{number}" for number in range(max(1, int(gpus)))], costs)
+
     @property
     def first(self) -> torch.device:
         """Where token ids come in and results come out."""
@@ -149,6 +166,34 @@ class Spread:
         for name, block in blocks.items():
             block.register_forward_pre_hook(partial(_bring, self.places[name]), with_kwargs=True)
         list(blocks.values())[-1].register_forward_hook(partial(_take_back, self.first))
+
+
+def check_spread(model: nn.Module, gpus: float) -> None:
+    """Try a forward pass over so many GPUs on tensors without storage.
+
+    Args:
+        model: on the meta device; of no use afterwards.
+        gpus: their number.
+
+    Raises:
+        UserError: the model cannot be spread, or its code brings together what is on different GPUs.
+    """
+    spread = Spread.planned(model, gpus)
+    made: dict[int, torch.Tensor] = {}
+    with FakeTensorMode(), torch.no_grad():
+        for place, module in model.named_modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None:
+                        there = spread.device_of(place)
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=there)
+                        held[name] = made.setdefault(id(tensor), fake)  # type: ignore[assignment]
+        spread.connect(model)
+        try:
+            model(input_ids=torch.zeros((1, 8), dtype=torch.int64, device=spread.first), use_cache=False)
+        except Exception as error:  # code that looks at values fails too, and says nothing about GPUs
+            if "meta:" in str(error):
+                raise _cannot(f"mixes what is on them: {first_line(error)}") from error
 
 
 def _indexed(device: torch.device) -> torch.device:

@@ -10,8 +10,8 @@ With P parameters of b bytes each (4 in float32, 2 in bfloat16):
   and beside them there are, whole, two blocks (one computes, the next is on its way) and what is in no block.
 - A probe's rank r adds r (in + out) parameters per layer in float32, 16 bytes each with gradient and moments
   (Hu et al. 2021); the frozen weights are shared by all processes of a machine, or copied to a GPU.
-- An evaluator owns one copy of the adapted layers' weights, in bfloat16 where autocast would cast them; base and factors
-  are shared, or copied to a GPU.
+- An evaluator owns one copy of the adapted layers' weights, in bfloat16 where autocast would cast them; base and
+  factors are shared, or copied to a GPU.
 - Over several GPUs blocks are spread (`opmix_ray.model.spread`): `fullest` is the most that one of them holds. A
   probe's activations are spread too, but counted whole.
 - On the CPU glibc keeps some of what passes have freed: its trim threshold, where that is less than half of what they
@@ -226,8 +226,7 @@ class _Plan:
         costs = {name: parameter.nbytes for name, parameter in self.model.named_parameters()}
         for name, layer in self.adapted.items():
             costs[f"{name}.weight"] += beside(layer)
-        devices = [f"meta:{number}" for number in range(int(gpus))]
-        return max(Spread.over(self.model, devices, costs).held(costs).values())
+        return max(Spread.planned(self.model, gpus, costs).held(costs).values())
 
     def _width(self) -> int:
         return next(self.model.parameters()).element_size()

@@ -19,9 +19,11 @@ from opmix_ray.data.sources import validate_sources
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.mixture import Mixture
+from opmix_ray.model.architecture import architecture
 from opmix_ray.model.harness import check_harness
 from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import adapted_layers
+from opmix_ray.model.spread import check_spread
 from opmix_ray.remote import check_uris
 from opmix_ray.run.base import beginning, with_base
 from opmix_ray.run.check_plan import check_plan
@@ -185,6 +187,9 @@ def _tokenizer_and_model(config: RunConfig) -> None:
             )
         if any(stage.decide_at for stage in config.stages):
             adapted_layers(model, config.probe.target_modules)
+    gpus = max(config.search.gpus, config.probe.gpus)
+    if gpus > 1:
+        check_spread(architecture(config.model, vocab_size=size, eos_token_id=tokenizer.eos_token_id), gpus)
 
 
 def _embedding_rows(model: ModelConfig) -> int | None:

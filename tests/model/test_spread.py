@@ -21,7 +21,7 @@ from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.load import set_recompute
 from opmix_ray.model.loss import has_plain_head, training_loss
 from opmix_ray.model.probe import attach
-from opmix_ray.model.spread import Spread, blocks_of, share_out, visible_devices
+from opmix_ray.model.spread import Spread, blocks_of, check_spread, share_out, visible_devices
 from tests.model.tiny_models import CONFIGS, PROBE, SCALED_CONFIGS, made_probes, tiny, tokens
 
 KINDS = [*CONFIGS, *SCALED_CONFIGS]
@@ -169,6 +169,30 @@ def test_models_that_cannot_be_spread_are_refused() -> None:
     with pytest.raises(UserError, match="no row of blocks"):
         Spread.over(nn.Linear(2, 2), GPUS, {})
     assert Spread.over(nn.Linear(2, 2), "cpu", {}).devices == [torch.device("cpu")]
+
+
+class Alternating(nn.Module):
+    """Two rows of layers, used in turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(64, 32)
+        self.one = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+        self.other = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
+        hidden = self.embedding(input_ids)
+        for one, other in zip(self.one, self.other, strict=True):
+            hidden = other(hidden + one(hidden))
+        return hidden
+
+
+def test_a_model_whose_blocks_are_not_in_a_row_is_found_out() -> None:
+    with torch.device("meta"):
+        alternating, plain = Alternating(), tiny("llama")
+    with pytest.raises(UserError, match="mixes what is on them"):
+        check_spread(alternating, 2)
+    check_spread(plain, 2)
 
 
 def test_without_gpus_the_cpu_is_used() -> None:

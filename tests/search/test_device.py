@@ -9,6 +9,7 @@ import torch
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.run.check_plan import check_plan
 from opmix_ray.run.cluster import missing_resources
+from opmix_ray.run.validate import check_before
 from opmix_ray.search.trial import CandidateScorer
 from tests.model.tiny_models import made_probes, tiny, tokens
 from tests.support import TinyRun
@@ -30,6 +31,19 @@ def test_several_gpus_must_be_whole_ones(tiny: TinyRun, key: str) -> None:
     assert check_plan(tiny.load(f"{key}=0.5")) == check_plan(tiny.load(f"{key}=2")) == []
     (error,) = check_plan(tiny.load(f"{key}=2.5"))
     assert str(error) == f"{key} = 2.5: is neither a part of a GPU nor some whole ones; set 2"
+
+
+def test_a_model_that_cannot_be_spread_is_refused_before_anything_runs(tiny: TinyRun) -> None:
+    assert check_before(tiny.load("search.gpus=2")) == []
+    # Zamba uses one block of attention again and again between its own layers.
+    tiny.tree["model"]["config"] = {
+        "model_type": "zamba", "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 12,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "n_mamba_heads": 2, "attention_head_dim": 128,
+    }  # fmt: skip
+    assert check_before(tiny.load("search.gpus=1")) == []
+    (error,) = check_before(tiny.load("search.gpus=4"))
+    assert "cannot be spread over several GPUs: it shares model.layers." in str(error)
+    assert str(error).endswith("set 1, or 0 for CPUs")
 
 
 def test_a_cluster_without_gpus_is_said_to_do_on_cpus(tiny: TinyRun) -> None:
