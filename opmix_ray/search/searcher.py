@@ -5,6 +5,9 @@ so that evaluators have the last round to work on meanwhile and do not wait for 
 sampler: the candidates depend on the seed and the results alone, not on how many evaluators there are or which is
 first, and a search that was cut off finds its way again by asking for the rows it already has.
 
+A candidate whose evaluator failed is tried again as another trial. Tune's own retries do not cover an evaluator that
+goes away while it is given its next candidate.
+
 An evaluator takes several candidates of a round at a time where they are short (`batch`), so that the way through Tune
 costs little beside them. One that has nothing to do is told to `rest`: Tune would end its actor.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -56,6 +59,7 @@ class MixtureSearch(Searcher):
             `weights`, and may report more than once.
         settled: from the rows told so far to whether more would change nothing; None: all trials are made.
         slopes: whether each candidate brings its losses' derivatives.
+        retries: how often a candidate is tried again when its evaluator fails or goes away.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class MixtureSearch(Searcher):
         batches: bool = True,
         settled: Callable[[list[TrialRow]], bool] | None = None,
         slopes: bool = False,
+        retries: int = 0,
     ) -> None:
         super().__init__(metric="objective", mode="min")
         self._space = space
@@ -107,6 +112,7 @@ class MixtureSearch(Searcher):
         self._told = 0
         self._enough = False  # no further round
         self._queue: deque[Asked] = deque()  # asked for, and with no evaluator
+        self._retries, self._failures = retries, Counter[str]()
         self._running: dict[str, list[Asked]] = {}  # by trial id; nothing for one that rests
         self._proposed = False
         self._seconds: float | None = None  # that a candidate took
@@ -149,8 +155,10 @@ class MixtureSearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Keep a finished trial's rows."""
+        """Keep a finished trial's rows; candidates of one that failed come again, as far as they may."""
         taken = self._running.pop(trial_id, [])
+        if error:
+            taken = self._given_up(taken)
         given: list[dict[str, Any] | None] = [None] * len(taken)
         if result is not None and not error:
             given = list(result["scored"]) if "scored" in result else [result] * len(taken)
@@ -160,6 +168,12 @@ class MixtureSearch(Searcher):
             if row.status == "ok":
                 self._seconds = row.seconds
             self._on_row(row)
+
+    def _given_up(self, taken: list[Asked]) -> list[Asked]:
+        """Of candidates that failed together, those that are not tried again."""
+        self._failures.update(run for run, _ in taken)
+        self._queue.extendleft(each for each in reversed(taken) if self._failures[each[0]] <= self._retries)
+        return [each for each in taken if self._failures[each[0]] > self._retries]
 
     def hand_back(self, trial_id: str) -> None:
         """Return a suggestion that was not made use of; it comes again first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -81,6 +82,7 @@ def run_search(
         batches=config.scheduler != "asha",
         settled=settled,
         slopes=slopes,
+        retries=config.max_retries,
     )
     if search.suggest("first") != Searcher.FINISHED:  # something is missing
         search.hand_back("first")
@@ -91,6 +93,9 @@ def run_search(
 def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune.tune").setLevel(
+        logging.CRITICAL
+    )  # a list of trials that failed: rows tell more
     resources: dict[str, Any] = {"cpu": config.cpus, **config.resources}
     if config.gpus:
         resources["gpu"] = config.gpus
@@ -116,7 +121,7 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
                 verbose=0,
                 progress_reporter=_Silent(),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=config.max_retries),
+                failure_config=tune.FailureConfig(max_failures=0),  # the searcher tries again
             ),
         ).fit()
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ def search(
     recorded: dict[str, TrialRow] | None = None,
     trials: int = 11,
     broken: dict[str, dict[str, Any] | None] | None = None,
+    fails: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> tuple[MixtureSearch, list[TrialRow]]:
     """Run a search with trials that end in a random order."""
@@ -98,7 +100,7 @@ def search(
             (broken or {}).get(run, measure(weights))
             for (run, _), weights in zip(found._running[trial], config["batch"], strict=True)
         ]
-        lost = None in scored
+        lost = None in scored or fails()
         found.on_trial_complete(trial, None if lost else {"scored": scored}, error=lost)
     return found, made
 
@@ -156,6 +158,30 @@ def test_a_loss_that_is_not_a_number_is_flagged_and_never_wins() -> None:
     values = [trial.value for trial in found.study.trials if trial.value is not None]
     assert all(math.isfinite(value) for value in values)
     assert found.study.best_value == min(row.objective for row in rows.values() if row.usable)
+
+
+def test_a_candidate_whose_evaluator_fails_comes_again_first() -> None:
+    made: list[TrialRow] = []
+    found = made_search(trials=9, retries=2, on_row=made.append)
+    first = found.suggest("t0")
+    second = found.suggest("t1")
+    for number in range(1, 3):
+        found.on_trial_complete(f"t{2 * number - 2}", None, error=True)
+        assert found.suggest(f"t{2 * number}") == first
+    found.on_trial_complete("t1", {"scored": [measure(second["batch"][0])]})  # type: ignore[index,call-overload]
+    assert [row.run for row in made] == ["001"]
+    found.on_trial_complete("t4", None, error=True)
+    assert [(row.run, row.status) for row in made] == [("001", "ok"), ("000", "failed")]
+
+
+@pytest.mark.parametrize("evaluators", [1, 3])
+def test_evaluators_that_fail_now_and_then_change_no_candidate(evaluators: int) -> None:
+    plain, _ = search(trials=9)
+    rng = random.Random(2)
+    found, made = search(trials=9, evaluators=evaluators, retries=50, fails=lambda: rng.random() < 0.4)
+    assert sum(found._failures.values()) > 3
+    assert table(found) == table(plain)
+    assert {row.status for row in made} == {"ok"}
 
 
 def test_every_trial_of_the_study_is_told() -> None:
