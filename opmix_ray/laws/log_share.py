@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from opmix_ray.laws.base import Constant, Law, Response, Table, is_constant
 from opmix_ray.laws.linear import Additive, additive
-from opmix_ray.laws.ridge import RidgeFit, fit_ridge, fit_ridge_slopes
+from opmix_ray.laws.ridge import PENALTIES, RidgeFit, RidgePath, ridge_path, slopes_path
 
 EPS = tuple(float(f"{10**x:.2g}") for x in np.arange(-4, 0.26, 0.25))
 RELIEF = 10.0  # the penalty of a metric's own log share over that of the others, as a root
@@ -41,46 +43,66 @@ def own_domain(metric: str, domains: Sequence[str]) -> int | None:
     return matches[0] if len(matches) == 1 else None
 
 
-def _forms(
-    table: Table, metric: int, eps: float, own: Sequence[int], every_log: bool
-) -> list[tuple[np.ndarray, np.ndarray, RidgeFit]]:
+@dataclass(frozen=True)
+class _Form:
+    """One form of a metric's law, with every penalty.
+
+    Args:
+        logged: (D,) domains whose log share is a feature; the share of the others is.
+        path: ridge on these features, for `own-share` after `even`.
+        even: (D, D) map of the features whose linear coefficients sum to 0; None: as they are.
+        features, weights: (N, D) and (N,) of the rows.
+    """
+
+    logged: np.ndarray
+    path: RidgePath
+    even: np.ndarray | None
+    features: np.ndarray
+    weights: np.ndarray
+
+    def at(self, index: int | None = None) -> RidgeFit:
+        """The fit with a penalty, or with its own best one."""
+        fit = self.path.best() if index is None else self.path.at(index)
+        return fit if self.even is None else _mapped(fit, self.even, self.features, self.weights)
+
+    def response(self, eps: float, index: int | None = None) -> Additive:
+        """As a response over all shares."""
+        return additive(self.at(index), self.logged, ~self.logged, eps)
+
+
+def _forms(table: Table, metric: int, eps: float, own: Sequence[int], every_log: bool) -> list[_Form]:
     ratios, values, weights = table.column(metric)
     slopes = table.column_slopes(metric)
     logs = np.log(ratios + eps)
     count = ratios.shape[1]
-    found = []
 
-    def fitted(
-        logged: np.ndarray, linear: np.ndarray, relief: np.ndarray, even: np.ndarray | None
-    ) -> RidgeFit:
-        features = np.hstack([logs[:, logged], ratios[:, linear]])
-        plain = np.eye(features.shape[1]) if even is None else even
+    def form(logged: np.ndarray, relief: np.ndarray, even: np.ndarray | None) -> _Form:
+        features = np.hstack([logs[:, logged], ratios[:, ~logged]])
+        plain = np.eye(count) if even is None else even
         if slopes is None:
-            fit = fit_ridge(features @ plain, values, weights, relief)
+            path = ridge_path(features @ plain, values, weights, relief)
         else:
             directions, derivatives = slopes
             rates = np.concatenate(
-                [directions[:, :, logged] / (ratios + eps)[:, None, logged], directions[:, :, linear]], axis=2
+                [directions[:, :, logged] / (ratios + eps)[:, None, logged], directions[:, :, ~logged]],
+                axis=2,
             )
-            fit = fit_ridge_slopes(features @ plain, values, weights, rates @ plain, derivatives, relief)
-        return fit if even is None else _mapped(fit, even, features, weights)
+            path = slopes_path(features @ plain, values, weights, rates @ plain, derivatives, relief)
+        return _Form(logged, path, even, features, weights)
 
+    even = None
+    if not every_log:
+        even = np.eye(count)
+        even[1:, 1:] -= 1 / max(1, count - 1)
+    found = []
     for domain in own:
-        chosen = np.zeros(count, bool)
-        chosen[domain] = True
         relief = np.ones(count)
         relief[0] = RELIEF
-        even = None
-        if not every_log:
-            even = np.eye(count)
-            even[1:, 1:] -= 1 / max(1, count - 1)
-        found.append((chosen, ~chosen, fitted(chosen, ~chosen, relief, even)))
-    if not every_log:
-        return found
-    every, none = np.ones(count, bool), np.zeros(count, bool)
-    relief = np.ones(count)
-    relief[list(own)[:1]] = RELIEF**0.5
-    found.append((every, none, fitted(every, none, relief, None)))
+        found.append(form(np.arange(count) == domain, relief, even))
+    if every_log:
+        relief = np.ones(count)
+        relief[list(own)[:1]] = RELIEF**0.5
+        found.append(form(np.ones(count, bool), relief, None))
     return found
 
 
@@ -109,24 +131,26 @@ class LogShareLaw(Law):
     def fit(self, table: Table) -> list[Response]:
         metrics = [m for m in range(len(table.metric_names)) if not is_constant(table.column(m)[1])]
         owns = {m: self._own(table, m) for m in metrics}
-        errors = np.zeros(len(self.eps))
-        best: list[dict[int, tuple[np.ndarray, np.ndarray, RidgeFit]]] = []
-        for place, eps in enumerate(self.eps):
-            fits = {
-                m: min(_forms(table, m, eps, owns[m], self.every_log), key=lambda form: form[2].sigma)
-                for m in metrics
-            }
-            errors[place] = sum(
-                np.log(max(form[2].sigma, 1e-12) / table.column(m)[1].std()) for m, form in fits.items()
-            )
-            best.append(fits)
-        place = int(np.argmin(errors))
-        return [
-            additive(best[place][m][2], best[place][m][0], best[place][m][1], self.eps[place])
-            if m in best[place]
-            else Constant(float(table.column(m)[1].mean()))
-            for m in range(len(table.metric_names))
-        ]
+        spreads = {m: table.column(m)[1].std() for m in metrics}
+        best: tuple[float, dict[int, Response]] = (np.inf, {})
+        for eps in self.eps:
+            forms = {m: _forms(table, m, eps, owns[m], self.every_log) for m in metrics}
+            error, responses = self._agreed(forms, spreads, eps)
+            if error < best[0]:
+                best = error, responses
+        constant = [Constant(float(table.column(m)[1].mean())) for m in range(len(table.metric_names))]
+        return [best[1].get(m, constant[m]) for m in range(len(table.metric_names))]
+
+    def _agreed(
+        self, forms: dict[int, list[_Form]], spreads: dict[int, float], eps: float
+    ) -> tuple[float, dict[int, Response]]:
+        """Error over all metrics with one pseudo-count, and their responses; each has a penalty of its own."""
+        error, responses = 0.0, {}
+        for m, several in forms.items():
+            form = min(several, key=lambda form: form.path.sigmas.min())
+            error += _log_error(form.path.sigmas.min(), spreads[m])
+            responses[m] = form.response(eps)
+        return error, responses
 
     def refit(self, table: Table, fitted: Sequence[Response]) -> list[Response]:
         """The same pseudo-count; form and penalty are chosen anew."""
@@ -147,7 +171,8 @@ class LogShareLaw(Law):
 class OwnShareLaw(LogShareLaw):
     """Ridge on the log share of a metric's own domain and on how the rest is divided among the others.
 
-    The linear coefficients of the others sum to 0, so that they cannot take over the effect of the own share.
+    The linear coefficients of the others sum to 0, so that they cannot take over the effect of the own share. All
+    metrics share one penalty: with eight rows the leave-one-out error of a single metric chooses badly.
     """
 
     name = "own-share"
@@ -155,3 +180,20 @@ class OwnShareLaw(LogShareLaw):
 
     def __init__(self, eps: Sequence[float] = CURVED) -> None:
         super().__init__(eps)
+
+    def _agreed(
+        self, forms: dict[int, list[_Form]], spreads: dict[int, float], eps: float
+    ) -> tuple[float, dict[int, Response]]:
+        errors = np.zeros(len(PENALTIES))
+        for m, several in forms.items():
+            errors += _log_error(np.min([form.path.sigmas for form in several], axis=0), spreads[m])
+        index = int(np.argmin(errors))
+        responses: dict[int, Response] = {}
+        for m, several in forms.items():
+            responses[m] = min(several, key=lambda form: form.path.sigmas[index]).response(eps, index)
+        return float(errors[index]), responses
+
+
+def _log_error(sigmas: Any, spread: float) -> Any:
+    """Leave-one-out errors in the log, in units of the metric's spread."""
+    return np.log(np.maximum(sigmas, 1e-12) / spread)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 PENALTIES = 10.0 ** np.arange(-7, 2.51, 0.5)  # over the mean squared singular value: scale-free
+SLOPE_WEIGHTS = (
+    0.01,
+    0.1,
+)  # of a derivative's square over that of a value; the better one out of fold is taken
+_FOLDS = 8
 
 
 @dataclass(frozen=True)
@@ -29,21 +35,38 @@ class RidgeFit:
     loo: np.ndarray
 
 
-def fit_ridge(
+@dataclass(frozen=True)
+class RidgePath:
+    """Ridge for every penalty, so that several metrics can agree on one.
+
+    Args:
+        sigmas: (P,) residual standard deviations by leave-one-out.
+        at: the fit with the penalty of an index.
+    """
+
+    sigmas: np.ndarray
+    at: Callable[[int], RidgeFit]
+
+    def best(self) -> RidgeFit:
+        """With the penalty that has the least leave-one-out error."""
+        return self.at(int(np.argmin(self.sigmas)))
+
+
+def ridge_path(
     features: np.ndarray,
     values: np.ndarray,
     weights: np.ndarray,
     relief: np.ndarray | None = None,
     penalties: np.ndarray = PENALTIES,
-) -> RidgeFit:
-    """Ridge with the penalty that has the least leave-one-out error; the intercept is free.
+) -> RidgePath:
+    """Ridge for every penalty; the intercept is free.
 
     Args:
         features: (N, F).
         values: (N,).
         weights: (N,), of mean about 1.
         relief: (F,) factor on every feature before the penalty; 10 makes a feature 100 times cheaper.
-        penalties: candidates, as a share of the mean squared singular value.
+        penalties: (P,) as a share of the mean squared singular value.
 
     Source: Golub, Heath and Wahba 1979; leave-one-out through the hat matrix.
     """
@@ -60,27 +83,34 @@ def fit_ridge(
     residual = target - shrink * projected @ left.T
     leverage = shrink @ (left**2).T + (weights / total)
     loo = residual / np.maximum(1 - leverage, 1e-6)
-    best = int(np.argmin((loo**2).sum(axis=1)))
-    penalty = penalties[best] * unit
-    scale = relief[:, None] * right.T
-    beta = scale @ (singular / (singular**2 + penalty) * projected)
-    sigma = float(np.sqrt((loo[best] ** 2).sum() / total))
-    covariance = np.zeros((len(beta) + 1, len(beta) + 1))
-    covariance[0, 0] = sigma**2 / total
-    covariance[1:, 1:] = sigma**2 * (scale / (singular**2 + penalty)) @ scale.T
-    return RidgeFit(
-        float(centre - mean @ beta), beta, covariance, mean, sigma, loo[best] / np.maximum(root, 1e-12)
-    )
+    sigmas = np.sqrt((loo**2).sum(axis=1) / total)
+
+    def at(index: int) -> RidgeFit:
+        penalty, sigma = penalties[index] * unit, float(sigmas[index])
+        scale = relief[:, None] * right.T
+        beta = scale @ (singular / (singular**2 + penalty) * projected)
+        covariance = np.zeros((len(beta) + 1, len(beta) + 1))
+        covariance[0, 0] = sigma**2 / total
+        covariance[1:, 1:] = sigma**2 * (scale / (singular**2 + penalty)) @ scale.T
+        return RidgeFit(
+            float(centre - mean @ beta), beta, covariance, mean, sigma, loo[index] / np.maximum(root, 1e-12)
+        )
+
+    return RidgePath(sigmas, at)
 
 
-SLOPE_WEIGHTS = (
-    0.01,
-    0.1,
-)  # of a derivative's square over that of a value; the better one out of fold is taken
-_FOLDS = 8
+def fit_ridge(
+    features: np.ndarray,
+    values: np.ndarray,
+    weights: np.ndarray,
+    relief: np.ndarray | None = None,
+    penalties: np.ndarray = PENALTIES,
+) -> RidgeFit:
+    """Ridge with the penalty that has the least leave-one-out error; see `ridge_path`."""
+    return ridge_path(features, values, weights, relief, penalties).best()
 
 
-def fit_ridge_slopes(
+def slopes_path(
     features: np.ndarray,
     values: np.ndarray,
     weights: np.ndarray,
@@ -88,13 +118,14 @@ def fit_ridge_slopes(
     slope_values: np.ndarray,
     relief: np.ndarray | None = None,
     penalties: np.ndarray = PENALTIES,
-) -> RidgeFit:
+) -> RidgePath:
     """Ridge on rows of which derivatives are known too: those of the features, times `beta`, are linear in it as well.
 
-    Whole rows, value and derivatives together, are left out to choose the penalty and the weight of derivatives.
+    Whole rows, value and derivatives together, are left out to judge a penalty; each with the better weight of the
+    derivatives.
 
     Args:
-        features, values, weights, relief, penalties: as in `fit_ridge`.
+        features, values, weights, relief, penalties: as in `ridge_path`.
         slope_features: (N, K, F) derivatives of the features.
         slope_values: (N, K) derivatives of the values; NaN where not measured.
     """
@@ -103,41 +134,42 @@ def fit_ridge_slopes(
     known = np.isfinite(slope_values)
     rates = np.where(known[:, :, None], slope_features, 0.0) * relief
     scaled = features * relief
-    weighed = weights[:, None, None]
-    squares = weighed * (rates.transpose(0, 2, 1) @ rates)  # (N, F, F)
+    squares = weights[:, None, None] * (rates.transpose(0, 2, 1) @ rates)  # (N, F, F)
     products = weights[:, None] * np.einsum("nkf,nk->nf", rates, np.where(known, slope_values, 0.0))
 
-    def system(kept: np.ndarray, slope_weight: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Matrix and right side of the normal equations, mean of the features and of the values."""
+    def system(
+        kept: np.ndarray, slope_weight: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
+        """Matrix and right side of the normal equations, mean of the features and of the values, unit of penalties."""
         w = weights[kept]
         mean, centre = w @ scaled[kept] / w.sum(), float(w @ values[kept] / w.sum())
         away = scaled[kept] - mean
         matrix = (away * w[:, None]).T @ away + slope_weight * squares[kept].sum(axis=0)
         right = away.T @ (w * (values[kept] - centre)) + slope_weight * products[kept].sum(axis=0)
-        return matrix, right, mean, centre
+        return matrix, right, mean, centre, max(float(np.trace(matrix)) / len(matrix), 1e-300)
 
     folds = [np.arange(count) % min(count, _FOLDS) == fold for fold in range(min(count, _FOLDS))]
     errors = np.zeros((len(SLOPE_WEIGHTS), len(penalties), count))
     for place, slope_weight in enumerate(SLOPE_WEIGHTS):
         for left in folds:
-            matrix, right, mean, centre = system(~left, slope_weight)
+            matrix, right, mean, centre, unit = system(~left, slope_weight)
             roots, vectors = np.linalg.eigh(matrix)
-            unit = max(float(np.trace(matrix)) / len(matrix), 1e-300)
-            shrunk = (vectors.T @ right) / (
-                np.maximum(roots, 0) + penalties[:, None] * unit
-            )  # (penalties, F)
+            damped = np.maximum(roots, 0) + penalties[:, None] * unit  # (penalties, F)
             at = (scaled[left] - mean) @ vectors
-            errors[place][:, left] = values[left] - centre - shrunk @ at.T
-    totals = (weights * errors**2).sum(axis=2)
-    chosen, best = np.unravel_index(int(np.argmin(totals)), totals.shape)
-    matrix, right, mean, centre = system(np.ones(count, bool), SLOPE_WEIGHTS[int(chosen)])
-    matrix += penalties[best] * max(float(np.trace(matrix)) / len(matrix), 1e-300) * np.eye(len(matrix))
-    inverse = np.linalg.inv(matrix)
-    beta = relief * (inverse @ right)
-    loo = errors[chosen, best]
-    sigma = float(np.sqrt(totals[chosen, best] / weights.sum()))
-    covariance = np.zeros((len(beta) + 1, len(beta) + 1))
-    covariance[0, 0] = sigma**2 / weights.sum()
-    covariance[1:, 1:] = sigma**2 * relief[:, None] * inverse * relief
-    mean = weights @ features / weights.sum()
-    return RidgeFit(float(centre - mean @ beta), beta, covariance, mean, sigma, loo)
+            errors[place][:, left] = values[left] - centre - (vectors.T @ right) / damped @ at.T
+    every = np.sqrt((weights * errors**2).sum(axis=2) / weights.sum())  # (slope weights, penalties)
+    chosen = every.argmin(axis=0)
+
+    def fit(index: int) -> RidgeFit:
+        sigma = float(every[chosen[index], index])
+        matrix, right, _, centre, unit = system(np.ones(count, bool), SLOPE_WEIGHTS[int(chosen[index])])
+        inverse = np.linalg.inv(matrix + penalties[index] * unit * np.eye(len(matrix)))
+        beta = relief * (inverse @ right)
+        covariance = np.zeros((len(beta) + 1, len(beta) + 1))
+        covariance[0, 0] = sigma**2 / weights.sum()
+        covariance[1:, 1:] = sigma**2 * relief[:, None] * inverse * relief
+        mean = weights @ features / weights.sum()
+        loo = errors[chosen[index], index]
+        return RidgeFit(float(centre - mean @ beta), beta, covariance, mean, sigma, loo)
+
+    return RidgePath(every.min(axis=0), fit)

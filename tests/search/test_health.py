@@ -65,6 +65,13 @@ def test_one_that_does_not_stand_keeps_the_old_mixture(
     assert not found.details["health"]["trusted"]
 
 
+def test_one_set_that_candidates_hardly_move_does_not_speak_for_all() -> None:
+    objective = {"a": 0.4, "b": 0.4, "c": 0.2}
+    decision = replace(DECISION, law={"a": {"r2_cv": 0.8}, "b": {"r2_cv": 0.6}, "c": {"r2_cv": -9.0}})
+    law = examine(decision, ROWS, objective, None)[0]
+    assert (law.value, law.passed) == (0.6, True)
+
+
 def test_without_verification_the_checks_are_only_noted() -> None:
     found = with_health(DECISION, examine(DECISION, ROWS, OBJECTIVE, check(0.5)), verify=False)
     assert found.kept == "proposal"
