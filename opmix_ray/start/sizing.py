@@ -21,7 +21,7 @@ SHAPES = (  # hidden size and layers
 )  # fmt: skip
 FIRST = 2  # the shape that is measured first
 # Seconds that no token is trained in, measured on two cores: Ray and its workers start, models are loaded.
-START, SEGMENT, DECISION = 30.0, 8.0, 12.0
+START, SEGMENT, DECISION = 30.0, 8.0, 18.0
 PROBES, SEARCH = 0.20, 0.12  # of the training tokens' cost, for a decision's probes and candidates
 STEPS = 600  # aimed at
 PROBE_STEPS = 25
@@ -173,9 +173,10 @@ def make_plan(
     tokens = min(seconds * per_second, most)
     batch = _power(tokens / seq_len / STEPS, 8 * workers, 256)
     trials = min(32, max(12, domains + 4))
-    probe_batch = _power(PROBES * tokens / (domains * PROBE_STEPS * seq_len), 4, batch)
+    probes = domains + 1  # one for each, and the check's
+    probe_batch = _power(PROBES * tokens / (probes * PROBE_STEPS * seq_len), 4, batch)
     sequences = _power(3 * SEARCH * tokens / (trials * domains * seq_len), 8, 64)
-    cost = PROBE_STEPS * domains * probe_batch + trials * domains * sequences / 3
+    cost = PROBE_STEPS * probes * probe_batch + (trials + 1) * domains * sequences / 3
     decisions = len(decide_at) * cost * seq_len  # in training tokens
     # Decisions may cost less than was set aside for them.
     room = max(seconds, 60 * minutes - spent) * per_second - decisions
