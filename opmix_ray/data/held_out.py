@@ -6,10 +6,14 @@ sets = search_sets(prepared, reported=64, searched=32)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from opmix_ray.data.prepare import Prepared, PreparedDomain
 from opmix_ray.data.questions import ChoiceSet, ExactSet
+
+if TYPE_CHECKING:
+    from opmix_ray.data.prepare import Prepared, PreparedDomain
 
 Held = tuple[np.ndarray, np.ndarray] | ChoiceSet | ExactSet
 HeldOut = dict[str, Held]

@@ -133,7 +133,7 @@ class MixtureSearch(Searcher):
                     return self._rest(trial_id)
                 self._ask_round()
             elif not self._known(self._asked):
-                return None  # evaluators that end now are not needed again
+                return self._rest(trial_id)  # for the proposal, which must not wait for a new process
             elif not self._proposed:
                 self._proposed = True
                 self._tell(self._asked)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.held_out import Held
-from opmix_ray.laws.base import Slopes
 from opmix_ray.search.components import Components
 from opmix_ray.search.old_part import OldPart
 from opmix_ray.search.rows import TrialRow
+
+if TYPE_CHECKING:
+    from opmix_ray.laws import Slopes
 
 LEAST_COMPONENTS = 16
 PRICE = 3  # of a candidate with derivatives, in candidates without: a backward pass costs two forward passes
@@ -69,6 +72,8 @@ def slopes_of(
     """
     if not any(row.slopes for row in rows):
         return None
+    from opmix_ray.laws import Slopes  # evaluators, which import this module, need no laws
+
     data = components.data if old is None else old.reduce(components.data)
     weights = np.array([[row.weights[name] for name in components.names] for row in rows])
     none = [math.nan] * len(components.names)
