@@ -128,7 +128,6 @@ def _judged(quality: Mapping[str, object], domains: int) -> str:
 def _promise(files: DecisionFiles) -> str:
     """The gain the law expects of training, beside the one measured on simulated models."""
     expected = n.number(files.details.get("predicted_gain"))
-    measured = panels.deciding_gain(files).mean
     if not math.isfinite(expected):
         return ""
     text = f"It expects training on the proposal to lower the objective by {n.loss(expected)} nats per token"
@@ -136,11 +135,10 @@ def _promise(files: DecisionFiles) -> str:
     if math.isfinite(half):
         ends = n.loss(expected - half, sign=True), n.loss(expected + half, sign=True)
         text += f" ({LEVEL} interval {ends[0]} to {ends[1]})"
-    return (
-        f"{text}; measured on simulated models: {n.loss(measured)}."
-        if math.isfinite(measured)
-        else f"{text}."
-    )
+    measured = panels.deciding_gain(files)
+    if math.isfinite(measured.mean):
+        text += f"; measured on simulated models, which know the probes' few steps only: {panels.interval(measured)}"
+    return f"{text}."
 
 
 def _reading(check: LawCheck | None) -> str:
