@@ -171,6 +171,8 @@ class _Worker:
                 self._evaluate()
             if step == segment.end or self.notice.pending or (every and (step - segment.start) % every == 0):
                 self._save()
+                if self.notice.told() and step < segment.end:
+                    self.notice.leave(self.rank)
 
     def _step(self) -> None:
         segment, train = self.segment, self.segment.train
@@ -178,11 +180,13 @@ class _Worker:
             self.steering.before_step()
         batch = self.sampler.next_batch()
         ids, mask = self._rows(batch)
-        own = [float(mask[:, 1:].sum()), float(self.notice.due(self.rank))]
-        both = torch.tensor(own, dtype=torch.float64, device=self.device)
-        targets, look = self.parallel.total(both).tolist()
+        own = [float(mask[:, 1:].sum()), float(self.notice.due(self.rank)), float(self.notice.told())]
+        sums = torch.tensor(own, dtype=torch.float64, device=self.device)
+        targets, look, told = self.parallel.total(sums).tolist()
         if look:
             self.notice.look()
+        if told:
+            self.notice.pending = True
         rate = learning_rate(
             self.state.step - segment.stage_start, segment.stage_steps, train.optimizer, train.schedule
         )

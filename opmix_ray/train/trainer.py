@@ -21,6 +21,7 @@ from opmix_ray.signals import Watch
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state
 from opmix_ray.train.loop import Segment, train_segment
+from opmix_ray.train.notice import ListeningConfig
 from opmix_ray.train.salvage import salvage
 
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -87,6 +88,7 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
     trainer = TorchTrainer(
         train_segment,
         train_loop_config={"segment": segment, "reporter": reporter},
+        torch_config=ListeningConfig(),
         scaling_config=ScalingConfig(
             num_workers=train.workers,
             use_gpu=train.gpus_per_worker > 0,

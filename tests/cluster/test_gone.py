@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,13 @@ import pytest
 from ray._raylet import GcsClient
 from ray.core.generated import autoscaler_pb2
 
-from tests.cluster.machines import PROBE, TRIAL, Machines, wait_for
+from tests.cluster.machines import PROBE, TRIAL, Machines, processes, wait_for
 from tests.cluster.runs import Running, assert_same, lines, outcome, spread
 from tests.support import TinyRun, read_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 EVERY, BEFORE, STEPS = 30, 90, 300  # steps between checkpoints, before the decision, and in all
-KILLS = int(os.environ.get("OPMIX_SOAK_KILLS", "6"))  # of the soak; 20 in the full version
+KILLS = int(os.environ.get("OPMIX_SOAK_KILLS", "20"))  # of the soak
 
 
 def prepared(tiny: TinyRun) -> TinyRun:
@@ -44,14 +45,20 @@ def undisturbed(
     return outcome(run.finish().output)
 
 
-def rank(machines: Machines, number: int) -> Any:
-    """The machine of a worker of the main run, by its rank, out of the log of Ray Train's controller."""
+def pid_of(machines: Machines, number: int) -> int | None:
+    """The process of a worker of the main run, by its rank, out of the log of Ray Train's controller."""
     pids: dict[int, int] = {}
     for log in sorted(machines.logs().glob("train/*controller*.log"), key=lambda file: file.stat().st_mtime):
         for pid, place in re.findall(r"pid=(\d+)\) world_rank=(\d+)", log.read_text(errors="replace")):
             pids[int(place)] = int(pid)
+    return pids.get(number)
+
+
+def rank(machines: Machines, number: int) -> Any:
+    """The machine of a worker of the main run, by its rank."""
+    pid = pid_of(machines, number)
     for node in machines.resources:
-        if any(process.pid == pids.get(number) for process in machines.on(node)):
+        if any(process.pid == pid for process in machines.on(node)):
             return node
     return None
 
@@ -136,6 +143,28 @@ def test_a_notice_gives_a_checkpoint_in_time(machines: Machines, tiny: TinyRun, 
     (again,) = [int(line.rpartition(" ")[2]) for line in run.lines if line.startswith("training goes on")]
     assert again >= told
     assert last_losses(run.output) == pytest.approx(last_losses(undisturbed.output), abs=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_worker_that_gets_sigterm_leaves_a_checkpoint(
+    machines: Machines, tiny: TinyRun, tmp_path: Path, number: int
+) -> None:
+    """Nothing else would write one."""
+    prepared(tiny)
+    tiny.tree["train"] |= {"checkpoint_every": None}
+    tiny.tree["stages"] = [{"name": "only", "steps": 600, "start": "uniform"}]
+    run = Running(tiny, tmp_path / "out", "--address", machines.address)
+    wait_for(lambda: run.step() >= 50, what="training")
+    told, pid = run.step(), pid_of(machines, number)
+    assert pid in {process.pid for process in processes()}
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: run.said("training goes on"), 60, "another beginning")
+    assert not Path(f"/proc/{pid}").exists()
+    run.finish()
+    (again,) = [int(line.rpartition(" ")[2]) for line in run.lines if line.startswith("training goes on")]
+    assert again >= told
+    steps = [row["step"] for row in lines(run.output / "metrics.jsonl") if row["kind"] == "train"]
+    assert steps == list(range(5, 601, 5))
 
 
 def last_losses(output: Path) -> dict[str, float]:

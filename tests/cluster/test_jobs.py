@@ -82,29 +82,41 @@ def test_the_exit_code_is_the_runs(head: Head, tiny: TinyRun) -> None:
     assert re.search(r"^opmix \d", good.stdout, re.MULTILINE)
 
 
+def stopped_at(head: Head, output: Path, step: int, name: str, *words: str) -> str:
+    """What a job said until it was stopped at a step, or a little later."""
+    started = head.run(
+        *ray_command("job", "submit", "--address", head.dashboard, "--working-dir", ".", "--no-wait",
+                     "--submission-id", name), "--", *words,
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    wait_for(lambda: max((row["step"] for row in lines(output / "metrics.jsonl")), default=0) >= step)
+    stopped = head.run(*ray_command("job", "stop", "--address", head.dashboard, name))
+    assert stopped.returncode == 0, stopped.stderr
+    assert not (output / "result.json").exists()
+    return head.run(*ray_command("job", "logs", "--address", head.dashboard, name)).stdout
+
+
+def gone_on_from(said: str) -> int:
+    found = re.search(r"training goes on from step (\d+)", said)
+    assert found, said
+    return int(found[1])
+
+
 def test_a_job_that_was_stopped_is_finished_by_the_next_with_the_same_output(
     head: Head, tiny: TinyRun, tmp_path: Path
 ) -> None:
-    output, file = tmp_path / "out", long(tiny).write()
-    words = (*OPMIX, "run", str(file), "--output", str(output))
-    started = head.run(
-        *ray_command("job", "submit", "--address", head.dashboard, "--working-dir", ".", "--no-wait",
-                     "--submission-id", "to-be-stopped"), "--", *words,
-    )  # fmt: skip
-    assert started.returncode == 0, started.stderr
-    wait_for(lambda: max((row["step"] for row in lines(output / "metrics.jsonl")), default=0) >= 150)
-    stopped = head.run(*ray_command("job", "stop", "--address", head.dashboard, "to-be-stopped"))
-    assert stopped.returncode == 0, stopped.stderr
-    assert not (output / "result.json").exists()
-    said = head.run(*ray_command("job", "logs", "--address", head.dashboard, "to-be-stopped")).stdout
-    assert "--resume goes on from the last checkpoint" in said
-    again = head.run(*submitted(head, *words, "--resume"))
-    assert again.returncode == 0, again.stdout + again.stderr
-    found = re.search(r"training goes on from step (\d+)", again.stdout)
-    assert found
-    assert int(found[1]) >= 100
-    once_more = head.run(
-        *submitted(head, *words)
-    )  # as after a failure that nobody saw: nothing is begun again
+    """With `--resume`, and without, as after a failure that nobody saw."""
+    output = tmp_path / "out"
+    long(tiny).tree["stages"][0] |= {"steps": 2400, "decide_at": [0.25]}
+    words = (*OPMIX, "run", str(tiny.write()), "--output", str(output))
+    assert "--resume goes on from the last checkpoint" in stopped_at(head, output, 150, "first", *words)
+    assert gone_on_from(stopped_at(head, output, 750, "second", *words, "--resume")) >= 100
+    decided = (output / "decisions/000/decision.json").read_bytes()
+    finished = head.run(*submitted(head, *words))
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert gone_on_from(finished.stdout) >= 700
+    assert read_json(output / "result.json")["steps"] == 2400
+    assert (output / "decisions/000/decision.json").read_bytes() == decided
+    once_more = head.run(*submitted(head, *words))
     assert once_more.returncode == 0
     assert "holds this run, finished" in once_more.stdout
