@@ -11,6 +11,7 @@ documents whose digest is in `leaks` are counted and left out.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,11 +95,22 @@ class Recipe:
         return self.source.kind in ("prompt", "messages")
 
     def blocks(self, file: InputFile) -> Iterator[Block]:
-        """The documents of one file.
+        """The documents of one file; a block is tokenised while the next one is read and the last one is used.
 
         Raises:
             UserError: the file is broken, lacks the column, or holds ids outside the vocabulary.
         """
+        with ThreadPoolExecutor(1) as beside:
+            ahead: Future[Block] | None = None
+            for read in self._read(file):
+                block, ahead = ahead, beside.submit(self._encode, *read, file)
+                if block is not None:
+                    yield block.result()
+            if ahead is not None:
+                yield ahead.result()
+
+    def _read(self, file: InputFile) -> Iterator[tuple[list[Document], list[int], int, int, int]]:
+        """Documents of a block, their digests, and numbers of leaks, empty rows, and characters or ids read."""
         pending: list[Document] = []
         digests: list[int] = []
         weight = leaks = empty = read = 0
@@ -116,11 +128,11 @@ class Recipe:
             digests.append(digest)
             weight += length
             if weight >= BATCH_CHARACTERS or len(pending) >= BATCH_DOCUMENTS:
-                yield self._encode(pending, digests, leaks, empty, read, file)
+                yield pending, digests, leaks, empty, read
                 pending, digests = [], []
                 weight = leaks = empty = read = 0
         if pending or leaks or empty:
-            yield self._encode(pending, digests, leaks, empty, read, file)
+            yield pending, digests, leaks, empty, read
 
     def _is_held_out(self, digest: int) -> bool:
         return digest < self.eval_fraction * 2.0**64
