@@ -145,7 +145,8 @@ class LogShareLaw(Law):
         self, forms: dict[int, list[_Form]], spreads: dict[int, float], eps: float
     ) -> tuple[float, dict[int, Response]]:
         """Error over all metrics with one pseudo-count, and their responses; each has a penalty of its own."""
-        error, responses = 0.0, {}
+        error = 0.0
+        responses: dict[int, Response] = {}
         for m, several in forms.items():
             form = min(several, key=lambda form: form.path.sigmas.min())
             error += _log_error(form.path.sigmas.min(), spreads[m])
