@@ -114,7 +114,8 @@ class RunFiles:
     def searched(self) -> bool:
         """Whether this is the output of `opmix search`: a decision without a run around it."""
         decided = any(files.decision for files in self.decisions)
-        return not self.finished and decided and self.state.get("done") == 0
+        begun = self.finished or self.train or self.evaluations or self.state.get("done") != 0
+        return decided and not begun
 
     @property
     def step(self) -> int:
