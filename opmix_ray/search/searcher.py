@@ -140,6 +140,8 @@ class MixtureSearch(Searcher):
                 self.proposal = self._propose(self.ordered())
                 if self.proposal is not None:
                     self._enqueue(PROPOSAL, self.proposal)
+            elif self.proposal is not None and PROPOSAL not in self.rows:
+                return self._rest(trial_id)  # it may have to be tried again
             else:
                 return Searcher.FINISHED
         taken = [self._queue.popleft() for _ in range(self._share())]

@@ -62,7 +62,7 @@ def search(
     recorded: dict[str, TrialRow] | None = None,
     trials: int = 11,
     broken: dict[str, dict[str, Any] | None] | None = None,
-    fails: Callable[[], bool] = lambda: False,
+    fails: Callable[[list[str]], bool] = lambda runs: False,
     **options: Any,
 ) -> tuple[MixtureSearch, list[TrialRow]]:
     """Run a search with trials that end in a random order."""
@@ -100,7 +100,7 @@ def search(
             (broken or {}).get(run, measure(weights))
             for (run, _), weights in zip(found._running[trial], config["batch"], strict=True)
         ]
-        lost = None in scored or fails()
+        lost = None in scored or fails([run for run, _ in found._running[trial]])
         found.on_trial_complete(trial, None if lost else {"scored": scored}, error=lost)
     return found, made
 
@@ -178,10 +178,23 @@ def test_a_candidate_whose_evaluator_fails_comes_again_first() -> None:
 def test_evaluators_that_fail_now_and_then_change_no_candidate(evaluators: int) -> None:
     plain, _ = search(trials=9)
     rng = random.Random(2)
-    found, made = search(trials=9, evaluators=evaluators, retries=50, fails=lambda: rng.random() < 0.4)
+    found, made = search(trials=9, evaluators=evaluators, retries=50, fails=lambda runs: rng.random() < 0.4)
     assert sum(found._failures.values()) > 3
     assert table(found) == table(plain)
     assert {row.status for row in made} == {"ok"}
+
+
+@pytest.mark.parametrize("evaluators", [1, 3])
+def test_a_proposal_whose_evaluator_fails_is_made_again(evaluators: int) -> None:
+    failures = iter([True, True])
+    found, made = search(
+        trials=6,
+        evaluators=evaluators,
+        retries=2,
+        fails=lambda runs: PROPOSAL in runs and next(failures, False),
+    )
+    assert found._failures == {PROPOSAL: 2}
+    assert found.rows[PROPOSAL].status == made[-1].status == "ok"
 
 
 def test_every_trial_of_the_study_is_told() -> None:
