@@ -1,10 +1,10 @@
 """Do gradients of the candidates' losses make a better law than more candidates, at the same cost?
 
-    python benchmarks/gradient_rows.py [--domains 5 16 32] [--costs 12 36 72] [--seeds 1] [--json] [--quick]
+    python benchmarks/gradient_rows.py [--domains 5 16 32] [--costs 12 36 72] [--law own-share] [--json] [--quick]
 
 `theta(w)` is linear in `w`, so a backward pass for each evaluation set gives its loss's derivative by every component
 weight (`Interpolator.gradients`). Trains a small model and a probe per domain, measures candidates with and without
-gradients, and fits the law `log-share` on values, and on values and slopes together. A candidate with gradients counts
+gradients, and fits a law on values, and on values and slopes together. A candidate with gradients counts
 as many as its measured time is worth. Judged on mixtures that no law saw, half of them with small shares.
 """
 
@@ -47,7 +47,7 @@ class Rows:
         return Rows(self.weights[chosen], self.losses[chosen], slopes)
 
 
-def fitted(rows: Rows, data: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def fitted(rows: Rows, data: np.ndarray, law: str) -> Callable[[np.ndarray], np.ndarray]:
     """The law of all sets; predictions from weights (n, C) to losses (n, M)."""
     domains = [f"d{d:02d}" for d in range(data.shape[1])]
     shares = rows.weights @ data
@@ -55,8 +55,8 @@ def fitted(rows: Rows, data: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     if rows.slopes is not None:
         values = rows.slopes - np.einsum("nmc,nc->nm", rows.slopes, rows.weights)[:, :, None]
         slopes = Slopes(data[None] - shares[:, None], values)
-    law = fit_law(shares, rows.losses, domains=domains, metric_names=domains, law="log-share", slopes=slopes)
-    return lambda candidates: law.predict(candidates @ data)
+    found = fit_law(shares, rows.losses, domains=domains, metric_names=domains, law=law, slopes=slopes)
+    return lambda candidates: found.predict(candidates @ data)
 
 
 def agreement(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -112,7 +112,7 @@ def measured(domains: int, rows: int, unseen: int, seed: int, quick: bool) -> di
     }
 
 
-def compare(found: dict[str, Any], costs: list[int], repeats: int) -> Iterator[dict[str, Any]]:
+def compare(found: dict[str, Any], costs: list[int], repeats: int, law: str) -> Iterator[dict[str, Any]]:
     """Laws at equal cost, in forward passes over all sequences; means over draws of the candidates."""
     rows: Rows = found["rows"]
     for cost in costs:
@@ -126,7 +126,7 @@ def compare(found: dict[str, Any], costs: list[int], repeats: int) -> Iterator[d
                 part = rows.part(np.concatenate([[0], order]))
                 if kind == "values":
                     part.slopes = None
-                results.append(agreement(fitted(part, found["data"])(found["unseen"]), found["truth"]))
+                results.append(agreement(fitted(part, found["data"], law)(found["unseen"]), found["truth"]))
             means = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
             yield {"cost": cost, "kind": kind, "candidates": count} | means
 
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--costs", type=int, nargs="+", default=[12, 36, 72])
     parser.add_argument("--repeats", type=int, default=3, help="draws of the candidates")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--law", default="own-share", help="of a decision, or another one that takes slopes")
     parser.add_argument("--quick", action="store_true", help="five domains, barely trained")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -152,7 +153,7 @@ def main() -> None:
             found = measured(
                 domains, max(arguments.costs), 8 if arguments.quick else 64, seed, arguments.quick
             )
-            rows = list(compare(found, arguments.costs, arguments.repeats))
+            rows = list(compare(found, arguments.costs, arguments.repeats, arguments.law))
             results.append({"domains": domains, "seed": seed, "price": found["price"], "rows": rows})
             if arguments.json:
                 continue

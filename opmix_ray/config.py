@@ -118,7 +118,8 @@ class SearchConfig(Section):
     gradients: bool | Literal["auto"] = Field(
         "auto",
         description="Measure with each candidate how its losses change with every share, which costs as much as two "
-        "more candidates; so a third of `trials` is made. `auto`: from 16 probes on, where it pays.",
+        "more candidates; so a third of `trials` is made. `auto`: where it pays, from 16 probes on while `trials` is "
+        "below twice their number.",
     )
     patience: int | None = Field(
         None,

@@ -1,8 +1,8 @@
 """Derivatives of the candidates' losses: when they are measured, how many candidates that saves, what a law gets.
 
 `theta(w)` is linear in the weights, so one backward pass gives a loss's derivative by every component, for the price of
-about two forward passes (`Interpolator.gradients`). A law fitted on values and derivatives ranks as well with a third
-of the candidates, at the same cost, from about 16 components on (docs/decisions.md).
+about two forward passes (`Interpolator.gradients`). A law fitted on values and derivatives ranks better with a third
+of the candidates, at the same cost, where there are many components and few candidates (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from opmix_ray.laws import Slopes
 
 LEAST_COMPONENTS = 16
+MOST_TRIALS = 2  # for each component; with more, values alone do as well
 PRICE = 3  # of a candidate with derivatives, in candidates without: a backward pass costs two forward passes
 LEAST_CANDIDATES = 4
 USED_BY = ("auto", "own-share", "log-share")  # laws
@@ -31,7 +32,8 @@ USED_BY = ("auto", "own-share", "log-share")  # laws
 def with_slopes(config: RunConfig, components: int) -> bool:
     """Whether a decision on so many components measures derivatives.
 
-    `auto`: from 16 components on, where the law uses them, every candidate is seen whole, and all that counts is text.
+    `auto`: from 16 components on, with less than two candidates for each, where the law uses them, every candidate is
+    seen whole, and all that counts is text.
     """
     wanted = config.search.gradients
     if wanted != "auto":
@@ -40,7 +42,8 @@ def with_slopes(config: RunConfig, components: int) -> bool:
     uses = law in USED_BY and (law != "auto" or config.proposal.eps_steps is not None)
     asked = {name for name, source in config.evaluation.sets.items() if source.metric != "loss"}
     text = not any(weight for name, weight in config.objective().items() if name in asked)
-    return uses and text and components >= LEAST_COMPONENTS and config.search.scheduler == "none"
+    many = components >= LEAST_COMPONENTS and config.search.trials < MOST_TRIALS * components
+    return uses and text and many and config.search.scheduler == "none"
 
 
 def candidates(config: RunConfig, components: int) -> int:

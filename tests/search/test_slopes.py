@@ -174,6 +174,7 @@ def test_many_components_ask_for_slopes_and_fewer_candidates(tiny_data: Path, tm
     assert [with_slopes(auto, count) for count in (3, 15, 16, 64)] == [False, False, True, True]
     assert [candidates(auto, count) for count in (3, 16)] == [12, 4]
     assert candidates(load("search.trials=30"), 16) == 10
+    assert candidates(load("search.trials=32"), 16) == 32  # enough for values alone
     assert candidates(load("search.trials=2"), 16) == 2
     assert with_slopes(load("search.gradients=true"), 3)
     assert not with_slopes(load("search.gradients=false"), 64)
