@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.machines import Machines
+from tests.cluster.runs import Running
 
 TRAINER, SIDE = {"trainer": 1.0}, {"side": 1.0}
 
@@ -19,6 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cluster") is not None and "tests/cluster" in str(item.path):
                 item.add_marker(missing)
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_left() -> Iterator[None]:
+    """A test's runs end with it."""
+    yield
+    Running.end_all()
 
 
 @pytest.fixture(scope="module")

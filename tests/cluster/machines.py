@@ -124,8 +124,11 @@ class Machines:
         self.cluster.shutdown()
 
 
-def wait_for(moment: Callable[[], Any], seconds: float = 120, what: str = "the moment") -> Any:
-    """What `moment` gives as soon as it is something."""
+def wait_for(moment: Callable[[], Any], seconds: float = 300, what: str = "the moment") -> Any:
+    """What `moment` gives as soon as it is something.
+
+    Trials run a minute after a run's beginning here, and after more than two beside other work.
+    """
     deadline = time.monotonic() + seconds
     while not (found := moment()):
         assert time.monotonic() < deadline, f"{what} did not come"

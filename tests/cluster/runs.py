@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -18,14 +18,19 @@ from tests.support import ROOT, TinyRun, read_json
 class Running:
     """`opmix run` as a process; its lines are read as they come.
 
+    A test that fails leaves its runs behind, and the next one waits for the machines that they hold: see `end_all`.
+
     Args:
         tiny: the configuration.
         output: of the run.
         arguments: further words of the command line.
     """
 
+    alive: ClassVar[list[Running]] = []
+
     def __init__(self, tiny: TinyRun, output: Path, *arguments: str) -> None:
         self.output = output
+        self.alive.append(self)
         command = tiny.command("run", str(tiny.write()), "--output", str(output), *arguments)
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
@@ -63,6 +68,14 @@ class Running:
         """End the driver without a word."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    @classmethod
+    def end_all(cls) -> None:
+        """End what a test has left running."""
+        for run in cls.alive:
+            if run.process.poll() is None:
+                run.kill()
+        cls.alive.clear()
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
