@@ -117,7 +117,7 @@ def compare(found: dict[str, Any], costs: list[int], repeats: int, law: str) -> 
     rows: Rows = found["rows"]
     for cost in costs:
         for kind in ("values", "values and slopes"):
-            count = cost if kind == "values" else max(2, round(cost / found["price"]))
+            count = cost if kind == "values" else max(3, round(cost / found["price"]))
             if count > len(rows.losses):
                 continue
             results = []
