@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from opmix_ray.config import ProposalConfig
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
 from opmix_ray.laws.linear import Extrapolated
+from tests.laws import trained
+from tests.laws.trained import FILES
 
 DOMAINS = ["a", "b", "c"]
 ANCHOR = (0.5, 0.3, 0.2)
-KEPT = Path(__file__).parents[2] / "benchmarks" / "results" / "fidelity"
 
 
 def rows(count: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -75,29 +73,11 @@ def test_growth_is_the_stages_over_the_probes() -> None:
     )
 
 
-@pytest.mark.parametrize("file", sorted(KEPT.glob("*-0.json.gz")), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.name.endswith("-0.json.gz")], ids=lambda file: file.name
+)
 def test_mixtures_that_were_really_trained_are_as_far_apart_as_predicted(file: Path) -> None:
-    """The measurements that benchmarks/fidelity.py reads."""
-    kept = json.loads(gzip.decompress(file.read_bytes()))
-    names, settings, horizon = kept["domains"], ProposalConfig(), 500
-    block = next(block for block in kept["probes"] if block["steps"] == 25)
-    data = np.array([[probe.get(name, 0.0) for name in names] for probe in block["data"]])
-    rows = block["rows"][:12]
-    assert settings.eps_steps is not None
-    assert settings.slope_growth is not None
-    law = fit_law(
-        np.array([row["weights"] for row in rows]) @ data,
-        np.array([[row["losses"][name] for name in names] for row in rows]),
-        domains=names, metric_names=names,
-        extrapolate=Extrapolation(
-            eps=settings.eps_steps / horizon,
-            growth=stage_growth(settings.slope_growth, settings.eps_steps, horizon, 25),
-            slope_trust=settings.slope_trust, transfer_trust=settings.transfer_trust,
-            anchor=[kept["old"][name] for name in names],
-        ),
-    )  # fmt: skip
-    ratios = np.array([[row["mixture"].get(name, 0.0) for name in names] for row in kept["truth"]])
-    true = np.array([[row["losses"][str(horizon)][name] for name in names] for row in kept["truth"]])
+    law, ratios, true = trained.read(file, 500)
     predicted = law.predict(ratios)
     assert np.median([spearmanr(p, t).statistic for p, t in zip(predicted.T, true.T, strict=True)]) > 0.95
     assert 0.5 < predicted.mean(axis=1).std() / true.mean(axis=1).std() < 1.5
