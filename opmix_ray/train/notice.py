@@ -73,7 +73,7 @@ class ListeningConfig(TorchConfig):
 
 
 class _Listening(_TorchBackend):
-    def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
         super().on_training_start(worker_group, backend_config)
         worker_group.execute(listen)
 
