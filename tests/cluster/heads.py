@@ -133,6 +133,7 @@ def _fake(autoscaling: dict[str, Any], address: str) -> dict[str, Any]:
         "provider": {
             "type": "fake_multinode", "gcs_address": address,
             "disable_node_updaters": True, "disable_launch_config_check": True,
+            "use_node_id_as_ip": True,  # all machines have one address, by which they would be taken for one
         },
         "head_node_type": "ray.head.default",
         "upscaling_speed": 4.0,
