@@ -60,14 +60,15 @@ class _Form:
     features: np.ndarray
     weights: np.ndarray
 
-    def at(self, index: int | None = None) -> RidgeFit:
-        """The fit with a penalty, or with its own best one."""
-        fit = self.path.best() if index is None else self.path.at(index)
-        return fit if self.even is None else _mapped(fit, self.even, self.features, self.weights)
+    def response(self, eps: float, index: int) -> Additive:
+        """With the penalty of an index, as a response over all shares."""
+        fit = self.path.at(index)
+        if self.even is not None:
+            fit = _mapped(fit, self.even, self.features, self.weights)
+        return additive(fit, self.logged, ~self.logged, eps)
 
-    def response(self, eps: float, index: int | None = None) -> Additive:
-        """As a response over all shares."""
-        return additive(self.at(index), self.logged, ~self.logged, eps)
+
+_Choices = dict[int, tuple[_Form, int]]  # metric -> its form and the index of its penalty
 
 
 def _forms(table: Table, metric: int, eps: float, own: Sequence[int], every_log: bool) -> list[_Form]:
@@ -132,26 +133,29 @@ class LogShareLaw(Law):
         metrics = [m for m in range(len(table.metric_names)) if not is_constant(table.column(m)[1])]
         owns = {m: self._own(table, m) for m in metrics}
         spreads = {m: table.column(m)[1].std() for m in metrics}
-        best: tuple[float, dict[int, Response]] = (np.inf, {})
+        best: tuple[float, float, _Choices] = (np.inf, self.eps[0], {})
         for eps in self.eps:
             forms = {m: _forms(table, m, eps, owns[m], self.every_log) for m in metrics}
-            error, responses = self._agreed(forms, spreads, eps)
+            error, choices = self._agreed(forms, spreads)
             if error < best[0]:
-                best = error, responses
-        constant = [Constant(float(table.column(m)[1].mean())) for m in range(len(table.metric_names))]
-        return [best[1].get(m, constant[m]) for m in range(len(table.metric_names))]
+                best = error, eps, choices
+        _, eps, choices = best
+        return [
+            choices[m][0].response(eps, choices[m][1])
+            if m in choices
+            else Constant(float(table.column(m)[1].mean()))
+            for m in range(len(table.metric_names))
+        ]
 
-    def _agreed(
-        self, forms: dict[int, list[_Form]], spreads: dict[int, float], eps: float
-    ) -> tuple[float, dict[int, Response]]:
-        """Error over all metrics with one pseudo-count, and their responses; each has a penalty of its own."""
+    def _agreed(self, forms: dict[int, list[_Form]], spreads: dict[int, float]) -> tuple[float, _Choices]:
+        """Error over all metrics with one pseudo-count, and what they chose; each has a penalty of its own."""
         error = 0.0
-        responses: dict[int, Response] = {}
+        choices: _Choices = {}
         for m, several in forms.items():
             form = min(several, key=lambda form: form.path.sigmas.min())
             error += _log_error(form.path.sigmas.min(), spreads[m])
-            responses[m] = form.response(eps)
-        return error, responses
+            choices[m] = form, int(np.argmin(form.path.sigmas))
+        return error, choices
 
     def refit(self, table: Table, fitted: Sequence[Response]) -> list[Response]:
         """The same pseudo-count; form and penalty are chosen anew."""
@@ -182,17 +186,13 @@ class OwnShareLaw(LogShareLaw):
     def __init__(self, eps: Sequence[float] = CURVED) -> None:
         super().__init__(eps)
 
-    def _agreed(
-        self, forms: dict[int, list[_Form]], spreads: dict[int, float], eps: float
-    ) -> tuple[float, dict[int, Response]]:
+    def _agreed(self, forms: dict[int, list[_Form]], spreads: dict[int, float]) -> tuple[float, _Choices]:
         errors = np.zeros(len(PENALTIES))
         for m, several in forms.items():
             errors += _log_error(np.min([form.path.sigmas for form in several], axis=0), spreads[m])
         index = int(np.argmin(errors))
-        responses: dict[int, Response] = {}
-        for m, several in forms.items():
-            responses[m] = min(several, key=lambda form: form.path.sigmas[index]).response(eps, index)
-        return float(errors[index]), responses
+        chosen = {m: min(several, key=lambda form: form.path.sigmas[index]) for m, several in forms.items()}
+        return float(errors[index]), {m: (form, index) for m, form in chosen.items()}
 
 
 def _log_error(sigmas: Any, spread: float) -> Any:

@@ -47,10 +47,6 @@ class RidgePath:
     sigmas: np.ndarray
     at: Callable[[int], RidgeFit]
 
-    def best(self) -> RidgeFit:
-        """With the penalty that has the least leave-one-out error."""
-        return self.at(int(np.argmin(self.sigmas)))
-
 
 def ridge_path(
     features: np.ndarray,
@@ -103,11 +99,11 @@ def fit_ridge(
     features: np.ndarray,
     values: np.ndarray,
     weights: np.ndarray,
-    relief: np.ndarray | None = None,
     penalties: np.ndarray = PENALTIES,
 ) -> RidgeFit:
     """Ridge with the penalty that has the least leave-one-out error; see `ridge_path`."""
-    return ridge_path(features, values, weights, relief, penalties).best()
+    path = ridge_path(features, values, weights, penalties=penalties)
+    return path.at(int(np.argmin(path.sigmas)))
 
 
 def slopes_path(
