@@ -24,7 +24,8 @@ from many_domains import build_case
 from scipy.stats import spearmanr
 from subjects import median
 
-from opmix_ray.laws import Slopes, fit_law
+from opmix_ray.laws import fit_law
+from opmix_ray.search.slopes import towards
 
 
 @dataclass
@@ -53,8 +54,7 @@ def fitted(rows: Rows, data: np.ndarray, law: str) -> Callable[[np.ndarray], np.
     shares = rows.weights @ data
     slopes = None
     if rows.slopes is not None:
-        values = rows.slopes - np.einsum("nmc,nc->nm", rows.slopes, rows.weights)[:, :, None]
-        slopes = Slopes(data[None] - shares[:, None], values)
+        slopes = towards(rows.slopes, rows.weights, data)
     found = fit_law(shares, rows.losses, domains=domains, metric_names=domains, law=law, slopes=slopes)
     return lambda candidates: found.predict(candidates @ data)
 

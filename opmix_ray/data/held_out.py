@@ -6,6 +6,7 @@ sets = search_sets(prepared, reported=64, searched=32)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,11 @@ def part_of(held: Held, part: slice) -> Held:
 def tokens_of(held: Held) -> int:
     """Tokens that measuring the set passes through a model, at most."""
     return int(held[0].size) if isinstance(held, tuple) else held.tokens
+
+
+def texts_of(sets: Mapping[str, Held]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The sets of sequences, without those of questions."""
+    return {name: held for name, held in sets.items() if isinstance(held, tuple)}
 
 
 def split_counts(available: int, reported: int, searched: int) -> tuple[int, int]:

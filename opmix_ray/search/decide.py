@@ -18,9 +18,8 @@ from opmix_ray.search.components import Components
 from opmix_ray.search.old_part import OldPart
 from opmix_ray.search.propose import Proposal, propose
 from opmix_ray.search.rows import TrialRow, usable_losses
-from opmix_ray.search.slopes import slopes_of
+from opmix_ray.search.slopes import IN_LOG_SHARES, slopes_of
 
-EXTRAPOLATED = ("auto", "own-share", "log-share")  # laws that are read for trained models
 LEAST_ROWS = 4  # usable candidates below which no law is fitted
 
 
@@ -54,6 +53,26 @@ class Question:
     old: OldPart | None = None
     steps: float | None = None
     probe_steps: int | None = None
+
+    def extrapolation(self, anchor: np.ndarray) -> Extrapolation | None:
+        """How the law is read for models that are trained for the rest of the stage; None: as fitted.
+
+        Args:
+            anchor: (D,) shares in force, over the law's domains.
+        """
+        settings = self.settings
+        if settings.law not in IN_LOG_SHARES or settings.eps_steps is None or self.steps is None:
+            return None
+        growth = None
+        if settings.slope_growth is not None and self.probe_steps is not None:
+            growth = stage_growth(settings.slope_growth, settings.eps_steps, self.steps, self.probe_steps)
+        return Extrapolation(
+            eps=settings.eps_steps / self.steps,
+            growth=growth,
+            slope_trust=settings.slope_trust,
+            transfer_trust=settings.transfer_trust,
+            anchor=anchor.tolist(),
+        )
 
 
 @dataclass
@@ -139,7 +158,7 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
         law=settings.law,
         objective=question.objective,
         seed=question.seed,
-        extrapolate=_extrapolation(question, current.array(domains)),
+        extrapolate=question.extrapolation(current.array(domains)),
         slopes=slopes_of(usable, question.sets, question.components, old),
     )
     proposal = propose(
@@ -155,23 +174,6 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
     mixture = (proposal.leaves or proposal.mixture).over(question.components.domains)
     weights = question.components.weights_for(mixture)
     return Answer(law, proposal, mixture, weights, time.monotonic() - began)
-
-
-def _extrapolation(question: Question, anchor: np.ndarray) -> Extrapolation | None:
-    """How the law is read for the rest of the stage, if it is."""
-    settings, steps = question.settings, question.steps
-    if settings.law not in EXTRAPOLATED or settings.eps_steps is None or steps is None:
-        return None
-    growth = None
-    if settings.slope_growth is not None and question.probe_steps is not None:
-        growth = stage_growth(settings.slope_growth, settings.eps_steps, steps, question.probe_steps)
-    return Extrapolation(
-        eps=settings.eps_steps / steps,
-        growth=growth,
-        slope_trust=settings.slope_trust,
-        transfer_trust=settings.transfer_trust,
-        anchor=anchor.tolist(),
-    )
 
 
 def measure_gain(

@@ -29,7 +29,10 @@ class Settled:
 
     def __init__(self, question: Question, patience: int) -> None:
         law = question.settings.law
-        if law == "auto" and (question.steps is None or question.settings.eps_steps is None):
+        if (
+            law == "auto"
+            and question.extrapolation(question.current.array(question.components.domains)) is None
+        ):
             law = "log-share"
         self._question = replace(question, settings=question.settings.model_copy(update={"law": law}))
         self._patience = patience

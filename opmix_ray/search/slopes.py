@@ -8,13 +8,12 @@ of the candidates, at the same cost, where there are many components and few can
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data.held_out import Held
 from opmix_ray.search.components import Components
 from opmix_ray.search.old_part import OldPart
 from opmix_ray.search.rows import TrialRow
@@ -26,7 +25,11 @@ LEAST_COMPONENTS = 16
 MOST_TRIALS = 2  # for each component; with more, values alone do as well
 PRICE = 3  # of a candidate with derivatives, in candidates without: a backward pass costs two forward passes
 LEAST_CANDIDATES = 4
-USED_BY = ("auto", "own-share", "log-share")  # laws
+IN_LOG_SHARES = (
+    "auto",
+    "own-share",
+    "log-share",
+)  # laws that take derivatives, and are read for trained models
 
 
 def with_slopes(config: RunConfig, components: int) -> bool:
@@ -39,7 +42,7 @@ def with_slopes(config: RunConfig, components: int) -> bool:
     if wanted != "auto":
         return bool(wanted)
     law = config.proposal.law
-    uses = law in USED_BY and (law != "auto" or config.proposal.eps_steps is not None)
+    uses = law in IN_LOG_SHARES and (law != "auto" or config.proposal.eps_steps is not None)
     asked = {name for name, source in config.evaluation.sets.items() if source.metric != "loss"}
     text = not any(weight for name, weight in config.objective().items() if name in asked)
     many = components >= LEAST_COMPONENTS and config.search.trials < MOST_TRIALS * components
@@ -54,18 +57,10 @@ def candidates(config: RunConfig, components: int) -> int:
     return min(trials, max(LEAST_CANDIDATES, math.ceil(trials / PRICE)))
 
 
-def texts_of(sets: Mapping[str, Held]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The sets of sequences; questions have no derivative."""
-    return {name: held for name, held in sets.items() if isinstance(held, tuple)}
-
-
 def slopes_of(
     rows: Sequence[TrialRow], sets: Sequence[str], components: Components, old: OldPart | None
 ) -> Slopes | None:
     """Derivatives of N candidates' losses as a law over shares takes them; None: no candidate brings any.
-
-    Towards component c the weights move along `e_c - w`, the shares along `data_c - p`, and a loss of gradient g by the
-    weights changes by `g_c - w . g`.
 
     Args:
         rows: N candidates.
@@ -75,11 +70,25 @@ def slopes_of(
     """
     if not any(row.slopes for row in rows):
         return None
-    from opmix_ray.laws import Slopes  # evaluators, which import this module, need no laws
-
     data = components.data if old is None else old.reduce(components.data)
     weights = np.array([[row.weights[name] for name in components.names] for row in rows])
     none = [math.nan] * len(components.names)
     gradients = np.array([[row.slopes.get(name, none) for name in sets] for row in rows], dtype=np.float64)
+    return towards(gradients, weights, data)
+
+
+def towards(gradients: np.ndarray, weights: np.ndarray, data: np.ndarray) -> Slopes:
+    """Derivatives towards every component, from those by its weight.
+
+    Towards component c the weights move along `e_c - w`, the shares along `data_c - p`, and a loss of gradient g by the
+    weights changes by `g_c - w . g`.
+
+    Args:
+        gradients: (N, M, C) of M losses by the weights.
+        weights: (N, C).
+        data: (C, D) shares that the components stand for.
+    """
+    from opmix_ray.laws import Slopes  # evaluators, which import this module, need no laws
+
     values = gradients - np.einsum("nmc,nc->nm", gradients, weights)[:, :, None]
     return Slopes(data[None] - (weights @ data)[:, None], values)

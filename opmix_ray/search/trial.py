@@ -19,7 +19,7 @@ import ray
 import torch
 from ray import tune
 
-from opmix_ray.data.held_out import HeldOut, count_of, part_of, tokens_of
+from opmix_ray.data.held_out import HeldOut, count_of, part_of, texts_of, tokens_of
 from opmix_ray.model.base import with_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
@@ -27,7 +27,7 @@ from opmix_ray.model.loss import SetLoss
 from opmix_ray.model.spread import Devices, visible_devices
 from opmix_ray.search.components import Components
 from opmix_ray.search.race import Rival, lead
-from opmix_ray.search.slopes import PRICE, texts_of
+from opmix_ray.search.slopes import PRICE
 from opmix_ray.search.space import Simplex, Space
 
 PENALTY = 1e3  # objective of a candidate whose loss is not a number: worse than any loss
@@ -135,7 +135,7 @@ class CandidateScorer:
             }
             for k in range(count)
         ]
-        length = max((held[0].shape[1] for held in sets.values() if isinstance(held, tuple)), default=1)
+        length = max((ids.shape[1] for ids, _ in texts_of(sets).values()), default=1)
         self._flops_per_token = forward_flops(self._model.model, 1.0, length)
 
     def scores(self, weights: np.ndarray) -> Iterator[Score]:
@@ -153,13 +153,16 @@ class CandidateScorer:
                 )
                 for name, part in parts.items()
             }
-            objective = sum(weight * losses[name].mean for name, weight in self._objective.items() if weight)
             done = number == len(self._chunks)
-            yield Score(losses, objective, tokens, tokens * self._flops_per_token, done)
+            yield Score(losses, self._weighed(losses), tokens, tokens * self._flops_per_token, done)
+
+    def _weighed(self, losses: Mapping[str, SetLoss]) -> float:
+        """The objective."""
+        return sum(weight * losses[name].mean for name, weight in self._objective.items() if weight)
 
     def _measure(self, chunk: HeldOut) -> dict[str, SetLoss]:
         """Loss of every set, full batches across the borders of the sets of sequences."""
-        texts = {name: held for name, held in chunk.items() if isinstance(held, tuple) and len(held[0])}
+        texts = {name: held for name, held in texts_of(chunk).items() if len(held[0])}
         if len(texts) < 2:
             return self._model.losses(chunk, self._batch_size)
         ids, mask = (np.concatenate(column) for column in zip(*texts.values(), strict=True))
@@ -188,7 +191,7 @@ class CandidateScorer:
         once, thrice = (sum(tokens_of(sets[name]) for name in part) for part in (rest, texts))
         return Score(
             losses={name: losses[name] for name in sets},
-            objective=sum(weight * losses[name].mean for name, weight in self._objective.items() if weight),
+            objective=self._weighed(losses),
             tokens=once + thrice,
             flops=(once + PRICE * thrice) * self._flops_per_token,
             done=True,

@@ -93,9 +93,8 @@ def run_search(
 def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray.tune.tune").setLevel(
-        logging.CRITICAL
-    )  # a list of trials that failed: rows tell more
+    # It lists trials that failed; rows tell more.
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     resources: dict[str, Any] = {"cpu": config.cpus, **config.resources}
     if config.gpus:
         resources["gpu"] = config.gpus

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
 from opmix_ray.data.gather import gather
-from opmix_ray.data.held_out import search_sets
+from opmix_ray.data.held_out import search_sets, texts_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.mixture import Mixture
@@ -189,8 +189,7 @@ class ProbeRun:
         tokens = len(self._losses) * task.batch_size * length
         flops, losses = tokens * self._flops, {}
         if measured and task.measure is not None:
-            held = search_sets(task.prepared, *task.measure)
-            sets = {name: part for name, part in held.items() if isinstance(part, tuple)}  # no questions
+            sets = texts_of(search_sets(task.prepared, *task.measure))
             found = evaluate_sets(self._adapted, sets, task.micro_batch_size, autocast=task.model.autocast)
             losses = {name: loss.mean for name, loss in found.items()}
             seen = sum(ids.size for ids, _ in sets.values())
