@@ -29,13 +29,13 @@ from opmix_ray.search.components import Components
 from opmix_ray.search.decide import Answer, Decision, Question, answer, conclude, prior_mixture
 from opmix_ray.search.health import examine, with_health
 from opmix_ray.search.old_part import OldPart
+from opmix_ray.search.probe_ranking import Look
 from opmix_ray.search.rows import RowLog, TrialRow, passes
 from opmix_ray.search.settle import Settled
 from opmix_ray.search.slopes import candidates, with_slopes
 from opmix_ray.search.space import choose_components, load_space, read_space
 from opmix_ray.search.tuner import run_search
 from opmix_ray.storage import Storage
-from opmix_ray.train.probe_ranking import Look
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ the probes are done, so a run that was cut off repeats at most the part that eac
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data.held_out import HeldOut, part_of, search_sets
+from opmix_ray.data.held_out import HeldOut, part_of, search_sets, texts_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import RECORD, Probe, load_probe, save_probe
@@ -28,8 +29,8 @@ from opmix_ray.run.demand import of_probe
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.task import probe_task
 from opmix_ray.run.waiting import waiting
+from opmix_ray.search.probe_ranking import Look, agreement, fixed_candidates, look
 from opmix_ray.storage import Storage
-from opmix_ray.train.probe_ranking import Look, agreement, fixed_candidates, look
 from opmix_ray.train.probe_run import Paused, load_paused, save_paused
 from opmix_ray.train.probes import LostProbe, ProbeTask, train_parts, train_probes
 from opmix_ray.train.side_by_side import Failed, Job, side_by_side
@@ -131,7 +132,7 @@ class Probing:
             if probe.name == CHECK:
                 trained.check = write_check(self.place, probe)
             else:
-                _upload(self.place, f"probes/{probe.name}", probe)
+                _upload(self.place, f"probes/{probe.name}", partial(save_probe, probe))
                 found[probe.name] = probe
             self.progress.probe_done(probe)
         self._log.clear()
@@ -216,8 +217,8 @@ class Probing:
         sets = search_sets(self.prepared, self.config.evaluation.sequences, self.config.search.sequences)
         return {
             name: part_of(held, slice(0, SEQUENCES))
-            for name, held in sets.items()
-            if isinstance(held, tuple) and objective[name] > 0
+            for name, held in texts_of(sets).items()
+            if objective[name] > 0
         }
 
 
@@ -244,9 +245,7 @@ class LengthLog:
 
     def keep(self, paused: Paused) -> None:
         """Keep a probe between two parts."""
-        with tempfile.TemporaryDirectory() as directory:
-            save_paused(paused, directory)
-            self._place.upload(directory, f"lengths/{paused.steps}/{paused.probe.name}", last=RECORD)
+        _upload(self._place, f"lengths/{paused.steps}/{paused.probe.name}", partial(save_paused, paused))
 
     def load(self, names: Sequence[str]) -> dict[str, Paused]:
         """The probes that were kept, each as far as it came."""
@@ -267,7 +266,8 @@ def _is_at(steps: int, paused: Paused | None) -> bool:
     return paused is not None and paused.steps == steps
 
 
-def _upload(place: Storage, name: str, probe: Probe) -> None:
+def _upload(place: Storage, name: str, save: Callable[[str], None]) -> None:
+    """Write a directory that counts once its record is there."""
     with tempfile.TemporaryDirectory() as directory:
-        save_probe(probe, directory)
+        save(directory)
         place.upload(directory, name, last=RECORD)

@@ -20,8 +20,8 @@ from opmix_ray.run.check_probe import check_task
 from opmix_ray.run.probing import Probing, Trained
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.task import load_weights, probe_task
+from opmix_ray.search.probe_ranking import Look, agreement, fixed_candidates
 from opmix_ray.storage import Storage
-from opmix_ray.train.probe_ranking import Look, agreement, fixed_candidates
 from opmix_ray.train.probes import train_probe
 from tests.support import TinyRun
 

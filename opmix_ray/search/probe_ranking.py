@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from opmix_ray.data.held_out import HeldOut, tokens_of
+from opmix_ray.data.held_out import HeldOut
 from opmix_ray.model.base import BaseModel, model_from
-from opmix_ray.model.flops import forward_flops
-from opmix_ray.model.interpolate import Interpolator, ProbeSet
+from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.probe import Probe
+from opmix_ray.search.trial import CandidateScorer
 
 CANDIDATES = 12
 
@@ -72,18 +72,22 @@ def look(
     """
     began = time.monotonic()
     domains = sorted({name for probe in probes for name in probe.data})
-    empty = model_from(base)
-    model = Interpolator(ProbeSet.build(empty, probes, domains), autocast=autocast)
     total = sum(objective[name] for name in sets)
-    objectives = []
-    for w in weights:
-        model.set(w)
-        found = model.losses(sets, batch_size)
-        objectives.append(sum(objective[name] / total * loss.mean for name, loss in found.items()))
-    seen = len(weights) * sum(map(tokens_of, sets.values()))
-    length = max(ids.shape[1] for ids, _ in (held for held in sets.values() if isinstance(held, tuple)))
-    flops = forward_flops(empty, seen, length)
-    return Look(len(probes[0].losses), objectives, seen, flops, time.monotonic() - began)
+    scorer = CandidateScorer(
+        ProbeSet.build(model_from(base), probes, domains),
+        sets,
+        {name: objective[name] / total for name in sets},
+        batch_size=batch_size,
+        autocast=autocast,
+    )
+    scores = [scorer.score(w) for w in weights]
+    return Look(
+        len(probes[0].losses),
+        [score.objective for score in scores],
+        sum(score.tokens for score in scores),
+        sum(score.flops for score in scores),
+        time.monotonic() - began,
+    )
 
 
 def agreement(one: Look, other: Look) -> float:
