@@ -16,6 +16,7 @@ Peers alternate and repeat; medians are reported.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -204,7 +205,11 @@ def published_seconds(
         )  # fmt: skip
         Trainer(model=loaded, args=settings, eval_dataset=_Sequences(sets)).evaluate()
 
-    with tempfile.TemporaryDirectory(prefix="published-") as directory:
+    # Trainer prints its metrics, which are not this script's output.
+    with (
+        tempfile.TemporaryDirectory(prefix="published-") as directory,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         return seconds(lambda: candidate(directory))
 
 

@@ -23,7 +23,7 @@ def compare(
         bool,
         typer.Option("--equal-compute", help="Shorten runs that search, so that all cost the same FLOPs."),
     ] = False,
-    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time; needs a cluster's address.")] = 1,
+    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time, on one cluster or machine.")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the comparison in the output.")
     ] = False,

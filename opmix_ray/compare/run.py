@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import as_completed
 from typing import Any
 
+from opmix_ray.compare.beside import Beside
 from opmix_ray.compare.forecast import factors
 from opmix_ray.compare.page import render
 from opmix_ray.compare.plan import RUNS, Entry, check_strategies, entries
@@ -54,7 +53,7 @@ def compare(
         resume: the output must hold a comparison; without it one that is there goes on as well.
         overwrite: remove what is there first.
         equal_compute: shorten the runs of strategies that search, so that all cost the same FLOPs, search included.
-        parallel: runs at a time, each in a process of its own; more than one needs a cluster's address.
+        parallel: runs at a time; more than one: each in a process of its own, all on one cluster.
         progress: what a person sees.
 
     Returns:
@@ -67,11 +66,6 @@ def compare(
     names = check_strategies(strategies)
     if seeds < 1:
         raise UserError("needs at least one seed", key="--seeds", value=seeds, remedy="3 give an interval")
-    if parallel > 1 and config.cluster.address is None:
-        raise UserError(
-            "runs side by side share a cluster", key="--parallel", value=parallel,
-            remedy="give its address with --address, or run one at a time",
-        )  # fmt: skip
     storage = Storage(output)
     with locked(storage):
         _open(storage, resume, overwrite)
@@ -80,9 +74,7 @@ def compare(
             scale = factors(based, prepared, names) if equal_compute else None
         planned_runs = entries(config, names, seeds, storage.uri, scale)
         table = _Table(config, names, seeds, equal_compute, storage)
-        with ExitStack() as stack:
-            if parallel == 1:
-                stack.enter_context(connected(config))
+        with connected(config):
             table.run(planned_runs, parallel, progress)
         return table.write()
 
@@ -96,31 +88,28 @@ class _Table:
         self._config, self._names, self._seeds = config, names, seeds
         self._equal, self._storage = equal_compute, storage
         self._times: dict[str, float] = storage.read_json(TIMES) if storage.exists(TIMES) else {}
-        self._rows: dict[str, Row] = {}
+        self._lock = threading.Lock()
+        self._rows: dict[tuple[int, int], Row] = {}
 
     def run(self, runs: list[Entry], parallel: int, progress: Progress) -> None:
         """Run what is not finished, and read the rest."""
-        work: Callable[[Entry], dict[str, Any]] = (
-            (lambda entry: run(entry.config, progress=progress)) if parallel == 1 else self._in_process
-        )
-        with ThreadPoolExecutor(parallel) as pool:
-            # One at a time stays in this thread, where signals arrive.
-            results = map if parallel == 1 else pool.map
-            for entry, result in zip(
-                runs, results(lambda e: self._timed(e, work, progress), runs), strict=True
-            ):
-                wall = self._times.get(entry.place, 0.0)
-                row = row_of(entry.strategy, result, wall, learned_at(entry.config))
-                self._rows[entry.place] = row
-                self.write()
-                progress.message(
-                    f"{entry.strategy}, seed {entry.seed}: objective {row.objective:.4f}, "
-                    f"{row.flops:.3g} FLOPs, {wall:.0f} s"
-                )
+        for entry in runs:
+            if self._finished(entry):
+                self._add(entry, run(entry.config, progress=progress), progress)  # or refuses another one's
+        left = [entry for entry in runs if not self._finished(entry)]
+        if parallel == 1:
+            for entry in left:  # in this thread, where signals arrive
+                result = self._timed(entry, lambda entry: run(entry.config, progress=progress), progress)
+                self._add(entry, result, progress)
+            return
+        with Beside(self._storage, parallel) as beside:
+            futures = {beside.pool.submit(self._timed, entry, beside.run, progress): entry for entry in left}
+            for future in as_completed(futures):
+                self._add(futures[future], future.result(), progress)
 
     def write(self) -> dict[str, Any]:
         """Write compare.json, compare.csv and compare.html."""
-        rows = list(self._rows.values())
+        rows = [self._rows[key] for key in sorted(self._rows)]
         content = {
             "name": self._config.name,
             "strategies": self._names,
@@ -136,31 +125,30 @@ class _Table:
         self._storage.write_text(PAGE, render(content))
         return content
 
+    def _finished(self, entry: Entry) -> bool:
+        return entry.place in self._times and self._storage.exists(f"{entry.place}/{RESULT}")
+
+    def _add(self, entry: Entry, result: dict[str, Any], progress: Progress) -> None:
+        wall = self._times.get(entry.place, 0.0)
+        row = row_of(entry.strategy, result, wall, learned_at(entry.config))
+        self._rows[entry.seed, self._names.index(entry.strategy)] = row
+        self.write()
+        progress.message(
+            f"{entry.strategy}, seed {entry.seed}: objective {row.objective:.4f}, "
+            f"{row.flops:.3g} FLOPs, {wall:.0f} s"
+        )
+
     def _timed(
         self, entry: Entry, work: Callable[[Entry], dict[str, Any]], progress: Progress
     ) -> dict[str, Any]:
-        if self._storage.exists(f"{entry.place}/{RESULT}") and entry.place in self._times:
-            return work(entry)  # reads the result, and refuses one of another configuration
         progress.message(f"{entry.strategy}, seed {entry.seed}: begins")
         began = time.monotonic()
         try:
             return work(entry)
         finally:
-            self._times[entry.place] = self._times.get(entry.place, 0.0) + time.monotonic() - began
-            self._storage.write_json(TIMES, self._times)
-
-    def _in_process(self, entry: Entry) -> dict[str, Any]:
-        """The run as a command of its own, which joins the same cluster."""
-        storage = self._storage.child(entry.place)
-        file = f"{self._storage.uri}/{entry.place}.yaml"
-        self._storage.write_text(f"{entry.place}.yaml", dump_config(entry.config))
-        command = [sys.executable, "-m", "opmix_ray", "run", file, "--output", storage.uri, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise UserError(f"failed: {last}", key=f"{entry.strategy}, seed {entry.seed}")
-        found: dict[str, Any] = storage.read_json(RESULT)
-        return found
+            with self._lock:
+                self._times[entry.place] = self._times.get(entry.place, 0.0) + time.monotonic() - began
+                self._storage.write_json(TIMES, self._times)
 
 
 def learned_at(config: RunConfig) -> dict[str, int]:

@@ -93,6 +93,22 @@ class Answer:
     weights: np.ndarray | None
     seconds: float
 
+    def promise(self) -> dict[str, Any]:
+        """What the law expects of training on the proposal, for decision.json; losses in nats per token."""
+        law, proposal = self.law, self.proposal
+        if law is None or proposal is None:
+            return {
+                "predicted": {}, "predicted_gain": None, "predicted_std": None, "kl": None, "binding": [],
+            }  # fmt: skip
+        spread = law.objective_std(proposal.mixture.array(law.domains)[None])
+        return {
+            "predicted": proposal.predicted,
+            "predicted_gain": proposal.gain,
+            "predicted_std": float(spread[0]),
+            "kl": proposal.kl,
+            "binding": proposal.binding,
+        }
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -263,23 +279,12 @@ def conclude(
         law_name=found.law.name if found.law else "",
         law=dict(found.law.quality) if found.law else {},
         details={
-            "predicted": found.proposal.predicted if found.proposal else {},
-            "predicted_gain": found.proposal.gain if found.proposal else None,
-            "predicted_std": _predicted_std(found),
-            "kl": found.proposal.kl if found.proposal else None,
-            "binding": found.proposal.binding if found.proposal else [],
+            **found.promise(),
             "simulated": checked.ratios if checked else {},
             "losses_old": old.losses,
             "losses_proposal": checked.losses if checked else {},
         },
     )
-
-
-def _predicted_std(found: Answer) -> float | None:
-    """Standard error of the objective that one training on the proposal would have, nats per token."""
-    if found.law is None or found.proposal is None:
-        return None
-    return float(found.law.objective_std(found.proposal.mixture.array(found.law.domains)[None])[0])
 
 
 def prior_mixture(kind: str | Mapping[str, float], current: Mixture, tokens: Mapping[str, float]) -> Mixture:

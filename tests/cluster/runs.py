@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,17 +22,18 @@ class Running:
     A test that fails leaves its runs behind, and the next one waits for the machines that they hold: see `end_all`.
 
     Args:
-        tiny: the configuration.
+        configuration: to run; or its file.
         output: of the run.
         arguments: further words of the command line.
     """
 
     alive: ClassVar[list[Running]] = []
 
-    def __init__(self, tiny: TinyRun, output: Path, *arguments: str) -> None:
+    def __init__(self, configuration: TinyRun | Path, output: Path, *arguments: str) -> None:
         self.output = output
         self.alive.append(self)
-        command = tiny.command("run", str(tiny.write()), "--output", str(output), *arguments)
+        file = configuration if isinstance(configuration, Path) else configuration.write()
+        command = [sys.executable, "-m", "opmix_ray", "run", str(file), "--output", str(output), *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}, start_new_session=True,

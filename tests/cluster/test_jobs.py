@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from opmix_ray.storage import Storage
 from tests.cluster.heads import Head, ray_command
 from tests.cluster.machines import wait_for
-from tests.cluster.runs import lines
+from tests.object_store import ObjectStore, object_store
 from tests.support import ROOT, TinyRun, read_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -21,7 +24,17 @@ OPMIX = (sys.executable, "-m", "opmix_ray")
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A server whose keys the head and its jobs have in their environment."""
+    with object_store(tmp_path_factory.mktemp("s3")) as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment().items():
+            patch.setenv(name, value)
+        patch.setenv("OPMIX_RAY_LOCAL_CACHE", str(tmp_path_factory.mktemp("local")))
+        yield store
+
+
+@pytest.fixture(scope="module")
+def head(store: ObjectStore) -> Iterator[Head]:
     head = Head(cpus=2, dashboard=True)
     yield head
     head.close()
@@ -82,17 +95,17 @@ def test_the_exit_code_is_the_runs(head: Head, tiny: TinyRun) -> None:
     assert re.search(r"^opmix \d", good.stdout, re.MULTILINE)
 
 
-def stopped_at(head: Head, output: Path, step: int, name: str, *words: str) -> str:
+def stopped_at(head: Head, output: str, step: int, name: str, *words: str) -> str:
     """What a job said until it was stopped at a step, or a little later."""
     started = head.run(
         *ray_command("job", "submit", "--address", head.dashboard, "--working-dir", ".", "--no-wait",
                      "--submission-id", name), "--", *words,
     )  # fmt: skip
     assert started.returncode == 0, started.stderr
-    wait_for(lambda: max((row["step"] for row in lines(output / "metrics.jsonl")), default=0) >= step)
+    wait_for(lambda: max((row["step"] for row in metrics(output)), default=0) >= step)
     stopped = head.run(*ray_command("job", "stop", "--address", head.dashboard, name))
     assert stopped.returncode == 0, stopped.stderr
-    assert not (output / "result.json").exists()
+    assert not Storage(output).exists("result.json")
     return head.run(*ray_command("job", "logs", "--address", head.dashboard, name)).stdout
 
 
@@ -102,21 +115,30 @@ def gone_on_from(said: str) -> int:
     return int(found[1])
 
 
+def metrics(output: str) -> list[dict[str, Any]]:
+    """The rows that a run has written so far, here or in an object store."""
+    return [json.loads(line) for line in Storage(output).lines("metrics.jsonl")]
+
+
+@pytest.mark.parametrize("place", ["directory", "object store"])
 def test_a_job_that_was_stopped_is_finished_by_the_next_with_the_same_output(
-    head: Head, tiny: TinyRun, tmp_path: Path
+    head: Head, store: ObjectStore, tiny: TinyRun, tmp_path: Path, place: str
 ) -> None:
     """With `--resume`, and without, as after a failure that nobody saw."""
-    output = tmp_path / "out"
+    output = str(tmp_path / "out") if place == "directory" else store.uri("job")
+    storage = Storage(output)
     long(tiny).tree["stages"][0] |= {"steps": 2400, "decide_at": [0.25]}
-    words = (*OPMIX, "run", str(tiny.write()), "--output", str(output))
-    assert "--resume goes on from the last checkpoint" in stopped_at(head, output, 150, "first", *words)
-    assert gone_on_from(stopped_at(head, output, 750, "second", *words, "--resume")) >= 100
-    decided = (output / "decisions/000/decision.json").read_bytes()
+    words = (*OPMIX, "run", str(tiny.write()), "--output", output)
+    first, second = f"first-{tmp_path.name}", f"second-{tmp_path.name}"
+    assert "--resume goes on from the last checkpoint" in stopped_at(head, output, 150, first, *words)
+    assert gone_on_from(stopped_at(head, output, 750, second, *words, "--resume")) >= 100
+    decided = storage.read_text("decisions/000/decision.json")
     finished = head.run(*submitted(head, *words))
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert gone_on_from(finished.stdout) >= 700
-    assert read_json(output / "result.json")["steps"] == 2400
-    assert (output / "decisions/000/decision.json").read_bytes() == decided
+    assert storage.read_json("result.json")["steps"] == 2400
+    assert storage.read_text("decisions/000/decision.json") == decided
+    assert store.secret_key not in finished.stdout + finished.stderr
     once_more = head.run(*submitted(head, *words))
     assert once_more.returncode == 0
     assert "holds this run, finished" in once_more.stdout

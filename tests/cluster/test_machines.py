@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from opmix_ray.run.state import STATE
 from opmix_ray.storage import Storage
 from tests.cluster.machines import PROBE, TRAINING, TRIAL, Machines
 from tests.cluster.runs import Running, assert_same, outcome, spread
-from tests.support import TinyRun, read_json
+from tests.support import ROOT, TinyRun, read_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 ROLES = {"the main run": TRAINING, "probes": PROBE, "trials": TRIAL}
@@ -74,6 +75,25 @@ def test_across_machines_as_on_one_and_weights_travel_once(
             assert arrays <= size < 1.5 * arrays
         else:
             assert size < 0.5 * arrays
+
+
+@pytest.mark.timeout(1800)
+def test_the_demo_across_machines_is_the_demo(machines: Machines, tmp_path: Path) -> None:
+    """`examples/quickstart.yaml` as it stands, but for the two workers that share its steps here and there."""
+    tree: dict[str, dict[str, object]] = {name: {} for name in ("train", "probe", "search")}
+    spread(tree)
+    tree["train"]["cpus_per_worker"] = 1
+    words = [
+        f"{part}.{key}={json.dumps(value)}" for part, keys in tree.items() for key, value in keys.items()
+    ]
+    words = [word for each in words for word in ("--set", each)]
+    demo = ROOT / "examples" / "quickstart.yaml"
+    alone = Running(demo, tmp_path / "alone", *words).finish(900)
+    across = Running(demo, tmp_path / "across", "--address", machines.address, *words).finish(900)
+    found = outcome(across.output)
+    assert_same(found, outcome(alone.output))
+    assert found["steps"][-1] == 300
+    assert len(found["kept"]) == 1
 
 
 def outcome_cost(output: Path) -> dict[str, dict[str, float]]:

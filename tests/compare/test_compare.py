@@ -114,7 +114,6 @@ def test_wrong_input_is_one_line(tiny: TinyRun, opmix: Opmix, tmp_path: Path) ->
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").write_text("")
     assert "thesis.tex" in opmix("compare", file, "-o", tmp_path / "used").only_error()
-    assert "share a cluster" in opmix("compare", file, "-o", tmp_path / "x", "--parallel", 2).only_error()
 
 
 @pytest.mark.slow

@@ -171,10 +171,7 @@ class Offline:
         decision = self.decision(
             found.proposal.mixture, reason, rows, found.law.name, dict(found.law.quality)
         )
-        decision.details.update(
-            predicted=found.proposal.predicted, predicted_gain=found.proposal.gain, kl=found.proposal.kl,
-            binding=found.proposal.binding,
-        )  # fmt: skip
+        decision.details.update(found.promise())
         return decision
 
     def decision(
