@@ -156,6 +156,11 @@ class SelfDistillationConfig(Section):
 
     max_new_tokens: int = Field(32, ge=1, description="Longest answer that the student gives.")
     temperature: float = Field(1.0, gt=0, description="Of the student's sampling.")
+    teacher_rate: float = Field(
+        0.01, ge=0, le=1,
+        description="How far the teacher's weights move to the student's at every step; 0: it stays what the stage "
+        "began with; 1: it is the student.",
+    )  # fmt: skip
 
 
 class StrategiesConfig(Section):

@@ -53,7 +53,12 @@ class Live:
         return False
 
     def module(self, model: Any) -> nn.Module | None:
-        """A module like `LossModule` whose forward is the loss to train on; None: the usual one."""
+        """A module like `LossModule` whose forward is the loss to train on; None: the usual one.
+
+        Where the module has them, `after_step()` is called after every step, `take_counts()` gives tokens trained on
+        and passed forward since, and `keep(optimizer)` and `recall(optimizer)` put what it remembers into the
+        optimiser's state before a checkpoint, and take it from there in a segment that goes on.
+        """
         return None
 
     def measures(self, memory: dict[str, Any], moment: Moment) -> bool:

@@ -119,11 +119,12 @@ class _Worker:
     def _begin(self, directory: Path | None) -> None:
         segment = self.segment
         source = segment.model
+        self.resumed = False  # in the middle of this segment
         if directory is None:
             self.state = TrainState(segment.start, segment=segment.name)
         else:
             found = read_state(directory)
-            same = found.segment == segment.name
+            self.resumed = same = found.segment == segment.name
             self.state = found if same else TrainState(found.step, found.sampler, segment=segment.name)
             source = source.at(directory / "model")
         if segment.sampler is not None and (directory is None or not same):
@@ -313,6 +314,8 @@ class _Worker:
         self.state.seconds = self.seconds_before + (time.monotonic() - self.started) * self.world
         nats = torch.as_tensor(self._since[0], dtype=torch.float64).to(self.device)
         self.state.partial = [float(self.parallel.total(nats.clone())), float(self._since[1])]
+        if self.steering is not None:
+            self.steering.before_save()
         weights = self.parallel.model_state()
         optimizer = self.parallel.optimizer_state(self.optimizer)
         rng = self.parallel.gather(torch.get_rng_state())

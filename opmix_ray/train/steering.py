@@ -23,6 +23,8 @@ class Steering:
         self.worker, self.live = worker, live
         self._sets: Any = None
         self._sums = self._zeros()
+        if worker.resumed:
+            self._call("recall", worker.optimizer)
 
     def before_step(self) -> None:
         """Let the strategy set the mixture of the next step."""
@@ -59,6 +61,7 @@ class Steering:
 
     def after_step(self) -> None:
         """Put the step's losses by domain where the next step finds them, and count what a module of its own did."""
+        self._call("after_step")
         self._count()
         if not self.live.watches_losses:
             return
@@ -68,14 +71,22 @@ class Steering:
         self.worker.state.live["losses"] = {names[d]: float(sums[0, d] / sums[1, d]) for d in seen}
         self._sums = self._zeros()
 
+    def before_save(self) -> None:
+        """Let a module of the strategy's own put what it remembers into the optimiser's state."""
+        self._call("keep", self.worker.optimizer)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """A method of the strategy's own module, where it has one of this name."""
+        module = getattr(self.worker.parallel.module, "module", self.worker.parallel.module)
+        method = getattr(module, name, None)
+        return None if method is None else method(*arguments)
+
     def _count(self) -> None:
         """Tokens as the strategy's own module counted them, in the place of the batch's."""
-        worker = self.worker
-        module = getattr(worker.parallel.module, "module", worker.parallel.module)
-        take = getattr(module, "take_counts", None)
-        if take is None:
+        worker, own = self.worker, self._call("take_counts")
+        if own is None:
             return
-        counts = torch.tensor(take(), dtype=torch.float64, device=worker.device)
+        counts = torch.tensor(own, dtype=torch.float64, device=worker.device)
         trained, forwarded = map(int, worker.parallel.total(counts).tolist())
         segment, state = worker.segment, worker.state
         state.tokens += trained - segment.train.batch_size * segment.prepared.seq_len

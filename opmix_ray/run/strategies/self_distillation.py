@@ -1,17 +1,18 @@
 """On-policy self-distillation for instruction tuning (SDFT: Shenfeld et al. 2026, arXiv 2601.19897).
 
-The student answers a prompt x by sampling: y ~ p(. | x). The teacher is the same model, without gradients, shown a
-demonstration first: q(. | x, d, x). The loss is the reverse KL on the student's tokens, over the whole vocabulary,
+The student answers a prompt x by sampling: y ~ p(. | x). The teacher is the same model, a moving average of its weights
+since the stage began, shown a demonstration first: q(. | x, d, x). The loss is the reverse KL on the student's tokens,
+over the whole vocabulary,
 
     mean over t of KL( p(. | x, y_<t) || q(. | x, d, x, y_<t) )
 
 Prompts and demonstrations are read from the packed training rows: what does not count in the loss, and the answer
-that follows. The paper's teacher is a moving average of the student; ours is the student as it is, so a checkpoint
-holds one model. A prompt that a row cuts off keeps its end.
+that follows. A prompt that a row cuts off keeps its end.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -41,13 +42,16 @@ class DistillationModule(nn.Module):
     """A causal LM whose training loss is the reverse KL to itself with a demonstration.
 
     Args:
-        model: the student, and the teacher.
-        settings: how the student answers.
+        model: the student, and what the teacher begins as.
+        settings: how the student answers, and how the teacher follows it.
     """
 
     def __init__(self, model: Any, settings: SelfDistillationConfig) -> None:
         super().__init__()
         self.model, self._settings = model, settings
+        self.teacher = model
+        if settings.teacher_rate < 1:
+            self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
         self._trained = self._forwarded = 0
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, per_sequence: bool = False) -> Any:
@@ -63,9 +67,9 @@ class DistillationModule(nn.Module):
         answers, valid = self._answer([prompt for prompt, _ in examples])
         plain = [prompt for prompt, _ in examples]
         shown = [torch.cat([prompt, demonstration, prompt]) for prompt, demonstration in examples]
-        student = self._log_probabilities(plain, answers, valid)
+        student = _log_probabilities(self.model, plain, answers, valid)
         with torch.no_grad():
-            teacher = self._log_probabilities(shown, answers, valid)
+            teacher = _log_probabilities(self.teacher, shown, answers, valid)
         divergence = reverse_kl(student, teacher)[valid]
         own = int(valid.sum())
         self._trained += sum(map(len, plain)) + own
@@ -77,6 +81,31 @@ class DistillationModule(nn.Module):
         found = self._trained, self._forwarded
         self._trained = self._forwarded = 0
         return found
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Let the teacher follow the student."""
+        for own, other in self._pairs():
+            own.lerp_(other, self._settings.teacher_rate)
+
+    def keep(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the teacher's weights beside the student's moments, where a checkpoint takes them along."""
+        for own, other in self._pairs():
+            if optimizer.state[other]:
+                optimizer.state[other]["teacher"] = own
+
+    @torch.no_grad()
+    def recall(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the teacher's weights from where `keep` put them."""
+        for own, other in self._pairs():
+            if "teacher" in optimizer.state[other]:
+                own.copy_(optimizer.state[other].pop("teacher"))
+
+    def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Every weight of the teacher and of the student."""
+        if self.teacher is self.model:
+            return []
+        return list(zip(self.teacher.parameters(), self.model.parameters(), strict=True))
 
     def _fits(self, example: Example) -> bool:
         limit = getattr(self.model.config, "max_position_embeddings", None)
@@ -102,19 +131,18 @@ class DistillationModule(nn.Module):
         ended = (answers == eos).long().cumsum(dim=1) - (answers == eos).long()
         return answers, ended == 0
 
-    def _log_probabilities(
-        self, contexts: list[torch.Tensor], answers: torch.Tensor, valid: torch.Tensor
-    ) -> torch.Tensor:
-        """Log-probabilities of the next token at every token of the answers: (n, T, V)."""
-        ids, seen = _left_padded(contexts, 0)
-        ids = torch.cat([ids, answers], dim=1)
-        seen = torch.cat([seen, valid.long()], dim=1)
-        positions = (seen.cumsum(dim=1) - 1).clamp_min(0)
-        logits = self.model(
-            input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False
-        ).logits
-        length = answers.shape[1]
-        return F.log_softmax(logits[:, -length - 1 : -1].float(), dim=-1)
+
+def _log_probabilities(
+    model: Any, contexts: list[torch.Tensor], answers: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities of the next token at every token of the answers: (n, T, V)."""
+    ids, seen = _left_padded(contexts, 0)
+    ids = torch.cat([ids, answers], dim=1)
+    seen = torch.cat([seen, valid.long()], dim=1)
+    positions = (seen.cumsum(dim=1) - 1).clamp_min(0)
+    logits = model(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False).logits
+    length = answers.shape[1]
+    return F.log_softmax(logits[:, -length - 1 : -1].float(), dim=-1)
 
 
 def reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

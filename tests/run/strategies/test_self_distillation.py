@@ -76,3 +76,30 @@ def test_the_same_random_state_gives_the_same_loss(module: DistillationModule) -
         torch.manual_seed(3)
         found.append(float(module(IDS, MASK)[0].detach()))
     assert found[0] == found[1]
+
+
+def test_the_teacher_follows_slowly_and_a_checkpoint_takes_it_along(module: DistillationModule) -> None:
+    optimizer = torch.optim.AdamW(module.model.parameters(), lr=0.1)
+    first = [p.clone() for p in module.teacher.parameters()]
+    for _ in range(3):
+        loss, _ = module(IDS, MASK)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.after_step()
+    weights = zip(module.teacher.parameters(), first, module.model.parameters(), strict=True)
+    moved = [(p - q).norm() / (s - q).norm() for p, q, s in weights]
+    assert all(0 < share < 0.03 for share in moved)  # three steps of 1 % each, the student moving on
+    assert all(p.grad is None for p in module.teacher.parameters())
+
+    module.keep(optimizer)
+    state = optimizer.state_dict()
+    other = DistillationModule(module.model, SETTINGS)
+    again = torch.optim.AdamW(other.model.parameters(), lr=0.1)
+    again.load_state_dict(state)
+    other.recall(again)
+    for mine, theirs in zip(other.teacher.parameters(), module.teacher.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    loss, _ = other(IDS, MASK)
+    loss.backward()
+    again.step()
