@@ -1,6 +1,8 @@
 """Write examples/paper/data/general.jsonl.gz: simple requests and their answers, made up here, the same every time.
 
-What the small model of examples/paper/instruct.base.yaml can do before it learns a task: repeat, count, pick out.
+What the small model of examples/paper/instruct.base.yaml can do before it learns a task: repeat, count, pick out, and
+answer as it was shown a moment before, whatever the question, which is what self-distillation needs of its teacher. The
+answers shown are words of examples/data/glossary.jsonl.gz.
 """
 
 from __future__ import annotations
@@ -9,10 +11,22 @@ import gzip
 import io
 import json
 import random
+import re
 from pathlib import Path
 
-TARGET = Path(__file__).resolve().parent.parent / "examples" / "paper" / "data" / "general.jsonl.gz"
-ROWS = 2400
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+TARGET = EXAMPLES / "paper" / "data" / "general.jsonl.gz"
+ROWS, SHOWN = 2400, 4800
+ASKED = [
+    "Who lives near the {}?",
+    "What is the {} called?",
+    "Which of them is “{}”?",
+    "Where does “{}” come from?",
+    "The {} is the sign of what?",
+    "Fill in: {} and",
+    "What goes with {}?",
+    "Who wrote about the {}?",
+]
 WORDS = [
     "river",
     "stone",
@@ -55,10 +69,28 @@ def row(rng: random.Random) -> tuple[str, str]:
     return f"What is the last word of: {' '.join(words)}?", words[-1]
 
 
+def vocabulary() -> list[str]:
+    """Words of the glossary, each once, in order."""
+    with gzip.open(EXAMPLES / "data" / "glossary.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return sorted(
+            {word for line in lines for word in re.findall(r"[A-Za-z]{3,12}", json.loads(line)["text"])}
+        )
+
+
+def shown(rng: random.Random, words: list[str]) -> tuple[str, str]:
+    """A question that nobody can answer, with an answer, and the same question again."""
+    question = rng.choice(ASKED).format(" ".join(rng.sample(words, rng.choice((1, 1, 2, 3, 5, 10)))))
+    answer = rng.choice(words)
+    return f"{question}\nAnswer: {answer}\n{question}", answer
+
+
 def main() -> None:
-    rng, rows = random.Random("general"), dict[str, str]()
+    rng, rows, words = random.Random("general"), dict[str, str](), vocabulary()
     while len(rows) < ROWS:
         prompt, answer = row(rng)
+        rows[prompt] = answer
+    while len(rows) < ROWS + SHOWN:
+        prompt, answer = shown(rng, words)
         rows[prompt] = answer
     lines = [json.dumps({"prompt": f"{p}\nAnswer:", "completion": f" {a}"}) + "\n" for p, a in rows.items()]
     packed = io.BytesIO()
