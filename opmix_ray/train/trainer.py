@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import RayActorError
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -72,6 +74,20 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
         UserError: the loss diverged, or something in the input is wrong.
         RuntimeError: the workers failed more often than `train.max_failures`.
     """
+    for failures in count():
+        try:
+            return _trained(segment, on_event)
+        except ControllerError as error:
+            # A machine that goes while Train starts workers or asks for their state is no worker's failure to Train,
+            # which then gives up at once.
+            lost = isinstance(error.controller_failure, RayActorError)
+            if not lost or failures >= segment.train.max_failures:
+                raise
+    raise AssertionError
+
+
+def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
+    """One call of Train, which goes on from the segment's last checkpoint."""
     train = segment.train
     storage = Storage(segment.output)
     filesystem, root = storage.filesystem

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.mixture import Mixture
+from opmix_ray.train import trainer
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import SegmentResult, run_segment
 from tests.support import TinyRun
@@ -133,3 +136,27 @@ def test_a_checkpoint_is_a_hugging_face_directory(tiny: TinyRun, whole: tuple[Se
     tokenizer = AutoTokenizer.from_pretrained(tiny.tree["tokenizer"]["path"])
     assert model.config.vocab_size == len(tokenizer)
     assert json.loads((directory / "state.json").read_text())["step"] == 6
+
+
+def test_a_machine_that_goes_while_train_starts_workers_costs_another_beginning(
+    tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Train calls that an error of its controller, and does not try again."""
+    failures: list[Exception] = [ActorDiedError()]
+    real, calls = trainer._trained, []
+
+    def fails_at_its_end(part: Segment, on_event: trainer.OnEvent) -> SegmentResult:
+        calls.append(part.name)
+        result = real(part, on_event)
+        if failures:
+            raise ControllerError(failures.pop())
+        return result
+
+    monkeypatch.setattr(trainer, "_trained", fails_at_its_end)
+    found = run_segment(segment(tiny, prepared, "again"), lambda *event: None)
+    assert len(calls) == 2
+    assert found.state.rows[-1]["losses"] == pytest.approx(whole[0].state.rows[-1]["losses"], abs=1e-6)
+    failures.append(ValueError("ours"))
+    with pytest.raises(ControllerError, match="ours"):
+        run_segment(segment(tiny, prepared, "wrong"), lambda *event: None)
+    assert len(calls) == 3
