@@ -125,7 +125,7 @@ class _Worker:
         else:
             found = read_state(directory)
             self.resumed = same = found.segment == segment.name
-            self.state = found if same else TrainState(found.step, found.sampler, segment=segment.name)
+            self.state = found if same else TrainState(segment.start, found.sampler, segment=segment.name)
             source = source.at(directory / "model")
         if segment.sampler is not None and (directory is None or not same):
             self.state.sampler = segment.sampler

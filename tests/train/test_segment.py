@@ -138,6 +138,21 @@ def test_a_checkpoint_is_a_hugging_face_directory(tiny: TinyRun, whole: tuple[Se
     assert json.loads((directory / "state.json").read_text())["step"] == 6
 
 
+def test_a_stage_that_begins_again_counts_its_own_steps_whatever_its_weights_had_done(
+    tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events]
+) -> None:
+    later = {"start": 20, "end": 23, "stage_start": 20, "stage_steps": 3, "evaluate_at": (20, 23)}
+    part = segment(
+        tiny, prepared, "whole", checkpoint=whole[0].checkpoint, set=["train.log_every=1"], **later
+    )
+    found = run_segment(part, lambda *event: None).state
+    trained = [row for row in found.rows if row["kind"] == "train"]
+    assert found.step == 23
+    assert [row["step"] for row in trained] == [21, 22, 23]
+    assert found.tokens == 3 * 4 * 32
+    assert all(0 <= row["learning_rate"] <= 0.003 for row in trained)
+
+
 def test_a_machine_that_goes_while_train_starts_workers_costs_another_beginning(
     tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events], monkeypatch: pytest.MonkeyPatch
 ) -> None:
