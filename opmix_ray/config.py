@@ -43,10 +43,11 @@ class StageConfig(Section):
     name: str = Field(pattern=NAME, description="Name, unique in the run.")
     steps: int = Field(ge=1, description="Optimiser steps.")
     domains: list[str] | None = Field(None, description="Domains used; none: all.")
-    start: Literal["uniform", "proportional", "carry"] | dict[str, float] = Field(
+    start: Literal["uniform", "proportional", "carry", "join"] | dict[str, float] = Field(
         "proportional",
         description="First mixture: `uniform`, `proportional` to tokens, `carry` (the last stage's or the base's, new "
-        "domains without a share; proportional where there is neither), or shares by name.",
+        "domains without a share), `join` (the same with every new domain at its uniform share; both proportional "
+        "where there is neither), or shares by name.",
     )
     decide_at: list[float] = Field(
         default_factory=list, description="Fractions of the stage at which to decide, each in [0, 1)."

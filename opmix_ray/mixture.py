@@ -94,6 +94,13 @@ class Mixture(Mapping[str, float]):
         """The same mixture over another list of domains: new ones get 0, missing ones are dropped."""
         return Mixture({name: self._shares.get(name, 0.0) for name in domains})
 
+    def joined(self) -> Mixture:
+        """The same with every domain that has no share at its uniform one; the others shrink in proportion."""
+        new = [name for name, share in self._shares.items() if share == 0]
+        each = 1 / len(self._shares)
+        rest = 1 - len(new) * each
+        return Mixture({n: each if share == 0 else rest * share for n, share in self._shares.items()})
+
     def kl(self, prior: Mapping[str, float]) -> float:
         """KL(self || prior) in nats; infinite where the prior is 0 and this mixture is not."""
         total = 0.0

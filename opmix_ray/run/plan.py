@@ -85,8 +85,11 @@ def wanted_mixture(stage: StageConfig, previous: Mixture | None, tokens: Mapping
         return Mixture(stage.start).over(tokens)
     if stage.start == "uniform":
         return Mixture.uniform(tokens)
-    if stage.start == "carry" and previous is not None and any(previous.get(name, 0) > 0 for name in tokens):
-        return previous.over(tokens)
+    if previous is not None and any(previous.get(name, 0) > 0 for name in tokens):
+        if stage.start == "carry":
+            return previous.over(tokens)
+        if stage.start == "join":
+            return previous.over(tokens).joined()
     return Mixture.proportional(tokens)
 
 

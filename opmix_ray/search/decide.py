@@ -298,7 +298,4 @@ def prior_mixture(kind: str | Mapping[str, float], current: Mixture, tokens: Map
         return Mixture.uniform(names)
     if kind == "proportional":
         return Mixture.proportional({name: tokens[name] for name in names})
-    base = current if isinstance(kind, str) else Mixture(kind).over(names)
-    new = [name for name in names if base[name] == 0]
-    rest = 1 - len(new) / len(names)
-    return Mixture({name: 1 / len(names) if name in new else rest * base[name] for name in names})
+    return (current if isinstance(kind, str) else Mixture(kind).over(names)).joined()

@@ -66,6 +66,7 @@ def test_every_step_is_trained_once_and_in_order(stages: list[tuple[int, list[fl
         ("uniform", {"code": 0.5, "german": 0.5}),
         ("proportional", {"code": 2 / 3, "german": 1 / 3}),
         ("carry", {"code": 0.25, "german": 0.75}),
+        ("join", {"code": 0.25, "german": 0.75}),
         ({"german": 1, "code": 4}, {"code": 0.8, "german": 0.2}),
     ],
 )
@@ -79,8 +80,24 @@ def test_first_mixture_of_a_stage(start: object, expected: dict[str, float]) -> 
     assert moved == {}
 
 
-def test_carrying_nothing_over_is_proportional() -> None:
-    config = _config([{"name": "a", "steps": 1, "domains": ["code", "german"], "start": "carry"}])
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("carry", {"code": 0.25, "german": 0.75, "mathematics": 0.0}),
+        ("join", {"code": 0.25 * 2 / 3, "german": 0.75 * 2 / 3, "mathematics": 1 / 3}),
+    ],
+)
+def test_new_domains_join_with_a_uniform_share_or_wait(start: str, expected: dict[str, float]) -> None:
+    config = _config([{"name": "a", "steps": 1, "start": start}])
+    mixture, _ = start_mixture(
+        config, config.stages[0], Mixture({"code": 1, "german": 3}), TOKENS | {"mathematics": 9e9}, {}, 32
+    )
+    assert mixture.shares == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("start", ["carry", "join"])
+def test_carrying_nothing_over_is_proportional(start: str) -> None:
+    config = _config([{"name": "a", "steps": 1, "domains": ["code", "german"], "start": start}])
     for previous in (None, Mixture({"mathematics": 1})):
         mixture, _ = start_mixture(config, config.stages[0], previous, TOKENS, {}, 32)
         assert mixture.shares == pytest.approx({"code": 2 / 3, "german": 1 / 3})
