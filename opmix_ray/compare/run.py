@@ -93,14 +93,17 @@ class _Table:
 
     def run(self, runs: list[Entry], parallel: int, progress: Progress) -> None:
         """Run what is not finished, and read the rest."""
+
+        def here(entry: Entry) -> dict[str, Any]:
+            return run(entry.config, progress=progress)
+
+        left = [entry for entry in runs if not self._finished(entry)]
         for entry in runs:
             if self._finished(entry):
-                self._add(entry, run(entry.config, progress=progress), progress)  # or refuses another one's
-        left = [entry for entry in runs if not self._finished(entry)]
+                self._add(entry, here(entry), progress)  # or it refuses another configuration's
         if parallel == 1:
             for entry in left:  # in this thread, where signals arrive
-                result = self._timed(entry, lambda entry: run(entry.config, progress=progress), progress)
-                self._add(entry, result, progress)
+                self._add(entry, self._timed(entry, here, progress), progress)
             return
         with Beside(self._storage, parallel) as beside:
             futures = {beside.pool.submit(self._timed, entry, beside.run, progress): entry for entry in left}

@@ -124,10 +124,12 @@ class _Worker:
             self.state = TrainState(segment.start, segment=segment.name)
         else:
             found = read_state(directory)
-            self.resumed = same = found.segment == segment.name
-            self.state = found if same else TrainState(segment.start, found.sampler, segment=segment.name)
+            self.resumed = found.segment == segment.name
+            self.state = (
+                found if self.resumed else TrainState(segment.start, found.sampler, segment=segment.name)
+            )
             source = source.at(directory / "model")
-        if segment.sampler is not None and (directory is None or not same):
+        if segment.sampler is not None and not self.resumed:
             self.state.sampler = segment.sampler
         model = load_model(
             source,

@@ -95,14 +95,15 @@ class Parallel:
         else:
             yield
 
+    @property
+    def own(self) -> Any:
+        """The module whose forward is the loss, without what averages its gradients over workers."""
+        wrapped = isinstance(self.module, nn.parallel.DistributedDataParallel)
+        return self.module.module if wrapped else self.module
+
     def losses(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats and target tokens per sequence of a batch, without gradients."""
-        module = (
-            self.module.module
-            if isinstance(self.module, nn.parallel.DistributedDataParallel)
-            else self.module
-        )
-        return module(ids, mask, per_sequence=True)  # type: ignore[operator]
+        return self.own(ids, mask, per_sequence=True)
 
     def generate(self, **options: Any) -> torch.Tensor:
         """`plain_generate` of the model; where workers hold a part of it each, all call it with the same prompts."""

@@ -77,8 +77,7 @@ class Steering:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """A method of the strategy's own module, where it has one of this name."""
-        module = getattr(self.worker.parallel.module, "module", self.worker.parallel.module)
-        method = getattr(module, name, None)
+        method = getattr(self.worker.parallel.own, name, None)
         return None if method is None else method(*arguments)
 
     def _count(self) -> None:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +73,16 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
         UserError: the loss diverged, or something in the input is wrong.
         RuntimeError: the workers failed more often than `train.max_failures`.
     """
-    for failures in count():
+    left = segment.train.max_failures
+    while True:
         try:
             return _trained(segment, on_event)
         except ControllerError as error:
             # A machine that goes while Train starts workers or asks for their state is no worker's failure to Train,
             # which then gives up at once.
-            lost = isinstance(error.controller_failure, RayActorError)
-            if not lost or failures >= segment.train.max_failures:
+            if left == 0 or not isinstance(error.controller_failure, RayActorError):
                 raise
-    raise AssertionError
+            left -= 1
 
 
 def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
