@@ -49,19 +49,29 @@ def _ray_runs() -> bool:
 
 
 def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
-    """As `_local`, the files tokenised by Ray Data's workers; the order is the same."""
+    """As `_local`, the files tokenised by Ray Data's workers; the order is the same.
+
+    Whoever stops early lets the workers end by themselves, after the block that each is at: Ray 2.60 ends the driver
+    ("Tried to complete task that was not pending") where Ray Data cancels a task at the moment that it completes.
+    """
     import ray.data
 
-    def row(index: int, result: Block | UserError) -> dict[str, Any]:
+    over = ray.remote(num_cpus=0)(_Over).remote()
+
+    def row(index: int, result: Block | Exception) -> dict[str, Any]:
         return {"file": np.array([index]), "result": np.array([pickle.dumps(result)], dtype=object)}
 
     def tokenise(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for index in batch["file"].tolist():
             try:
                 for block in recipe.blocks(recipe.source.files[index]):
+                    if ray.get(over.said.remote()):
+                        return
                     yield row(index, block)
             except UserError as error:  # as a result, so that no trace of Ray's is printed around it
                 yield row(index, error)
+            except Exception as error:  # as well: a task that fails makes Ray Data cancel the others
+                yield row(index, RuntimeError(f"{recipe.source.files[index].path}: {error!r}"))
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and progress are not ours to show
     context = ray.data.DataContext.get_current()
@@ -73,8 +83,28 @@ def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
         rows = files.map_batches(tokenise, batch_size=1).iter_rows()
     finally:
         context.execution_options.preserve_order, context.enable_progress_bars = before
-    for found in rows:
-        result = pickle.loads(found["result"])
-        if isinstance(result, UserError):
-            raise result
-        yield int(found["file"]), result
+    left = iter(rows)
+    try:
+        for found in left:
+            result = pickle.loads(found["result"])
+            if isinstance(result, Exception):
+                raise result
+            yield int(found["file"]), result
+    finally:
+        ray.get(over.say.remote())
+        for _ in left:
+            pass
+        ray.kill(over)
+
+
+class _Over:
+    """Whether nobody wants more blocks; workers ask before they give one."""
+
+    def __init__(self) -> None:
+        self._over = False
+
+    def say(self) -> None:
+        self._over = True
+
+    def said(self) -> bool:
+        return self._over

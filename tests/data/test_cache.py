@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data import blocks
@@ -174,6 +175,21 @@ def test_ray_data_gives_the_same_sequences(make_config: Make, write_rows: Write,
     assert same(here.domains["d"].train(), there.domains["d"].train())
     assert same(here.domains["d"].evaluation(), there.domains["d"].evaluation())
     assert here.domains["d"].manifest == there.domains["d"].manifest
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_workers_of_ray_data_end_by_themselves(
+    make_config: Make, write_rows: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray can end the driver where a task is cancelled while it completes."""
+    cancelled = []
+    monkeypatch.setattr(ray, "cancel", lambda *given, **_: cancelled.append(given))
+    paths = [write_rows(f"{n:02}.jsonl", sentences(300, 100 * n)) for n in range(24)]
+    config = make_config(d={"path": paths})
+    with pytest.raises(ZeroDivisionError):
+        prepare(config, on_progress=lambda name, done, total: 1 / 0)  # type: ignore[arg-type, return-value]
     Path(paths[5]).write_text('{"text": 5}\n')
     with pytest.raises(UserError, match=r"05\.jsonl: data\.domains\.d\.text_column: line 1 holds int"):
         prepare(config)
+    assert cancelled == []
