@@ -56,7 +56,7 @@ def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
     """
     import ray.data
 
-    over = ray.remote(num_cpus=0)(_Over).remote()
+    over: Any = ray.remote(num_cpus=0)(_Over).remote()
 
     def row(index: int, result: Block | Exception) -> dict[str, Any]:
         return {"file": np.array([index]), "result": np.array([pickle.dumps(result)], dtype=object)}
