@@ -57,6 +57,20 @@ def test_what_saves_memory_is_planned(tiny: TinyRun) -> None:
     assert small["worker"]["optimizer"] == plain["worker"]["optimizer"] // 2
 
 
+def test_self_distillation_holds_its_teacher(tiny: TinyRun) -> None:
+    plain, follows, same = (
+        plan_memory(tiny.load(*more))["worker"]
+        for more in (
+            [],
+            ["strategy=self-distillation"],
+            ["strategy=self-distillation", "strategies.self_distillation.teacher_rate=1"],
+        )
+    )
+    assert follows["teacher"] == 4 * PARAMETERS
+    assert follows["peak"] - plain["peak"] == 4 * PARAMETERS
+    assert same == plain
+
+
 def test_gpus_hold_what_machines_share(tiny: TinyRun) -> None:
     plan = plan_memory(tiny.load("search.gpus=1", "probe.gpus=1", "train.gpus_per_worker=1"))
     assert plan["evaluator"]["shared"] == plan["machine"]["base"] + plan["machine"]["factors"] // 2
