@@ -36,7 +36,7 @@ class Extrapolation:
     Args:
         eps_ratio: pseudo-count of the predictions over the fitted one.
         eps: pseudo-count of the predictions, instead of a ratio.
-        slope_ratio: slopes of the logs in the predictions over the fitted ones.
+        slope_ratio: slopes of the logs in the predictions over the fitted ones; below 0 where noise has turned these.
         growth: slopes in the predictions over the fitted response between a share of 2 % and one of 90 %, which depends
             little on the pseudo-count of the fit; `eps` is then taken as it is. None: the fitted slopes.
         slope_trust: 1: every metric's own slope; 0: the geometric mean of all; between: that power of the ratio.
@@ -53,12 +53,19 @@ class Extrapolation:
     anchor: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("eps", "eps_ratio", "slope_ratio", "growth"):
+        for name in ("eps", "eps_ratio", "growth"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(
                     "must be above 0", key=name, value=value, remedy="leave it out for the default"
                 )
+        if not self.slope_ratio or not math.isfinite(self.slope_ratio):
+            raise UserError(
+                "must not be 0",
+                key="slope_ratio",
+                value=self.slope_ratio,
+                remedy="leave it out for the default",
+            )
         for name in ("slope_trust", "transfer_trust"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -114,6 +121,38 @@ def stage_growth(factor: float, eps_steps: float, steps: float, probe_steps: flo
     return factor * math.log1p(steps / eps_steps) / math.log1p(probe_steps / eps_steps)
 
 
+@dataclass(frozen=True)
+class OwnSlope:
+    """How a metric's loss changes with the log of its own domain's share.
+
+    Args:
+        fitted: as in the response; below 0 but for noise.
+        error: its standard error.
+    """
+
+    fitted: float
+    error: float
+
+    @classmethod
+    def of(cls, response: Response) -> OwnSlope | None:
+        """Of a response in log shares; None: of another one."""
+        slopes = getattr(response, "slopes", np.zeros(1))
+        at = int(np.abs(slopes).argmax())
+        if not slopes[at]:
+            return None
+        variance = getattr(response, "covariance", np.zeros((at + 2, at + 2)))[at + 1, at + 1]
+        return cls(float(slopes[at]), math.sqrt(max(0.0, float(variance))))
+
+    @property
+    def value(self) -> float:
+        """How steeply the loss falls."""
+        return -self.fitted
+
+    def at_least(self, least: float) -> float:
+        """The same, and no less than its error: that a slope is small, noise must not say."""
+        return max(self.value, self.error, least)
+
+
 def extrapolated(
     responses: Sequence[Response], metrics: Sequence[str], extrapolation: Extrapolation
 ) -> list[Response]:
@@ -124,16 +163,19 @@ def extrapolated(
         metrics: their names.
         extrapolation: how.
     """
-    steepness = [float(-getattr(response, "slopes", np.zeros(1)).min()) for response in responses]
-    known = np.array([value for value in steepness if value > 0])
+    slopes = [OwnSlope.of(response) for response in responses]
+    found = [slope for slope in slopes if slope is not None]
+    if extrapolation.slope_trust == 1 or not found:
+        return [
+            response.extrapolate(extrapolation, m) for response, m in zip(responses, metrics, strict=True)
+        ]
+    least = 0.05 * float(np.median([slope.value for slope in found]))
+    common = float(np.exp(np.mean([np.log(slope.at_least(least)) for slope in found])))
     read = []
-    for response, metric, own in zip(responses, metrics, steepness, strict=True):
+    for response, metric, slope in zip(responses, metrics, slopes, strict=True):
         how = extrapolation
-        if extrapolation.slope_trust < 1 and own > 0:
-            # The least slope counts as a twentieth of the middle one: one of noise alone must not drag all down.
-            least = 0.05 * float(np.median(known))
-            common = float(np.exp(np.log(np.maximum(known, least)).mean()))
-            wanted = common * (max(own, least) / common) ** extrapolation.slope_trust
-            how = replace(extrapolation, slope_ratio=extrapolation.slope_ratio * wanted / own)
+        if slope is not None:
+            wanted = common * (slope.at_least(least) / common) ** extrapolation.slope_trust
+            how = replace(extrapolation, slope_ratio=-extrapolation.slope_ratio * wanted / slope.fitted)
         read.append(response.extrapolate(how, metric))
     return read

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
-from opmix_ray.laws.extrapolate import stage_growth
+from opmix_ray.laws.extrapolate import OwnSlope, stage_growth
 from opmix_ray.laws.linear import Extrapolated
 from tests.laws import trained
 from tests.laws.trained import FILES
@@ -48,6 +48,28 @@ def test_slopes_are_drawn_to_their_geometric_mean(trust: float) -> None:
     whole, drawn = own_slopes(read(eps=0.01)), own_slopes(read(eps=0.01, slope_trust=trust))
     common = np.exp(np.log(whole).mean())
     np.testing.assert_allclose(drawn, common * (whole / common) ** trust, rtol=1e-6)
+
+
+def test_a_slope_that_noise_has_turned_or_flattened_is_drawn_like_the_others() -> None:
+    """A domain whose probe said nothing must not lose its share."""
+    ratios, losses = rows(12)
+    losses[:, 0] = 3 + np.random.default_rng(0).normal(0, 0.05, len(losses))
+    losses[:, 1] = 3 + 0.001 * np.log(ratios[:, 1] + 0.1)
+    for trust in (0.4, 0.0):
+        law = fit_law(
+            ratios, losses, domains=DOMAINS, metric_names=DOMAINS, law="own-share",
+            extrapolate=Extrapolation(anchor=ANCHOR, eps=0.01, slope_trust=trust),
+        )  # fmt: skip
+        plain = fit_law(ratios, losses, domains=DOMAINS, metric_names=DOMAINS, law="own-share")
+        fitted = [OwnSlope.of(response) for response in plain.responses]
+        least = 0.05 * np.median([slope.value for slope in fitted if slope])
+        counted = np.array([max(slope.value, slope.error, least) for slope in fitted if slope])
+        assert fitted[1] is not None
+        assert fitted[1].value < 0 < counted[1]
+        assert fitted[0] is not None
+        assert counted[0] > least
+        common = np.exp(np.log(counted).mean())
+        np.testing.assert_allclose(own_slopes(law), common * (counted / common) ** trust, rtol=1e-6)
 
 
 def test_slopes_grow_from_the_response_of_the_probes_and_the_pseudo_count_is_taken_as_it_is() -> None:
