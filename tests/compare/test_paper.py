@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ PAPER = ROOT / "examples" / "paper"
 SMALL = sorted(file for file in PAPER.glob("*.yaml") if "." not in file.stem)
 
 
-def prepared(file: Path, directory: Path) -> tuple[Forecast, Prepared]:
-    config = load_config(file, [f"data.cache={directory}"])
+def prepared(file: Path, directory: Path, *settings: str) -> tuple[Forecast, Prepared]:
+    config = load_config(file, [f"data.cache={directory}", *settings])
     found = prepare(config)
     return Forecast(config, found), found
 
@@ -38,6 +39,7 @@ def test_deciding_costs_at_most_an_eighth_of_pretraining(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_continual_midtraining_saves_two_thirds_of_retraining_with_the_search_counted(tmp_path: Path) -> None:
-    forecast, _ = prepared(PAPER / "midtrain.yaml", tmp_path)
+    shape = load_config(PAPER / "midtrain.base.yaml").model.config
+    forecast, _ = prepared(PAPER / "midtrain.yaml", tmp_path, f"model.config={json.dumps(shape)}")
     ours = forecast.training("opmix") + forecast.searching("opmix")
     assert 1 - ours / forecast.training("retrain") > 0.66
