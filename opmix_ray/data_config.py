@@ -143,7 +143,9 @@ class EvaluationConfig(Section):
         default_factory=dict, description="Further sets that are only evaluated on, never trained on."
     )
     weights: dict[str, float] | None = Field(
-        None, description="Weight of each set in the objective; none: the same for every set."
+        None,
+        description="Weight of each set in the objective; none: the same for every set. A domain that only comes in a "
+        "later stage has no weight in decisions before.",
     )
     harness: HarnessConfig | None = Field(
         None, description="Tasks for the finished model; reported, and no part of the objective."

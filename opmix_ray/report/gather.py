@@ -46,6 +46,11 @@ class DecisionFiles:
         return _mapping(self.decision.get("details"))
 
     @property
+    def objective(self) -> dict[str, float]:
+        """Weight per evaluation set in this decision; empty where it is not recorded."""
+        return numbers(self.details.get("objective"))
+
+    @property
     def domains(self) -> list[str]:
         """Domains of the decision, in order."""
         found = dict.fromkeys(

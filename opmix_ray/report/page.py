@@ -32,8 +32,7 @@ def write_report(storage: Storage) -> str:
 
 def render(run: RunFiles) -> str:
     """The whole page as one HTML text."""
-    objective = run.objective
-    decisions = "".join(decision_section(files, objective) for files in run.decisions)
+    decisions = "".join(decision_section(files, files.objective or run.objective) for files in run.decisions)
     body = [
         parts.mixtures(run),
         "" if run.searched else parts.losses(run),

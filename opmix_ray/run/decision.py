@@ -216,6 +216,7 @@ class _Maker:
             wall_seconds=self.times,
             passes=passes(rows, self.trials),
             gradients=self.slopes,
+            objective=config.objective(),
             effective_step=situation.step if situation.effective is None else situation.effective,
             lost=self.lost,
         )

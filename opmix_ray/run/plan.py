@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from opmix_ray.config import RunConfig, StageConfig
@@ -77,6 +77,29 @@ def stage_domains(config: RunConfig, stage: StageConfig) -> list[str]:
     if stage.domains is None:
         return list(config.data.domains)
     return [name for name in config.data.domains if name in stage.domains]
+
+
+def in_stage(config: RunConfig, position: int, known: Collection[str] = ()) -> RunConfig:
+    """The configuration as a stage's decisions see it: domains that only come later have no weight in the objective.
+
+    What a stage does for the loss of a domain that no model has seen yet is large, and soon done by that domain itself.
+    Where nothing else has a weight, the objective stays as it is.
+
+    Args:
+        config: the run.
+        position: of the stage.
+        known: domains that came before the run.
+    """
+
+    def of(stages: Iterable[StageConfig]) -> set[str]:
+        return {name for stage in stages for name in stage_domains(config, stage)}
+
+    later = of(config.stages[position + 1 :]) - of(config.stages[: position + 1]) - set(known)
+    weights = {name: 0.0 if name in later else weight for name, weight in config.objective().items()}
+    if not later or not any(weights.values()):
+        return config
+    evaluation = config.evaluation.model_copy(update={"weights": weights, "objective": None})
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def wanted_mixture(stage: StageConfig, previous: Mixture | None, tokens: Mapping[str, float]) -> Mixture:

@@ -33,7 +33,7 @@ from opmix_ray.run.harness import run_harness
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
 from opmix_ray.run.mixture_file import write_mixture
-from opmix_ray.run.plan import Step, plan, stage_domains
+from opmix_ray.run.plan import Step, in_stage, plan, stage_domains
 from opmix_ray.run.progress import BesideProgress, Progress
 from opmix_ray.run.reach import check_reach
 from opmix_ray.run.result import make_result
@@ -160,7 +160,7 @@ class _Runner:
             evaluation=config.evaluation,
             sequences_searched=config.search.sequences,
             prepared=self.prepared,
-            live=live(config, self._caps(stage)),
+            live=live(self._as_of(stage.name), self._caps(stage)),
             sampler=self.state.sampler,
         )
         self.progress.segment_started(stage.name, step.start, step.end, self.state.mixture)
@@ -261,7 +261,13 @@ class _Runner:
         )
 
     def _decision(self, situation: Situation, progress: Progress, ledger: Ledger) -> Decision:
-        return self.decide(self.config, self.prepared, self.storage, situation, progress, ledger)
+        config = self._as_of(situation.stage)
+        return self.decide(config, self.prepared, self.storage, situation, progress, ledger)
+
+    def _as_of(self, stage: str) -> RunConfig:
+        """The configuration with the objective of a stage."""
+        position = [other.name for other in self.config.stages].index(stage)
+        return in_stage(self.config, position, {*self.state.read, *self.state.old})
 
     def _follow(self, decision: Decision, step: Step, idle: float) -> None:
         """Let a decision's mixture come into force at the step's end; `idle` seconds were waited for it."""

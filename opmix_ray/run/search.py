@@ -15,7 +15,7 @@ from opmix_ray.run.enter import enter
 from opmix_ray.run.ledger import Ledger
 from opmix_ray.run.lock import locked
 from opmix_ray.run.mixture_file import write_mixture
-from opmix_ray.run.plan import space_of, stage_domains
+from opmix_ray.run.plan import in_stage, space_of, stage_domains
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.state import open_output
 from opmix_ray.run.validate import validate
@@ -60,7 +60,9 @@ def search_once(
     with with_base(config) as config, locked(storage):
         state = open_output(original, storage, resume=False, overwrite=overwrite)
         prepared = validate(config, on_progress=progress.preparing)
-        entry = enter(config, 0, beginning(config), prepared)
+        before = beginning(config)
+        entry = enter(config, 0, before, prepared)
+        config = in_stage(config, 0, {*before.read, *before.mixture})
         mixture = entry.mixture
         situation = Situation(
             index=0,

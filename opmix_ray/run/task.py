@@ -22,6 +22,7 @@ from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import Probe
 from opmix_ray.run.base import beginning, with_base
 from opmix_ray.run.enter import enter
+from opmix_ray.run.plan import in_stage
 from opmix_ray.run.validate import validate
 from opmix_ray.search.space import choose_components, read_space
 from opmix_ray.search.trial import SearchTask
@@ -91,7 +92,9 @@ def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
     """
     with with_base(config) as config:
         prepared = validate(config)
-        entry = enter(config, 0, beginning(config), prepared)
+        before = beginning(config)
+        entry = enter(config, 0, before, prepared)
+        config = in_stage(config, 0, {*before.read, *before.mixture})
         current, old = entry.mixture, entry.old or entry.mixture
         kind = read_space(config.search.space)[0].kind
         names = choose_components(kind, old, current.domains)

@@ -18,8 +18,9 @@ from opmix_ray.errors import UserError
 from opmix_ray.run.progress import Progress
 from opmix_ray.run.runner import run
 from opmix_ray.run.state import RunState, load_state
+from opmix_ray.search.decide import Decision
 from opmix_ray.storage import Storage
-from tests.support import ROOT, TinyRun, read_json
+from tests.support import DOMAINS, ROOT, TinyRun, read_json
 
 ONE = {"name": "one", "steps": 6, "domains": ["code", "german"], "start": {"code": 0.7, "german": 0.3}}
 TWO = {"name": "two", "steps": 6, "start": {"code": 0.3, "german": 0.3, "mathematics": 0.4}}
@@ -74,6 +75,26 @@ def test_a_run_that_goes_on_is_a_run_with_one_more_stage(first: Path, tiny: Tiny
     )
     assert found["evaluations"][0]["losses"] == pytest.approx(expected["evaluations"][1]["losses"], abs=1e-5)
     assert found["steps"] == 6
+
+
+def test_decisions_look_at_what_has_come_so_far(first: Path, tiny: TinyRun) -> None:
+    """A stage's decision has no weight for a domain that comes later, unless the base has read it."""
+
+    def weights(*stages: dict[str, Any], output: str, base: Path | None = None) -> dict[str, float]:
+        seen: list[dict[str, float]] = []
+
+        def decide(config: RunConfig, *_: Any) -> Decision:
+            seen.append(config.objective())
+            raise UserError("seen")
+
+        with pytest.raises(UserError, match="seen"):
+            run(made(tiny, output, *stages, base=base), decide=decide)
+        return seen[0]
+
+    only = {"steps": 4, "domains": ["code", "mathematics"], "decide_at": [0.0]}
+    two = [{"name": "a", **only}, {"name": "b", "steps": 4}]
+    assert weights(*two, output="fresh") == {"code": 0.5, "german": 0.0, "mathematics": 0.5}
+    assert weights(*two, output="on", base=first) == pytest.approx(dict.fromkeys(DOMAINS, 1 / 3))
 
 
 def test_only_a_finished_run_can_be_gone_on_from(first: Path, tiny: TinyRun, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
-from opmix_ray.run.plan import plan, stage_domains, start_mixture
+from opmix_ray.run.plan import in_stage, plan, stage_domains, start_mixture
 from tests.support import TinyRun, tiny_tree
 
 TOKENS = {"code": 600, "german": 300, "mathematics": 100}
@@ -38,6 +38,28 @@ def test_decisions_cut_a_stage_into_segments() -> None:
         ("decide", 1, 13, 13, 2),
         ("train", 1, 13, 14, -1),
     ]
+
+
+def test_a_domain_that_only_comes_later_has_no_weight_in_decisions_before() -> None:
+    config = _config([
+        {"name": "a", "steps": 10, "domains": ["code"]},
+        {"name": "b", "steps": 4, "domains": ["german"]},
+        {"name": "c", "steps": 4},
+    ])  # fmt: skip
+    assert in_stage(config, 0).objective() == {"code": 1.0, "german": 0.0, "mathematics": 0.0}
+    assert in_stage(config, 1).objective() == {"code": 0.5, "german": 0.5, "mathematics": 0.0}
+    assert in_stage(config, 2) is config
+    assert in_stage(config, 0, {"mathematics"}).objective() == {
+        "code": 0.5,
+        "german": 0.0,
+        "mathematics": 0.5,
+    }
+
+    tree = tiny_tree(Path("/nowhere")) | {"stages": [stage.model_dump() for stage in config.stages]}
+    tree["evaluation"] |= {"weights": {"german": 3, "mathematics": 1}}
+    weighted = RunConfig.model_validate(tree)
+    assert in_stage(weighted, 0) is weighted  # nothing else has a weight
+    assert in_stage(weighted, 1).objective() == {"german": 1.0, "mathematics": 0.0}
 
 
 @given(
