@@ -135,11 +135,13 @@ class OwnSlope:
 
     @classmethod
     def of(cls, response: Response) -> OwnSlope | None:
-        """Of a response in log shares; None: of another one."""
+        """The steepest fall, or the only slope there is; None: there are several, and none lowers the loss."""
         slopes = getattr(response, "slopes", np.zeros(1))
-        at = int(np.abs(slopes).argmax())
-        if not slopes[at]:
-            return None
+        at = int(slopes.argmin())
+        if slopes[at] >= 0:
+            at = int(slopes.argmax())
+            if np.count_nonzero(slopes) != 1:
+                return None
         variance = getattr(response, "covariance", np.zeros((at + 2, at + 2)))[at + 1, at + 1]
         return cls(float(slopes[at]), math.sqrt(max(0.0, float(variance))))
 
@@ -169,7 +171,7 @@ def extrapolated(
         return [
             response.extrapolate(extrapolation, m) for response, m in zip(responses, metrics, strict=True)
         ]
-    least = 0.05 * float(np.median([slope.value for slope in found]))
+    least = max(0.05 * float(np.median([slope.value for slope in found])), float(np.finfo(float).tiny))
     common = float(np.exp(np.mean([np.log(slope.at_least(least)) for slope in found])))
     read = []
     for response, metric, slope in zip(responses, metrics, slopes, strict=True):

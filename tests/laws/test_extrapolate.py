@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import OwnSlope, stage_growth
-from opmix_ray.laws.linear import Extrapolated
+from opmix_ray.laws.linear import Additive, Extrapolated
 from tests.laws import trained
 from tests.laws.trained import FILES
 
@@ -70,6 +70,16 @@ def test_a_slope_that_noise_has_turned_or_flattened_is_drawn_like_the_others() -
         assert counted[0] > least
         common = np.exp(np.log(counted).mean())
         np.testing.assert_allclose(own_slopes(law), common * (counted / common) ** trust, rtol=1e-6)
+
+
+def test_the_slope_of_a_law_in_all_log_shares_is_its_steepest_fall() -> None:
+    def response(*slopes: float) -> Additive:
+        zeros = np.zeros(3)
+        return Additive(3.0, np.array(slopes), zeros, 0.1, np.zeros(6), np.eye(7), 0.1)
+
+    assert OwnSlope.of(response(-0.1, 0.3, 0.0)) == OwnSlope(-0.1, 1.0)
+    assert OwnSlope.of(response(0.0, 0.3, 0.0)) == OwnSlope(0.3, 1.0)
+    assert OwnSlope.of(response(0.1, 0.3, 0.0)) is None
 
 
 def test_slopes_grow_from_the_response_of_the_probes_and_the_pseudo_count_is_taken_as_it_is() -> None:
