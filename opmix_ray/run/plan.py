@@ -79,7 +79,7 @@ def stage_domains(config: RunConfig, stage: StageConfig) -> list[str]:
     return [name for name in config.data.domains if name in stage.domains]
 
 
-def in_stage(config: RunConfig, position: int, known: Collection[str] = ()) -> RunConfig:
+def in_stage(config: RunConfig, position: int, read: Collection[str] = ()) -> RunConfig:
     """The configuration as a stage's decisions see it: domains that only come later have no weight in the objective.
 
     What a stage does for the loss of a domain that no model has seen yet is large, and soon done by that domain itself.
@@ -88,13 +88,14 @@ def in_stage(config: RunConfig, position: int, known: Collection[str] = ()) -> R
     Args:
         config: the run.
         position: of the stage.
-        known: domains that came before the run.
+        read: domains that were read so far; those of a mixture that the base was trained on count as well.
     """
 
     def of(stages: Iterable[StageConfig]) -> set[str]:
         return {name for stage in stages for name in stage_domains(config, stage)}
 
-    later = of(config.stages[position + 1 :]) - of(config.stages[: position + 1]) - set(known)
+    given = config.base.mixture if isinstance(config.base.mixture, dict) else {}
+    later = of(config.stages[position + 1 :]) - of(config.stages[: position + 1]) - {*read, *given}
     weights = {name: 0.0 if name in later else weight for name, weight in config.objective().items()}
     if not later or not any(weights.values()):
         return config

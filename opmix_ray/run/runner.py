@@ -267,7 +267,7 @@ class _Runner:
     def _as_of(self, stage: str) -> RunConfig:
         """The configuration with the objective of a stage."""
         position = [other.name for other in self.config.stages].index(stage)
-        return in_stage(self.config, position, {*self.state.read, *self.state.old})
+        return in_stage(self.config, position, self.state.read)
 
     def _follow(self, decision: Decision, step: Step, idle: float) -> None:
         """Let a decision's mixture come into force at the step's end; `idle` seconds were waited for it."""

@@ -62,7 +62,7 @@ def search_once(
         prepared = validate(config, on_progress=progress.preparing)
         before = beginning(config)
         entry = enter(config, 0, before, prepared)
-        config = in_stage(config, 0, {*before.read, *before.mixture})
+        config = in_stage(config, 0, before.read)
         mixture = entry.mixture
         situation = Situation(
             index=0,

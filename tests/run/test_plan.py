@@ -56,6 +56,8 @@ def test_a_domain_that_only_comes_later_has_no_weight_in_decisions_before() -> N
     }
 
     tree = tiny_tree(Path("/nowhere")) | {"stages": [stage.model_dump() for stage in config.stages]}
+    based = RunConfig.model_validate(tree | {"base": {"mixture": {"mathematics": 0.9, "web": 0.1}}})
+    assert in_stage(based, 0).objective() == {"code": 0.5, "german": 0.0, "mathematics": 0.5}
     tree["evaluation"] |= {"weights": {"german": 3, "mathematics": 1}}
     weighted = RunConfig.model_validate(tree)
     assert in_stage(weighted, 0) is weighted  # nothing else has a weight
