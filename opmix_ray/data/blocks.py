@@ -56,7 +56,9 @@ def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
     """
     import ray.data
 
-    over: Any = ray.remote(num_cpus=0)(_Over).remote()
+    from opmix_ray.node import here
+
+    over: Any = ray.remote(num_cpus=0)(_Over).options(scheduling_strategy=here()).remote()
 
     def row(index: int, result: Block | Exception) -> dict[str, Any]:
         return {"file": np.array([index]), "result": np.array([pickle.dumps(result)], dtype=object)}

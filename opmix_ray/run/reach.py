@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from opmix_ray.config import RunConfig, is_uri
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
+from opmix_ray.node import on
 from opmix_ray.run.state import STATE
 from opmix_ray.storage import Storage
 
@@ -39,7 +38,7 @@ def check_reach(config: RunConfig, storage: Storage, prepared: Prepared) -> list
     here = ray.get_runtime_context().get_node_id()
     others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     own = others.pop(here, None)
-    asked = {_look.options(scheduling_strategy=_on(node)).remote(files): address
+    asked = {_look.options(scheduling_strategy=on(node)).remote(files): address
              for node, address in others.items() if address != own}  # fmt: skip
     errors: dict[str, UserError] = {}
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE) if asked else ([], [])
@@ -65,10 +64,6 @@ def check_reach(config: RunConfig, storage: Storage, prepared: Prepared) -> list
 def _look(files: Mapping[str, str]) -> list[str]:
     """Keys whose file or directory is not on this machine."""
     return [key for key, file in files.items() if not os.path.exists(file)]
-
-
-def _on(node: str) -> Any:
-    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _without_package(address: str, error: ray.exceptions.RayTaskError) -> UserError:

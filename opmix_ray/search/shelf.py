@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from opmix_ray.node import here
 
 
 @ray.remote(num_cpus=0)
@@ -27,5 +28,4 @@ class Shelf:
 
 def shelve(references: Sequence[Any]) -> Any:
     """A handle of a shelf with object references, on the driver's machine; it is cleared by `ray.kill`."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Shelf.options(scheduling_strategy=here).remote(references)  # type: ignore[attr-defined]
+    return Shelf.options(scheduling_strategy=here()).remote(references)  # type: ignore[attr-defined]

@@ -15,9 +15,9 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from opmix_ray.errors import user_errors
+from opmix_ray.node import here
 from opmix_ray.signals import Watch
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state
@@ -95,8 +95,7 @@ def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
     saved = salvage(storage, f"{TRAIN}/{segment.name}")
     if saved is not None:
         segment = replace(segment, checkpoint=saved)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    reporter = Reporter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    reporter = Reporter.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
     resources = {"CPU": train.cpus_per_worker, **train.resources}
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
