@@ -91,6 +91,7 @@ def test_workers_and_accumulation_change_nothing_but_rounding(
     assert whole[0].state.sampler == two.state.sampler
 
 
+@pytest.mark.slow
 def test_fsdp2_trains_like_ddp(tiny: TinyRun, prepared: Prepared) -> None:
     both = ["train.workers=2", "train.batch_size=5"]  # one worker has a row more than the other
     ddp = run_segment(segment(tiny, prepared, "ddp", set=both), lambda *_: None)
@@ -153,6 +154,7 @@ def test_a_stage_that_begins_again_counts_its_own_steps_whatever_its_weights_had
     assert all(0 <= row["learning_rate"] <= 0.003 for row in trained)
 
 
+@pytest.mark.slow
 def test_a_machine_that_goes_while_train_starts_workers_costs_another_beginning(
     tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events], monkeypatch: pytest.MonkeyPatch
 ) -> None:
