@@ -43,3 +43,14 @@ def test_continual_midtraining_saves_two_thirds_of_retraining_with_the_search_co
     forecast, _ = prepared(PAPER / "midtrain.yaml", tmp_path, f"model.config={json.dumps(shape)}")
     ours = forecast.training("opmix") + forecast.searching("opmix")
     assert 1 - ours / forecast.training("retrain") > 0.66
+
+
+@pytest.mark.slow
+def test_a_twentieth_of_self_distillation_has_room_for_its_search(tmp_path: Path) -> None:
+    """An on-policy step costs about two plain ones, by the ledger; docs/compare.md has the exact sum."""
+    shape = f"model.config={json.dumps(load_config(PAPER / 'instruct.base.yaml').model.config)}"
+    base = [shape, "base.mixture={glossary: 0.5, general: 0.5}"]
+    whole, _ = prepared(PAPER / "instruct.yaml", tmp_path, *base)
+    part, _ = prepared(PAPER / "instruct.twentieth.yaml", tmp_path, *base)
+    ours = part.training("opmix") + part.searching("opmix")
+    assert ours < 0.05 * 2 * whole.training("sequential")
