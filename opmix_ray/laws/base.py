@@ -17,6 +17,7 @@ import numpy as np
 
 from opmix_ray import plugins
 from opmix_ray.errors import UserError
+from opmix_ray.laws.owner import owners
 
 if TYPE_CHECKING:
     from opmix_ray.laws.extrapolate import Extrapolation
@@ -52,6 +53,7 @@ class Table:
         weights: (N, M) weight of every value in least squares, mean about 1.
         seed: of everything random.
         slopes: of the metrics, for laws that use them; None: values alone.
+        own: for every metric the index of the domain it is the held-out loss of; None where that is not known.
     """
 
     ratios: np.ndarray
@@ -61,6 +63,11 @@ class Table:
     weights: np.ndarray
     seed: int = 0
     slopes: Slopes | None = None
+    own: tuple[int | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.own:
+            object.__setattr__(self, "own", owners(self.metric_names, self.domains))
 
     def __len__(self) -> int:
         return len(self.ratios)

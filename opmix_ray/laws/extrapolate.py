@@ -134,14 +134,22 @@ class OwnSlope:
     error: float
 
     @classmethod
-    def of(cls, response: Response) -> OwnSlope | None:
-        """The steepest fall, or the only slope there is; None: there are several, and none lowers the loss."""
+    def of(cls, response: Response, own: int | None) -> OwnSlope | None:
+        """The steepest fall; where there is none, the slope of the metric's own domain, which noise has turned.
+
+        Args:
+            response: of the metric.
+            own: index of its own domain; None: not known. What raises such a metric may really do so.
+
+        Returns:
+            None where the metric falls with no domain's share and is not known to belong to one.
+        """
         slopes = getattr(response, "slopes", np.zeros(1))
         at = int(slopes.argmin())
         if slopes[at] >= 0:
-            at = int(slopes.argmax())
-            if np.count_nonzero(slopes) != 1:
+            if own is None or np.count_nonzero(slopes) != 1 or slopes[own] == 0:
                 return None
+            at = own
         variance = getattr(response, "covariance", np.zeros((at + 2, at + 2)))[at + 1, at + 1]
         return cls(float(slopes[at]), math.sqrt(max(0.0, float(variance))))
 
@@ -156,17 +164,20 @@ class OwnSlope:
 
 
 def extrapolated(
-    responses: Sequence[Response], metrics: Sequence[str], extrapolation: Extrapolation
-) -> list[Response]:
+    responses: Sequence[Response], metrics: Sequence[str], extrapolation: Extrapolation,
+    *, own: Sequence[int | None], weights: np.ndarray,
+) -> list[Response]:  # fmt: skip
     """All responses of a law read for other runs, their slopes drawn towards each other.
 
     Args:
         responses: one per metric.
         metrics: their names.
         extrapolation: how.
+        own: for every metric the index of its own domain, or None.
+        weights: (M,) in the objective; towards metrics that have none no slope is drawn.
     """
-    slopes = [OwnSlope.of(response) for response in responses]
-    found = [slope for slope in slopes if slope is not None]
+    slopes = [OwnSlope.of(response, domain) for response, domain in zip(responses, own, strict=True)]
+    found = [slope for slope, weight in zip(slopes, weights, strict=True) if slope is not None and weight > 0]
     if extrapolation.slope_trust == 1 or not found:
         return [
             response.extrapolate(extrapolation, m) for response, m in zip(responses, metrics, strict=True)

@@ -16,6 +16,7 @@ from opmix_ray.laws.gaussian_process import GaussianProcessLaw
 from opmix_ray.laws.linear import Linear
 from opmix_ray.laws.log_linear import LogLinearLaw
 from opmix_ray.laws.log_share import LogShareLaw, OwnShareLaw
+from opmix_ray.laws.owner import owners
 from opmix_ray.laws.power import PowerLaw
 from opmix_ray.laws.quality import Quality, make_folds, score
 from opmix_ray.laws.trees import TreesLaw
@@ -40,6 +41,7 @@ def fit_law(
     extrapolate: Extrapolation | None = None,
     noise: np.ndarray | None = None,
     slopes: Slopes | None = None,
+    own: Mapping[str, str] | None = None,
 ) -> FittedLaw:
     """Fit a mixing law.
 
@@ -54,12 +56,13 @@ def fit_law(
         extrapolate: read the law for other runs than those it is fitted on; `auto` then means `own-share`.
         noise: standard error of the measurements, broadcast to (N, M), in the metrics' units.
         slopes: derivatives of the metrics; `log-share` and `own-share` use them, others do without.
+        own: the domain that a metric is the held-out loss of, where its name does not tell.
 
     Raises:
         UserError: an unknown law, shapes that do not agree, shares that are no mixture, fewer than 3 rows.
     """
     weights = objective_weights(metric_names, None if objective is None else dict(objective))
-    table = check_table(ratios, metrics, domains, metric_names, noise, seed, slopes)
+    table = check_table(ratios, metrics, domains, metric_names, noise, seed, slopes, own)
     if law == AUTO and extrapolate is not None:
         law = OwnShareLaw.name
     if law not in law_names():
@@ -71,7 +74,7 @@ def fit_law(
     def read(responses: Sequence[Response]) -> list[Response]:
         if extrapolate is None:
             return list(responses)
-        return extrapolated(responses, metric_names, extrapolate)
+        return extrapolated(responses, metric_names, extrapolate, own=table.own, weights=weights)
 
     def refit(table: Table) -> tuple[list[Response], Response | None]:
         responses, direct = fit.refit(table)
@@ -136,6 +139,7 @@ def check_table(
     noise: np.ndarray | None = None,
     seed: int = 0,
     slopes: Slopes | None = None,
+    own: Mapping[str, str] | None = None,
 ) -> Table:
     """A table of rows that hold a mixture and at least one metric; rows without any metric are dropped.
 
@@ -188,8 +192,9 @@ def check_table(
         _check_slopes(slopes, ratios, metrics)
         slopes = slopes.rows(known)
     return Table(
-        ratios[known], metrics[known], tuple(domains), tuple(metric_names), weights[known], seed, slopes
-    )
+        ratios[known], metrics[known], tuple(domains), tuple(metric_names), weights[known], seed, slopes,
+        owners(metric_names, domains, own),
+    )  # fmt: skip
 
 
 def _check_slopes(slopes: Slopes, ratios: np.ndarray, metrics: np.ndarray) -> None:

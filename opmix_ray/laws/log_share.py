@@ -12,7 +12,6 @@ a domain's own share grows when the pseudo-count falls.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,22 +24,9 @@ from opmix_ray.laws.ridge import PENALTIES, RidgeFit, RidgePath, ridge_path, slo
 
 EPS = tuple(float(f"{10**x:.2g}") for x in np.arange(-4, 0.26, 0.25))
 RELIEF = 10.0  # the penalty of a metric's own log share over that of the others, as a root
-OWN = 3  # domains tried as a metric's own where its name does not tell
+OWN = 3  # domains tried as a metric's own where it is not known
 STRAIGHT = 0.35  # with larger pseudo-counts the log is a straight line, and its slope means nothing
 CURVED = tuple(eps for eps in EPS if eps < STRAIGHT)
-
-
-def own_domain(metric: str, domains: Sequence[str]) -> int | None:
-    """The domain a metric is named after, or None: `eval_code_loss` and `metric/the_code_val_loss` -> `code`."""
-
-    def core(name: str) -> str:
-        name = re.sub(r"^(metric/|eval/|train/)", "", name.lower())
-        name = re.sub(r"^(eval_|train_|metric_)", "", name)
-        return re.sub(r"(_val|_eval|_test)?[_/](loss|bpb|ppl|perplexity|nll|ce)$", "", name)
-
-    wanted = core(metric)
-    matches = [index for index, domain in enumerate(domains) if core(domain) == wanted]
-    return matches[0] if len(matches) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -163,9 +149,9 @@ class LogShareLaw(Law):
         return type(self)(sorted(chosen) or self.eps).fit(table)
 
     def _own(self, table: Table, metric: int) -> list[int]:
-        named = own_domain(table.metric_names[metric], table.domains)
-        if named is not None:
-            return [named]
+        known = table.own[metric]
+        if known is not None:
+            return [known]
         ratios, values, _ = table.column(metric)
         logs = np.log(ratios + float(np.median(self.eps)))
         logs = logs - logs.mean(axis=0)

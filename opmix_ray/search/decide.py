@@ -15,7 +15,7 @@ from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
 from opmix_ray.mixture import Mixture
 from opmix_ray.search.components import Components
-from opmix_ray.search.old_part import OldPart
+from opmix_ray.search.old_part import OLD, OldPart
 from opmix_ray.search.propose import Proposal, propose
 from opmix_ray.search.rows import TrialRow, usable_losses
 from opmix_ray.search.slopes import IN_LOG_SHARES, slopes_of
@@ -176,6 +176,7 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
         seed=question.seed,
         extrapolate=question.extrapolation(current.array(domains)),
         slopes=slopes_of(usable, question.sets, question.components, old),
+        own=None if old is None else dict.fromkeys(old.inside, OLD),
     )
     proposal = propose(
         law,

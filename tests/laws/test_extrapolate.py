@@ -36,7 +36,7 @@ def read(**how: float) -> FittedLaw:
 
 
 def own_slopes(law: FittedLaw) -> np.ndarray:
-    return np.array([-r.slopes[d] for d, r in enumerate(law.responses)])  # type: ignore[attr-defined]
+    return np.array([-r.slopes[d] for d, r in enumerate(law.responses[:3])])  # type: ignore[attr-defined]
 
 
 def test_own_slopes_are_found_and_kept_where_they_are_trusted() -> None:
@@ -61,7 +61,7 @@ def test_a_slope_that_noise_has_turned_or_flattened_is_drawn_like_the_others() -
             extrapolate=Extrapolation(anchor=ANCHOR, eps=0.01, slope_trust=trust),
         )  # fmt: skip
         plain = fit_law(ratios, losses, domains=DOMAINS, metric_names=DOMAINS, law="own-share")
-        fitted = [OwnSlope.of(response) for response in plain.responses]
+        fitted = [OwnSlope.of(response, own) for own, response in enumerate(plain.responses)]
         least = 0.05 * np.median([slope.value for slope in fitted if slope])
         counted = np.array([max(slope.value, slope.error, least) for slope in fitted if slope])
         assert fitted[1] is not None
@@ -77,9 +77,70 @@ def test_the_slope_of_a_law_in_all_log_shares_is_its_steepest_fall() -> None:
         zeros = np.zeros(3)
         return Additive(3.0, np.array(slopes), zeros, 0.1, np.zeros(6), np.eye(7), 0.1)
 
-    assert OwnSlope.of(response(-0.1, 0.3, 0.0)) == OwnSlope(-0.1, 1.0)
-    assert OwnSlope.of(response(0.0, 0.3, 0.0)) == OwnSlope(0.3, 1.0)
-    assert OwnSlope.of(response(0.1, 0.3, 0.0)) is None
+    assert OwnSlope.of(response(-0.1, 0.3, 0.0), 1) == OwnSlope(-0.1, 1.0)
+    assert OwnSlope.of(response(0.0, 0.3, 0.0), 1) == OwnSlope(0.3, 1.0)
+    assert OwnSlope.of(response(0.0, 0.3, 0.0), 0) is None
+    assert OwnSlope.of(response(0.0, 0.3, 0.0), None) is None
+    assert OwnSlope.of(response(0.1, 0.3, 0.0), 1) is None
+
+
+def test_a_metric_without_a_domain_of_its_own_may_be_harmed() -> None:
+    """It is not noise that a target, or a set of old data, gets worse with a domain's share."""
+    ratios, _ = rows(12)
+    harmed = 3 + 0.3 * np.log(ratios[:, 0] + 0.05)
+    own = [3 - 0.2 * np.log(ratios[:, d] + 0.05) for d in range(3)]
+    law = fit_law(
+        ratios, np.column_stack([*own, harmed]), domains=DOMAINS, metric_names=[*DOMAINS, "target"],
+        law="own-share", extrapolate=Extrapolation(anchor=ANCHOR, eps=0.01, slope_trust=0.4),
+    )  # fmt: skip
+    more = np.array([[0.8, 0.1, 0.1]]) - np.asarray(ANCHOR)
+    response = law.responses[3]
+    assert (
+        response.predict(np.asarray(ANCHOR)[None] + 0.5 * more) > response.predict(np.asarray(ANCHOR)[None])
+    ).all()
+
+
+def test_old_sets_belong_to_the_old_part_and_lose_by_what_is_new() -> None:
+    """Whatever little, and however turned by noise, their losses move on short probes."""
+    rng = np.random.default_rng(3)
+    new = np.array([0.2, 0.08, 0.35, 0.22, 0.6, 0.9])
+    ratios = np.column_stack([1 - new, new])
+    sets = ["web", "code", "chat"]
+    losses = np.column_stack(
+        [4 + rng.normal(0, 0.01, 6), 3 - 0.02 * np.log(1 - new + 0.05), 5 - 0.6 * np.log(new + 0.05)]
+    )
+    for seed in range(4):
+        losses[:, 0] = 4 + np.random.default_rng(seed).normal(0, 0.01, 6)
+        law = fit_law(
+            ratios, losses, domains=["old", "chat"], metric_names=sets, law="own-share",
+            own={"web": "old", "code": "old"},
+            extrapolate=Extrapolation(anchor=[0.7, 0.3], eps=0.01, slope_trust=0.4),
+        )  # fmt: skip
+        here, there = law.predict(np.array([[0.7, 0.3], [0.2, 0.8]]))
+        assert there[0] > here[0]
+        assert there[1] > here[1]
+        assert there[2] < here[2]
+    with pytest.raises(UserError, match="cannot belong"):
+        fit_law(ratios, losses, domains=["old", "chat"], metric_names=sets, own={"web": "now"})
+
+
+def test_slopes_are_not_drawn_towards_those_of_sets_without_weight() -> None:
+    ratios, losses = rows(12)
+    steep = 9 - 5 * np.log(ratios[:, 0] + 0.1)
+
+    def read_with(objective: dict[str, float]) -> np.ndarray:
+        law = fit_law(
+            ratios, np.column_stack([losses, steep]), domains=DOMAINS, metric_names=[*DOMAINS, "later"],
+            law="own-share", objective=objective,
+            extrapolate=Extrapolation(anchor=ANCHOR, eps=0.01, slope_trust=0.4),
+        )  # fmt: skip
+        return own_slopes(law)
+
+    without = dict.fromkeys(DOMAINS, 1.0)
+    whole, drawn = own_slopes(read(eps=0.01)), read_with({**without, "later": 0.0})
+    common = np.exp(np.log(whole).mean())
+    np.testing.assert_allclose(drawn, common * (whole / common) ** 0.4, rtol=0.05)
+    assert (read_with({**without, "later": 1.0}) > 1.2 * drawn).all()
 
 
 def test_slopes_grow_from_the_response_of_the_probes_and_the_pseudo_count_is_taken_as_it_is() -> None:

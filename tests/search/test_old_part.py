@@ -128,3 +128,20 @@ def test_the_decision_is_written_over_domains() -> None:
     assert decision.kept == "proposal"
     assert list(decision.mixture) == list(DOMAINS)
     assert sum(decision.mixture.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_more_of_the_new_never_helps_the_old(seed: int) -> None:
+    """Short probes hardly move the sets of old data; noise must not read that as what new data do for them."""
+    asked = question()
+    rng = np.random.default_rng(seed)
+    told = [
+        replace(row, losses=row.losses | {name: 3 + rng.normal(0, 0.002) for name in "ab"})
+        for row in rows(asked, count=6)
+    ]
+    law = answer(told, asked).law
+    assert law is not None
+    at = np.array([[0.8, 0.1, 0.1], [0.2, 0.4, 0.4]])
+    less, more = law.predict(at)
+    assert (more[:2] > less[:2]).all()
+    assert (more[2:] < less[2:]).all()
