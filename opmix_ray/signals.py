@@ -31,14 +31,6 @@ class Watch:
                 self._seen += self._pair[0].recv(4096)
         return next((number for number in self._seen if number in (signal.SIGINT, signal.SIGTERM)), 0)
 
-    def insist(self) -> None:
-        """Raise the KeyboardInterrupt of a Ctrl-C that something has swallowed; call it where work goes on after one.
-
-        Where SIGINT has a handler other than Python's own, it is left to that.
-        """
-        if self.stopped() == signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            raise KeyboardInterrupt
-
     def close(self) -> None:
         """Stop watching."""
         if self._pair is None:

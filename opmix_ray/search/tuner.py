@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,6 @@ from opmix_ray.search.searcher import PROPOSAL, MixtureSearch
 from opmix_ray.search.shelf import shelve
 from opmix_ray.search.space import Space
 from opmix_ray.search.trial import MixtureTrial, SearchTask
-from opmix_ray.signals import Watch
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no file per trial: rows are kept by us
@@ -64,36 +62,32 @@ def run_search(
         The candidates' rows in order, and the proposal's row, if one was made.
     """
 
-    with closing(Watch()) as watch:
+    def keep(row: TrialRow) -> None:
+        log.add(row)
+        on_row(row)
 
-        def keep(row: TrialRow) -> None:
-            log.add(row)
-            on_row(row)
-            watch.insist()  # one Ctrl-C in dozens is lost between Tune, Optuna and Ray, and the search went on
-
-        search = MixtureSearch(
-            space,
-            sampler=config.sampler,
-            seed=seed,
-            trials=config.trials,
-            round_size=config.round_size,
-            start=start,
-            recorded={row.run: row for row in log.rows},
-            on_row=keep,
-            propose=propose,
-            objective=task.objective,
-            evaluators=config.evaluators,
-            race=config.scheduler == "race",
-            batches=config.scheduler != "asha",
-            settled=settled,
-            slopes=slopes,
-            retries=config.max_retries,
-        )
-        if search.suggest("first") != Searcher.FINISHED:  # something is missing
-            search.hand_back("first")
-            _tune(task, config, search)
-            watch.insist()
-        return search.ordered(), search.rows.get(PROPOSAL)
+    search = MixtureSearch(
+        space,
+        sampler=config.sampler,
+        seed=seed,
+        trials=config.trials,
+        round_size=config.round_size,
+        start=start,
+        recorded={row.run: row for row in log.rows},
+        on_row=keep,
+        propose=propose,
+        objective=task.objective,
+        evaluators=config.evaluators,
+        race=config.scheduler == "race",
+        batches=config.scheduler != "asha",
+        settled=settled,
+        slopes=slopes,
+        retries=config.max_retries,
+    )
+    if search.suggest("first") != Searcher.FINISHED:  # something is missing
+        search.hand_back("first")
+        _tune(task, config, search)
+    return search.ordered(), search.rows.get(PROPOSAL)
 
 
 def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import signal
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,20 +39,9 @@ def ready(ray_session: None, tiny_data: Path, tmp_path_factory: pytest.TempPathF
 
 
 def search(
-    ready: Ready,
-    directory: Path,
-    *,
-    task: SearchTask | None = None,
-    slopes: bool = False,
-    on_row: Callable[[TrialRow], None] = lambda row: None,
-    **settings: Any,
+    ready: Ready, directory: Path, *, task: SearchTask | None = None, slopes: bool = False, **settings: Any
 ) -> tuple[list[TrialRow], TrialRow | None, list[TrialRow]]:
     made: list[TrialRow] = []
-
-    def note(row: TrialRow) -> None:
-        made.append(row)
-        on_row(row)
-
     task = task or ready.task
     components = task.components
     log = RowLog(Storage(str(directory)), components.domains, list(ready.config.objective()))
@@ -69,7 +53,7 @@ def search(
         seed=1,
         start=[np.full(3, 1 / 3)],
         propose=lambda rows: np.array([0.5, 0.5, 0]),
-        on_row=note,
+        on_row=made.append,
         slopes=slopes,
     )
     return rows, checked, made
@@ -164,31 +148,3 @@ def test_tune_run_with_optuna_search(ready: Ready) -> None:
         result = trial.last_result
         assert sum(result["weights"]) == pytest.approx(1)
         assert result["objective"] == pytest.approx(np.mean([result[f"eval_{n}_loss"] for n in names]))
-
-
-def test_a_swallowed_interrupt_ends_the_search_with_the_next_row(
-    ready: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tune, Optuna and Ray together lose one Ctrl-C in dozens."""
-    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    made: list[TrialRow] = []
-
-    def swallow(row: TrialRow) -> None:
-        made.append(row)
-        if len(made) == 2:
-            with contextlib.suppress(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(5)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            search(ready, tmp_path, on_row=swallow, trials=12)
-    finally:
-        signal.signal(signal.SIGINT, before)
-        for actor in ray._private.state.actors().values():  # the process would end here, and they with it
-            if actor["ActorClassName"] == "MixtureTrial" and actor["State"] == "ALIVE":
-                os.kill(actor["Pid"], signal.SIGKILL)
-    assert 2 <= len(made) <= 3
-    log = RowLog(Storage(str(tmp_path)), ready.task.components.domains, list(ready.config.objective()))
-    assert len(log.rows) == len(made)
