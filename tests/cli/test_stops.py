@@ -23,11 +23,15 @@ STOPPED = "stopped; the same command with --resume goes on from the last checkpo
 def _interrupt_after(
     tiny: TinyRun, output: Path, file: str, rows: int, *more: str
 ) -> subprocess.CompletedProcess:
-    """Start a run and send it SIGINT once a file of its output has so many lines."""
+    """Start a run and send it SIGINT once a file of its output has so many lines.
+
+    Tests that a shell started in the background ignore SIGINT, and what they start would too.
+    """
     command = tiny.command("run", str(tiny.file), "--output", str(output), *more)
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 200
     while not (output / file).exists() or (output / file).read_text().count("\n") < rows:
         assert process.poll() is None, process.communicate()[1]
