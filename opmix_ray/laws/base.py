@@ -17,7 +17,6 @@ import numpy as np
 
 from opmix_ray import plugins
 from opmix_ray.errors import UserError
-from opmix_ray.laws.owner import owners
 
 if TYPE_CHECKING:
     from opmix_ray.laws.extrapolate import Extrapolation
@@ -51,9 +50,9 @@ class Table:
         domains: D names.
         metric_names: M names.
         weights: (N, M) weight of every value in least squares, mean about 1.
+        own: for every metric the index of the domain it is the held-out loss of; None where that is not known.
         seed: of everything random.
         slopes: of the metrics, for laws that use them; None: values alone.
-        own: for every metric the index of the domain it is the held-out loss of; None where that is not known.
     """
 
     ratios: np.ndarray
@@ -61,13 +60,9 @@ class Table:
     domains: tuple[str, ...]
     metric_names: tuple[str, ...]
     weights: np.ndarray
+    own: tuple[int | None, ...]
     seed: int = 0
     slopes: Slopes | None = None
-    own: tuple[int | None, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.own:
-            object.__setattr__(self, "own", owners(self.metric_names, self.domains))
 
     def __len__(self) -> int:
         return len(self.ratios)

@@ -192,8 +192,8 @@ def check_table(
         _check_slopes(slopes, ratios, metrics)
         slopes = slopes.rows(known)
     return Table(
-        ratios[known], metrics[known], tuple(domains), tuple(metric_names), weights[known], seed, slopes,
-        owners(metric_names, domains, own),
+        ratios[known], metrics[known], tuple(domains), tuple(metric_names), weights[known],
+        owners(metric_names, domains, own), seed, slopes,
     )  # fmt: skip
 
 

@@ -22,6 +22,11 @@ def prepared(file: Path, directory: Path, *settings: str) -> tuple[Forecast, Pre
     return Forecast(config, found), found
 
 
+def shape_of(base: str) -> str:
+    """The base run's model as a setting, for a forecast without that run."""
+    return f"model.config={json.dumps(load_config(PAPER / base).model.config)}"
+
+
 @pytest.mark.parametrize("file", SMALL, ids=lambda file: file.stem)
 def test_every_setting_comes_at_the_papers_size_too(file: Path) -> None:
     large = load_config(file.with_suffix(".gpu.yaml"))
@@ -39,8 +44,7 @@ def test_deciding_costs_at_most_an_eighth_of_pretraining(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_continual_midtraining_saves_two_thirds_of_retraining_with_the_search_counted(tmp_path: Path) -> None:
-    shape = load_config(PAPER / "midtrain.base.yaml").model.config
-    forecast, _ = prepared(PAPER / "midtrain.yaml", tmp_path, f"model.config={json.dumps(shape)}")
+    forecast, _ = prepared(PAPER / "midtrain.yaml", tmp_path, shape_of("midtrain.base.yaml"))
     ours = forecast.training("opmix") + forecast.searching("opmix")
     assert 1 - ours / forecast.training("retrain") > 0.66
 
@@ -48,8 +52,7 @@ def test_continual_midtraining_saves_two_thirds_of_retraining_with_the_search_co
 @pytest.mark.slow
 def test_a_twentieth_of_self_distillation_has_room_for_its_search(tmp_path: Path) -> None:
     """An on-policy step costs about two plain ones, by the ledger; docs/compare.md has the exact sum."""
-    shape = f"model.config={json.dumps(load_config(PAPER / 'instruct.base.yaml').model.config)}"
-    base = [shape, "base.mixture={glossary: 0.5, general: 0.5}"]
+    base = [shape_of("instruct.base.yaml"), "base.mixture={glossary: 0.5, general: 0.5}"]
     whole, _ = prepared(PAPER / "instruct.yaml", tmp_path, *base)
     part, _ = prepared(PAPER / "instruct.twentieth.yaml", tmp_path, *base)
     ours = part.training("opmix") + part.searching("opmix")
