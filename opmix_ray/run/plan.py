@@ -83,7 +83,8 @@ def in_stage(config: RunConfig, position: int, read: Collection[str] = ()) -> Ru
     """The configuration as a stage's decisions see it: domains that only come later have no weight in the objective.
 
     What a stage does for the loss of a domain that no model has seen yet is large, and soon done by that domain itself.
-    Where nothing else has a weight, the objective stays as it is.
+    Where nothing else has a weight, the objective stays as it is. A domain that was read under an earlier name, or as a
+    part of another, is not one that only comes later.
 
     Args:
         config: the run.
@@ -95,7 +96,12 @@ def in_stage(config: RunConfig, position: int, read: Collection[str] = ()) -> Ru
         return {name for stage in stages for name in stage_domains(config, stage)}
 
     given = config.base.mixture if isinstance(config.base.mixture, dict) else {}
-    later = of(config.stages[position + 1 :]) - of(config.stages[: position + 1]) - {*read, *given}
+    known = of(config.stages[: position + 1]) | {*read, *given}
+    later = {
+        name
+        for name in of(config.stages[position + 1 :]) - known
+        if not known & {config.data.domains[name].renamed_from, config.data.domains[name].split_from}
+    }
     weights = {name: 0.0 if name in later else weight for name, weight in config.objective().items()}
     if not later or not any(weights.values()):
         return config

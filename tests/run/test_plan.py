@@ -64,6 +64,19 @@ def test_a_domain_that_only_comes_later_has_no_weight_in_decisions_before() -> N
     assert in_stage(weighted, 1).objective() == {"german": 1.0, "mathematics": 0.0}
 
 
+@pytest.mark.parametrize("origin", ["renamed_from", "split_from"])
+def test_a_domain_that_was_read_under_another_name_is_not_one_that_only_comes_later(origin: str) -> None:
+    tree = tiny_tree(Path("/nowhere")) | {
+        "stages": [{"name": "a", "steps": 10, "domains": ["code"]}, {"name": "b", "steps": 4}]
+    }
+    tree["data"]["domains"]["german"][origin] = "deutsch"
+    config = RunConfig.model_validate(tree)
+    assert in_stage(config, 0).objective() == {"code": 1.0, "german": 0.0, "mathematics": 0.0}
+    assert in_stage(config, 0, {"deutsch"}).objective() == {"code": 0.5, "german": 0.5, "mathematics": 0.0}
+    based = RunConfig.model_validate(tree | {"base": {"mixture": {"deutsch": 1.0}}})
+    assert in_stage(based, 0).objective() == {"code": 0.5, "german": 0.5, "mathematics": 0.0}
+
+
 @given(
     st.lists(
         st.tuples(st.integers(1, 50), st.lists(st.floats(0, 1, exclude_max=True), max_size=4)),
