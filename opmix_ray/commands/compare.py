@@ -44,7 +44,7 @@ def compare(
     loaded = with_options(load_config(config, settings), None, address)
     from opmix_ray.commands.show import show
     from opmix_ray.compare.run import PAGE, compare
-    from opmix_ray.compare.table import table_rows
+    from opmix_ray.compare.table import legend, table_rows
     from opmix_ray.storage import Storage
 
     with about(config), progress_for(as_json) as progress:
@@ -54,4 +54,5 @@ def compare(
         )  # fmt: skip
     show(content, table_rows(content), as_json)
     if not as_json:
+        show(None, legend(content), False)
         show(None, f"page      {Storage(output).path(PAGE)}", False)

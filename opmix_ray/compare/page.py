@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files as resources
 from typing import Any
 
-from opmix_ray.compare.table import percentage, table_rows, with_interval
+from opmix_ray.compare.table import legend, percentage, table_rows, with_interval
 from opmix_ray.report import numbers as n
 from opmix_ray.report.figure import figure, grid
 from opmix_ray.report.html import esc, fold, paragraph, section, table
@@ -51,7 +51,7 @@ def _quality(content: Mapping[str, Any]) -> str:
     key, _ = _quality_key(content)
     best = min(entry[key]["mean"] for entry in content["summary"])
     marked = ["best" if entry[key]["mean"] == best else "" for entry in content["summary"]]
-    caption = "Averages over the evaluation sets and seeds"
+    caption = f"Averages over the evaluation sets and seeds. {legend(content)}"
     shown = table(list(rows[0]), [list(row.values()) for row in rows], caption=caption, marked=marked)
     return section("Quality", shown + grid([against_compute(content), _differences(content)]), name="quality")
 

@@ -13,7 +13,7 @@ from opmix_ray.compare.forecast import factors
 from opmix_ray.compare.page import render
 from opmix_ray.compare.plan import RUNS, Entry, check_strategies, entries
 from opmix_ray.compare.summary import Row, row_of, summarise
-from opmix_ray.compare.table import to_csv
+from opmix_ray.compare.table import to_csv, to_markdown
 from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.errors import UserError
 from opmix_ray.run.base import beginning, with_base
@@ -27,8 +27,8 @@ from opmix_ray.run.strategies.rules import planned
 from opmix_ray.run.validate import validate
 from opmix_ray.storage import Storage
 
-COMPARE, TABLE, PAGE, TIMES = "compare.json", "compare.csv", "compare.html", "times.json"
-_OURS = {COMPARE, TABLE, PAGE, TIMES, RUNS, LOCK}
+COMPARE, ROWS, TABLE, PAGE, TIMES = "compare.json", "compare.csv", "compare.md", "compare.html", "times.json"
+_OURS = {COMPARE, ROWS, TABLE, PAGE, TIMES, RUNS, LOCK}
 
 
 def compare(
@@ -111,7 +111,7 @@ class _Table:
                 self._add(futures[future], future.result(), progress)
 
     def write(self) -> dict[str, Any]:
-        """Write compare.json, compare.csv and compare.html."""
+        """Write compare.json, compare.csv, compare.md and compare.html."""
         rows = [self._rows[key] for key in sorted(self._rows)]
         content = {
             "name": self._config.name,
@@ -124,7 +124,8 @@ class _Table:
             "config": dump_config(self._config),
         }
         self._storage.write_json(COMPARE, content)
-        self._storage.write_text(TABLE, to_csv(rows))
+        self._storage.write_text(ROWS, to_csv(rows))
+        self._storage.write_text(TABLE, to_markdown(content))
         self._storage.write_text(PAGE, render(content))
         return content
 

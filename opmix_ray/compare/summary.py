@@ -137,8 +137,9 @@ _BY_SET = ("losses", "perplexity", "accuracy")
 def summarise(rows: Sequence[Row], strategies: Sequence[str]) -> list[dict[str, Any]]:
     """One entry per strategy that has rows, in the order given; the first one is the baseline.
 
-    A quantity that no run has is None. `versus` compares with the baseline seed by seed: `perplexity` and `flops` are
-    relative changes of the mean perplexity and of all FLOPs, `loss`, `accuracy` and `objective` are differences.
+    A quantity that no run has is None. `versus` compares with the baseline seed by seed: `loss`, `accuracy` and
+    `objective` are differences, `relative_loss`, `perplexity` and `flops` relative changes of the mean loss, the
+    mean perplexity and all FLOPs.
     """
     baseline = {row.seed: row for row in rows if row.strategy == strategies[0]}
     found = []
@@ -165,6 +166,7 @@ def _versus(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
     return {
         "perplexity": differences("mean_perplexity", relative=True),
         "loss": differences("mean_loss"),
+        "relative_loss": differences("mean_loss", relative=True),
         "accuracy": differences("mean_accuracy"),
         "objective": differences("objective"),
         "flops": differences("flops", relative=True),

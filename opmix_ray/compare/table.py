@@ -1,4 +1,4 @@
-"""A comparison as CSV, and as a table for a terminal or a README."""
+"""A comparison as CSV, and as a table for a terminal, a page or a README."""
 
 from __future__ import annotations
 
@@ -33,46 +33,58 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def table_rows(content: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The summary in few columns: what a person looks at first.
+    """The summary in few columns: what a person looks at first; `legend` says what they mean.
 
     Args:
         content: of compare.json.
     """
-    baseline, summary = content["strategies"][0], content["summary"]
-    quality = {
-        "mean loss": lambda entry: with_interval(entry["mean_loss"], 4),
-        "mean perplexity": lambda entry: with_interval(entry["mean_perplexity"], 1),
-        f"perplexity vs {baseline}": lambda entry: percentage(
-            entry["versus"] and entry["versus"]["perplexity"]
-        ),
-        "mean accuracy": lambda entry: with_interval(entry["mean_accuracy"], 4),
-        "forgetting": lambda entry: with_interval(entry["forgetting"], 4),
+    summary = content["summary"]
+    cells = {
+        "mean loss": [_quantity(entry, "mean_loss", 4, "relative_loss") for entry in summary],
+        "mean perplexity": [_quantity(entry, "mean_perplexity", 1, "perplexity") for entry in summary],
+        "mean accuracy": [_quantity(entry, "mean_accuracy", 4) for entry in summary],
+        "forgetting": [_quantity(entry, "forgetting", 4) for entry in summary],
+        "FLOPs": [_flops(entry, content["equal_compute"]) for entry in summary],
+        "of them search": [
+            f"{100 * entry['search_flops']['mean'] / entry['flops']['mean']:.1f} %" for entry in summary
+        ],
+        "wall seconds": [f"{entry['wall_seconds']['mean']:.0f}" for entry in summary],
     }
-    columns = {
-        title: [cell(entry) for entry in summary]
-        for title, cell in quality.items()
-        if any(cell(entry) != "-" for entry in summary)
-    }
+    shown = {title: column for title, column in cells.items() if any(cell != "-" for cell in column)}
     return [
-        {
-            "strategy": entry["strategy"],
-            **{title: cells[place] for title, cells in columns.items()},
-            "FLOPs": f"{entry['flops']['mean']:.3g}",
-            "of them search": f"{100 * entry['search_flops']['mean'] / entry['flops']['mean']:.1f} %",
-            "wall seconds": f"{entry['wall_seconds']['mean']:.0f}",
-        }
+        {"strategy": entry["strategy"], **{title: column[place] for title, column in shown.items()}}
         for place, entry in enumerate(summary)
     ]
 
 
+def legend(content: Mapping[str, Any]) -> str:
+    """What the table's numbers mean."""
+    return f"± is half a 95 % interval over seeds; in brackets: against {content['strategies'][0]}, seed by seed."
+
+
 def to_markdown(content: Mapping[str, Any]) -> str:
-    """The same as a Markdown table."""
+    """The same as a Markdown table, with its legend below."""
     rows = table_rows(content)
     if not rows:
         return ""
     head = list(rows[0])
     lines = [head, ["---"] * len(head), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend(content)}\n"
+
+
+def _quantity(entry: Mapping[str, Any], key: str, digits: int, change: str | None = None) -> str:
+    """A mean with its interval, and how it differs from the baseline's."""
+    text = with_interval(entry[key], digits)
+    found = entry["versus"] and change and entry["versus"][change]
+    return f"{text} ({percentage(found)})" if found else text
+
+
+def _flops(entry: Mapping[str, Any], equal: bool) -> str:
+    """All FLOPs; where they are not meant to be equal, also against the baseline's."""
+    text = f"{entry['flops']['mean']:.3g}"
+    if equal or not entry["versus"]:
+        return text
+    return f"{text} ({100 * entry['versus']['flops']['mean']:+.1f} %)"
 
 
 def with_interval(value: Mapping[str, Any] | None, digits: int) -> str:
@@ -83,9 +95,14 @@ def with_interval(value: Mapping[str, Any] | None, digits: int) -> str:
     return text if value["low"] is None else f"{text} ± {value['mean'] - value['low']:,.{digits}f}"
 
 
+def _mean_change(entry: Mapping[str, Any]) -> str:
+    """The relative change of all FLOPs, which hardly differs between seeds."""
+    return f"{100 * entry['versus']['flops']['mean']:+.1f} %" if entry["versus"] else "-"
+
+
 def percentage(value: Mapping[str, Any] | None) -> str:
     """A relative change in per cent with its interval; `-` for the baseline."""
     if value is None:
         return "-"
-    text = f"{100 * value['mean']:+.2f} %"
-    return text if value["low"] is None else f"{text} ± {100 * (value['mean'] - value['low']):.2f}"
+    half = "" if value["low"] is None else f" ± {100 * (value['mean'] - value['low']):.2f}"
+    return f"{100 * value['mean']:+.2f}{half} %"

@@ -81,6 +81,7 @@ def test_a_comparison_from_the_command_line(tiny: TinyRun, opmix: Opmix) -> None
     assert (row["strategy"], row["seed"], row["steps"], row["tokens"]) == ("odm", 3, 4, 4 * 4 * 32)
     assert read_json(output / "compare.json") == content
     assert (output / "compare.csv").read_text().count("\n") == 2
+    assert (output / "compare.md").read_text().startswith("| strategy | mean loss |")
     assert "odm" in (output / "compare.html").read_text()
     state = output / "runs/odm/seed-3/state.json"
     before = state.stat().st_mtime_ns

@@ -35,6 +35,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert base["versus"] is None
     assert new["versus"]["loss"]["mean"] == pytest.approx(-0.1)
     assert new["versus"]["loss"]["high"] < -0.09
+    assert new["versus"]["relative_loss"]["mean"] == pytest.approx(-0.1 * (1 / 0.6 + 1 / 3.6 + 1 / 6.6) / 3)
     assert new["versus"]["perplexity"]["mean"] == pytest.approx(2**-0.1 - 1)
     assert new["mean_loss"]["high"] - new["mean_loss"]["low"] > 5
 
@@ -73,10 +74,28 @@ def test_the_csv_has_a_line_per_run_and_a_column_per_set() -> None:
 def test_the_table_compares_with_the_first_strategy() -> None:
     rows = [row(s, seed, 1.0 + (s == "b"), search=5e11) for seed in range(2) for s in "ab"]
     first, second = table_rows(content(rows, ["a", "b"]))
-    assert first["perplexity vs a"] == "-"
-    assert second["perplexity vs a"].startswith("+100.00 %")
+    assert first["mean loss"] == "1.5000 ± 0.0000"
+    assert second["mean loss"] == "2.5000 ± 0.0000 (+66.67 ± 0.00 %)"
+    assert second["mean perplexity"] == "6.0 ± 0.0 (+100.00 ± 0.00 %)"
+    assert "mean accuracy" not in second  # nothing was asked
     assert second["of them search"] == "50.0 %"
-    assert to_markdown(content(rows, ["a", "b"])).count("\n") == 4
+    assert second["FLOPs"] == "1e+12"  # equal by intention
+    lines = to_markdown(content(rows, ["a", "b"])).splitlines()
+    assert [line.count("|") for line in lines] == [7, 7, 7, 7, 0, 0]
+    assert "against a, seed by seed" in lines[-1]
+
+
+def test_of_one_seed_there_is_no_interval() -> None:
+    rows = [row(s, 0, 1.0 + (s == "b")) for s in "ab"]
+    assert table_rows(content(rows, ["a", "b"]))[1]["mean loss"] == "2.5000 (+66.67 %)"
+
+
+def test_without_equal_compute_the_table_says_how_compute_differs() -> None:
+    rows = [row(s, seed, 1.0, flops=1e12 * (1 - 0.34 * (s == "b"))) for seed in range(2) for s in "ab"]
+    first, second = table_rows({**content(rows, ["a", "b"]), "equal_compute": False})
+    assert (first["FLOPs"], second["FLOPs"]) == ("1e+12", "6.6e+11 (-34.0 %)")
+    alone = table_rows({**content(rows[1:2], ["a", "b"]), "equal_compute": False})
+    assert alone[0]["FLOPs"] == "6.6e+11"  # the baseline is not there yet
 
 
 def test_the_page_is_whole_and_shows_every_strategy() -> None:
