@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from opmix_ray.commands.options import Address, Config, Json, Settings, about, progress_for, with_options
+from opmix_ray.commands.options import (
+    Address,
+    Config,
+    Json,
+    Settings,
+    about,
+    at_scale,
+    progress_for,
+    with_options,
+)
 
 
 def compare(
@@ -23,6 +32,9 @@ def compare(
         bool,
         typer.Option("--equal-compute", help="Shorten runs that search, so that all cost the same FLOPs."),
     ] = False,
+    scale: Annotated[
+        str | None, typer.Option(help="Take NAME.<scale>.yaml, the same setting at another size.")
+    ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Runs at a time, on one cluster or machine.")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the comparison in the output.")
@@ -41,6 +53,7 @@ def compare(
     from opmix_ray.config import load_config
 
     names = check_strategies(strategies.split(","))
+    config = at_scale(config, scale)
     loaded = with_options(load_config(config, settings), None, address)
     from opmix_ray.commands.show import show
     from opmix_ray.compare.run import PAGE, compare

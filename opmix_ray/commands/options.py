@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from opmix_ray.commands.show import console
-from opmix_ray.errors import UserErrors, user_errors
+from opmix_ray.errors import UserError, UserErrors, user_errors
 
 Config = Annotated[Path, typer.Argument(help="YAML file that describes the run.", show_default=False)]
 Settings = Annotated[
@@ -33,6 +33,21 @@ def with_options(config: Any, output: str | None, address: str | None) -> Any:
     if address is not None:
         update["cluster"] = config.cluster.model_copy(update={"address": address})
     return config.model_copy(update=update)
+
+
+def at_scale(config: Path, scale: str | None) -> Path:
+    """The file of the same setting at another size, which lies beside it: `a.gpu.yaml` of `a.yaml` for `gpu`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if scale is None:
+        return config
+    found = config.with_suffix(f".{scale}{config.suffix}")
+    if not found.exists():
+        remedy = f"leave it out, or write the setting at that size to {found.name}"
+        raise UserError("does not exist", file=found, key="--scale", value=scale, remedy=remedy)
+    return found
 
 
 @contextmanager

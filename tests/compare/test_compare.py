@@ -110,6 +110,12 @@ def test_wrong_input_is_one_line(tiny: TinyRun, opmix: Opmix, tmp_path: Path) ->
         check_strategies([" "])
     file = tiny.write()
     assert "did you mean `uniform`" in opmix("compare", file, "--strategies", "unifrom").only_error()
+    large = file.with_suffix(".gpu.yaml")
+    missing = opmix("compare", file, "--scale", "gpu").only_error()
+    assert str(large) in missing
+    assert "--scale = gpu" in missing
+    large.write_text(file.read_text().replace("batch_size: 4", "batch_size: 0"))
+    assert f"{large}: train.batch_size = 0" in opmix("compare", file, "--scale", "gpu").only_error()
     line = opmix("compare", file, "-o", tmp_path / "new", "--resume").only_error()
     assert "holds no comparison" in line
     (tmp_path / "used").mkdir()
