@@ -51,9 +51,9 @@ def test_continual_midtraining_saves_two_thirds_of_retraining_with_the_search_co
 
 @pytest.mark.slow
 def test_a_twentieth_of_self_distillation_has_room_for_its_search(tmp_path: Path) -> None:
-    """An on-policy step costs about two plain ones, by the ledger; docs/compare.md has the exact sum."""
+    """An on-policy step costs 1.91 plain ones, by the ledger: the sums in docs/compare.md."""
     base = [shape_of("instruct.base.yaml"), "base.mixture={glossary: 0.5, general: 0.5}"]
     whole, _ = prepared(PAPER / "instruct.yaml", tmp_path, *base)
     part, _ = prepared(PAPER / "instruct.twentieth.yaml", tmp_path, *base)
     ours = part.training("opmix") + part.searching("opmix")
-    assert ours < 0.05 * 2 * whole.training("sequential")
+    assert ours < 0.05 * 1.91 * whole.training("sequential")
