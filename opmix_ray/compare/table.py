@@ -59,7 +59,9 @@ def table_rows(content: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def legend(content: Mapping[str, Any]) -> str:
     """What the table's numbers mean."""
-    return f"± is half a 95 % interval over seeds; in brackets: against {content['strategies'][0]}, seed by seed."
+    first, *others = content["strategies"]
+    changes = f"; in brackets: against {first}, seed by seed" if others else ""
+    return f"± is half a 95 % interval over seeds{changes}."
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:

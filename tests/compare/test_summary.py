@@ -90,6 +90,12 @@ def test_of_one_seed_there_is_no_interval() -> None:
     assert table_rows(content(rows, ["a", "b"]))[1]["mean loss"] == "2.5000 (+66.67 %)"
 
 
+def test_of_one_strategy_there_is_nothing_in_brackets() -> None:
+    found = content([row("a", 0, 1.0), row("a", 1, 2.0)], ["a"])
+    assert "(" not in to_markdown(found)
+    assert "brackets" not in to_markdown(found)
+
+
 def test_without_equal_compute_the_table_says_how_compute_differs() -> None:
     rows = [row(s, seed, 1.0, flops=1e12 * (1 - 0.34 * (s == "b"))) for seed in range(2) for s in "ab"]
     first, second = table_rows({**content(rows, ["a", "b"]), "equal_compute": False})
