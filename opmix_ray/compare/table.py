@@ -97,11 +97,6 @@ def with_interval(value: Mapping[str, Any] | None, digits: int) -> str:
     return text if value["low"] is None else f"{text} ± {value['mean'] - value['low']:,.{digits}f}"
 
 
-def _mean_change(entry: Mapping[str, Any]) -> str:
-    """The relative change of all FLOPs, which hardly differs between seeds."""
-    return f"{100 * entry['versus']['flops']['mean']:+.1f} %" if entry["versus"] else "-"
-
-
 def percentage(value: Mapping[str, Any] | None) -> str:
     """A relative change in per cent with its interval; `-` for the baseline."""
     if value is None:
