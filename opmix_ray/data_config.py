@@ -60,6 +60,11 @@ class SourceConfig(Section):
         "begins after as many passes.",
     )
 
+    @property
+    def earlier_names(self) -> list[str]:
+        """Earlier domains that this one comes from; `check_plan` refuses more than one."""
+        return [name for name in (self.renamed_from, self.split_from) if name is not None]
+
 
 class DataConfig(Section):
     """Domains and how they become token sequences."""

@@ -97,9 +97,7 @@ def with_interval(value: Mapping[str, Any] | None, digits: int) -> str:
     return text if value["low"] is None else f"{text} ± {value['mean'] - value['low']:,.{digits}f}"
 
 
-def percentage(value: Mapping[str, Any] | None) -> str:
-    """A relative change in per cent with its interval; `-` for the baseline."""
-    if value is None:
-        return "-"
+def percentage(value: Mapping[str, Any]) -> str:
+    """A relative change in per cent with its interval."""
     half = "" if value["low"] is None else f" ± {100 * (value['mean'] - value['low']):.2f}"
     return f"{100 * value['mean']:+.2f}{half} %"

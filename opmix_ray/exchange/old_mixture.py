@@ -24,9 +24,8 @@ def old_mixture(base: BaseConfig, domains: Mapping[str, SourceConfig]) -> tuple[
     for name, source in domains.items():
         places[name] = [source.path] if isinstance(source.path, str) else list(source.path)
     for source in domains.values():
-        for old in (source.renamed_from, source.split_from):
-            if old is not None:
-                places.setdefault(old, [])
+        for old in source.earlier_names:
+            places.setdefault(old, [])
     try:
         found = read_weights(str(base.mixture))
         weights = found.over(places)

@@ -142,7 +142,7 @@ class _Check:
                     "is the name of another domain", f"{place}.renamed_from", source.renamed_from,
                     "name the one it had in an earlier run, or use split_from",
                 )  # fmt: skip
-            origins += [origin for origin in (source.renamed_from, source.split_from) if origin is not None]
+            origins += source.earlier_names
         if isinstance(config.base.mixture, str):
             self.wrong("was not read", "base.mixture", config.base.mixture, "load the file with load_config")
         elif config.base.mixture is not None:

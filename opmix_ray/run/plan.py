@@ -100,7 +100,7 @@ def in_stage(config: RunConfig, position: int, read: Collection[str] = ()) -> Ru
     later = {
         name
         for name in of(config.stages[position + 1 :]) - known
-        if not known & {config.data.domains[name].renamed_from, config.data.domains[name].split_from}
+        if known.isdisjoint(config.data.domains[name].earlier_names)
     }
     weights = {name: 0.0 if name in later else weight for name, weight in config.objective().items()}
     if not later or not any(weights.values()):

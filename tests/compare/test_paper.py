@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from opmix_ray.commands.options import at_scale
 from opmix_ray.compare.forecast import Forecast, factors
 from opmix_ray.config import load_config
 from opmix_ray.data.prepare import Prepared, prepare
@@ -29,7 +30,7 @@ def shape_of(base: str) -> str:
 
 @pytest.mark.parametrize("file", SMALL, ids=lambda file: file.stem)
 def test_every_setting_comes_at_the_papers_size_too(file: Path) -> None:
-    large = load_config(file.with_suffix(".gpu.yaml"))
+    large = load_config(at_scale(file, "gpu"))
     assert len(large.stages) == len(load_config(file).stages)
     assert large.train.gpus_per_worker == 1
 
