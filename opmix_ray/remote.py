@@ -8,8 +8,9 @@ GOOGLE_APPLICATION_CREDENTIALS. A URI that carries them is refused, since URIs a
 
 from __future__ import annotations
 
+import os
 import re
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -27,6 +28,18 @@ _REFUSED = (
     "HTTP status 403", "HTTP status 401", "Permission denied", "UNAUTHENTICATED", "PERMISSION_DENIED",
 )  # fmt: skip
 _NETWORK = ("NETWORK_CONNECTION", "Could not resolve", "curlCode", "Connection refused", "UNAVAILABLE")
+
+
+def is_local(path: str) -> bool:
+    """Whether a path or URI names a file of this machine."""
+    return not is_uri(path) or path.startswith("file://")
+
+
+def local_path(path: str) -> str:
+    """A path without `~`, or the path that a `file://` URI stands for: without its host, and decoded."""
+    if not path.startswith("file://"):
+        return os.path.expanduser(path)
+    return unquote("/" + path.removeprefix("file://").partition("/")[2])
 
 
 def open_uri(uri: str, *, key: str | None = None) -> tuple[pafs.FileSystem, str]:

@@ -22,9 +22,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from opmix_ray.config import is_uri
 from opmix_ray.errors import UserError
-from opmix_ray.remote import open_uri, reason, remedy
+from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
 
 
 class Storage:
@@ -38,10 +37,9 @@ class Storage:
     """
 
     def __init__(self, uri: str) -> None:
-        self.is_local = not is_uri(uri) or uri.startswith("file://")
+        self.is_local = is_local(uri)
         if self.is_local:
-            path = uri.removeprefix("file://")
-            self.uri = str(Path(path).expanduser().absolute())
+            self.uri = str(Path(local_path(uri)).absolute())
             self._fs: pafs.FileSystem = pafs.LocalFileSystem()
             self._root = self.uri
         else:

@@ -1,16 +1,13 @@
 """Files on local disks and object stores, named by one string each.
 
 fs, inner = filesystem("s3://bucket/a.parquet")
-files = expand(["data/*.jsonl.gz"], key="data.domains.code.path")
-digest = content_hash(files[0], cache_directory)
+digest = content_hash(file, cache_directory)
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -18,14 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from opmix_ray.config import is_uri
 from opmix_ray.errors import UserError, first_line
-from opmix_ray.remote import missing_bucket, open_uri, reason, remedy
+from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
 
 ENDINGS = {
     ".jsonl": "jsonl",
@@ -59,15 +55,14 @@ def filesystem(path: str, *, key: str | None = None) -> tuple[pafs.FileSystem, s
     Raises:
         UserError: the scheme is unknown, or the URI cannot be parsed or carries credentials.
     """
-    if not is_uri(path):
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-    if path.startswith("file://"):
-        return pafs.LocalFileSystem(), unquote(urlsplit(path).path)
+    if is_local(path):
+        return pafs.LocalFileSystem(), os.path.abspath(local_path(path))
     return open_uri(path, key=key)
 
 
 def join(base: str, *parts: str) -> str:
-    """`base/parts...` for a path or URI, keeping a URI's query."""
+    """`base/parts...` for a path or URI, keeping a URI's query; a `file://` URI becomes a path."""
+    base = local_path(base) if is_local(base) else base
     head, mark, query = base.partition("?") if is_uri(base) else (base, "", "")
     return "/".join([head.rstrip("/"), *parts]) + mark + query
 
@@ -82,93 +77,6 @@ def file_format(path: str) -> str | None:
     name = path.partition("?")[0] if is_uri(path) else path
     name = name.lower()
     return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), None)
-
-
-def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFile]:
-    """Files that a file name, directory, glob or URI stands for, sorted by path.
-
-    Args:
-        path: what the user wrote.
-        key: configuration key named in errors.
-        recognised_only: inside a directory keep only files with a known ending.
-
-    Raises:
-        UserError: nothing matches, or the place cannot be listed.
-    """
-    system, inner = filesystem(_fixed_part(path) if is_uri(path) else path, key=key)
-    try:
-        files = _matches(path, system, inner, recognised_only)
-    except (pa.ArrowException, OSError, ValueError, re.error) as error:
-        raise UserError(
-            f"cannot be listed: {reason(error)}", key=key, value=path, remedy=remedy(error, "check the path")
-        ) from None
-    if not files and is_uri(path) and missing_bucket(system, inner):
-        raise UserError("there is no such bucket", key=key, value=path, remedy="check the bucket's name")
-    if not files:
-        raise UserError("no file matches", key=key, value=path, remedy="check the path" + _hint(path))
-    return sorted(files, key=lambda file: file.path)
-
-
-def _matches(path: str, system: pafs.FileSystem, inner: str, recognised_only: bool) -> list[InputFile]:
-    if isinstance(system, pafs.LocalFileSystem):
-        plain = filesystem(path)[1]
-        if not os.path.exists(plain) and glob.has_magic(plain):
-            return [file for hit in glob.glob(plain, recursive=True) if (file := _local(hit)) is not None]
-        inner = plain
-    elif "*" in path:
-        return _remote_glob(path, system)
-    info = system.get_file_info(inner)
-    if info.type == pafs.FileType.File:
-        return [_input(path, info)]
-    if info.type != pafs.FileType.Directory:
-        return []
-    inside = system.get_file_info(pafs.FileSelector(inner, recursive=True))
-    found = [
-        _input(join(path, *Path(entry.path).relative_to(inner).parts), entry)
-        for entry in inside
-        if entry.type == pafs.FileType.File and not entry.base_name.startswith((".", "_"))
-    ]
-    return [file for file in found if file_format(file.path)] if recognised_only else found
-
-
-def _fixed_part(uri: str) -> str:
-    """The part of a URI's path before the first `*`, cut at a slash, with the URI's query."""
-    pattern, mark, query = uri.partition("?")
-    return (pattern.partition("*")[0].rpartition("/")[0] if "*" in pattern else pattern) + mark + query
-
-
-def _remote_glob(path: str, system: pafs.FileSystem) -> list[InputFile]:
-    pattern, mark, query = path.partition("?")
-    prefix = _fixed_part(pattern)
-    base = filesystem(_fixed_part(path))[1]
-    rest = pattern[len(prefix) :].lstrip("/")
-    expression = re.escape(rest).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*").replace(r"\*", "[^/]*")
-    found = []
-    for entry in system.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=True)):
-        relative = entry.path[len(base) :].lstrip("/")
-        if entry.type == pafs.FileType.File and re.fullmatch(expression, relative):
-            found.append(_input(f"{prefix}/{relative}{mark}{query}", entry))
-    return found
-
-
-def _local(path: str) -> InputFile | None:
-    status = os.stat(path)
-    return InputFile(path, status.st_size, status.st_mtime_ns) if os.path.isfile(path) else None
-
-
-def _input(path: str, info: pafs.FileInfo) -> InputFile:
-    return InputFile(path, info.size or 0, info.mtime_ns or 0)
-
-
-def _hint(path: str) -> str:
-    if is_uri(path):
-        return ""
-    parent = Path(path).expanduser().absolute().parent
-    if not parent.is_dir():
-        return f": there is no directory {parent}"
-    return (
-        ", a glob such as data/*.jsonl.gz, or a directory with .jsonl, .parquet, .arrow, .npy or .bin files"
-    )
 
 
 @contextmanager
@@ -256,7 +164,7 @@ def local_directory(path: str) -> Path:
     Raises:
         UserError: there is no such directory.
     """
-    if not is_uri(path) or path.startswith("file://"):
+    if is_local(path):
         return Path(filesystem(path)[1])
     system, inner = filesystem(path)
     parent, name = inner.rstrip("/").split("/")[-2:]  # names below the cache hold a digest of the content
@@ -295,7 +203,7 @@ def settle(temporary: Path, target: Path) -> None:
 
 def notes(cache: str) -> Path:
     """Where digests of files are remembered: in the cache, or on this machine where that is a URI."""
-    return local_cache() if is_uri(cache) else Path(filesystem(cache)[1])
+    return Path(filesystem(cache)[1]) if is_local(cache) else local_cache()
 
 
 def publish(path: str, make: Callable[[Path], None], *, last: str) -> None:
@@ -309,7 +217,7 @@ def publish(path: str, make: Callable[[Path], None], *, last: str) -> None:
     Raises:
         UserError: the place cannot be written.
     """
-    remote = is_uri(path) and not path.startswith("file://")
+    remote = not is_local(path)
     target = Path(filesystem(path)[1])
     try:
         if not remote:

@@ -18,8 +18,9 @@ import numpy as np
 
 from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.data import _megatron, _readers
-from opmix_ray.data._files import InputFile, expand, file_format, reading
+from opmix_ray.data._files import InputFile, file_format, reading
 from opmix_ray.data._hf import data_set_files
+from opmix_ray.data._listing import expand, identity
 from opmix_ray.data.own_formats import check_format, reader
 from opmix_ray.errors import UserError, UserErrors
 
@@ -113,7 +114,7 @@ def open_source(source: SourceConfig, key: str, *, eos: int | None = None, block
     files: dict[str, InputFile] = {}
     for path in paths:
         for file in _files(path, source, f"{key}.path"):
-            files.setdefault(file.path, file)
+            files.setdefault(identity(file.path), file)
     kind = _kind(source, key)
     formats = {_format(file, source, f"{key}.path") for file in files.values()}
     if formats & {"tokens", "megatron"}:

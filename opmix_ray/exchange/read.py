@@ -30,6 +30,7 @@ from opmix_ray.exchange.mosaic import read_streaming
 from opmix_ray.exchange.olmix import read_olmix
 from opmix_ray.exchange.olmo_core import read_olmo_core
 from opmix_ray.exchange.torchtitan import read_torchtitan
+from opmix_ray.remote import is_local, local_path
 from opmix_ray.storage import Storage
 from opmix_ray.yaml_file import parse_yaml
 
@@ -96,7 +97,7 @@ class Weights:
 
 def _plain(path: str, base: str) -> str:
     """A path without what differs between trainers: relative or not, `.bin` and `.idx`, a glob at its end."""
-    path = without_query(path.removeprefix("file://"))
+    path = local_path(path) if is_local(path) else without_query(path)
     if base and not is_uri(path) and not path.startswith("/"):
         path = str((Path(base) / path).resolve())
     return re.sub(r"(\.part)?/\*[^/]*$", "", prefix(path)).rstrip("/")

@@ -15,8 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from opmix_ray.config import is_uri
-from opmix_ray.data._files import ENDINGS, InputFile, expand, file_format
+from opmix_ray.data._files import ENDINGS, InputFile, file_format
+from opmix_ray.data._listing import expand, identity
 from opmix_ray.errors import UserError
+from opmix_ray.remote import is_local, local_path
 
 KEY = "--data"
 MOST_FILES = 32  # domains that the files of one folder make; more of them are one domain
@@ -62,8 +64,13 @@ def discover(data: Sequence[str]) -> list[Part]:
     """
     parts: list[Part] = []
     loose: dict[str, list[InputFile]] = defaultdict(list)
+    seen_files: set[str] = set()
     for path in data:
-        files = _files(path)
+        path = local_path(path) if is_local(path) else path
+        files = [file for file in _files(path) if identity(file.path) not in seen_files]
+        seen_files |= {identity(file.path) for file in files}
+        if not files:
+            continue
         if [file.path for file in files] == [path] or "*" in path:
             for file in files:
                 loose[_parent(file.path)].append(file)
@@ -146,12 +153,22 @@ def _part(name: str, folder: str | None, files: list[InputFile]) -> Part:
     if not kept or not out:
         kept, out = files, []
     left_out = [file.path for file in out]
-    if folder is not None and not out:
+    if folder is not None and not out and _holds(folder, files):
         return Part(name, [folder], files)
     parents = {_parent(file.path) for file in kept}
-    if folder is not None and len(parents) == 1 and not parents & {_parent(path) for path in left_out}:
+    if (
+        folder is not None
+        and len(parents) == 1
+        and not parents & {_parent(path) for path in left_out}
+        and _holds(next(iter(parents)), kept)
+    ):
         return Part(name, sorted(parents), kept, left_out)
     return Part(name, [file.path for file in kept], kept, left_out)
+
+
+def _holds(folder: str, files: list[InputFile]) -> bool:
+    """Whether a folder stands for exactly these files: a link in it may lead to what is another domain's."""
+    return sorted(file.path for file in expand(folder, key=KEY)) == sorted(file.path for file in files)
 
 
 def _is_splits(names: Iterable[str]) -> bool:
