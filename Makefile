@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test test-slow test-long test-targets test-cluster lint format types docs docs-site bench constraints clean help
+.PHONY: demo test test-slow test-long test-targets test-cluster fuzz lint format types docs docs-site constraints release-check clean help
 
 demo: $(VENV)/.runs
 	$(BIN)/opmix run examples/quickstart.yaml --overwrite
@@ -33,6 +33,10 @@ test-cluster: $(VENV)/.develops
 	$(PIP) -e '.[dev,cluster]'
 	$(BIN)/python -m pytest -m cluster --timeout 1800
 
+# Thousands of damaged files and wrong values, each of which must be read or refused in one line.
+fuzz: $(VENV)/.develops
+	$(BIN)/python -m tests.fuzz --count 5000
+
 lint: $(VENV)/.develops
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,6 +56,10 @@ docs-site: $(VENV)/.develops docs
 
 constraints: $(VENV)/.develops
 	$(BIN)/python tools/build_constraints.py
+
+# The wheel as users get it: built, installed into an empty environment, and tried there from another directory.
+release-check:
+	$(PYTHON) tools/release_check.py $(PIP_ARGS)
 
 clean:
 	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

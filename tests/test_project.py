@@ -1,0 +1,79 @@
+"""What surrounds the code: make targets that the pages and workflows name, one version, a citation, hooks."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import opmix_ray
+from tests.docs.blocks import PAGES
+from tests.support import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import release_check  # a script, not a package
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    spans = re.findall(r"`make ([a-z][a-z -]*)", text) + re.findall(
+        r"^make ([a-z][a-z -]*)", text, re.MULTILINE
+    )
+    named = {word for span in spans for word in span.split()}
+    assert named <= TARGETS
+
+
+def test_workflows_run_every_kind_of_test() -> None:
+    called: set[str] = set()
+    for file in WORKFLOWS:
+        for job in yaml.safe_load(file.read_text())["jobs"].values():
+            matrix = job.get("strategy", {}).get("matrix", {}).get("target", [])
+            for step in job["steps"]:
+                words = re.match(r"make (\$\{\{ matrix.target \}\}|\S+)", step.get("run", ""))
+                if words is not None:
+                    called |= set(matrix) if "matrix" in words[1] else {words[1]}
+    assert called <= TARGETS
+    markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    assert called >= {"lint", "types", "test", "release-check"}
+    assert called >= {f"test-{marker.partition(':')[0]}" for marker in markers}
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["hatch"]["version"]["path"] == "opmix_ray/__init__.py"
+    assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert release_check.stated_version() == opmix_ray.__version__
+
+
+def test_a_version_without_its_changes_is_not_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "opmix_ray").mkdir()
+    (tmp_path / "opmix_ray" / "__init__.py").write_text('__version__ = "9.9.9"\n')
+    (tmp_path / "CHANGELOG.md").write_text("# Changes\n\n## 9.9.90\n")
+    monkeypatch.setattr(release_check, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=r"CHANGELOG.md: has no section for 9\.9\.9"):
+        release_check.stated_version()
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_what_it_ships(tmp_path: Path) -> None:
+    """As `make release-check` does, which also installs it into an empty environment."""
+    release_check.check_wheel(release_check.build(tmp_path), opmix_ray.__version__)
+
+
+def test_hooks_call_what_make_calls() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    for hook in hooks:
+        program = hook["entry"].split()[0].replace(".venv/bin", "$(BIN)")
+        assert program in MAKEFILE
