@@ -28,6 +28,7 @@ from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import HeldOut, report_sets, search_sets
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.decision.task import load_weights
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.model.flops import train_flops
@@ -35,11 +36,10 @@ from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.model.probe import Probe
 from opmix_ray.resources import shipped
-from opmix_ray.run.task import load_weights
-from opmix_ray.search.trial import CandidateScorer
 from opmix_ray.train.loop import _optimizer
 from opmix_ray.train.probes import ProbeTask, probe_data, train_probe
 from opmix_ray.train.schedule import learning_rate
+from opmix_ray.trials.trial import CandidateScorer
 
 
 def configuration(data: str | None, seed: int, *, steps: int, prefix: int, cache: str | None) -> RunConfig:

@@ -24,8 +24,8 @@ from many_domains import build_case
 from scipy.stats import spearmanr
 from subjects import median
 
+from opmix_ray.decision.slopes import towards
 from opmix_ray.laws import fit_law
-from opmix_ray.search.slopes import towards
 
 
 @dataclass

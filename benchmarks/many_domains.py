@@ -27,13 +27,13 @@ from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import HeldOut, search_sets
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.decision.task import load_weights, probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import compute_context, training_loss
 from opmix_ray.model.probe import Probe
 from opmix_ray.resources import shipped
-from opmix_ray.run.task import load_weights, probe_task
 from opmix_ray.train.probes import train_probe
 
 

@@ -30,6 +30,7 @@ def measure(part: str, file: str, settings: list[str]) -> dict[str, int]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from opmix_ray.cluster.memory import vocabulary
     from opmix_ray.config import load_config
     from opmix_ray.model.architecture import architecture
     from opmix_ray.model.interpolate import Interpolator, ProbeSet
@@ -37,7 +38,6 @@ def measure(part: str, file: str, settings: list[str]) -> dict[str, int]:
     from opmix_ray.model.loss import compute_context, training_loss
     from opmix_ray.model.peak import set_depth
     from opmix_ray.model.probe import attach, detach, extract
-    from opmix_ray.run.memory import vocabulary
     from opmix_ray.train.loop import _optimizer
 
     config = load_config(file, settings)
@@ -108,8 +108,8 @@ def measure(part: str, file: str, settings: list[str]) -> dict[str, int]:
 
 def compare(file: str, settings: list[str]) -> list[dict[str, Any]]:
     """A row for each part: planned and measured bytes, and their ratio."""
+    from opmix_ray.cluster.memory import plan_memory
     from opmix_ray.config import load_config
-    from opmix_ray.run.memory import plan_memory
 
     plan = plan_memory(load_config(file, settings))
     shared = {"worker": 0, "probe": plan["machine"]["base"], "evaluator": plan["machine"]["base"]}

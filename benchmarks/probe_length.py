@@ -34,12 +34,12 @@ from subjects import median
 from opmix_ray.config import RunConfig, load_config
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.decision.task import probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel
 from opmix_ray.model.interpolate import Interpolator
 from opmix_ray.model.probe import Factors, Probe
 from opmix_ray.resources import shipped
-from opmix_ray.run.task import probe_task
 from opmix_ray.train.probe_run import ProbeRun
 
 FEW = 4  # sequences of a set

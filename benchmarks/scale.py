@@ -42,7 +42,7 @@ def line_bytes(domains: int, sets: int, sequences: int) -> int:
 
 def synthetic_row(run: int, domains: int, sets: int, sequences: int, rng: np.random.Generator) -> Any:
     """A row as a trial gives it."""
-    from opmix_ray.search.rows import TrialRow
+    from opmix_ray.trials.rows import TrialRow
 
     names, tests = [f"domain_{i:04d}" for i in range(domains)], [f"domain_{i:04d}" for i in range(sets)]
     shares = rng.dirichlet(np.ones(domains)).tolist()
@@ -59,8 +59,8 @@ def synthetic_row(run: int, domains: int, sets: int, sequences: int, rng: np.ran
 
 def rows(count: int = 24, domains: int = 256, sets: int = 256, sequences: int = 32) -> list[dict[str, Any]]:
     """Memory and disk of rows."""
-    from opmix_ray.search.rows import TRIALS, RowLog
     from opmix_ray.storage import Storage
+    from opmix_ray.trials.rows import TRIALS, RowLog
 
     rng = np.random.default_rng(0)
     names = [f"domain_{i:04d}" for i in range(domains)]
@@ -114,12 +114,12 @@ def tune_keeps(sets: int = 64, sequences: int = 32) -> list[dict[str, Any]]:
 
 def objects() -> list[dict[str, Any]]:
     """Bytes in the object store: base and factors, as they are serialised with their buffers apart."""
+    from opmix_ray.cluster.memory import plan_memory, vocabulary
     from opmix_ray.config import load_config
     from opmix_ray.model.base import factors_only, snapshot
     from opmix_ray.model.interpolate import ProbeSet
     from opmix_ray.model.load import load_model
     from opmix_ray.model.probe import attach, detach, extract
-    from opmix_ray.run.memory import plan_memory, vocabulary
 
     config = load_config(ROOT / "examples" / "quickstart.yaml")
     planned = plan_memory(config)["machine"]
@@ -155,7 +155,7 @@ def trials(config: Any, model: Any, probes: list[Any], vocab_size: int) -> list[
 
     from opmix_ray.model.flops import forward_flops
     from opmix_ray.model.interpolate import ProbeSet
-    from opmix_ray.search.trial import CandidateScorer
+    from opmix_ray.trials.trial import CandidateScorer
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from opmix_ray.config import RunConfig, load_config
 from opmix_ray.data.held_out import HeldOut, search_sets
 from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.decision.task import load_weights
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.probe import Probe, adapted_layers, layer_shape
 from opmix_ray.resources import shipped
-from opmix_ray.run.task import load_weights
 
 RANK = 16
 

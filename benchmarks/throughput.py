@@ -25,8 +25,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from opmix_ray.config import TrainConfig
 from opmix_ray.data.gather import gather
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.decision.task import load_weights
 from opmix_ray.mixture import Mixture
-from opmix_ray.run.task import load_weights
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import run_segment
 

@@ -39,11 +39,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainin
 from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.model.base import factors_only, snapshot, with_base
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
-from opmix_ray.search.rows import RowLog
-from opmix_ray.search.space import Simplex
-from opmix_ray.search.trial import CandidateScorer, SearchTask
-from opmix_ray.search.tuner import run_search
 from opmix_ray.storage import Storage
+from opmix_ray.trials.rows import RowLog
+from opmix_ray.trials.space import Simplex
+from opmix_ray.trials.trial import CandidateScorer, SearchTask
+from opmix_ray.trials.tuner import run_search
 
 DOMAINS = 6
 SIZES = (4, 8, 16, 32, 64)

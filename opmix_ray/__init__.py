@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from opmix_ray.api import prepare, run, search, train_probes
     from opmix_ray.config import RunConfig, load_config, make_config
     from opmix_ray.data.held_out import search_sets
+    from opmix_ray.decision.propose import propose
+    from opmix_ray.decision.rule import Decision
+    from opmix_ray.decision.task import make_task
     from opmix_ray.errors import UserError
     from opmix_ray.laws import fit_law
     from opmix_ray.mixture import Mixture
     from opmix_ray.model.interpolate import Interpolator, ProbeSet
-    from opmix_ray.run.task import make_task
-    from opmix_ray.search.decide import Decision
-    from opmix_ray.search.propose import propose
-    from opmix_ray.search.space import mixture_space
-    from opmix_ray.search.trial import CandidateScorer, MixtureTrial, SearchTask
+    from opmix_ray.trials.space import mixture_space
+    from opmix_ray.trials.trial import CandidateScorer, MixtureTrial, SearchTask
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "CandidateScorer": "opmix_ray.search.trial",
-    "Decision": "opmix_ray.search.decide",
+    "CandidateScorer": "opmix_ray.trials.trial",
+    "Decision": "opmix_ray.decision.rule",
     "Interpolator": "opmix_ray.model.interpolate",
     "Mixture": "opmix_ray.mixture",
-    "MixtureTrial": "opmix_ray.search.trial",
+    "MixtureTrial": "opmix_ray.trials.trial",
     "ProbeSet": "opmix_ray.model.interpolate",
     "RunConfig": "opmix_ray.config",
-    "SearchTask": "opmix_ray.search.trial",
+    "SearchTask": "opmix_ray.trials.trial",
     "UserError": "opmix_ray.errors",
     "fit_law": "opmix_ray.laws",
     "load_config": "opmix_ray.config",
     "make_config": "opmix_ray.config",
-    "make_task": "opmix_ray.run.task",
-    "mixture_space": "opmix_ray.search.space",
+    "make_task": "opmix_ray.decision.task",
+    "mixture_space": "opmix_ray.trials.space",
     "prepare": "opmix_ray.api",
-    "propose": "opmix_ray.search.propose",
+    "propose": "opmix_ray.decision.propose",
     "run": "opmix_ray.api",
     "search": "opmix_ray.api",
     "search_sets": "opmix_ray.data.held_out",

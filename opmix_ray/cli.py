@@ -105,8 +105,8 @@ def prepare(config: Config, settings: Settings = None, as_json: Json = False) ->
     from opmix_ray.config import load_config
 
     loaded = load_config(config, settings)
-    from opmix_ray.run.tables import prepared_table
-    from opmix_ray.run.validate import validate
+    from opmix_ray.commands.tables import prepared_table
+    from opmix_ray.runner.validate import validate
 
     with about(config), progress_for(as_json) as progress:
         prepared = validate(loaded, config, progress.preparing)
@@ -123,14 +123,14 @@ def validate(
 
     loaded, errors = load_partly(config, settings)
     if loaded is not None:
-        from opmix_ray.run.validate import check_all
+        from opmix_ray.runner.validate import check_all
 
         with progress_for(as_json) as progress:
             found = check_all(with_options(loaded, None, address), config, progress.preparing)
         errors += [error.within(config) for error in found]
     if errors:
         raise UserErrors(errors)
-    from opmix_ray.run.memory_check import check_memory, memory_words
+    from opmix_ray.cluster.memory_check import check_memory, memory_words
 
     checked = check_memory(with_options(loaded, None, address))
     words = f"{config}: nothing wrong was found\n{memory_words(checked)}"
@@ -160,7 +160,7 @@ def search(
     from opmix_ray.config import load_config
 
     loaded = with_options(load_config(config, [*_old_mixture(mixture), *(settings or [])]), output, address)
-    from opmix_ray.run.search import search_once
+    from opmix_ray.runner.search import search_once
 
     with about(config), progress_for(as_json) as progress:
         decision = search_once(loaded, model, step=step, overwrite=overwrite, progress=progress)
@@ -170,7 +170,7 @@ def search(
 @app.command()
 def status(directory: Annotated[str, typer.Argument(help="Output of a run.")], as_json: Json = False) -> None:
     """Show where a run stands, what it spent and what comes next."""
-    from opmix_ray.run.tables import run_status
+    from opmix_ray.commands.tables import run_status
 
     found = run_status(directory)
     show(found, {key: value for key, value in found.items() if key != "ledger"} | found["ledger"], as_json)
@@ -255,8 +255,8 @@ def _run(
     loaded = with_options(load_config(config, settings), output, address)
     if base is not None:
         loaded = continued(loaded, base)
-    from opmix_ray.run.runner import run as run_config  # torch and Ray only for what is well-formed
-    from opmix_ray.run.tables import closing_words
+    from opmix_ray.commands.tables import closing_words
+    from opmix_ray.runner.runner import run as run_config  # torch and Ray only for what is well-formed
     from opmix_ray.storage import Storage
 
     with about(config), progress_for(as_json) as progress:

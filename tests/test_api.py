@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import opmix_ray
+from opmix_ray.commands.notebook import NotebookProgress, in_notebook
+from opmix_ray.commands.progress import Progress
 from opmix_ray.errors import UserError
-from opmix_ray.run.notebook import NotebookProgress, in_notebook
-from opmix_ray.run.progress import Progress
 from tests.support import ROOT, TinyRun
 
 
@@ -23,13 +23,13 @@ def test_every_exported_name_is_there() -> None:
         _ = opmix_ray.nothing
 
 
-def test_run_and_search_can_be_called_before_and_after_their_packages_are_imported() -> None:
+def test_no_room_hides_a_function_of_the_package() -> None:
     code = (
-        "import opmix_ray; a = opmix_ray.run; import opmix_ray.run.plan, opmix_ray.search.space; "
-        "print(callable(a), callable(opmix_ray.run), callable(opmix_ray.search), opmix_ray.run.plan.__name__)"
+        "import opmix_ray; a = opmix_ray.run; import opmix_ray.runner.search, opmix_ray.trials.space; "
+        "print(callable(a), callable(opmix_ray.run), callable(opmix_ray.search), opmix_ray.runner.search.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split() == ["True", "True", "True", "opmix_ray.run.plan"]
+    assert done.stdout.split() == ["True", "True", "True", "opmix_ray.runner.search"]
 
 
 def test_types_are_shipped() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from opmix_ray.config import SourceConfig, load_config
-from opmix_ray.data.sources import iter_documents
 from opmix_ray.data.store import TokenStore
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.model.probe import load_probe
-from opmix_ray.run.validate import validate
+from opmix_ray.runner.validate import validate
+from opmix_ray.sources.source import iter_documents
 from tests.fuzz import COLUMNS, FILES, PROBE, broken
 from tests.support import ROOT, TinyRun
 

@@ -10,7 +10,7 @@ from tests.support import ROOT, TinyRun
 
 BEGIN = """
 import opmix_ray
-from opmix_ray.run import notebook
+from opmix_ray.commands import notebook
 assert notebook.in_notebook()
 seen, updates = [], notebook._updates
 

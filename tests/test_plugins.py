@@ -16,11 +16,11 @@ import pytest
 
 from opmix_ray import plugins
 from opmix_ray.config import SourceConfig
-from opmix_ray.data.sources import iter_documents, validate_sources
+from opmix_ray.config.strategy import strategy_names
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw, fit_law
-from opmix_ray.run.check_plan import check_plan
-from opmix_ray.strategy_config import strategy_names
+from opmix_ray.runner.check_plan import check_plan
+from opmix_ray.sources.source import iter_documents, validate_sources
 from tests.support import ROOT, TinyRun
 
 

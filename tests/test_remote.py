@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.data._listing import expand
 from opmix_ray.errors import UserError
 from opmix_ray.remote import check_uris, refuse_credentials, without_credentials
+from opmix_ray.sources.listing import expand
 from opmix_ray.storage import Storage
 from opmix_ray.train.salvage import NOTES, salvage
 from tests.cli.conftest import Opmix

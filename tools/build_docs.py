@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the models in opmix_ray/config.py; `--check` only compares."""
+"""Write docs/configuration.md from the models in opmix_ray/config/; `--check` only compares."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from opmix_ray.config import RunConfig, Section
-from opmix_ray.search.space import SpaceConfig
+from opmix_ray.trials.space import SpaceConfig
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-Made by `make docs` from `opmix_ray/config.py`; do not edit. A run is one YAML file. Paths in it are relative to the
+Made by `make docs` from `opmix_ray/config/`; do not edit. A run is one YAML file. Paths in it are relative to the
 file. `opmix run FILE --set train.batch_size=8` overrides a key; list entries are counted from 0
 (`--set stages.0.steps=100`).
 """

@@ -13,8 +13,8 @@ def doctor(
 
     Versions, Ray, processors, GPUs, memory, shared memory, disks.
     """
+    from opmix_ray.cluster.doctor import examine, summary
     from opmix_ray.commands.show import show
-    from opmix_ray.start.doctor import examine, summary
 
     findings = examine(address)
     found = summary(findings)

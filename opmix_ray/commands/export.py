@@ -46,9 +46,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a mixture in another trainer's own format."""
+    from opmix_ray.commands.run_export import export as write
     from opmix_ray.commands.show import show
     from opmix_ray.errors import UserError
-    from opmix_ray.report.export import export as write
 
     if unit not in (None, "tokens", "documents"):
         raise UserError("must be tokens or documents", key="--unit", value=unit, remedy="mend it")

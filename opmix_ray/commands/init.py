@@ -52,7 +52,7 @@ def init(
             "no data is named", key="--data", remedy="give a folder, or files: --data a.jsonl b.jsonl"
         )
     from opmix_ray.commands.show import console, show
-    from opmix_ray.start.begin import begin
+    from opmix_ray.init.begin import begin
 
     def say(text: str) -> None:
         if not as_json:

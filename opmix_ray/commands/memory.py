@@ -24,9 +24,9 @@ def memory(
     from opmix_ray.config import load_config
 
     loaded = load_config(config, settings)
+    from opmix_ray.cluster.memory import plan_memory
+    from opmix_ray.cluster.memory_check import memory_words
     from opmix_ray.commands.show import show
-    from opmix_ray.run.memory import plan_memory
-    from opmix_ray.run.memory_check import memory_words
 
     with about(config):
         plan = plan_memory(loaded)

@@ -53,7 +53,7 @@ def at_scale(config: Path, scale: str | None) -> Path:
 @contextmanager
 def progress_for(silent: bool) -> Iterator[Any]:
     """What a person sees of a long command, for the time of a `with`."""
-    from opmix_ray.run.progress import make_progress
+    from opmix_ray.commands.progress import make_progress
 
     progress = make_progress(console(), silent=silent)
     try:

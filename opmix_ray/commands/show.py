@@ -28,7 +28,7 @@ def show(value: Any, words: Any, as_json: bool) -> None:
     elif isinstance(words, str):
         print(words)
     else:
-        from opmix_ray.run.tables import print_table
+        from opmix_ray.commands.tables import print_table
 
         print_table(console(), words)
 

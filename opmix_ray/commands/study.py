@@ -19,7 +19,7 @@ def study(
 ) -> None:
     """Write every decision as an Optuna study, for optuna-dashboard."""
     from opmix_ray.commands.show import show
-    from opmix_ray.watch.study import write_studies
+    from opmix_ray.commands.studies import write_studies
 
     written = write_studies(directory, output)
     words = "\n".join(f"{name}: {count} trials" for name, count in written.items())

@@ -18,8 +18,8 @@ def watch(
 
     The exit code is 1 if it was stopped before it was finished.
     """
+    from opmix_ray.commands.follow import follow
     from opmix_ray.commands.show import console
-    from opmix_ray.watch.follow import follow
 
     ended = follow(directory, interval, console(), as_json=as_json)
     if ended != "finished":

@@ -14,7 +14,7 @@ import ray
 from opmix_ray.compare.plan import Entry
 from opmix_ray.config import dump_config
 from opmix_ray.errors import UserError
-from opmix_ray.run.state import RESULT
+from opmix_ray.output.state import RESULT
 from opmix_ray.storage import Storage
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from typing import Any
 
+from opmix_ray.cluster.connect import connected
+from opmix_ray.commands.progress import Progress
 from opmix_ray.compare.beside import Beside
 from opmix_ray.compare.forecast import factors
 from opmix_ray.compare.page import render
@@ -16,16 +18,14 @@ from opmix_ray.compare.summary import Row, row_of, summarise
 from opmix_ray.compare.table import to_csv, to_markdown
 from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.errors import UserError
-from opmix_ray.run.base import beginning, with_base
-from opmix_ray.run.cluster import connected
-from opmix_ray.run.lock import locked
-from opmix_ray.run.plan import stage_domains
-from opmix_ray.run.progress import Progress
-from opmix_ray.run.runner import run
-from opmix_ray.run.state import LOCK, RESULT
-from opmix_ray.run.strategies.rules import planned
-from opmix_ray.run.validate import validate
+from opmix_ray.output.lock import locked
+from opmix_ray.output.state import LOCK, RESULT
+from opmix_ray.runner.base import beginning, with_base
+from opmix_ray.runner.plan import stage_domains
+from opmix_ray.runner.runner import run
+from opmix_ray.runner.validate import validate
 from opmix_ray.storage import Storage
+from opmix_ray.strategies.rules import planned
 
 COMPARE, ROWS, TABLE, PAGE, TIMES = "compare.json", "compare.csv", "compare.md", "compare.html", "times.json"
 _OURS = {COMPARE, ROWS, TABLE, PAGE, TIMES, RUNS, LOCK}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from opmix_ray.run.ledger import DECIDING
+from opmix_ray.output.ledger import DECIDING
 
 CONFIDENCE = 0.95
 

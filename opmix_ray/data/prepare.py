@@ -22,12 +22,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from opmix_ray.config import EvaluationSetConfig, RunConfig, SourceConfig
-from opmix_ray.data._files import content_hash, exists, join, local_directory, notes, publish
 from opmix_ray.data.blocks import read_blocks
 from opmix_ray.data.encode import Recipe
 from opmix_ray.data.questions import Questions, encoded, open_questions, questions_of
 from opmix_ray.data.shards import SplitWriter, Spool
-from opmix_ray.data.sources import Source, empty_source, open_source, validate_names
 from opmix_ray.data.store import MANIFEST, MANIFEST_VERSION, TokenStore, read_manifest
 from opmix_ray.data.tokenizer import (
     Encoder,
@@ -37,6 +35,8 @@ from opmix_ray.data.tokenizer import (
     vocabulary_size,
 )
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.sources.files import content_hash, exists, join, local_directory, notes, publish
+from opmix_ray.sources.source import Source, empty_source, open_source, validate_names
 
 DIGESTS = "digests.npy"
 QUESTIONS = "questions.json"

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.config import EvaluationSetConfig, RunConfig, SourceConfig
-from opmix_ray.data import _readers
-from opmix_ray.data._files import InputFile, file_format
 from opmix_ray.data.chat import ChatError, render
-from opmix_ray.data.sources import CHECKED_FILES, Document, Source, empty_source, open_source
 from opmix_ray.data.tokenizer import Encoder
 from opmix_ray.errors import UserError, user_errors
+from opmix_ray.sources import readers
+from opmix_ray.sources.files import InputFile, file_format
+from opmix_ray.sources.source import CHECKED_FILES, Document, Source, empty_source, open_source
 
 _NEEDED = {
     "choice": ["prompt_column", "choices_column", "answer_column"],
@@ -161,7 +161,7 @@ def asked(config: EvaluationSetConfig, source: Source, file: InputFile) -> Itera
     names = ["messages_column"] if config.messages_column else _NEEDED[config.metric]
     columns = {name: str(getattr(config, name)) for name in names}
     kind = "arrow" if config.format == "hf" else config.format
-    reader = _readers.READERS[str(file_format(file.path)) if kind == "auto" else kind]
+    reader = readers.READERS[str(file_format(file.path)) if kind == "auto" else kind]
     for row in reader(file.path, columns, source.key):
         found = _Row(file.path, source.key, row.place, dict(zip(names, row.values, strict=True)))
         question = found.conversation() if config.messages_column else found.question(config.metric)
@@ -178,7 +178,7 @@ class _Row:
 
     def conversation(self) -> Asked | None:
         value = self.values["messages_column"]
-        found = _readers.messages(value, self.file, f"{self.key}.messages_column", self.place)
+        found = readers.messages(value, self.file, f"{self.key}.messages_column", self.place)
         if not found or found[-1]["role"] != "assistant" or not found[-1]["content"].strip():
             return None
         return Asked(found[:-1], found[-1]["content"])
@@ -193,7 +193,7 @@ class _Row:
         if not isinstance(choices, list) or len(choices) < 2:
             raise self._wrong("choices_column", "is not a list of two choices or more")
         texts = tuple(
-            _readers.text(choice, self.file, f"{self.key}.choices_column", self.place) or ""
+            readers.text(choice, self.file, f"{self.key}.choices_column", self.place) or ""
             for choice in choices
         )
         if not all(texts):
@@ -213,7 +213,7 @@ class _Row:
         raise self._wrong("answer_column", f"names none of its {len(choices)} choices")
 
     def _text(self, option: str) -> str | None:
-        return _readers.text(self.values[option], self.file, f"{self.key}.{option}", self.place)
+        return readers.text(self.values[option], self.file, f"{self.key}.{option}", self.place)
 
     def _wrong(self, option: str, problem: str) -> UserError:
         return UserError(

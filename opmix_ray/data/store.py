@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from opmix_ray.data._files import local_directory
 from opmix_ray.errors import UserError
+from opmix_ray.sources.files import local_directory
 
 MANIFEST = "manifest.json"
 _COUNTS = ("documents", "tokens", "counted_tokens", "bytes", "without_answer")

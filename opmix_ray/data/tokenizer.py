@@ -22,9 +22,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data._files import content_hash, exists, join, local_directory, notes, publish
-from opmix_ray.data.sources import Source, open_source, read_file
 from opmix_ray.errors import UserError, first_line
+from opmix_ray.sources.files import content_hash, exists, join, local_directory, notes, publish
+from opmix_ray.sources.source import Source, open_source, read_file
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 16  # characters of a long text that are tokenised together

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from opmix_ray.config import is_uri
-from opmix_ray.data.sources import Kind, Source
-from opmix_ray.data_config import SourceConfig
+from opmix_ray.config.data import SourceConfig
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
+from opmix_ray.sources.source import Kind, Source
 
 Unit = Literal["tokens", "documents"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opmix_ray.data_config import BaseConfig, SourceConfig
+from opmix_ray.config.data import BaseConfig, SourceConfig
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.read import read_weights
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from opmix_ray.decision.propose import Proposal, propose
 from opmix_ray.errors import UserError
 from opmix_ray.fit.csv_table import read_csv
 from opmix_ray.fit.options import Objective, read_bounds, read_caps, read_objective, read_prior
@@ -19,7 +20,6 @@ from opmix_ray.fit.sweep import METADATA, Sweep, read_mixtures, read_sweep
 from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.laws.base import nearest
 from opmix_ray.mixture import Mixture
-from opmix_ray.search.propose import Proposal, propose
 from opmix_ray.storage import Storage
 
 FORMAT = 1

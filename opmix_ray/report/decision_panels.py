@@ -13,7 +13,7 @@ from opmix_ray.report.law_check import LawCheck
 from opmix_ray.report.paired import LEVEL, UNKNOWN, Difference, difference
 from opmix_ray.report.panel import COLOURS, Dots, Line, Mark, Panel, Rule, Whiskers
 from opmix_ray.report.run_panels import MOST_SETS, NATS, paired_bars
-from opmix_ray.search.space import OLD
+from opmix_ray.trials.space import OLD
 
 
 def decision_panels(files: DecisionFiles, objective: dict[str, float], check: LawCheck | None) -> list[Panel]:

@@ -13,11 +13,11 @@ import yaml
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
+from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.state import CONFIG, METRICS, MIXTURE, RESULT, STATE
 from opmix_ray.report.numbers import number, numbers
-from opmix_ray.run.ledger import Ledger
-from opmix_ray.run.state import CONFIG, METRICS, MIXTURE, RESULT, STATE
-from opmix_ray.search.rows import TRIALS, TrialRow
 from opmix_ray.storage import Storage
+from opmix_ray.trials.rows import TRIALS, TrialRow
 
 T = TypeVar("T")
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from opmix_ray.decision.old_part import OLD
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
 from opmix_ray.laws.linear import Extrapolated
 from opmix_ray.report.gather import DecisionFiles
-from opmix_ray.search.old_part import OLD
-from opmix_ray.search.rows import usable_losses
+from opmix_ray.trials.rows import usable_losses
 
 
 @dataclass

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from opmix_ray.report.numbers import NBSP
-from opmix_ray.search.rows import TrialRow
+from opmix_ray.trials.rows import TrialRow
 
 LEVEL = f"95{NBSP}%"  # of the two-sided intervals here
 

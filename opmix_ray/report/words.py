@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from opmix_ray.output.ledger import DECIDING
 from opmix_ray.report import numbers as n
 from opmix_ray.report.gather import DecisionFiles, RunFiles
-from opmix_ray.run.ledger import DECIDING
 
 LEAST_CHANGE = 0.005  # of a share, to be named
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.run.state import RunState, open_output
+from opmix_ray.output.state import RunState, open_output
 from opmix_ray.storage import Storage
 from tests.cli.conftest import Opmix
 from tests.support import TinyRun
@@ -96,7 +96,7 @@ def test_a_run_that_never_began_does_not_stand_in_the_way(tiny: TinyRun) -> None
 
 
 def test_the_output_is_a_file_or_in_use(opmix: Opmix, tiny: TinyRun, begun: Path) -> None:
-    from opmix_ray.run.lock import locked
+    from opmix_ray.output.lock import locked
 
     line = opmix("run", tiny.file, "-o", tiny.file).only_error()
     assert f"{tiny.file}: output: cannot be made: File exists; name another --output" in line

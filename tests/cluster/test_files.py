@@ -14,7 +14,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from opmix_ray.config import load_config
-from opmix_ray.run.check_plan import check_plan
+from opmix_ray.runner.check_plan import check_plan
 from tests.support import ROOT
 
 LAUNCHED = ["cluster.yaml", "cluster.gcp.yaml"]

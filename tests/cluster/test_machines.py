@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from opmix_ray.cluster.reach import check_reach
 from opmix_ray.data.prepare import prepare
-from opmix_ray.run.reach import check_reach
-from opmix_ray.run.state import STATE
+from opmix_ray.output.state import STATE
 from opmix_ray.storage import Storage
 from tests.cluster.machines import PROBE, TRAINING, TRIAL, Machines
 from tests.cluster.runs import Running, assert_same, outcome, spread

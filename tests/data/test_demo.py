@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.data.prepare import prepare
-from opmix_ray.data.sources import iter_documents, validate_sources
 from opmix_ray.data.tokenizer import tokenizer_fingerprint, train_bpe
+from opmix_ray.sources.source import iter_documents, validate_sources
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "examples" / "data"

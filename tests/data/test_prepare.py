@@ -26,7 +26,7 @@ Write = Callable[..., str]
 
 
 def held_out(row: dict[str, str], fraction: float) -> bool:
-    from opmix_ray.data.sources import Document
+    from opmix_ray.sources.source import Document
 
     return Document(text=row["text"]).digest() / 2**64 < fraction
 

@@ -17,7 +17,7 @@ import yaml
 from opmix_ray import plugins
 from opmix_ray.cli import app
 from opmix_ray.config import RunConfig, parse_config
-from opmix_ray.search.space import SpaceConfig
+from opmix_ray.trials.space import SpaceConfig
 from tests.docs.blocks import PAGES, Block, blocks, commands
 from tests.support import ROOT, TinyRun, opmix
 

@@ -11,10 +11,10 @@ import pytest
 
 from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.data.prepare import Prepared, prepare
-from opmix_ray.run.mixture_file import write_mixture
-from opmix_ray.run.state import CONFIG, RunState
+from opmix_ray.output.mixture_file import write_mixture
+from opmix_ray.output.state import CONFIG, RunState
 from opmix_ray.storage import Storage
-from tests.data.megatron_files import write_indexed
+from tests.sources.megatron_files import write_indexed
 from tests.support import TinyRun
 
 MIXTURE = {"code": 0.15, "german": 0.6, "mathematics": 0.25}

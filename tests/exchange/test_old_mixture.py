@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.cli import app
+from opmix_ray.commands.run_export import export
 from opmix_ray.config import load_config, make_config
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserErrors
 from opmix_ray.exits import exit_code
-from opmix_ray.report.export import export
-from opmix_ray.run.base import beginning
-from opmix_ray.run.enter import enter
+from opmix_ray.runner.base import beginning
+from opmix_ray.runner.enter import enter
 from tests.exchange.conftest import MIXTURE, Output
 from tests.support import TinyRun
 

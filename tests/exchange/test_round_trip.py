@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from opmix_ray.commands.run_export import export
 from opmix_ray.errors import UserError
 from opmix_ray.exchange import FORMATS, read_weights
 from opmix_ray.mixture import Mixture
-from opmix_ray.report.export import export
 from tests.exchange.conftest import MIXTURE, Output
 
 READABLE = (".txt", ".yaml", ".py", "_optimal.json")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from opmix_ray.data import _megatron
-from opmix_ray.report.export import export
+from opmix_ray.commands.run_export import export
+from opmix_ray.sources import megatron
 from tests.exchange.conftest import MIXTURE, Output
 from tests.support import ROOT
 
@@ -61,7 +61,7 @@ def test_megatron_blend_and_index(megatron_run: Output, tmp_path: Path) -> None:
 
 def test_what_megatron_writes_is_read(tmp_path: Path) -> None:
     documents = answer("build", str(tmp_path / "x"))
-    assert [ids.tolist() for ids in _megatron.documents(f"{tmp_path}/x.bin")] == documents
+    assert [ids.tolist() for ids in megatron.documents(f"{tmp_path}/x.bin")] == documents
 
 
 def test_nemo_blend(megatron_run: Output, tmp_path: Path) -> None:

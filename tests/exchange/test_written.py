@@ -19,11 +19,11 @@ from transformers import AutoTokenizer
 
 from opmix_ray.cli import app
 from opmix_ray.commands.export import FORMATS as NAMES
+from opmix_ray.commands.run_export import export
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.exchange import FORMATS, read_weights
 from opmix_ray.exits import exit_code
-from opmix_ray.report.export import export
 from opmix_ray.storage import Storage
 from tests.exchange.conftest import MIXTURE, Output, write_output
 from tests.object_store import object_store
@@ -178,7 +178,7 @@ def test_a_mixture_alone_needs_to_know_where_the_data_are(
 
 
 def test_an_export_does_not_stop_a_run_from_going_on(text_run: Output) -> None:
-    from opmix_ray.run.state import open_output
+    from opmix_ray.output.state import open_output
 
     export(str(text_run.directory), "megatron")
     open_output(text_run.config, Storage(str(text_run.directory)), resume=True, overwrite=False)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from opmix_ray.config import RunConfig, dump_config
+from opmix_ray.decision.rule import Question, answer, conclude
 from opmix_ray.mixture import Mixture
-from opmix_ray.run.ledger import Ledger
-from opmix_ray.run.result import make_result
-from opmix_ray.run.state import CONFIG, METRICS, MIXTURE, RESULT, RunState
-from opmix_ray.search.components import Components
-from opmix_ray.search.decide import Question, answer, conclude
-from opmix_ray.search.rows import RowLog, TrialRow
+from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.result import make_result
+from opmix_ray.output.state import CONFIG, METRICS, MIXTURE, RESULT, RunState
 from opmix_ray.storage import Storage
+from opmix_ray.trials.components import Components
+from opmix_ray.trials.rows import RowLog, TrialRow
 
 HOSTILE = (
     "code",

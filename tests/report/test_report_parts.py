@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from opmix_ray.decision.rule import measure_gain
 from opmix_ray.report import numbers as n
 from opmix_ray.report.decision_panels import candidates, probes
 from opmix_ray.report.decision_section import decision_section
@@ -17,7 +18,6 @@ from opmix_ray.report.paired import difference
 from opmix_ray.report.panel import Line, Panel
 from opmix_ray.report.svg import draw
 from opmix_ray.report.ticks import tick_labels, ticks
-from opmix_ray.search.decide import measure_gain
 from opmix_ray.storage import Storage
 
 

@@ -11,10 +11,10 @@ from ray import cloudpickle
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.decision.task import load_weights, probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.model.probe import Probe
-from opmix_ray.run.task import load_weights, probe_task
 from opmix_ray.train.probe_run import Paused, ProbeRun, ProbeTask, load_paused, save_paused
 from tests.support import TinyRun
 

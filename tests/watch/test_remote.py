@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.run.runner import _done
-from opmix_ray.run.state import RunState, read_config
+from opmix_ray.output.state import RunState, read_config
+from opmix_ray.runner.runner import _done
 from opmix_ray.storage import Storage
 from opmix_ray.watch import Watch
 from tests.cli.conftest import Opmix

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.run.runner import _done
-from opmix_ray.run.state import METRICS, RunState, read_config
+from opmix_ray.output.state import METRICS, RunState, read_config
+from opmix_ray.runner.runner import _done
 from opmix_ray.storage import Storage
 from opmix_ray.watch import Watch
 from opmix_ray.watch.names import of_costs, of_row

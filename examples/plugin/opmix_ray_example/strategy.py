@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from opmix_ray import Decision, Mixture, RunConfig
+from opmix_ray.commands.progress import Progress
 from opmix_ray.data.prepare import Prepared
-from opmix_ray.run.decision import Situation, decided
-from opmix_ray.run.ledger import Ledger
-from opmix_ray.run.progress import Progress
+from opmix_ray.decision.make import Situation, decided
+from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
 
 STEP = 0.2  # of the way to the domain with the greatest loss

@@ -1,0 +1,200 @@
+"""Connecting to Ray: an address that answers, or a Ray of our own that is big enough."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+import torch
+
+from opmix_ray.cluster.address import check_address
+from opmix_ray.cluster.autoscaler import machine_types
+from opmix_ray.cluster.demand import (
+    ROUNDING,
+    Demand,
+    Resources,
+    demands,
+    machines_now,
+    words,
+)
+from opmix_ray.config import RunConfig
+from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
+
+_ALSO_ON_CPUS = {"probe": "probes", "search": "evaluators"}
+_QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+@contextlib.contextmanager
+def connected(config: RunConfig) -> Iterator[None]:
+    """A connection to Ray for the time of a `with`; one that is already there is used and left open.
+
+    Raises:
+        UserError: the address does not answer in time, or the cluster cannot meet the requests.
+    """
+    if ray.is_initialized():
+        check_resources(config)
+        yield
+        return
+    address = address_of(config)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is not None:
+        _join(address, config.cluster.connect_timeout)
+    else:
+        with _quiet():
+            ray.init(address="local", num_cpus=own_cpus(config), resources=own_resources(config),
+                     include_dashboard=False, **_QUIET)  # fmt: skip
+    try:
+        check_resources(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def address_of(config: RunConfig) -> str | None:
+    """The address of the cluster that is to be used; None: a Ray of our own."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+def own_cpus(config: RunConfig) -> int:
+    """CPUs of a Ray of our own: as configured, else all there are, and enough for what is asked."""
+    asked = {demand.section: demand.count * demand.each["CPU"] for demand in demands(config)}
+    needed = max(asked.values())
+    if any(stage.overlap for stage in config.stages):  # a decision goes on beside training
+        needed = asked["train"] + max(cpus for section, cpus in asked.items() if section != "train")
+    return config.cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
+
+
+def own_resources(config: RunConfig) -> dict[str, float]:
+    """Other resources of a Ray of our own: whatever is asked for, since names of machine types mean nothing here."""
+    found: dict[str, float] = {}
+    for demand in demands(config):
+        for kind in demand.each.keys() - {"CPU", "GPU"}:
+            found[kind] = max(found.get(kind, 0.0), math.ceil(demand.count * demand.each[kind]))
+    return found
+
+
+def check_cluster(config: RunConfig) -> list[UserError]:
+    """Whether the cluster answers and has what the run asks for; no Ray of our own is started for that."""
+    address = address_of(config)
+    if address is None and not ray.is_initialized():
+        have = {
+            "CPU": float(own_cpus(config)),
+            "GPU": float(torch.cuda.device_count()),
+            **own_resources(config),
+        }
+        return missing_resources(config, have, [have])
+    try:
+        if address is not None:
+            check_address(address, config.cluster.connect_timeout)
+        with connected(config):
+            return []
+    except UserError as error:
+        return user_errors(error)
+
+
+def check_resources(config: RunConfig) -> None:
+    """Compare what a run asks for with what the connected cluster has, or may grow to.
+
+    Raises:
+        UserErrors: it has not enough of something, all together or on any one machine.
+    """
+    machines, types = machines_now(), machine_types()
+    if types is None or (config.cluster.grows and not types):
+        return  # whatever is missing may come
+    limits = (
+        _sum([(machine, 1) for machine in machines]),
+        _sum([(each.resources, each.most) for each in types]),
+    )
+    have = {kind: max(limit.get(kind, 0.0) for limit in limits) for kind in {*limits[0], *limits[1]}}
+    machines += [each.resources for each in types]
+    errors = missing_resources(config, have, machines)
+    if errors:
+        raise UserErrors(errors)
+
+
+def missing_resources(config: RunConfig, have: Resources, machines: Sequence[Resources]) -> list[UserError]:
+    """An error for each kind of resource that the cluster has too little of.
+
+    Args:
+        config: the run.
+        have: resources of the whole cluster.
+        machines: the same, of every machine or type of machine.
+    """
+    errors = []
+    for demand in demands(config):
+        found = [_missing(config, demand, kind, have, machines) for kind in demand.each]
+        wrong = [error for error in found if error is not None]
+        if not wrong and not replace(demand, count=1).places(machines):
+            wrong.append(
+                UserError(
+                    f"asks for {words(demand.each)} on one machine, no machine has them together",
+                    key=demand.section,
+                    remedy="lower one of them, or add machines",
+                )
+            )
+        errors += wrong
+    return errors
+
+
+def _missing(
+    config: RunConfig, demand: Demand, kind: str, have: Resources, machines: Sequence[Resources]
+) -> UserError | None:
+    """The error for one kind of resource that is too little, all together or on any one machine."""
+    each, count, there = demand.each[kind], demand.count, have.get(kind, 0.0)
+    largest = max((machine.get(kind, 0.0) for machine in machines), default=0.0)
+    name = f"{kind}s" if kind in ("CPU", "GPU") else kind
+    if each * count > there + ROUNDING:
+        of_workers = f" for {count} workers" if count > 1 else ""
+        problem = f"asks for {each * count:g} {name}{of_workers}, the cluster has {there:g}"
+    elif each > largest + ROUNDING:
+        problem = f"asks for {each:g} {name} on one machine, the largest has {largest:g}"
+    else:
+        return None
+    remedy = f"lower it{f' or {demand.section}.workers' if count > 1 else ''}, or add machines"
+    if kind == "CPU" and config.cluster.num_cpus is not None and address_of(config) is None:
+        remedy += f", or raise cluster.num_cpus ({config.cluster.num_cpus})"
+    if kind == "GPU" and demand.section in _ALSO_ON_CPUS:
+        remedy += f", or set {demand.key(kind)} to 0: {_ALSO_ON_CPUS[demand.section]} then run on CPUs"
+    return UserError(problem, key=demand.key(kind), value=each, remedy=remedy)
+
+
+def _sum(machines: Sequence[tuple[Resources, int]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for resources, count in machines:
+        for kind, amount in resources.items():
+            total[kind] = total.get(kind, 0.0) + count * amount
+    return total
+
+
+def _join(address: str, timeout: float) -> None:
+    check_address(address, timeout)
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(math.ceil(timeout)))
+    try:
+        with _quiet():
+            ray.init(address=address, **_QUIET)
+    except Exception as error:  # Ray has no common class for what can go wrong here
+        raise UserError(
+            f"Ray cannot be joined: {first_line(error)}",
+            key="cluster.address",
+            value=address,
+            remedy="start a cluster with `ray start --head`, correct the address, or leave it out",
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's own words on connecting are not for the user of a run."""
+    logger = logging.getLogger("ray._private.worker")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,147 @@
+"""Planned memory beside what the machines have: in words for people, and a line for each thing that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+import torch
+
+from opmix_ray.cluster.autoscaler import machine_types
+from opmix_ray.cluster.connect import address_of, connected, own_cpus
+from opmix_ray.cluster.demand import machines_now
+from opmix_ray.cluster.memory import PROCESS, plan_memory
+from opmix_ray.config import RunConfig
+from opmix_ray.errors import UserError, first_line
+
+_WORDS = {
+    "worker": "a worker of the main run",
+    "probe": "a probe",
+    "evaluator": "an evaluator",
+    "machine": "a machine's object store",
+    "driver": "the driver",
+}
+_KEYS = {
+    "worker": "train.micro_batch_size, model.recompute or more train.workers with fsdp2",
+    "probe": "probe.gpus, probe.batch_size or model.recompute",
+    "evaluator": "search.gpus (0: evaluators on CPUs), search.batch_size or model.dtype",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one machine has: CPUs, bytes of memory, and bytes of each of its GPUs (0: not known)."""
+
+    cpus: float
+    memory: float
+    gpu_memory: float = 0.0
+
+
+def check_memory(config: RunConfig) -> dict[str, Any]:
+    """What a run without errors needs, and what does not fit.
+
+    Returns:
+        `memory`: see `plan_memory`, or None for a model whose passes cannot be counted without doing them;
+        `warnings`: a line each.
+    """
+    try:
+        plan = plan_memory(config)
+    except UserError:
+        raise
+    except Exception as error:  # code that came with a model may do anything
+        return {"memory": None, "warnings": [f"memory cannot be planned for this model: {first_line(error)}"]}
+    return {"memory": plan, "warnings": memory_warnings(config, plan)}
+
+
+def memory_words(checked: Mapping[str, Any]) -> str:
+    """The plan and its warnings for people: a line for each part, what it is made of, and the most at a time."""
+    lines, plan = [], checked["memory"] or {}
+    if plan:
+        lines.append(f"planned memory for {plan['parameters']:,} parameters, at most")
+    for part, words in _WORDS.items():
+        if part in plan and plan[part]["peak"]:
+            parts = [
+                f"{name.replace('_', ' ')} {size(n)}"
+                for name, n in plan[part].items()
+                if n and name != "peak"
+            ]
+            lines.append(f"  {words:24} {size(plan[part]['peak']):>8}   ({', '.join(parts)})")
+    return "\n".join([*lines, *(f"warning: {line}" for line in checked["warnings"])])
+
+
+def memory_warnings(config: RunConfig, plan: Mapping[str, Any]) -> list[str]:
+    """A line for each part that is planned to need more than the machines have; none where those are not known."""
+    machines = _machines(config)
+    return shortages(config, plan, machines) if machines else []
+
+
+def _machines(config: RunConfig) -> list[Machine]:
+    if address_of(config) is None and not ray.is_initialized():
+        gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+        return [Machine(own_cpus(config), psutil.virtual_memory().total, gpu)]
+    with connected(config):
+        if config.cluster.grows or machine_types() != []:
+            return []  # how much memory the machines have that may come is not known
+        resources = machines_now()
+    return [
+        Machine(each.get("CPU", 0.0), each.get("memory", 0.0) + each.get("object_store_memory", 0.0))
+        for each in resources
+    ]
+
+
+def shortages(config: RunConfig, plan: Mapping[str, Any], machines: Sequence[Machine]) -> list[str]:
+    """A line for each part that is planned to need more than the largest of some machines has."""
+    largest = max(machines, key=lambda machine: machine.memory)
+    lines = []
+    for part, gpus in _gpus(config).items():
+        have = min(gpus, 1) * largest.gpu_memory
+        if part in plan and have and plan[part]["peak"] > have:
+            where = " on one of its GPUs" if gpus > 1 else ""
+            whole = "a GPU has" if gpus >= 1 else f"{gpus:g} of a GPU has"
+            lines.append(
+                f"{_WORDS[part]} is planned to need {size(plan[part]['peak'])}{where}, {whole} {size(have)}; "
+                f"see {_KEYS[part]}"
+            )
+    for part in ("worker", "probe", "evaluator"):
+        if part not in plan:
+            continue
+        count = _side_by_side(config, part, largest.cpus)
+        each = plan[part].get("host", PROCESS + plan[part]["peak"])
+        beside = PROCESS if part == "worker" else plan["driver"]["peak"] + plan["machine"]["peak"]
+        need = count * each + beside
+        if need > largest.memory:
+            lines.append(
+                f"{_WORDS[part]}: {count} at a time are planned to need {size(need)} on one machine with driver and "
+                f"shared weights, the largest has {size(largest.memory)}; see {_KEYS[part]}"
+            )
+    return lines
+
+
+def _gpus(config: RunConfig) -> dict[str, float]:
+    return {
+        "worker": config.train.gpus_per_worker,
+        "probe": config.probe.gpus,
+        "evaluator": config.search.gpus,
+    }
+
+
+def _side_by_side(config: RunConfig, part: str, cpus: float) -> int:
+    """Processes of a part that one machine may hold at a time."""
+    wanted, each = {
+        "worker": (config.train.workers, config.train.cpus_per_worker),
+        "probe": (len(config.data.domains), config.probe.cpus),
+        "evaluator": (config.search.evaluators, config.search.cpus),
+    }[part]
+    return max(1, min(wanted, int(cpus // each)))
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB" if count < 1000 else f"{count:,.0f} TB"

@@ -1,0 +1,219 @@
+"""`opmix watch`: a run's files, read again and again and shown in the terminal until the run ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from opmix_ray.config import RunConfig
+from opmix_ray.errors import UserError
+from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.lock import is_held
+from opmix_ray.output.state import METRICS, STATE, load_state, read_config
+from opmix_ray.runner.plan import plan
+from opmix_ray.storage import Storage
+
+WIDTH = 30  # of a bar
+BEFORE_LOCK = (
+    20.0  # seconds that a run may need from its first file to its lock file, and between two of its parts
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run stands at a moment.
+
+    Args:
+        doing: in words.
+        ended: `finished`; `stopped`: not finished, and nobody is working on it; empty while it goes on.
+        loss, tokens_per_second: of the last training row.
+        losses: of the last evaluation by set, nats per token; `first` of the first.
+        decisions: of each, step, what was kept, and why.
+        overhead: FLOPs of deciding over those of training.
+    """
+
+    name: str
+    step: int
+    steps: int
+    doing: str
+    ended: str
+    loss: float | None
+    tokens_per_second: float | None
+    losses: dict[str, float]
+    first: dict[str, float]
+    mixture: dict[str, float]
+    decisions: list[dict[str, Any]]
+    overhead: float
+
+
+class Follower:
+    """Reads one run's files.
+
+    Args:
+        directory: its output, local or a URI.
+
+    Raises:
+        UserError: there is no run.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._storage = Storage(directory)
+        if not self._storage.exists(STATE):
+            raise UserError(
+                "is not the output of a run", file=directory, remedy="name a run's output directory"
+            )
+        self._config: RunConfig = read_config(self._storage)
+        self._decided: dict[str, dict[str, Any]] = {}
+
+    def snapshot(self) -> Snapshot:
+        """Where the run stands now."""
+        storage, config = self._storage, self._config
+        state = load_state(storage)
+        rows = [json.loads(line) for line in storage.lines(METRICS)]
+        trained = [row for row in rows if row["kind"] == "train"]
+        measured = [row for row in rows if row["kind"] == "evaluation"]
+        last = trained[-1] if trained else None
+        held = is_held(storage)
+        return Snapshot(
+            name=config.name,
+            step=max([state.step, *(row["step"] for row in rows)]),
+            steps=sum(stage.steps for stage in config.stages),
+            doing=self._doing(state.done),
+            ended="finished" if state.finished else "stopped" if held is False else "",
+            loss=last["loss"] if last else None,
+            tokens_per_second=last["tokens_per_second"] if last else None,
+            losses=measured[-1]["losses"] if measured else {},
+            first=measured[0]["losses"] if measured else {},
+            mixture=state.mixture,
+            decisions=self._decisions(),
+            overhead=Ledger(state.ledger).overhead(),
+        )
+
+    def _doing(self, done: int) -> str:
+        steps = plan(self._config)
+        if done >= len(steps):
+            return "writing model, result and report"
+        step = steps[done]
+        if step.index < 0:
+            return f"stage {self._config.stages[step.stage].name}, steps {step.start} to {step.end}"
+        place = f"decisions/{step.index:03d}"
+        scored = len(self._storage.lines(f"{place}/trials.jsonl"))
+        if scored:
+            return f"decision {step.index}: {scored} candidates scored"
+        return f"decision {step.index}: {len(self._storage.names(f'{place}/probes'))} probes trained"
+
+    def _decisions(self) -> list[dict[str, Any]]:
+        for name in self._storage.names("decisions"):
+            place = f"decisions/{name}/decision.json"
+            if name not in self._decided and self._storage.exists(place):
+                found = self._storage.read_json(place)
+                self._decided[name] = {key: found[key] for key in ("index", "step", "kept", "reason")}
+        return [self._decided[name] for name in sorted(self._decided)]
+
+
+def follow(directory: str, interval: float, console: Console, *, as_json: bool = False) -> str:
+    """Show a run until it ends.
+
+    Args:
+        directory: its output, local or a URI.
+        interval: seconds between two looks.
+        console: where to; a terminal gets a page that is kept up to date, anything else a line for each change.
+        as_json: a JSON object for each change instead.
+
+    Returns:
+        How the run ended: `finished` or `stopped`.
+
+    Raises:
+        UserError: there is no run.
+    """
+    follower = Follower(directory)
+    if console.is_terminal and not as_json:
+        with Live(console=console, refresh_per_second=4) as live:
+            return _until_end(follower, interval, lambda shot: live.update(page(shot)))
+    if as_json:
+        return _until_end(follower, interval, lambda shot: print(json.dumps(asdict(shot)), flush=True))
+    return _until_end(
+        follower,
+        interval,
+        lambda shot: console.print(line(shot), highlight=False, markup=False, soft_wrap=True),
+    )
+
+
+def _until_end(follower: Follower, interval: float, show: Callable[[Snapshot], None]) -> str:
+    before, alive = None, time.monotonic()
+    while True:
+        shot = follower.snapshot()
+        if shot.ended == "stopped" and time.monotonic() - alive < min(BEFORE_LOCK, 3 * interval):
+            shot = Snapshot(**{**asdict(shot), "ended": ""})  # it may just be starting
+        elif shot.ended != "stopped":
+            alive = time.monotonic()
+        if shot != before:
+            show(shot)
+        if shot.ended:
+            return shot.ended
+        before = shot
+        time.sleep(interval)
+
+
+def line(shot: Snapshot) -> str:
+    """One line about where a run stands."""
+    parts = [f"step {shot.step} of {shot.steps}", shot.ended or shot.doing]
+    if shot.loss is not None:
+        parts.append(f"loss {shot.loss:.4f}, {shot.tokens_per_second:,.0f} tokens/s")
+    if shot.losses:
+        parts.append(f"held-out loss {_mean(shot.losses):.4f}")
+    return "; ".join(parts)
+
+
+def page(shot: Snapshot) -> RenderableType:
+    """Everything about where a run stands."""
+    head = Table.grid(padding=(0, 1))
+    head.add_row(
+        Text(shot.name, style="bold"),
+        ProgressBar(total=max(1, shot.steps), completed=shot.step, width=WIDTH),
+        f"{shot.step:,} of {shot.steps:,} steps",
+        shot.ended or shot.doing,
+    )
+    parts: list[RenderableType] = [head]
+    if shot.loss is not None:
+        parts.append(
+            Text(f"training loss {shot.loss:.4f} nats per token, {shot.tokens_per_second:,.0f} tokens/s")
+        )
+    names = list(dict.fromkeys([*shot.mixture, *shot.losses]))
+    if names:
+        table = Table(box=None, pad_edge=False)
+        for column in ("domain", "share", "", "held-out loss", "since the start"):
+            table.add_column(column, justify="left" if column in ("domain", "") else "right")
+        for name in names:
+            share, loss = shot.mixture.get(name), shot.losses.get(name)
+            table.add_row(
+                name,
+                "-" if share is None else f"{share:.3f}",
+                "" if share is None else ProgressBar(total=1.0, completed=share, width=WIDTH // 2),
+                "-" if loss is None else f"{loss:.4f}",
+                f"{loss - shot.first[name]:+.4f}" if loss is not None and name in shot.first else "-",
+            )
+        parts.append(table)
+    for decision in shot.decisions:
+        kept = "new mixture" if decision["kept"] == "proposal" else "old mixture kept"
+        parts.append(
+            Text(
+                f"decision {decision['index']} at step {decision['step']}: {kept}, because {decision['reason']}"
+            )
+        )
+    if shot.overhead:
+        parts.append(Text(f"deciding took {100 * shot.overhead:.1f} % of the training FLOPs", style="dim"))
+    return Group(*parts)
+
+
+def _mean(losses: dict[str, float]) -> float:
+    return sum(losses.values()) / len(losses)

@@ -1,0 +1,209 @@
+"""What a person sees while a run goes on: live bars in a terminal, plain lines elsewhere, nothing with `--json`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from opmix_ray.decision.rule import Decision
+from opmix_ray.model.probe import Probe
+from opmix_ray.trials.rows import TrialRow
+
+
+class Progress:
+    """Receives what happens; this one keeps silent."""
+
+    def message(self, text: str) -> None:
+        """One line about what begins or ended."""
+
+    def preparing(self, name: str, done: int, total: int) -> None:
+        """Bytes of a source read so far."""
+
+    def segment_started(self, stage: str, step: int, end: int, mixture: dict[str, float]) -> None:
+        """Training goes on from `step` to `end` under a mixture."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A row of metrics.jsonl."""
+
+    def decision_started(self, index: int, step: int, components: Sequence[str], trials: int) -> None:
+        """Probes come next, then trials."""
+
+    def probe_started(self, name: str) -> None:
+        """A probe was submitted."""
+
+    def probe_done(self, probe: Probe) -> None:
+        """A probe is trained, or was found."""
+
+    def trial(self, row: TrialRow, best: TrialRow | None, trials: int) -> None:
+        """A candidate was scored."""
+
+    def decided(self, decision: Decision) -> None:
+        """A decision was made."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+class PlainProgress(Progress):
+    """One line per event, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._prepared: set[str] = set()
+
+    def message(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def preparing(self, name: str, done: int, total: int) -> None:
+        if done >= total and name not in self._prepared:
+            self._prepared.add(name)
+            self.message(f"prepared {name} ({total / 1e6:.1f} MB of files)")
+
+    def segment_started(self, stage: str, step: int, end: int, mixture: dict[str, float]) -> None:
+        self.message(f"stage {stage}: steps {step} to {end} with {_shares(mixture)}")
+
+    def row(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "train":
+            self.message(
+                f"step {row['step']}: loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s, "
+                f"learning rate {row['learning_rate']:.2e}"
+            )
+        elif row["kind"] == "evaluation":
+            right = row.get("accuracy", {})
+            losses = {name: loss for name, loss in row["losses"].items() if name not in right}
+            self.message(f"step {row['step']}: held-out loss {_losses(losses)}{_accuracies(right)}")
+
+    def decision_started(self, index: int, step: int, components: Sequence[str], trials: int) -> None:
+        self.message(f"decision {index} at step {step}: {len(components)} probes, then {trials} candidates")
+
+    def probe_done(self, probe: Probe) -> None:
+        last = f"loss {probe.losses[-1]:.4f}, " if probe.losses else ""
+        self.message(f"probe {probe.name}: {last}{probe.seconds:.1f} s")
+
+    def trial(self, row: TrialRow, best: TrialRow | None, trials: int) -> None:
+        shown = f"{row.objective:.4f}" if row.usable else row.status
+        best_text = f", best {best.objective:.4f} ({best.run})" if best else ""
+        self.message(f"candidate {row.run}: objective {shown}{best_text}; {_shares(row.ratios)}")
+
+    def decided(self, decision: Decision) -> None:
+        kept = "new mixture" if decision.kept == "proposal" else "old mixture kept"
+        self.message(f"decision {decision.index}: {kept}, because {decision.reason}")
+        step = decision.details.get("effective_step", decision.step)
+        self.message(f"mixture from step {step}: {_shares(decision.mixture)}")
+
+
+class BesideProgress(PlainProgress):
+    """Lines about a decision that is made beside training, whose bars stay as they are.
+
+    Args:
+        progress: of the training.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def message(self, text: str) -> None:
+        self._progress.message(text)
+
+    def trial(self, row: TrialRow, best: TrialRow | None, trials: int) -> None:
+        """Nothing: candidates are many."""
+
+
+class RichProgress(PlainProgress):
+    """One live bar per thing a person waits for, finished ones as lines above it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._bars = Bars(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"), console=console, transient=True,
+        )  # fmt: skip
+        self._task: Any = None
+        self._waiting: dict[str, float] = {}
+        self._bars.start()
+
+    def message(self, text: str) -> None:
+        self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def preparing(self, name: str, done: int, total: int) -> None:
+        if self._task is None:
+            self._begin(f"preparing {name}", max(1, total))
+        self._bars.update(self._task, completed=done, total=max(1, total), description=f"preparing {name}")
+        if done >= total:
+            self._end()
+        super().preparing(name, done, total)
+
+    def segment_started(self, stage: str, step: int, end: int, mixture: dict[str, float]) -> None:
+        super().segment_started(stage, step, end, mixture)
+        self._begin(f"stage {stage}", end, step)
+
+    def row(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "train" and self._task is not None:
+            note = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+            self._bars.update(self._task, completed=row["step"], note=note, refresh=True)
+        elif row["kind"] == "evaluation":
+            super().row(row)
+
+    def decision_started(self, index: int, step: int, components: Sequence[str], trials: int) -> None:
+        super().decision_started(index, step, components, trials)
+        self._begin("probes", len(components))
+
+    def probe_started(self, name: str) -> None:
+        self._waiting[name] = time.monotonic()
+        if self._task is not None:
+            self._bars.update(self._task, note=", ".join(self._waiting))
+
+    def probe_done(self, probe: Probe) -> None:
+        self._waiting.pop(probe.name, None)
+        if self._task is not None:
+            self._bars.update(self._task, advance=1, note=", ".join(self._waiting))
+        super().probe_done(probe)
+
+    def trial(self, row: TrialRow, best: TrialRow | None, trials: int) -> None:
+        if self._task is None or self._bars.tasks[-1].description != "candidates":
+            self._begin("candidates", trials)
+        note = f"best {best.objective:.4f}: {_shares(best.ratios)}" if best else row.status
+        self._bars.update(self._task, advance=1, note=note, refresh=True)
+
+    def decided(self, decision: Decision) -> None:
+        self._end()
+        super().decided(decision)
+
+    def close(self) -> None:
+        self._end()
+        self._bars.stop()
+
+    def _begin(self, description: str, total: int, completed: int = 0) -> None:
+        self._end()
+        self._task = self._bars.add_task(description, total=total, completed=completed, note="")
+
+    def _end(self) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+
+
+def make_progress(console: Console, *, silent: bool = False) -> Progress:
+    """Live bars in a terminal, plain lines elsewhere."""
+    if silent:
+        return Progress()
+    return RichProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return " ".join(f"{name} {share:.3f}" for name, share in shares.items())
+
+
+def _accuracies(right: dict[str, float]) -> str:
+    shown = " ".join(f"{name} {100 * value:.1f} %" for name, value in right.items())
+    return f", right answers {shown}" if shown else ""
+
+
+def _losses(losses: dict[str, float]) -> str:
+    mean = sum(losses.values()) / max(1, len(losses))
+    return f"{mean:.4f} (" + " ".join(f"{name} {loss:.3f}" for name, loss in losses.items()) + ")"

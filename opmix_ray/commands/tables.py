@@ -1,0 +1,131 @@
+"""Tables and closing words for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from opmix_ray.config import RunConfig
+from opmix_ray.data.prepare import Prepared, summary
+from opmix_ray.errors import UserError
+from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.state import RESULT, STATE, load_state, read_config
+from opmix_ray.runner.base import beginning
+from opmix_ray.runner.enter import enter
+from opmix_ray.runner.plan import plan
+from opmix_ray.storage import Storage
+
+
+def prepared_table(config: RunConfig, prepared: Prepared) -> list[dict[str, Any]]:
+    """Tokens, leaks and epochs of every domain at the first stage's mixture over all stages."""
+    mixture = enter(config, 0, beginning(config), prepared).mixture
+    total = sum(stage.steps for stage in config.stages) * config.train.batch_size * prepared.seq_len
+    return [dict(row) for row in summary(prepared, mixture, total)]
+
+
+def run_status(directory: str) -> dict[str, Any]:
+    """Where a run stands, what it spent, and its next step.
+
+    Raises:
+        UserError: the directory is not a run's.
+    """
+    storage = Storage(directory)
+    if not storage.exists(STATE):
+        raise UserError("is not the output of a run", file=directory, remedy="name a run's output directory")
+    state = load_state(storage)
+    config = read_config(storage)
+    steps = plan(config)
+    ledger = Ledger(state.ledger)
+    found: dict[str, Any] = {
+        "output": storage.uri,
+        "name": config.name,
+        "finished": state.finished,
+        "step": state.step,
+        "steps": sum(stage.steps for stage in config.stages),
+        "stage": state.stage,
+        "mixture": state.mixture,
+        "next": None,
+        "ledger": {**ledger.to_dict(), "overhead": ledger.overhead()},
+    }
+    if state.done < len(steps):
+        step = steps[state.done]
+        found["next"] = {
+            "stage": f"begin stage {config.stages[step.stage].name}",
+            "train": f"train steps {step.start} to {step.end}",
+            "decide": f"make decision {step.index} at step {step.start}",
+            "overlap": f"train steps {step.start} to {step.end} beside decision {step.index}",
+        }[step.kind]
+        if step.index >= 0:
+            log = storage.lines(f"decisions/{step.index:03d}/trials.jsonl")
+            found["trials"] = len(log)
+    elif not state.finished:
+        found["next"] = "write model, result and report"
+    if storage.exists(RESULT):
+        found["objective"] = storage.read_json(RESULT)["evaluations"][-1]["objective"]
+    return found
+
+
+def closing_words(result: Mapping[str, Any], report: str) -> str:
+    """What `opmix run` says at the end: mixture, loss, cost, report."""
+    first, last = result["evaluations"][0], result["evaluations"][-1]
+    ledger = result["ledger"]
+    main = ledger["main"]
+    deciding = sum(ledger[purpose]["seconds"] for purpose in ("probes", "search", "fit"))
+    shares = "  ".join(f"{name} {share:.3f}" for name, share in result["final_mixture"].items())
+    changed = sum(1 for decision in result["decisions"] if decision["kept"] == "proposal")
+    return "\n".join(
+        [
+            f"mixture   {shares}",
+            f"decisions {len(result['decisions'])}, of which {changed} changed the mixture",
+            f"loss      {first['mean_loss']:.4f} -> {last['mean_loss']:.4f} nats per token, "
+            f"mean perplexity {first['mean_perplexity']:.1f} -> {last['mean_perplexity']:.1f}",
+            *_accuracy(first, last),
+            *(f"harness   {task}: {_cell(scores)}" for task, scores in result.get("harness", {}).items()),
+            f"cost      {main['tokens']:,.0f} tokens trained in {main['seconds']:.0f} worker seconds; deciding took "
+            f"{deciding:.0f} worker seconds and {100 * ledger['overhead']:.1f} % of the training FLOPs",
+            f"report    {report}",
+        ]
+    )
+
+
+def _accuracy(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
+    sets = last.get("accuracy") or {}
+    if not sets:
+        return []
+    shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in sets.items())
+    return [
+        f"accuracy  {100 * first['mean_accuracy']:.1f} % -> {100 * last['mean_accuracy']:.1f} % ({shown})"
+    ]
+
+
+def print_table(console: Console, value: Any) -> None:
+    """A list of rows, or a mapping, as a table."""
+    rows: Sequence[Mapping[str, Any]] = (
+        [{"key": key, "value": entry} for key, entry in value.items()]
+        if isinstance(value, Mapping)
+        else value
+    )
+    if not rows:
+        return
+    table = Table(box=None, show_header=not isinstance(value, Mapping), pad_edge=False)
+    for column in rows[0]:
+        numeric = all(isinstance(row[column], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(entry) for entry in row.values()))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if isinstance(value, Mapping):
+        return "  ".join(f"{key} {_cell(entry)}" for key, entry in value.items())
+    return str(value)

@@ -1,0 +1,162 @@
+"""The parts of a configuration about data: domains, what a run goes on from, and evaluation sets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from opmix_ray.config.section import Section
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as a file name and as a column name
+Name = Annotated[str, Field(pattern=NAME)]
+BuiltInFormat = Literal["auto", "jsonl", "parquet", "arrow", "hf", "megatron", "tokens"]
+
+
+class SourceConfig(Section):
+    """Where one domain's text or tokens come from."""
+
+    path: str | list[str] = Field(
+        description="File, directory, glob or any `pyarrow.fs` URI; several as a list."
+    )
+    format: str = Field(
+        "auto",
+        description="`auto` goes by the file ending: .jsonl[.gz|.zst], .parquet, .arrow, a directory written by "
+        "`datasets.save_to_disk` (`hf`), .bin with an .idx beside it or the prefix of both (`megatron`), other .bin "
+        "and .npy (`tokens`: raw token ids); or one that another package brings (docs/plugins.md).",
+    )
+    text_column: str = Field("text", description="Column that holds the text of a document.")
+    prompt_column: str | None = Field(
+        None, description="Instruction data: column of the prompt; needs `completion_column`."
+    )
+    completion_column: str | None = Field(
+        None, description="Instruction data: column of the answer; only its tokens count in the loss."
+    )
+    messages_column: str | None = Field(
+        None,
+        description="Instruction data: column of chat messages, rendered with the tokenizer's chat template; only "
+        "the assistant's tokens count in the loss.",
+    )
+    tokens_column: str | None = Field(
+        None, description="Pre-tokenised data: column of token ids (for example `input_ids`)."
+    )
+    token_dtype: Literal["uint16", "uint32"] = Field(
+        "uint16", description="Type of the ids in raw .bin files."
+    )
+    max_epochs: float | None = Field(
+        None,
+        gt=0,
+        description="How often the domain may be repeated, what runs before this one read included; none: no cap.",
+    )
+    min_share: float = Field(0.0, ge=0, le=1, description="Least share a decision may give this domain.")
+    max_share: float = Field(1.0, ge=0, le=1, description="Greatest share a decision may give it.")
+    group: str | None = Field(None, description="Group for the `grouped` search space.")
+    renamed_from: str | None = Field(
+        None, description="Name under which an earlier run read this domain; reading goes on where it stood."
+    )
+    split_from: str | None = Field(
+        None,
+        description="Domain read earlier of which this one is a part: it takes its part of that one's share, and "
+        "begins after as many passes.",
+    )
+
+    @property
+    def earlier_names(self) -> list[str]:
+        """Earlier domains that this one comes from; `check_plan` refuses more than one."""
+        return [name for name in (self.renamed_from, self.split_from) if name is not None]
+
+
+class DataConfig(Section):
+    """Domains and how they become token sequences."""
+
+    domains: dict[Name, SourceConfig] = Field(min_length=1, description="The sources, by name.")
+    seq_len: int = Field(1024, ge=8, description="Tokens in one sequence.")
+    eval_fraction: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Share of each domain's documents that is held out, chosen by a hash of the document.",
+    )
+    cache: str = Field(
+        "~/.cache/opmix_ray",
+        description="Where prepared token shards are kept: a directory or URI that every machine can read.",
+    )
+
+
+class BaseConfig(Section):
+    """What a run goes on from: an earlier run, or a model whose old mixture is known."""
+
+    run: str | None = Field(
+        None,
+        description="Output of a finished run, as with `opmix run --continue`: its model, tokenizer, mixture and the "
+        "reading positions of its domains.",
+    )
+    mixture: dict[str, float] | str | None = Field(
+        None,
+        description="What the model was trained on before, where no `run` says it: share by domain, or a file that "
+        "holds it, a `mixture.json` or one of another trainer; the part of it that is still among the domains is "
+        "replayed.",
+    )
+    mixture_unit: Literal["tokens", "documents"] | None = Field(
+        None,
+        description="What the numbers of `mixture` count; documents become tokens with the measured mean lengths. "
+        "None: what the file's format counts, and tokens for shares given here.",
+    )
+    optimizer: bool = Field(
+        True, description="Take over the optimiser's moments where the earlier run still holds them."
+    )
+
+
+class EvaluationSetConfig(SourceConfig):
+    """A set that is only evaluated on, by loss or by the rate of wrong answers."""
+
+    metric: Literal["loss", "choice", "exact_match"] = Field(
+        "loss",
+        description="`loss`: nats per token; `choice`: how often the likeliest of the `choices_column` is not the "
+        "answer; `exact_match`: how often a greedy continuation is not the answer. Rates lie in [0, 1] and enter the "
+        "objective as they are.",
+    )
+    choices_column: str | None = Field(None, description="`choice`: column with a list of texts.")
+    answer_column: str | None = Field(
+        None,
+        description="`choice`: column of the right one's position from 0, letter or text; `exact_match`: column of "
+        "the answer's text.",
+    )
+    chat: bool = Field(False, description="Put the prompt as a user's message into the chat template.")
+    length_normalised: bool = Field(
+        False, description="`choice`: compare log-likelihoods per byte of text instead of their sums."
+    )
+    max_new_tokens: int = Field(32, ge=1, description="`exact_match`: longest continuation.")
+
+
+class HarnessConfig(Section):
+    """Tasks of lm-evaluation-harness (`opmix_ray[lm-eval]`), run on the model at the end of a run."""
+
+    tasks: list[str] = Field(min_length=1, description="Names of tasks, groups or tags.")
+    include_path: str | None = Field(None, description="Directory with YAML files of tasks of your own.")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples in a prompt; none: as the task says.")
+    limit: int | None = Field(None, ge=1, description="Questions of each task; none: all.")
+    batch_size: int = Field(8, ge=1, description="Sequences in one forward pass.")
+
+
+class EvaluationConfig(Section):
+    """Held-out sets that are reported and that the decision minimises."""
+
+    sequences: int = Field(64, ge=1, description="Held-out sequences or questions per set used in reports.")
+    batch_size: int = Field(16, ge=1, description="Sequences in one forward pass.")
+    sets: dict[Name, EvaluationSetConfig] = Field(
+        default_factory=dict, description="Further sets that are only evaluated on, never trained on."
+    )
+    weights: dict[str, float] | None = Field(
+        None,
+        description="Weight of each set in the objective; none: the same for every set. A domain that only comes in a "
+        "later stage has no weight in decisions before.",
+    )
+    harness: HarnessConfig | None = Field(
+        None, description="Tasks for the finished model; reported, and no part of the objective."
+    )
+    objective: str | None = Field(
+        None,
+        description="Objective that another package brings, in the place of `weights` (docs/plugins.md): it says "
+        "what each set weighs.",
+    )

@@ -1,0 +1,160 @@
+"""A configuration from a YAML file or a mapping, and back: overrides, paths made absolute.
+
+    config = load_config("examples/quickstart.yaml", overrides=["train.batch_size=8"])
+
+Paths in a file are relative to that file; `output` is relative to the working directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from opmix_ray.config.data import SourceConfig
+from opmix_ray.config.run import RunConfig
+from opmix_ray.config.section import parse_config, parse_partly
+from opmix_ray.config.yaml_file import override, read_yaml
+from opmix_ray.errors import UserError, UserErrors
+
+
+def load_config(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run's configuration from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: `dotted.key=value` strings; values are read as YAML.
+
+    Raises:
+        UserErrors: everything that is wrong with keys and values, one error each.
+    """
+    config, errors = load_partly(path, overrides)
+    if errors or config is None:
+        raise UserErrors(errors)
+    return config
+
+
+def make_config(tree: Mapping[str, Any], directory: Path | str = ".") -> RunConfig:
+    """A configuration from a mapping as in a YAML file; relative paths in it are below `directory`.
+
+    Raises:
+        UserErrors: everything that is wrong with keys and values, one error each.
+    """
+    config = _resolve_paths(parse_config(RunConfig, dict(tree)), Path(directory).resolve())
+    config, errors = _read_old_mixture(config)
+    if errors:
+        raise UserErrors(errors)
+    return config
+
+
+def load_partly(
+    path: Path | str, overrides: list[str] | None = None
+) -> tuple[RunConfig | None, list[UserError]]:
+    """Read a configuration and go on past wrong keys and values, to find out what else is wrong.
+
+    Returns:
+        The configuration as far as it can be understood, or None; and everything that is wrong.
+
+    Raises:
+        UserError: the file is not a YAML mapping.
+    """
+    path = Path(path)
+    tree = read_yaml(path)
+    errors: list[UserError] = []
+    for setting in overrides or []:
+        try:
+            override(tree, setting)
+        except UserError as error:
+            errors.append(error)
+    config, wrong = parse_partly(RunConfig, tree, path)
+    errors += wrong
+    if config is not None:
+        config, wrong = _read_old_mixture(_resolve_paths(config, path.resolve().parent))
+        errors += wrong
+    return config, errors
+
+
+SourceT = TypeVar("SourceT", bound=SourceConfig)
+
+
+def continued(config: RunConfig, run: str) -> RunConfig:
+    """The configuration going on from a finished run's output, with that run's model, whatever model it names."""
+    place = run if is_uri(run) else str(Path(run).expanduser().absolute())
+    model = config.model.model_copy(update={"path": None, "config": None, "gguf_file": None})
+    return config.model_copy(
+        update={"model": model, "base": config.base.model_copy(update={"run": place, "mixture": None})}
+    )
+
+
+def is_uri(path: str) -> bool:
+    """Whether a path names a file system other than the local one (`s3://`, `gs://`, ...)."""
+    return "://" in path
+
+
+def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+    """Make relative paths absolute, so that a run does not depend on where it was started."""
+
+    def local(path: str) -> str:
+        if is_uri(path):
+            return path
+        return str((base / Path(path).expanduser()).absolute())
+
+    def source(entry: SourceT) -> SourceT:
+        paths = entry.path
+        resolved = [local(p) for p in paths] if isinstance(paths, list) else local(paths)
+        return entry.model_copy(update={"path": resolved})
+
+    def hub_or_local(path: str | None) -> str | None:
+        return local(path) if path is not None and (base / Path(path).expanduser()).exists() else path
+
+    def space(name: str) -> str:
+        return local(name) if name.endswith((".yaml", ".yml")) else name
+
+    def spaces(names: str | list[str] | None) -> str | list[str] | None:
+        return [space(name) for name in names] if isinstance(names, list) else names and space(names)
+
+    data = config.data.model_copy(
+        update={
+            "domains": {n: source(s) for n, s in config.data.domains.items()},
+            "cache": local(config.data.cache),
+        }
+    )
+    harness = config.evaluation.harness
+    if harness is not None and harness.include_path is not None:
+        harness = harness.model_copy(update={"include_path": local(harness.include_path)})
+    sets = {n: source(s) for n, s in config.evaluation.sets.items()}
+    evaluation = config.evaluation.model_copy(update={"sets": sets, "harness": harness})
+    stages = [s.model_copy(update={"search_space": spaces(s.search_space)}) for s in config.stages]
+    return config.model_copy(
+        update={
+            "data": data,
+            "evaluation": evaluation,
+            "stages": stages,
+            "base": config.base.model_copy(
+                update={
+                    "run": config.base.run and local(config.base.run),
+                    "mixture": local(mixture) if isinstance(mixture := config.base.mixture, str) else mixture,
+                }
+            ),
+            "model": config.model.model_copy(update={"path": hub_or_local(config.model.path)}),
+            "tokenizer": config.tokenizer.model_copy(update={"path": hub_or_local(config.tokenizer.path)}),
+            "search": config.search.model_copy(update={"space": space(config.search.space)}),
+        }
+    )
+
+
+def _read_old_mixture(config: RunConfig) -> tuple[RunConfig, list[UserError]]:
+    """The configuration with the old mixture instead of its file; without it where the file is wrong, and why."""
+    if not isinstance(config.base.mixture, str):
+        return config, []
+    from opmix_ray.exchange.old_mixture import old_mixture  # it needs what is defined here
+
+    base, errors = old_mixture(config.base, config.data.domains)
+    return config.model_copy(update={"base": base}), errors
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,263 @@
+"""The whole description of a run: its stages, its decisions, and every part of it.
+
+Every field's description is the documentation of its key (`docs/configuration.md` is made from it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from opmix_ray.config.data import NAME, BaseConfig, DataConfig, EvaluationConfig, SourceConfig
+from opmix_ray.config.objective import own_objective
+from opmix_ray.config.section import Section
+from opmix_ray.config.strategy import BUILT_IN, StrategiesConfig
+from opmix_ray.config.train import ModelConfig, TokenizerConfig, TrainConfig
+
+
+class StageConfig(Section):
+    """One stage: some domains, some steps, and when to decide again."""
+
+    name: str = Field(pattern=NAME, description="Name, unique in the run.")
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    domains: list[str] | None = Field(None, description="Domains used; none: all.")
+    start: Literal["uniform", "proportional", "carry", "join"] | dict[str, float] = Field(
+        "proportional",
+        description="First mixture: `uniform`, `proportional` to tokens, `carry` (the last stage's or the base's, new "
+        "domains without a share), `join` (the same with every new domain at its uniform share; both proportional "
+        "where there is neither), or shares by name.",
+    )
+    decide_at: list[float] = Field(
+        default_factory=list, description="Fractions of the stage at which to decide, each in [0, 1)."
+    )
+    search_space: str | list[str] | None = Field(
+        None,
+        description="Search space of this stage's decisions, or one for each in the order of `decide_at`; none: "
+        "`search.space`.",
+    )
+    overlap: bool = Field(
+        False,
+        description="Train on under the old mixture while a decision is made; the new one comes into force "
+        "`overlap_steps` steps after the decision's weights were taken.",
+    )
+    overlap_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps trained beside a decision with `overlap`. They are announced beforehand, so that a run does "
+        "not depend on how long a decision takes. None: a tenth of the stage.",
+    )
+    restart: bool = Field(False, description="Begin with the configured model, not the last stage's weights.")
+
+
+class ProbeConfig(Section):
+    """The LoRA probes of a decision."""
+
+    steps: int = Field(25, ge=1, description="Optimiser steps of each probe; with `settle`, at most.")
+    settle: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Train probes in parts of `settle_every` steps, and stop them all once the ranking of 12 fixed "
+        "candidates, each the sum of probes, has this Spearman correlation with that of one part earlier; none: all "
+        "`steps` are made. Sets of questions play no part in it.",
+    )
+    settle_every: int = Field(5, ge=1, description="Steps after which candidates are ranked, with `settle`.")
+    batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
+    rank: int = Field(16, ge=1, description="LoRA rank.")
+    alpha: float = Field(32.0, gt=0, description="LoRA alpha; the scale is alpha / rank.")
+    learning_rate_ratio: float = Field(2.0, gt=0, description="Probe learning rate over the main run's.")
+    new_share: float = Field(
+        0.9, gt=0, le=1, description="Share of its own domain in a probe's data; the rest is the old mixture."
+    )
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Layers adapted; `all-linear` leaves out embedding and head."
+    )
+    cpus: float = Field(1, gt=0, description="CPUs asked for per probe.")
+    gpus: float = Field(
+        0, ge=0, description="GPUs asked for per probe; over several, the model's blocks are spread."
+    )
+    resources: dict[str, float] = Field(default_factory=dict, description="What else is asked for per probe.")
+    max_retries: int = Field(
+        3, ge=0, description="How often a probe is tried again when its machine goes away or it fails."
+    )
+    check: bool = Field(
+        True,
+        description="Train one more probe, on a mixture of all domains: a decision is only taken if adding up the "
+        "others does nearly what this one does.",
+    )
+
+
+class SearchConfig(Section):
+    """Candidates and how they are scored."""
+
+    space: str = Field(
+        "simplex", description="Name of a search space that ships (`simplex`, `old_new`, ...) or a YAML file."
+    )
+    trials: int = Field(12, ge=1, description="Candidates scored per decision, at most.")
+    gradients: bool | Literal["auto"] = Field(
+        "auto",
+        description="Measure with each candidate how its losses change with every share, which costs as much as two "
+        "more candidates; so a third of `trials` is made. `auto`: where it pays, from 16 probes on while `trials` is "
+        "below twice their number.",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="End the search before `trials` once the gain expected of the proposal has not moved for so many "
+        "rounds; none: all trials are made.",
+    )
+    sampler: Literal["gp", "tpe", "qmc", "cmaes", "random"] = Field(
+        "gp", description="Optuna sampler that proposes candidates."
+    )
+    round_size: int = Field(
+        4,
+        ge=1,
+        description="Candidates asked for together; part of the result, so that it does not depend on the number "
+        "of evaluators.",
+    )
+    evaluators: int = Field(2, ge=1, description="Trials scored at the same time.")
+    sequences: int = Field(32, ge=1, description="Held-out sequences per evaluation set that a trial sees.")
+    chunks: int = Field(
+        1, ge=1, description="Parts of the sequences after each of which a candidate may be stopped early."
+    )
+    scheduler: Literal["none", "race", "asha"] = Field(
+        "none",
+        description="Early stopping, with `chunks` above 1: `race` stops a candidate once paired sequences show that "
+        "it is worse than the best so far; `asha` the worse half after every part.",
+    )
+    batch_size: int = Field(16, ge=1, description="Sequences in one forward pass of a trial.")
+    cpus: float = Field(1, gt=0, description="CPUs asked for per evaluator.")
+    gpus: float = Field(
+        0,
+        ge=0,
+        description="GPUs asked for per evaluator; over several, the model's blocks are spread. 0: it works on CPUs.",
+    )
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="What else is asked for per evaluator."
+    )
+    max_retries: int = Field(
+        3, ge=0, description="How often a candidate is tried again when its machine goes away or it fails."
+    )
+
+
+class ProposalConfig(Section):
+    """From the fitted law to the next mixture."""
+
+    law: str = Field("auto", description="Mixing law: `auto`, `log-linear`, `log-share`, ...")
+    kl: float = Field(0.05, ge=0, description="Weight of KL(proposal || prior) in nats of loss.")
+    prior: Literal["current", "proportional", "uniform"] | dict[str, float] = Field(
+        "current", description="Mixture that the KL term holds on to."
+    )
+    eps_steps: float | None = Field(
+        2.0,
+        gt=0,
+        description="`auto`, `own-share` and `log-share`: the law is fitted on added-up probes and read for models "
+        "that are trained for the rest of the stage; there the loss follows `log(share + eps)` with an `eps` worth "
+        "this many optimiser steps of data. None: read as fitted.",
+    )
+    slope_growth: float | None = Field(
+        1.4,
+        gt=0,
+        description="The same: a trained model's losses are steeper in the log of the shares than added-up probes are, "
+        "by this factor times `log(1 + steps / eps_steps)` of the stage over that of the probes. None: as steep.",
+    )
+    slope_trust: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="How far the probes' word is taken on how much steeper one set falls with its own domain's share "
+        "than another: 1 wholly, 0 not at all.",
+    )
+    transfer_trust: float = Field(
+        0.25, ge=0, le=1, description="The same for what domains do for one another's sets."
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="Level of the paired bootstrap interval that must exclude 0."
+    )
+    bootstrap: int = Field(2000, ge=100, description="Resamples of the paired bootstrap.")
+    verify: bool = Field(
+        True, description="Take a proposal only if its check shows a gain; false: take it as it is."
+    )
+
+
+class ClusterConfig(Section):
+    """Where Ray is."""
+
+    address: str | None = Field(
+        None, description="Ray address; none: RAY_ADDRESS, else a Ray of our own on this machine."
+    )
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a Ray of our own; none: all.")
+    grows: bool = Field(
+        False,
+        description="Wait for machines that are not there, rather than refuse the run. What an autoscaler may bring is "
+        "seen by jobs on its head; this is for drivers elsewhere.",
+    )
+    connect_timeout: float = Field(30, gt=0, description="Seconds to wait for an address to answer.")
+
+
+class WatchConfig(Section):
+    """Who is told what happens; TensorBoard's event files are always written, to `tensorboard/` in the output."""
+
+    wandb: dict[str, Any] | None = Field(
+        None,
+        description="Weights & Biases: arguments of Ray's `WandbLoggerCallback`, such as `{project: mine}`.",
+    )
+    mlflow: dict[str, Any] | None = Field(
+        None,
+        description="MLflow: arguments of Ray's `MLflowLoggerCallback`, such as "
+        "`{tracking_uri: 'http://host:5000', experiment_name: mine}`.",
+    )
+    aim: dict[str, Any] | None = Field(
+        None, description="Aim: arguments of Ray's `AimLoggerCallback`, such as `{repo: /data/aim}`."
+    )
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = Field("run", pattern=NAME, description="Name of the run.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    output: str | None = Field(
+        None, description="Directory or `pyarrow.fs` URI of the results; none: `runs/<name>`."
+    )
+    model: ModelConfig = Field(
+        default_factory=ModelConfig,
+        description="The language model; with `base.run` that run's, unless another is named.",
+    )
+    base: BaseConfig = Field(default_factory=BaseConfig, description="What the run goes on from.")
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="The tokenizer.")
+    data: DataConfig = Field(description="Domains and sequences.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="The main run.")
+    stages: list[StageConfig] = Field(min_length=1, description="Stages, in order.")
+    probe: ProbeConfig = Field(default_factory=ProbeConfig, description="LoRA probes.")
+    search: SearchConfig = Field(default_factory=SearchConfig, description="Candidates.")
+    proposal: ProposalConfig = Field(default_factory=ProposalConfig, description="The next mixture.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Held-out sets.")
+    strategy: str = Field(
+        "opmix",
+        description="Who decides the mixture: `opmix`, or one of those it is compared with: "
+        f"{', '.join(f'`{name}`' for name in BUILT_IN[1:])}; or one that another package brings.",
+    )
+    strategies: StrategiesConfig = Field(
+        default_factory=StrategiesConfig, description="Parameters of the strategies."
+    )
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Where Ray is.")
+    watch: WatchConfig = Field(default_factory=WatchConfig, description="Who is told what happens.")
+
+    def output_uri(self) -> str:
+        """The output directory or URI."""
+        return self.output or f"runs/{self.name}"
+
+    def eval_sets(self) -> Mapping[str, SourceConfig]:
+        """Every evaluation set: the domains' held-out parts and the sets named for evaluation only."""
+        return {**self.data.domains, **self.evaluation.sets}
+
+    def objective(self) -> dict[str, float]:
+        """Weight per evaluation set in the objective, summing to 1."""
+        if self.evaluation.objective is not None:
+            return own_objective(self.evaluation.objective, self.eval_sets())
+        weights = self.evaluation.weights or {name: 1.0 for name in self.eval_sets()}
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}

@@ -1,0 +1,182 @@
+"""Parameters of the strategies that a run can follow; the defaults are those of the papers where they say."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import Field
+
+from opmix_ray import plugins
+from opmix_ray.config.section import Section
+from opmix_ray.errors import UserError
+
+BUILT_IN = (
+    "opmix",
+    "opmix-published",
+    "uniform",
+    "proportional",
+    "fixed",
+    "temperature",
+    "sequential",
+    "replay",
+    "retrain",
+    "swarm",
+    "mergemix",
+    "doremi",
+    "odm",
+    "aioli",
+    "self-distillation",
+)
+
+
+def strategy_names() -> list[str]:
+    """Every strategy there is: ours, and those of other packages."""
+    return [*BUILT_IN, *(name for name in plugins.names("strategies") if name not in BUILT_IN)]
+
+
+def check_strategy(name: str, key: str) -> None:
+    """Refuse a name that no strategy has.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    known = strategy_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`? " if near else ""
+        raise UserError("no such strategy", key=key, value=name, remedy=f"{hint}known: {', '.join(known)}")
+
+
+class PublishedConfig(Section):
+    """OP-Mix as its paper describes it (arXiv 2605.15220): what it changes in `probe`, `search` and `proposal`."""
+
+    probe_steps: int | None = Field(None, ge=1, description="Steps of a probe; none: `probe.steps`.")
+    trials: int = Field(40, ge=1, description="Mixtures simulated per decision.")
+
+
+class FixedConfig(Section):
+    """One mixture from beginning to end."""
+
+    mixture: dict[str, float] | None = Field(
+        None, description="Shares by domain; a stage takes those of its own domains. Required by `fixed`."
+    )
+
+
+class TemperatureConfig(Section):
+    """Shares in proportion to tokens ** (1 / temperature)."""
+
+    temperature: float = Field(2.0, gt=0, description="1 is proportional; towards infinity it is uniform.")
+
+
+class ReplayConfig(Section):
+    """A fixed share of old data in every stage that brings new domains."""
+
+    old_share: float = Field(0.1, ge=0, lt=1, description="Share of what was trained on before.")
+
+
+class ProxyConfig(Section):
+    """How a separate model is trained by full weights to learn something about mixtures."""
+
+    model: dict[str, Any] | None = Field(
+        None,
+        description="Keys that replace those of `model.config`, such as `hidden_size`; none: the same architecture. "
+        "Without `model.config` a proxy starts from the weights in force.",
+    )
+    steps: int = Field(100, ge=1, description="Optimiser steps.")
+    batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
+    learning_rate_ratio: float = Field(1.0, gt=0, description="Learning rate over the main run's.")
+
+
+class SwarmConfig(Section):
+    """Small models on sampled mixtures, a law, a proposal (RegMix, arXiv 2407.01492; olmix)."""
+
+    proxies: int = Field(16, ge=4, description="Models trained, each on its own mixture.")
+    concentration: tuple[float, float] = Field(
+        (0.5, 5.0),
+        description="Mixtures are drawn from Dirichlet(c * domains * tokens' shares) with log-uniform c between these.",
+    )
+    law: str = Field("log-linear", description="Mixing law that is fitted on their losses.")
+    kl: float = Field(0.05, ge=0, description="Weight of KL to the shares of tokens in the proposal.")
+    proxy: ProxyConfig = Field(default_factory=ProxyConfig, description="How each is trained.")
+
+
+class MergeMixConfig(Section):
+    """One expert per domain by full weights, merged as proxies of mixtures (arXiv 2601.17858)."""
+
+    trials: int = Field(20, ge=4, description="Merged models that are scored.")
+    law: str = Field("log-linear", description="Mixing law that is fitted on their losses.")
+    kl: float = Field(0.05, ge=0, description="Weight of KL to the mixture in force in the proposal.")
+    steps: int = Field(25, ge=1, description="Optimiser steps of each expert, at a constant learning rate.")
+    batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
+    learning_rate_ratio: float = Field(
+        0.5, gt=0, description="Learning rate over the main run's: experts must stay near each other."
+    )
+
+
+class DoReMiConfig(Section):
+    """Group DRO on a proxy against a reference model (arXiv 2305.10429)."""
+
+    eta: float = Field(1.0, gt=0, description="Step size of the domain weights.")
+    smoothing: float = Field(1e-3, ge=0, lt=1, description="Share of the uniform mixture in the weights.")
+    reference: Literal["proportional", "uniform"] = Field(
+        "proportional", description="Mixture that the reference model is trained on."
+    )
+    proxy: ProxyConfig = Field(default_factory=ProxyConfig, description="How both models are trained.")
+
+
+class OdmConfig(Section):
+    """EXP3 bandit over domains with the training loss as reward (arXiv 2312.02406)."""
+
+    smoothing: float = Field(0.9, ge=0, lt=1, description="Share of the old value in the moving average.")
+    warmup_fraction: float = Field(
+        0.01, ge=0, lt=1, description="Part of a stage under its first mixture before the bandit acts."
+    )
+
+
+class AioliConfig(Section):
+    """Sweeps over perturbed mixtures inside the main run (arXiv 2411.05735)."""
+
+    rounds: int = Field(4, ge=1, description="Rounds in a stage; each begins with a sweep.")
+    sweep_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Part of a round spent on its sweep; every domain gets a step at least."
+    )
+    one_hot: float = Field(0.75, gt=0, le=1, description="Share of the domain whose turn it is in a sweep.")
+    eta: float = Field(1.0, gt=0, description="Step size of the exponentiated gradient.")
+    ema: float | None = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the old value in the smoothed interactions; none: no smoothing.",
+    )
+
+
+class SelfDistillationConfig(Section):
+    """On-policy self-distillation for instruction tuning (SDFT, arXiv 2601.19897)."""
+
+    max_new_tokens: int = Field(32, ge=1, description="Longest answer that the student gives.")
+    temperature: float = Field(1.0, gt=0, description="Of the student's sampling.")
+    teacher_rate: float = Field(
+        0.01, ge=0, le=1,
+        description="How far the teacher's weights move to the student's at every step; 0: it stays what the stage "
+        "began with; 1: it is the student.",
+    )  # fmt: skip
+
+
+class StrategiesConfig(Section):
+    """Parameters of every strategy; a run reads those of its own."""
+
+    opmix_published: PublishedConfig = Field(
+        default_factory=PublishedConfig, description="Of `opmix-published`."
+    )
+    fixed: FixedConfig = Field(default_factory=FixedConfig, description="Of `fixed`.")
+    temperature: TemperatureConfig = Field(default_factory=TemperatureConfig, description="Of `temperature`.")
+    replay: ReplayConfig = Field(default_factory=ReplayConfig, description="Of `replay`.")
+    swarm: SwarmConfig = Field(default_factory=SwarmConfig, description="Of `swarm`.")
+    mergemix: MergeMixConfig = Field(default_factory=MergeMixConfig, description="Of `mergemix`.")
+    doremi: DoReMiConfig = Field(default_factory=DoReMiConfig, description="Of `doremi`.")
+    odm: OdmConfig = Field(default_factory=OdmConfig, description="Of `odm`.")
+    aioli: AioliConfig = Field(default_factory=AioliConfig, description="Of `aioli`.")
+    self_distillation: SelfDistillationConfig = Field(
+        default_factory=SelfDistillationConfig, description="Of `self-distillation`."
+    )

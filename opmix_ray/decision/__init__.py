@@ -1,0 +1,1 @@
+"""A decision: probes, candidates, law, proposal, and the check that says whether the mixture changes."""

@@ -1,0 +1,61 @@
+"""The one probe of a decision that is no component: trained on a mixture of all domains, measured, and let go.
+
+Adding up the others' weights should do nearly what it does (`opmix_ray.decision.health`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from opmix_ray.config import RunConfig
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.decision.task import probe_task
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.probe import Probe
+from opmix_ray.storage import Storage
+from opmix_ray.train.probes import ProbeTask, probe_data
+from opmix_ray.trials.components import Components
+
+CHECK = "all domains"  # no component can have this name
+FILE = "check.json"
+_KEYS = ("name", "data", "tokens", "seconds", "flops", "losses", "measured")
+_SHAPE: dict[str, Any] = {"factors": {}, "scale": 0.0, "rank": 0, "alpha": 0.0, "target_modules": []}
+
+
+def check_task(
+    config: RunConfig, prepared: Prepared, names: Sequence[str], replayed: Mixture, stream: str
+) -> ProbeTask:
+    """A probe on the mixture nearest to the uniform one that the components span, which is a candidate too.
+
+    Args:
+        config: the run.
+        prepared: its data.
+        names: components.
+        replayed: old mixture in the components' data, over every domain.
+        stream: names its order of the data.
+    """
+    domains = replayed.domains
+    seen = [probe_data(name, replayed, config.probe.new_share).array(domains) for name in names]
+    components = Components(tuple(names), tuple(domains), np.array(seen))
+    shares = components.ratios(components.weights_for(Mixture.uniform(domains)))
+    return replace(
+        probe_task(config, prepared, names[0], replayed, stream),
+        name=CHECK,
+        data=dict(zip(domains, shares.tolist(), strict=True)),
+        measure=(config.evaluation.sequences, config.search.sequences),
+    )
+
+
+def write_check(place: Storage, probe: Probe) -> Probe:
+    """Keep what it measured and cost, not its weights."""
+    place.write_json(FILE, {key: getattr(probe, key) for key in _KEYS})
+    return replace(probe, factors={})
+
+
+def read_check(place: Storage) -> Probe | None:
+    """What `write_check` wrote."""
+    return Probe(**place.read_json(FILE), **_SHAPE) if place.exists(FILE) else None

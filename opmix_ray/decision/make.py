@@ -1,0 +1,331 @@
+"""One decision from the current weights to decision.json; what a crash left is found and not done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from opmix_ray.cluster.demand import of_evaluator
+from opmix_ray.cluster.waiting import waiting
+from opmix_ray.commands.progress import Progress
+from opmix_ray.config import RunConfig
+from opmix_ray.data.plan import share_caps
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.decision.check_probe import CHECK
+from opmix_ray.decision.health import examine, with_health
+from opmix_ray.decision.lost import can_do_without, holding, undecided
+from opmix_ray.decision.old_part import OldPart
+from opmix_ray.decision.probe_ranking import Look
+from opmix_ray.decision.probing import Probing, Trained
+from opmix_ray.decision.rule import Answer, Decision, Question, answer, conclude, prior_mixture
+from opmix_ray.decision.settle import Settled
+from opmix_ray.decision.slopes import candidates, with_slopes
+from opmix_ray.decision.task import load_weights, put_task
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.base import snapshot
+from opmix_ray.model.probe import Probe
+from opmix_ray.output.ledger import Ledger
+from opmix_ray.storage import Storage
+from opmix_ray.trials.components import Components
+from opmix_ray.trials.rows import RowLog, TrialRow, passes
+from opmix_ray.trials.space import choose_components, load_space, read_space
+from opmix_ray.trials.tuner import run_search
+
+
+@dataclass(frozen=True)
+class Situation:
+    """When and where a decision is made.
+
+    Args:
+        index: of the decision in the run.
+        step: global step.
+        stage: name of the stage.
+        space: name or file of the search space.
+        current: mixture in force, over every domain of the stage.
+        model: directory of the weights; None: the configured model.
+        tokens_left: of the stage.
+        tokens_used: by domain, since the run began.
+        old: what the model was trained on before the stage; None: nothing.
+        effective: step at which the new mixture comes into force; None: at once.
+    """
+
+    index: int
+    step: int
+    stage: str
+    space: str
+    current: Mixture
+    model: Path | None
+    tokens_left: int
+    tokens_used: dict[str, float]
+    old: Mixture | None = None
+    effective: int | None = None
+
+
+def make_decision(
+    config: RunConfig,
+    prepared: Prepared,
+    storage: Storage,
+    situation: Situation,
+    progress: Progress,
+    ledger: Ledger,
+) -> Decision:
+    """Train the probes, search, fit, propose, check; or read what is already there.
+
+    Args:
+        config: the run.
+        prepared: its data.
+        storage: the run's output; the decision's files go to `decisions/<index>`.
+        situation: when and where.
+        progress: what a person sees.
+        ledger: the cost is added to it once the decision is made.
+    """
+    return decided(
+        storage, situation, progress, ledger,
+        lambda place: _Maker(config, prepared, place, situation, progress).make(),
+    )  # fmt: skip
+
+
+def decided(
+    storage: Storage,
+    situation: Situation,
+    progress: Progress,
+    ledger: Ledger,
+    make: Callable[[Storage], Decision],
+) -> Decision:
+    """The decision that is in its directory already, or a new one, written there; its cost goes to the ledger.
+
+    Args:
+        storage: the run's output.
+        situation: when and where.
+        progress: what a person sees.
+        ledger: takes `details.cost` of the decision, by purpose.
+        make: from the decision's directory to the decision.
+    """
+    place = storage.child(f"decisions/{situation.index:03d}")
+    if place.exists("decision.json"):
+        decision = Decision(**place.read_json("decision.json"))
+    else:
+        decision = make(place)
+        place.write_json("decision.json", decision.to_dict())
+        progress.decided(decision)
+    for purpose, amounts in decision.details["cost"].items():
+        ledger.add(purpose, **amounts)
+    return decision
+
+
+def decision_seed(seed: int, index: int, number: int = 0) -> int:
+    """A seed of its own for every decision, and for every model of it, below 2**31."""
+    return (seed * 1_000_003 + index * 7919 + number) % 2**31
+
+
+# What a strategy puts in the place of `make_decision`: it leaves decision.json and adds its cost to the ledger.
+Decide = Callable[[RunConfig, Prepared, Storage, Situation, Progress, Ledger], Decision]
+
+
+class _Maker:
+    def __init__(
+        self, config: RunConfig, prepared: Prepared, place: Storage, situation: Situation, progress: Progress
+    ) -> None:
+        self.config, self.prepared, self.place = config, prepared, place
+        self.situation, self.progress = situation, progress
+        self.domains = situation.current.domains
+        kind = read_space(situation.space)[0].kind
+        self.names = choose_components(kind, situation.old or situation.current, self.domains)
+        self.old = OldPart.of(situation.old, situation.current) if kind == "old_new" else None
+        self.sets = tuple(config.eval_sets())
+        self.slopes = with_slopes(config, len(self.names))
+        self.trials = candidates(config, len(self.names))
+        self.times: dict[str, float] = {}
+        self.lost: dict[str, str] = {}  # probes that failed for good, and why
+        self.check: Probe | None = None
+
+    def make(self) -> Decision:
+        config, situation = self.config, self.situation
+        asked = [*self.names, *([CHECK] if config.probe.check else [])]
+        self.progress.decision_started(situation.index, situation.step, asked, self.trials)
+        began = time.monotonic()
+        model = load_weights(config, self.prepared, situation.model)
+        base = snapshot(model)
+        base_ref = ray.put(base)
+        found = self._probes(base_ref)
+        self.lost, self.check, probes = found.lost, found.check, found.probes
+        if not can_do_without(self.lost, self.names, situation.current):
+            return self._undecided(found, base.nbytes, began)
+        if self.lost:
+            held = {name: situation.current[name] for name in self.lost}
+            probes = [holding(probe, held) for probe in probes]
+        task, factors = put_task(config, self.prepared, model, base_ref, probes, self.domains)
+        components = task.components
+        space = load_space(situation.space, components, config.data.domains)
+        self.times["probes"] = time.monotonic() - began
+        question = self._question(components, len(probes[0].losses) or None)
+        answers: list[Answer] = []
+
+        def find(rows: list[TrialRow]) -> np.ndarray | None:
+            answers.append(answer(rows, question))
+            return answers[-1].weights
+
+        began = time.monotonic()
+        log = RowLog(self.place, self.domains, self.sets)
+        best = _Best(log.rows)
+        with waiting(of_evaluator(config), self.progress.message):
+            rows, checked = run_search(
+                task,
+                space,
+                config.search.model_copy(update={"trials": self.trials}),
+                log,
+                seed=decision_seed(config.seed, situation.index),
+                start=self._warm_starts(components),
+                propose=find,
+                on_row=lambda row: self.progress.trial(row, best.update(row), self.trials),
+                settled=Settled(question, config.search.patience) if config.search.patience else None,
+                slopes=self.slopes,
+            )
+        log.settle()
+        self.times["search"] = time.monotonic() - began
+        decision = conclude(
+            rows, checked, answers[-1], question,
+            index=situation.index, step=situation.step, stage=situation.stage,
+        )  # fmt: skip
+        trained = [*probes, *([self.check] if self.check else [])]
+        check = None if self.check is None else {"data": self.check.data, "measured": self.check.measured}
+        decision = with_health(
+            decision, examine(decision, rows, config.objective(), check), verify=config.proposal.verify
+        )
+        decision.details.update(
+            components={name: probe.data for name, probe in zip(components.names, probes, strict=True)},
+            probes={
+                p.name: {"tokens": p.tokens, "flops": p.flops, "seconds": p.seconds, "losses": p.losses}
+                for p in trained
+            },
+            weights=answers[-1].weights.tolist() if answers[-1].weights is not None else None,
+            cost=_cost(
+                found.costs(),
+                [*rows, *([checked] if checked else [])],
+                answers[-1],
+                base.nbytes,
+                factors.nbytes,
+            ),
+            length=found.length(config),
+            wall_seconds=self.times,
+            passes=passes(rows, self.trials),
+            gradients=self.slopes,
+            objective=config.objective(),
+            effective_step=situation.step if situation.effective is None else situation.effective,
+            lost=self.lost,
+        )
+        if answers[-1].law is not None:
+            self.place.write_json("law.json", answers[-1].law.to_dict())
+        return decision
+
+    def _probes(self, base: Any) -> Trained:
+        return Probing(
+            self.config, self.prepared, self.place, self.progress,
+            names=self.names,
+            replayed=self.situation.current if self.old is None else self.old.inside,
+            index=self.situation.index,
+            seed=decision_seed(self.config.seed, self.situation.index),
+        ).train(base)  # fmt: skip
+
+    def _undecided(self, found: Trained, base_bytes: int, began: float) -> Decision:
+        situation = self.situation
+        return undecided(
+            self.lost, situation.current, index=situation.index, step=situation.step, stage=situation.stage,
+            details={
+                "cost": {"probes": _probe_cost(found.costs(), base_bytes)},
+                "wall_seconds": {"probes": time.monotonic() - began},
+                "effective_step": situation.step if situation.effective is None else situation.effective,
+            },
+        )  # fmt: skip
+
+    def _question(self, components: Components, probe_steps: int | None) -> Question:
+        config, situation = self.config, self.situation
+        tokens = {name: self.prepared.domains[name].train_tokens for name in self.domains}
+        sources = {name: config.data.domains[name] for name in self.domains}
+        caps = share_caps(
+            tokens,
+            {name: source.max_epochs for name, source in sources.items()},
+            situation.tokens_used,
+            situation.tokens_left,
+        )
+        upper = {name: min(source.max_share, caps[name]) for name, source in sources.items()}
+        upper.update({name: min(upper[name], situation.current[name]) for name in self.lost})
+        # A share below what every probe saw cannot be simulated, so it could not be checked.
+        floor = components.data.min(axis=0)
+        lower = {
+            name: min(max(sources[name].min_share, float(least)), upper[name])
+            for name, least in zip(self.domains, floor, strict=True)
+        }
+        return Question(
+            components=components,
+            sets=self.sets,
+            objective=config.objective(),
+            current=situation.current,
+            prior=prior_mixture(config.proposal.prior, situation.current, tokens),
+            lower=lower,
+            upper=upper,
+            settings=config.proposal,
+            seed=decision_seed(config.seed, situation.index),
+            old=self.old,
+            steps=situation.tokens_left / (config.train.batch_size * self.prepared.seq_len),
+            probe_steps=probe_steps,
+        )
+
+    def _warm_starts(self, components: Components) -> list[np.ndarray]:
+        """Weights of the mixture in force, then of the proportional and the uniform mixture, each only once."""
+        tokens = {name: float(self.prepared.domains[name].train_tokens) for name in self.domains}
+        mixtures = [self.situation.current, Mixture.proportional(tokens), Mixture.uniform(self.domains)]
+        starts: list[np.ndarray] = []
+        for mixture in mixtures:
+            weights = components.weights_for(mixture)
+            if all(np.abs(weights - other).max() > 1e-3 for other in starts):
+                starts.append(weights)
+        return starts
+
+
+class _Best:
+    """The best candidate so far."""
+
+    def __init__(self, rows: Sequence[TrialRow]) -> None:
+        self.row: TrialRow | None = None
+        for row in rows:
+            self.update(row)
+
+    def update(self, row: TrialRow) -> TrialRow | None:
+        if row.status == "ok" and (self.row is None or row.objective < self.row.objective):
+            self.row = row
+        return self.row
+
+
+def _cost(
+    probes: Sequence[Probe | Look],
+    rows: Sequence[TrialRow],
+    found: Answer,
+    base_bytes: int,
+    factor_bytes: int,
+) -> dict[str, dict[str, float]]:
+    return {
+        "probes": _probe_cost(probes, base_bytes),
+        "search": {
+            "tokens": sum(row.tokens for row in rows),
+            "flops": sum(row.flops for row in rows),
+            "seconds": sum(row.seconds for row in rows),
+            "bytes": float(factor_bytes),
+        },
+        "fit": {"seconds": found.seconds},
+    }
+
+
+def _probe_cost(probes: Sequence[Probe | Look], base_bytes: int) -> dict[str, float]:
+    return {
+        "tokens": sum(p.tokens for p in probes),
+        "flops": sum(p.flops for p in probes),
+        "seconds": sum(p.seconds for p in probes),
+        "bytes": float(base_bytes),
+    }

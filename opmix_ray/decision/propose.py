@@ -1,0 +1,266 @@
+"""The next mixture: minimise the fitted objective plus KL to a prior, within bounds and caps.
+
+    proposal = propose(law, prior=old, kl=0.05, lower=None, upper={"code": 0.4}, current=old)
+    proposal.mixture, proposal.objective, proposal.binding
+
+Convex where the law is convex. Infeasible limits raise a `UserError` that says which ones and by how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from opmix_ray.decision.problem import Problem
+from opmix_ray.decision.solve import solve
+from opmix_ray.errors import UserError
+from opmix_ray.laws.fitted import FittedLaw
+from opmix_ray.mixture import Mixture
+
+NEAR_VERTEX = 0.9  # share above which a mixture is called close to one domain
+AT_BOUND = 1e-4
+Limits = Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What `propose` returns.
+
+    Args:
+        mixture: over the law's domains (the components, where `expand` was given).
+        predicted: metric -> prediction at the mixture, in the metric's unit.
+        objective: predicted at the mixture, without the KL term; with `worst_case` the greatest excess over the
+            reference.
+        baseline_objective: the same at the current mixture (at the prior where there is none).
+        kl: KL(mixture || prior) in nats, over leaf domains where `expand` was given.
+        binding: in words, which bound, cap or limit holds and whether the mixture is close to one domain.
+        weight_intervals: domain -> (low, high) at 90 % from the bootstrap, or None.
+        gain_interval: (low, high) at 90 % of `baseline_objective - objective`, or None.
+        leaves: the mixture over leaf domains, where `expand` was given.
+    """
+
+    mixture: Mixture
+    predicted: dict[str, float]
+    objective: float
+    baseline_objective: float
+    kl: float
+    binding: list[str]
+    weight_intervals: dict[str, tuple[float, float]] | None = None
+    gain_interval: tuple[float, float] | None = None
+    leaves: Mixture | None = None
+
+    @property
+    def gain(self) -> float:
+        """By how much the objective falls."""
+        return self.baseline_objective - self.objective
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        data = asdict(self) | {"mixture": self.mixture.shares, "gain": self.gain}
+        data["leaves"] = None if self.leaves is None else self.leaves.shares
+        return data
+
+
+def propose(
+    law: FittedLaw,
+    *,
+    prior: Mixture,
+    kl: float = 0.05,
+    lower: Limits = None,
+    upper: Limits = None,
+    current: Mixture | None = None,
+    reference: Limits = None,
+    worst_case: bool = False,
+    no_worse_than: Mapping[str, float] | float | None = None,
+    expand: Mapping[str, Mapping[str, float]] | None = None,
+    seed: int = 0,
+    bootstrap: int = 0,
+) -> Proposal:
+    """Find the mixture that minimises `objective(p) + kl * KL(p || prior)`.
+
+    Args:
+        law: a fitted law over D domains.
+        prior: mixture the KL term holds on to; over leaf domains or components where `expand` is given.
+        kl: weight of the KL term, nats to the metric's unit.
+        lower, upper: least and greatest share of tokens by name (of a leaf domain where `expand` is given);
+            an upper one holds bounds and repetition caps together.
+        current: mixture in force, the baseline of gains and of `no_worse_than`; none: the prior.
+        reference: metric -> value, for `worst_case`; none: predictions at the current mixture.
+        worst_case: minimise the greatest `metric - reference` over the metrics with weight instead.
+        no_worse_than: by how much a metric may exceed its prediction at the current mixture; one number for
+            all metrics, or by metric.
+        expand: component -> mixture of leaf domains it stands for; KL and limits are then over leaves.
+        seed: of starts and of the bootstrap.
+        bootstrap: refits for the intervals, see `FittedLaw.redrawn`; 0: none.
+
+    Raises:
+        UserError: unknown names, or limits that cannot be met together: which, and by how much.
+    """
+    problem = _problem(
+        law, prior, kl, lower, upper, current, reference, worst_case, no_worse_than, expand or {}, seed
+    )
+    shares = solve(problem)
+    at = problem.baseline
+    weight_intervals = gain_interval = None
+    if bootstrap:
+        draws, gains = _bootstrap(problem, shares, seed, bootstrap)
+        low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+        weight_intervals = {
+            name: (float(a), float(b)) for name, a, b in zip(law.domains, low, high, strict=True)
+        }
+        gain_interval = (float(np.quantile(gains, 0.05)), float(np.quantile(gains, 0.95)))
+    mixture = Mixture.from_array(law.domains, shares)
+    return Proposal(
+        mixture=mixture,
+        predicted=dict(zip(law.metric_names, law.predict(shares)[0].tolist(), strict=True)),
+        objective=float(problem.value(shares)[0]),
+        baseline_objective=float(problem.value(at)[0]),
+        kl=float(problem.divergence(shares)[0]),
+        binding=_binding(problem, shares),
+        weight_intervals=weight_intervals,
+        gain_interval=gain_interval,
+        leaves=mixture.expand(expand) if expand else None,
+    )
+
+
+def _problem(
+    law: FittedLaw,
+    prior: Mixture,
+    kl: float,
+    lower: Limits,
+    upper: Limits,
+    current: Mixture | None,
+    reference: Limits,
+    worst_case: bool,
+    no_worse_than: Mapping[str, float] | float | None,
+    expand: Mapping[str, Mapping[str, float]],
+    seed: int,
+) -> Problem:
+    if not np.isfinite(kl) or kl < 0:
+        raise UserError(
+            "must be a number of at least 0", key="kl", value=kl, remedy="the usual value is 0.05"
+        )
+    _known("expand", expand, law.domains)
+    parts = {name: Mixture(expand[name]) if name in expand else {name: 1.0} for name in law.domains}
+    leaves = list(dict.fromkeys(leaf for part in parts.values() for leaf in part))
+    spread = np.array([[part.get(leaf, 0.0) for leaf in leaves] for part in parts.values()])
+    over_components = set(prior) <= set(law.domains)
+    if not over_components:
+        _known("prior", prior, leaves)
+    leaf_prior = (prior.over(law.domains).expand(expand) if over_components else prior).array(leaves)
+    rows, names = [], []
+    low, high = [], []
+    _known("lower", lower or {}, [*leaves, *law.domains])
+    _known("upper", upper or {}, [*leaves, *law.domains])
+    for name in dict.fromkeys([*leaves, *law.domains]):
+        row = (
+            spread[:, leaves.index(name)]
+            if name in leaves
+            else np.eye(len(law.domains))[law.domains.index(name)]
+        )
+        names.append(name)
+        rows.append(row)
+        low.append(float((lower or {}).get(name, 0.0)))
+        high.append(min(1.0, float((upper or {}).get(name, 1.0))))
+    if kl > 0:
+        high = [
+            0.0 if name in leaves and leaf_prior[leaves.index(name)] == 0 else cap
+            for name, cap in zip(names, high, strict=True)
+        ]
+    baseline = current if current is not None else (prior if over_components else None)
+    if baseline is not None:
+        _known("current", baseline, law.domains)
+    problem = Problem(
+        law=law,
+        kl=kl,
+        spread=spread,
+        prior=leaf_prior / leaf_prior.sum(),
+        limit_names=names,
+        limits=np.array(rows),
+        low=np.array(low),
+        high=np.array(high),
+        seed=seed,
+    )
+    problem.check_limits()
+    problem.baseline = baseline.array(law.domains)[None] if baseline is not None else problem.feasible()[None]
+    at_baseline = law.predict(problem.baseline)[0]
+    if worst_case:
+        _known("reference", reference or {}, law.metric_names)
+        given = dict(zip(law.metric_names, at_baseline.tolist(), strict=True)) | dict(reference or {})
+        problem.reference = np.array([given[name] for name in law.metric_names])
+    if no_worse_than is not None:
+        slack = (
+            no_worse_than
+            if isinstance(no_worse_than, Mapping)
+            else dict.fromkeys(law.metric_names, no_worse_than)
+        )
+        _known("no_worse_than", slack, law.metric_names)
+        problem.ceilings = {
+            law.metric_names.index(name): float(at_baseline[law.metric_names.index(name)] + more)
+            for name, more in slack.items()
+        }
+    return problem
+
+
+def _known(key: str, given: Mapping[str, Any], known: list[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise UserError(
+                "no such name", key=key, value=name, remedy=f"known: {', '.join(dict.fromkeys(known))}"
+            )
+
+
+def _bootstrap(problem: Problem, shares: np.ndarray, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Solutions (B, D) and the gains (B,) of the given shares under refitted laws."""
+    draws, gains = [], []
+    rng = np.random.default_rng([seed, 1])
+    for _ in range(count):
+        again = problem.with_law(problem.law.redrawn(rng))
+        draws.append(solve(again, start=shares))
+        gains.append(float((again.value(again.baseline) - again.value(shares[None]))[0]))
+    return np.array(draws), np.array(gains)
+
+
+def _binding(problem: Problem, shares: np.ndarray) -> list[str]:
+    law = problem.law
+    said = []
+    values = problem.limits @ shares
+    for name, value, low, high in zip(problem.limit_names, values, problem.low, problem.high, strict=True):
+        if high <= 0 and name in problem.without_prior():
+            said.append(f"`{name}` stays at 0: the prior gives it no share, so KL to the prior allows none")
+        elif low > 0 and value <= low + AT_BOUND:
+            said.append(f"`{name}` is at its least share {low:.4g}; the law would give it less")
+        elif high < 1 and value >= high - AT_BOUND:
+            said.append(f"`{name}` is at its greatest share {high:.4g}; the law would give it more")
+        elif value <= AT_BOUND and name in law.domains:
+            said.append(f"`{name}` gets nothing ({value:.2g})")
+    predicted = law.predict(shares)[0]
+    for metric, ceiling in problem.ceilings.items():
+        if predicted[metric] >= ceiling - 1e-4 * max(1e-12, abs(ceiling)):
+            said.append(
+                f"metric `{law.metric_names[metric]}` is at the greatest value allowed, {ceiling:.4g}"
+            )
+    if problem.reference is not None:
+        excess = np.where(law.weights > 0, predicted - problem.reference, -np.inf)
+        worst = [law.metric_names[m] for m in np.flatnonzero(excess >= excess.max() - 1e-4)]
+        said.append(f"the worst case is {', '.join(f'`{name}`' for name in worst)}")
+    top = int(np.argmax(shares))
+    if shares[top] > NEAR_VERTEX and len(shares) > 1:
+        said.append(
+            f"the mixture is {100 * shares[top]:.1f} % `{law.domains[top]}`: close to a single domain"
+        )
+    if law.table is not None:
+        ratios = law.table.ratios
+        outside = (shares > ratios.max(axis=0) + 0.01) | (shares < ratios.min(axis=0) - 0.01)
+        said += [
+            f"`{law.domains[d]}` at {shares[d]:.3f} is outside the rows, which hold "
+            f"{ratios[:, d].min():.3f} to {ratios[:, d].max():.3f}: an extrapolation"
+            for d in np.flatnonzero(outside)
+        ]
+    if problem.kl > 0:
+        divergence = float(problem.divergence(shares[None])[0])
+        said.append(f"KL to the prior is {divergence:.4f} nats and costs {problem.kl * divergence:.4g}")
+    return said

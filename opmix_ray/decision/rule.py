@@ -1,0 +1,302 @@
+"""From scored candidates to a verified decision: law, proposal, paired bootstrap, keep or change."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from opmix_ray.config import ProposalConfig
+from opmix_ray.decision.old_part import OLD, OldPart
+from opmix_ray.decision.propose import Proposal, propose
+from opmix_ray.decision.slopes import IN_LOG_SHARES, slopes_of
+from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
+from opmix_ray.laws.extrapolate import stage_growth
+from opmix_ray.mixture import Mixture
+from opmix_ray.trials.components import Components
+from opmix_ray.trials.rows import TrialRow, usable_losses
+
+LEAST_ROWS = 4  # usable candidates below which no law is fitted
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a decision is about.
+
+    Args:
+        components: of the search.
+        sets: M evaluation sets.
+        objective: weight per set, sums to 1.
+        current: mixture in force.
+        prior: mixture that the KL term holds on to.
+        lower, upper: least and greatest share of each domain, bounds and repetition caps together.
+        settings: law, KL weight, confidence.
+        seed: of the bootstrap.
+        old: the domains that are searched as one; None: every domain has a share of its own.
+        steps: optimiser steps that the answer is for; None: the law is not read for trained models.
+        probe_steps: optimiser steps of the probes; None: slopes are read as fitted.
+    """
+
+    components: Components
+    sets: tuple[str, ...]
+    objective: dict[str, float]
+    current: Mixture
+    prior: Mixture
+    lower: dict[str, float]
+    upper: dict[str, float]
+    settings: ProposalConfig
+    seed: int
+    old: OldPart | None = None
+    steps: float | None = None
+    probe_steps: int | None = None
+
+    def extrapolation(self, anchor: np.ndarray) -> Extrapolation | None:
+        """How the law is read for models that are trained for the rest of the stage; None: as fitted.
+
+        Args:
+            anchor: (D,) shares in force, over the law's domains.
+        """
+        settings = self.settings
+        if settings.law not in IN_LOG_SHARES or settings.eps_steps is None or self.steps is None:
+            return None
+        growth = None
+        if settings.slope_growth is not None and self.probe_steps is not None:
+            growth = stage_growth(settings.slope_growth, settings.eps_steps, self.steps, self.probe_steps)
+        return Extrapolation(
+            eps=settings.eps_steps / self.steps,
+            growth=growth,
+            slope_trust=settings.slope_trust,
+            transfer_trust=settings.transfer_trust,
+            anchor=anchor.tolist(),
+        )
+
+
+@dataclass
+class Answer:
+    """The law and the proposal it leads to.
+
+    Args:
+        law: fitted, over domains, or over `old` and the new ones; None where too few candidates are usable.
+        proposal: over the law's domains.
+        mixture: the proposal over all domains.
+        weights: (C,) interpolation weights that simulate the proposal.
+        seconds: spent on fitting and solving.
+    """
+
+    law: FittedLaw | None
+    proposal: Proposal | None
+    mixture: Mixture | None
+    weights: np.ndarray | None
+    seconds: float
+
+    def promise(self) -> dict[str, Any]:
+        """What the law expects of training on the proposal, for decision.json; losses in nats per token."""
+        law, proposal = self.law, self.proposal
+        if law is None or proposal is None:
+            return {
+                "predicted": {}, "predicted_gain": None, "predicted_std": None, "kl": None, "binding": [],
+            }  # fmt: skip
+        spread = law.objective_std(proposal.mixture.array(law.domains)[None])
+        return {
+            "predicted": proposal.predicted,
+            "predicted_gain": proposal.gain,
+            "predicted_std": float(spread[0]),
+            "kl": proposal.kl,
+            "binding": proposal.binding,
+        }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much the objective falls, nats per token: estimate and interval."""
+
+    mean: float
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision as it is written to decision.json.
+
+    Args:
+        kept: `proposal` or `old`: which mixture is in force from here.
+        reason: in words.
+        trials: candidates scored, the proposal's check not among them.
+        proposal: share by domain.
+        mixture: share by domain in force from here.
+        gain: measured on the simulated proposal against the mixture in force before; None: not measured.
+        law: evaluation set or `objective` -> quality by cross-validation.
+        details: what else the report shows.
+    """
+
+    index: int
+    step: int
+    stage: str
+    kept: str
+    reason: str
+    trials: int
+    usable: int
+    current: dict[str, float]
+    proposal: dict[str, float]
+    mixture: dict[str, float]
+    gain: dict[str, float] | None = None
+    law_name: str = ""
+    law: dict[str, dict[str, Any]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return asdict(self)
+
+
+def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
+    """Fit the law on the usable rows, in data coordinates, and find the proposal."""
+    began = time.monotonic()
+    usable = [row for row in rows if row.usable and math.isfinite(row.objective)]
+    if len(usable) < LEAST_ROWS:
+        return Answer(None, None, None, None, time.monotonic() - began)
+    domains, current, old = list(question.components.domains), question.current, question.old
+    ratios = np.array([[row.ratios[name] for name in domains] for row in usable])
+    if old is not None:
+        domains, current, ratios = old.names, old.reduced(current), old.reduce(ratios)
+    settings = question.settings
+    law = fit_law(
+        ratios,
+        usable_losses(usable, question.sets),
+        domains=domains,
+        metric_names=list(question.sets),
+        law=settings.law,
+        objective=question.objective,
+        seed=question.seed,
+        extrapolate=question.extrapolation(current.array(domains)),
+        slopes=slopes_of(usable, question.sets, question.components, old),
+        own=None if old is None else dict.fromkeys(old.inside, OLD),
+    )
+    proposal = propose(
+        law,
+        prior=question.prior,
+        kl=settings.kl,
+        lower=question.lower,
+        upper=question.upper,
+        current=current,
+        expand=None if old is None else old.expand,
+        seed=question.seed,
+    )
+    mixture = (proposal.leaves or proposal.mixture).over(question.components.domains)
+    weights = question.components.weights_for(mixture)
+    return Answer(law, proposal, mixture, weights, time.monotonic() - began)
+
+
+def measure_gain(
+    old: TrialRow,
+    new: TrialRow,
+    objective: Mapping[str, float],
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Gain:
+    """Gain of one candidate over another by a paired bootstrap over sequences (Efron and Tibshirani 1993, ch. 13).
+
+    Sequences are drawn again inside each evaluation set, the same ones for both candidates.
+
+    Args:
+        old, new: rows scored on the same sequences.
+        objective: weight per set.
+        confidence: of the two-sided percentile interval.
+        resamples: bootstrap samples.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng([seed, 7])
+    mean, draws = 0.0, np.zeros(resamples)
+    for name, weight in objective.items():
+        if not weight:
+            continue
+        difference = np.array(old.nats[name]) - np.array(new.nats[name])
+        targets = np.array(old.targets[name], dtype=np.float64)
+        mean += weight * difference.sum() / max(1.0, targets.sum())
+        counts = rng.multinomial(len(targets), np.full(len(targets), 1 / len(targets)), size=resamples)
+        draws += weight * (counts @ difference) / np.maximum(1.0, counts @ targets)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Gain(float(mean), float(low), float(high), confidence)
+
+
+def conclude(
+    rows: Sequence[TrialRow], checked: TrialRow | None, found: Answer, question: Question,
+    *, index: int, step: int, stage: str,
+) -> Decision:  # fmt: skip
+    """Keep the proposal if its measured gain is certainly above 0, else the mixture in force."""
+    old = rows[0]
+    usable = [row for row in rows if row.usable and math.isfinite(row.objective)]
+    gain: Gain | None = None
+    kept, reason = "old", ""
+    if found.proposal is None or found.law is None:
+        reason = f"only {len(usable)} of {len(rows)} candidates gave a finite loss; a law needs {LEAST_ROWS}"
+    elif not question.settings.verify:
+        kept, reason = "proposal", "proposals are taken without a check"
+    elif checked is None or checked.status != "ok":
+        reason = "the proposal gave no finite loss when it was checked"
+    elif old.status != "ok":
+        reason = "the mixture in force gave no finite loss, so there is nothing to compare with"
+    else:
+        gain = measure_gain(
+            old,
+            checked,
+            question.objective,
+            confidence=question.settings.confidence,
+            resamples=question.settings.bootstrap,
+            seed=question.seed,
+        )
+        interval = (
+            f"{gain.mean:+.4f} nats per token, "
+            f"{100 * gain.confidence:g} % interval {gain.low:+.4f} to {gain.high:+.4f}"
+        )
+        if gain.low > 0:
+            kept, reason = "proposal", f"the measured gain of the proposal is {interval}"
+        elif gain.high < 0:
+            reason = f"the proposal is worse than the mixture in force: gain {interval}"
+        else:
+            reason = f"the measured gain of the proposal may be 0: {interval}"
+    proposal = found.mixture or question.current
+    mixture = proposal if kept == "proposal" else question.current
+    return Decision(
+        index=index,
+        step=step,
+        stage=stage,
+        kept=kept,
+        reason=reason,
+        trials=len(rows),
+        usable=len(usable),
+        current=question.current.shares,
+        proposal=proposal.shares,
+        mixture=mixture.shares,
+        gain=asdict(gain) if gain else None,
+        law_name=found.law.name if found.law else "",
+        law=dict(found.law.quality) if found.law else {},
+        details={
+            **found.promise(),
+            "simulated": checked.ratios if checked else {},
+            "losses_old": old.losses,
+            "losses_proposal": checked.losses if checked else {},
+        },
+    )
+
+
+def prior_mixture(kind: str | Mapping[str, float], current: Mixture, tokens: Mapping[str, float]) -> Mixture:
+    """The mixture that the KL term holds on to.
+
+    With `current`, a domain that has no share yet gets the share it would have in a uniform mixture and the rest
+    shrinks in proportion: KL to a prior of 0 would keep it out for ever.
+    """
+    names = current.domains
+    if kind == "uniform":
+        return Mixture.uniform(names)
+    if kind == "proportional":
+        return Mixture.proportional({name: tokens[name] for name in names})
+    return (current if isinstance(kind, str) else Mixture(kind).over(names)).joined()

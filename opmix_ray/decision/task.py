@@ -1,0 +1,107 @@
+"""From a configuration to a `SearchTask`: probes trained, everything in the object store. For scripts.
+
+task = make_task(load_config("examples/quickstart.yaml"))
+tune.run(tune.with_parameters(MixtureTrial, task=task), ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+from transformers import PreTrainedModel
+
+from opmix_ray.config import RunConfig
+from opmix_ray.data.held_out import search_sets
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.base import factors_only, snapshot
+from opmix_ray.model.interpolate import ProbeSet
+from opmix_ray.model.load import load_model
+from opmix_ray.model.probe import Probe
+from opmix_ray.runner.base import beginning, with_base
+from opmix_ray.runner.enter import enter
+from opmix_ray.runner.plan import in_stage
+from opmix_ray.runner.validate import validate
+from opmix_ray.train.probes import ProbeTask, probe_data, train_all
+from opmix_ray.trials.space import choose_components, read_space
+from opmix_ray.trials.trial import SearchTask
+
+
+def load_weights(config: RunConfig, prepared: Prepared, directory: Path | None) -> PreTrainedModel:
+    """The weights of a checkpoint's directory; of the configured model where there is none."""
+    return load_model(
+        config.model if directory is None else config.model.at(directory),
+        vocab_size=prepared.vocab_size,
+        eos_token_id=prepared.eos_token_id,
+        seed=config.seed,
+        seq_len=prepared.seq_len,
+    )
+
+
+def probe_task(config: RunConfig, prepared: Prepared, name: str, old: Mixture, stream: str) -> ProbeTask:
+    """What one component's probe is to be trained on, and how."""
+    batch = config.probe.batch_size or config.train.batch_size
+    return ProbeTask(
+        name=name,
+        data=probe_data(name, old, config.probe.new_share).shares,
+        stream=stream,
+        batch_size=batch,
+        micro_batch_size=config.train.micro_batch_size or batch,
+        seed=config.seed,
+        probe=config.probe,
+        optimizer=config.train.optimizer,
+        model=config.model,
+        prepared=prepared,
+    )
+
+
+def put_task(
+    config: RunConfig,
+    prepared: Prepared,
+    model: PreTrainedModel,
+    base: ray.ObjectRef,
+    probes: Sequence[Probe],
+    domains: Sequence[str],
+) -> tuple[SearchTask, ProbeSet]:
+    """Put factors and held-out sequences beside a base that is already in the object store."""
+    factors = factors_only(ProbeSet.build(model, probes, domains))
+    sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences)
+    task = SearchTask.put(
+        base,
+        factors,
+        sets,
+        config.objective(),
+        batch_size=config.search.batch_size,
+        chunks=config.search.chunks,
+        autocast=config.model.autocast,
+    )
+    return task, factors
+
+
+def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
+    """Prepare the data and train the probes of a decision about the first stage's domains; needs Ray.
+
+    Args:
+        config: data, model, probes, search.
+        model: directory of a checkpoint; None: the configured model.
+
+    Raises:
+        UserErrors: everything that is wrong with the configuration and the data.
+    """
+    with with_base(config) as config:
+        prepared = validate(config)
+        before = beginning(config)
+        entry = enter(config, 0, before, prepared)
+        config = in_stage(config, 0, before.read)
+        current, old = entry.mixture, entry.old or entry.mixture
+        kind = read_space(config.search.space)[0].kind
+        names = choose_components(kind, old, current.domains)
+        weights = load_weights(config, prepared, model)
+        base_ref = ray.put(snapshot(weights))
+        replayed = old if kind == "old_new" else current
+        tasks = [probe_task(config, prepared, name, replayed, "task") for name in names]
+        found = train_all(tasks, base_ref)
+        probes = [found[name] for name in names]
+        return put_task(config, prepared, weights, base_ref, probes, current.domains)[0]

@@ -1,0 +1,273 @@
+"""`opmix init`: from files to a configuration that runs in the time given."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from opmix_ray.config import DataConfig, ModelConfig, RunConfig, SourceConfig, TokenizerConfig, load_config
+from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train_bpe, vocabulary_size
+from opmix_ray.errors import UserError, first_line
+from opmix_ray.init.discover import KEY, discover, safe_name
+from opmix_ray.init.look import Domain, look
+from opmix_ray.init.sizing import Machine, Plan, choose_sequences, make_plan, vocabulary
+from opmix_ray.init.speed import Speed, measure
+from opmix_ray.init.write import relative, write_config
+from opmix_ray.runner.validate import check_before, refuse
+
+FILE = "opmix.yaml"
+TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages
+MOST_DOMAINS = 64
+# ChatML, as https://huggingface.co/docs/transformers/chat_templating writes it.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{{ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPEED_TEST = 2048  # tokens in a timed step on CPUs
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What `begin` wrote, and why."""
+
+    file: Path
+    domains: list[dict[str, Any]]
+    plan: Plan
+    minutes: float
+
+
+def begin(
+    directory: Path,
+    data: Sequence[str],
+    *,
+    minutes: float = 10.0,
+    model: str | None = None,
+    tokenizer: str | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Begun:
+    """Look at the files and write `opmix.yaml` into a directory.
+
+    Args:
+        directory: made if it is not there.
+        data: files, folders, globs, URIs.
+        minutes: that the run may take on this machine.
+        model: hub id or directory of a pretrained model; None: fresh weights of a size that fits.
+        tokenizer: hub id, directory or tokenizer.json; None: the model's own, or one trained on the data.
+        name: of the run; None: the directory's.
+        overwrite: replace an `opmix.yaml` that is there.
+        say: told what is done.
+
+    Raises:
+        UserError: there is nothing to train on, fewer than two domains, or a file that must not be replaced.
+    """
+    target = _check_target(directory, overwrite)
+    domains = [look(part) for part in discover(data)]
+    _check_domains(domains, data, tokenizer or model)
+    for domain in domains:
+        say(
+            f"found {domain.name}: {domain.documents:,.0f} {domain.kind} documents in {len(domain.part.files)} files"
+        )
+    machine = Machine(os.cpu_count() or 1, torch.cuda.device_count())
+    longest = None if model is None else _positions(model)
+    sequences = choose_sequences(domains, minutes, machine, longest)
+    sources = {d.name: SourceConfig(path=d.part.paths, **d.columns) for d in domains}  # type: ignore[arg-type]
+    own, wanted = _tokenizer(domains, model, tokenizer)
+    config = RunConfig.model_validate(
+        {
+            "model": ModelConfig(path=model) if model else ModelConfig(config={"model_type": "llama"}),
+            "tokenizer": wanted,
+            "data": DataConfig(
+                domains=sources, seq_len=sequences.seq_len, eval_fraction=sequences.eval_fraction
+            ),
+            "stages": [{"name": "pretrain", "steps": 1}],
+        }
+    )
+    config = _absolute(config)
+    if own is None:
+        say(
+            "loading the tokenizer" if wanted.train_vocab_size is None else "training a tokenizer on the data"
+        )
+    loaded = own or load_tokenizer(config)
+    size = vocabulary_size(loaded)
+    tokens = {domain.name: _tokens(domain, loaded, sequences.eval_fraction) for domain in domains}
+    say("measuring how fast this machine trains")
+    plan = make_plan(
+        minutes,
+        len(domains),
+        sum(tokens.values()),
+        sequences.seq_len,
+        machine,
+        partial(_measure, model, size, sequences.seq_len, machine),
+        vocab_size=size,
+        fresh=model is None,
+    )
+    named: str | int | None = _seen_from(target.parent, tokenizer) or wanted.train_vocab_size
+    text = write_config(
+        safe_name(name or target.parent.absolute().name),
+        target.parent,
+        domains,
+        plan,
+        sequences,
+        machine,
+        minutes,
+        model=_seen_from(target.parent, model),
+        tokenizer=TOKENIZER if own is not None else named,
+    )
+    _write(target, text, own)
+    rows = [
+        {
+            "domain": domain.name,
+            "files": len(domain.part.files),
+            "kind": domain.kind,
+            "documents": round(domain.documents),
+            "tokens": round(tokens[domain.name]),
+        }
+        for domain in domains
+    ]
+    return Begun(target, rows, plan, minutes)
+
+
+def _check_target(directory: Path, overwrite: bool) -> Path:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(
+            "is a file", key="DIR", value=directory, remedy="name a directory for the configuration first"
+        )
+    target = directory / FILE
+    if target.exists() and not overwrite:
+        raise UserError("is there already", file=target, remedy="use --overwrite, or name another directory")
+    return target
+
+
+def _seen_from(directory: Path, path: str | None) -> str | None:
+    """A local path as a file in `directory` names it; a hub id stays as it is."""
+    if path is None or not Path(path).expanduser().exists():
+        return path
+    return relative(path, directory)
+
+
+def _check_domains(domains: Sequence[Domain], data: Sequence[str], tokenizer: str | None) -> None:
+    if len(domains) < 2:
+        raise UserError(
+            f"holds one domain ({domains[0].name}), and a mixture needs at least two",
+            key=KEY,
+            value=" ".join(data),
+            remedy="give a file or a sub-folder for each kind of data",
+        )
+    if len(domains) > MOST_DOMAINS:
+        raise UserError(
+            f"holds {len(domains)} domains, and a decision trains a probe for each",
+            key=KEY,
+            value=" ".join(data),
+            remedy=f"put what belongs together into sub-folders, {MOST_DOMAINS} at most",
+        )
+    if tokenizer is None and (ids := next((d for d in domains if d.kind == "tokens"), None)):
+        raise UserError(
+            "holds token ids, whose tokenizer has to be known",
+            key=KEY,
+            value=ids.part.paths[0],
+            remedy="name it with --tokenizer, or its model with --model",
+        )
+
+
+def _positions(model: str) -> int | None:
+    try:
+        found = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot be read as a model: {first_line(error)}",
+            key="--model",
+            value=model,
+            remedy="give a directory with config.json and weights, or a hub id that this machine can reach",
+        ) from None
+    return getattr(found.get_text_config(), "max_position_embeddings", None)
+
+
+def _tokenizer(
+    domains: Sequence[Domain], model: str | None, tokenizer: str | None
+) -> tuple[PreTrainedTokenizerFast | None, TokenizerConfig]:
+    """A tokenizer made here, or None; and what the configuration says."""
+    if tokenizer or model:
+        return None, TokenizerConfig(path=tokenizer)
+    size = vocabulary(sum(domain.size for domain in domains))
+    if all(domain.kind != "messages" for domain in domains):
+        return None, TokenizerConfig(train_vocab_size=size)
+    texts = [domain.texts for domain in domains]
+    made = train_bpe(equal_parts(texts, max(sum(map(len, each)) for each in texts)), size)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = CHAT_TEMPLATE
+    return made, TokenizerConfig()
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    cache = str(Path(config.data.cache).expanduser())
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": cache})})
+
+
+def _tokens(domain: Domain, tokenizer: PreTrainedTokenizerFast, eval_fraction: float) -> float:
+    """Training tokens of a domain, from the tokens that its sample becomes."""
+    _, size = domain.held_out(eval_fraction)
+    if domain.kind == "tokens":
+        return size
+    pieces = Encoder(tokenizer).texts(domain.texts)
+    characters = sum(len(text) for text in domain.texts)
+    return size * (sum(len(ids) for ids in pieces) + len(pieces)) / max(1, characters)
+
+
+def _measure(
+    pretrained: str | None, vocab_size: int, seq_len: int, machine: Machine, model: dict[str, Any] | None
+) -> Speed:
+    """The speed of a model in the largest batch that fits."""
+    config = ModelConfig(config=model) if model is not None else ModelConfig(path=pretrained)
+    batch = max(1, (SPEED_TEST * 8 if machine.gpus else SPEED_TEST) // seq_len)
+    while True:
+        try:
+            return measure(
+                config, vocab_size=vocab_size, seq_len=seq_len, batch_size=batch, device=machine.device
+            )
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise UserError(
+                    "does not fit into the GPU's memory",
+                    key="--model",
+                    value=pretrained or "of a size chosen here",
+                    remedy="name a smaller one",
+                ) from None
+            batch //= 2
+            torch.cuda.empty_cache()
+
+
+def _write(target: Path, text: str, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Put the file in place once it has been read back and found right, with the tokenizer beside it."""
+    beside = target.parent / TOKENIZER
+    if tokenizer is not None and beside.exists() and not target.exists():
+        raise UserError("is there already", file=beside, remedy="name another directory")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        part.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}", file=target, remedy="name another directory"
+        ) from None
+    try:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(beside))
+        refuse(check_before(load_config(part)))
+        os.replace(part, target)
+    except UserError:
+        if tokenizer is not None and not target.exists():
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""Which columns hold text, prompts and answers, chat messages or token ids, by their names and their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opmix_ray.errors import UserError
+from opmix_ray.init.discover import KEY
+
+TEXT = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown", "passage")
+PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("query", "answer"),
+    ("query", "response"),
+    ("input", "output"),
+)
+
+
+def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, str]:
+    """Configuration keys such as `text_column`, each with the column it should name.
+
+    Args:
+        rows: the first rows of a file.
+        file: its name, for errors.
+
+    Raises:
+        UserError: no column holds anything that can be trained on.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    messages = next((c for c in columns if _all(rows, c, _is_messages)), None)
+    if messages is not None:
+        return {"messages_column": messages}
+    texts = [c for c in columns if _all(rows, c, lambda value: isinstance(value, str))]
+    if text := next((c for c in TEXT if c in texts), None):
+        return {"text_column": text}
+    for prompt, answer in PAIRS:
+        if prompt in texts and answer in texts:
+            return {"prompt_column": prompt, "completion_column": answer}
+    ids = next((c for c in columns if _all(rows, c, _is_ids)), None)
+    if ids is not None:
+        return {"tokens_column": ids}
+    if texts:
+        return {"text_column": max(texts, key=lambda c: sum(len(row.get(c) or "") for row in rows))}
+    if shared := next((c for c in columns if _all(rows, c, _is_share_gpt)), None):
+        raise UserError(
+            "its messages have `from` and `value`",
+            file=file,
+            key=KEY,
+            value=shared,
+            remedy='write them as {"role": ..., "content": ...}',
+        )
+    raise UserError(
+        f"no column holds text, messages or token ids (it has {', '.join(columns) or 'none'})",
+        file=file,
+        key=KEY,
+        remedy='write rows such as {"text": "..."}',
+    )
+
+
+def _all(rows: Sequence[Mapping[str, Any]], column: str, fits: Any) -> bool:
+    """Whether every value that is there fits, and there is one."""
+    values = [row[column] for row in rows if row.get(column) is not None]
+    return bool(values) and all(fits(value) for value in values)
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(each, Mapping) and isinstance(each.get("role"), str) and "content" in each
+            for each in value
+        )
+    )
+
+
+def _is_share_gpt(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) and "value" in each for each in value)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)

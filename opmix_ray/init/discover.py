@@ -1,0 +1,211 @@
+"""Which domains a folder or a list of files holds: one per file, per sub-folder, per set of numbered shards.
+
+    for part in discover(["data"]):
+        part.name, part.paths, part.files
+
+Files that are called like a held-out split (`test`, `validation`, ...) beside one called `train` are left out.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from opmix_ray.config import is_uri
+from opmix_ray.errors import UserError
+from opmix_ray.remote import is_local, local_path
+from opmix_ray.sources.files import ENDINGS, InputFile, file_format
+from opmix_ray.sources.listing import expand, identity
+
+KEY = "--data"
+MOST_FILES = 32  # domains that the files of one folder make; more of them are one domain
+_TRAIN = {"train", "training"}
+_HELD_OUT = {
+    "test",
+    "testing",
+    "valid",
+    "validation",
+    "val",
+    "dev",
+    "eval",
+    "evaluation",
+    "heldout",
+    "held_out",
+}
+_NAMELESS = {"", "data", "part", "shard", "chunk", "file", "output", "text", "corpus"} | _TRAIN
+# A number at the end of a file's name, as writers of shards put it there; a year is not one.
+_SHARD = re.compile(r"^(.*?)[-_.]?((?:part|shard|chunk|split)?[-_.]?\d+(?:[-_.]?of[-_.]?\d+)?)$")
+_YEAR = re.compile(r"^[-_.]?(19|20)\d\d$")
+
+
+@dataclass
+class Part:
+    """One proposed domain: its files, and what to name as their path in a configuration."""
+
+    name: str
+    paths: list[str]
+    files: list[InputFile]
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
+
+def discover(data: Sequence[str]) -> list[Part]:
+    """Domains in files, folders, globs and URIs, in the order given; names are unique and safe.
+
+    Raises:
+        UserError: nothing is there, or nothing of a kind that can be read.
+    """
+    parts: list[Part] = []
+    loose: dict[str, list[InputFile]] = defaultdict(list)
+    seen_files: set[str] = set()
+    for path in data:
+        path = local_path(path) if is_local(path) else path
+        files = [file for file in _files(path) if identity(file.path) not in seen_files]
+        seen_files |= {identity(file.path) for file in files}
+        if not files:
+            continue
+        if [file.path for file in files] == [path] or "*" in path:
+            for file in files:
+                loose[_parent(file.path)].append(file)
+        else:
+            parts += _folder(path.rstrip("/"), files)
+    for parent, files in loose.items():
+        parts += _side_by_side(parent, files)
+    seen: dict[str, int] = {}
+    for part in parts:
+        name = safe_name(part.name)
+        seen[name] = seen.get(name, 0) + 1
+        part.name = name if seen[name] == 1 else f"{name}-{seen[name]}"
+    return parts
+
+
+def safe_name(text: str) -> str:
+    """A name that a configuration takes: letters, digits, `_`, `.` and `-`."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.-")
+    return name or "domain"
+
+
+def _files(path: str) -> list[InputFile]:
+    files = expand(path, key=KEY, recognised_only=False)
+    known = [file for file in files if file_format(file.path)]
+    if not known:
+        some = os.path.basename(files[0].path)
+        raise UserError(
+            f"holds no file that can be read (it has {some})",
+            key=KEY,
+            value=path,
+            remedy=f"give files ending in {', '.join(dict.fromkeys(ENDINGS))}",
+        )
+    return known
+
+
+def _folder(root: str, files: list[InputFile]) -> list[Part]:
+    """One domain for each sub-folder, and those of the files that lie in the folder itself."""
+    here: list[InputFile] = []
+    below: dict[str, list[InputFile]] = defaultdict(list)
+    for file in files:
+        first, slash, _ = file.path[len(root) :].lstrip("/").partition("/")
+        if slash:
+            below[first].append(file)
+        else:
+            here.append(file)
+    if not here and len(below) == 1:
+        name, inside = next(iter(below.items()))
+        return _folder(f"{root}/{name}", inside)
+    if not here and _is_splits(below):
+        return [_part(_base(root), root, files)]
+    parts = [_part(name, f"{root}/{name}", inside) for name, inside in below.items()]
+    return _side_by_side(root, here) + parts
+
+
+def _side_by_side(folder: str, files: list[InputFile]) -> list[Part]:
+    """Domains among files of one folder: shards together, everything together where there are too many."""
+    groups: dict[str, list[InputFile]] = defaultdict(list)
+    for file in files:
+        groups[_without_number(_stem(file.path))].append(file)
+    named: dict[str, list[InputFile]] = {}
+    for base, members in groups.items():
+        alone = len(members) == 1 and "of" not in _number(_stem(members[0].path))
+        named[_stem(members[0].path) if alone else base] = members
+    if len(named) > MOST_FILES or _is_splits(named):
+        return [_part(_base(folder), folder, files)]
+    return [
+        _part(_base(folder) if base.lower() in _NAMELESS else base, None, members)
+        for base, members in named.items()
+    ]
+
+
+def _part(name: str, folder: str | None, files: list[InputFile]) -> Part:
+    """A domain of these files, without those of a held-out split."""
+    depth = len(folder) if folder is not None else 0
+    words = {
+        file.path: _words(file.path[depth:] if folder is not None else _base(file.path)) for file in files
+    }
+    out = [file for file in files if words[file.path] & _HELD_OUT]
+    kept = [file for file in files if file not in out]
+    if not kept or not out:
+        kept, out = files, []
+    left_out = [file.path for file in out]
+    if folder is not None and not out and _holds(folder, files):
+        return Part(name, [folder], files)
+    parents = {_parent(file.path) for file in kept}
+    if (
+        folder is not None
+        and len(parents) == 1
+        and not parents & {_parent(path) for path in left_out}
+        and _holds(next(iter(parents)), kept)
+    ):
+        return Part(name, sorted(parents), kept, left_out)
+    return Part(name, [file.path for file in kept], kept, left_out)
+
+
+def _holds(folder: str, files: list[InputFile]) -> bool:
+    """Whether a folder stands for exactly these files: a link in it may lead to what is another domain's."""
+    return sorted(file.path for file in expand(folder, key=KEY)) == sorted(file.path for file in files)
+
+
+def _is_splits(names: Iterable[str]) -> bool:
+    """Whether names are the splits of one data set: a training part, and nothing but held-out ones."""
+    words = [_words(name) for name in names]
+    return len(words) > 1 and any(w & _TRAIN for w in words) and all(w & (_TRAIN | _HELD_OUT) for w in words)
+
+
+def _words(path: str) -> set[str]:
+    """Words in the names of a path."""
+    return set(re.split(r"[^a-z]+", path.lower()))
+
+
+def _stem(path: str) -> str:
+    name = _base(path.partition("?")[0] if is_uri(path) else path)
+    ending = max((e for e in ENDINGS if name.lower().endswith(e)), key=len, default="")
+    return name[: len(name) - len(ending)]
+
+
+def _number(stem: str) -> str:
+    """The shard's number at the end of a name; empty where there is none."""
+    found = _SHARD.match(stem)
+    separated = found is not None and (
+        not found[1] or stem[len(found[1])] in "-_." or found[2].startswith("0")
+    )
+    return found[2] if found and separated and not _YEAR.match(found[2]) else ""
+
+
+def _without_number(stem: str) -> str:
+    number = _number(stem)
+    return stem[: len(stem) - len(number)].rstrip("-_.") if number else stem
+
+
+def _base(path: str) -> str:
+    plain = path.partition("?")[0] if is_uri(path) else os.path.abspath(os.path.expanduser(path))
+    return plain.rstrip("/").rpartition("/")[2]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]

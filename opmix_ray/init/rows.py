@@ -1,0 +1,107 @@
+"""The first rows of a file, and how much text there is in all, without reading the whole of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opmix_ray.errors import UserError
+from opmix_ray.init.discover import KEY
+from opmix_ray.sources.files import InputFile, file_format, filesystem, reading
+from opmix_ray.sources.readers import arrow_batches
+
+ROWS = 2000  # of a file that are looked at, at most
+BYTES = 1 << 21  # of a file that are read, at most
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of one file.
+
+    Args:
+        rows: the first ones.
+        total: rows of the whole file, estimated where it was not read to its end.
+    """
+
+    rows: list[dict[str, Any]]
+    total: float
+
+
+def sample(file: InputFile) -> Sample:
+    """The first rows of a JSONL, Parquet or Arrow file.
+
+    Raises:
+        UserError: it is broken.
+    """
+    read = {"jsonl": _jsonl, "parquet": _parquet, "arrow": _arrow}[str(file_format(file.path))]
+    with reading(file.path, KEY):
+        return read(file)
+
+
+def _jsonl(file: InputFile) -> Sample:
+    system, inner = filesystem(file.path)
+    with system.open_input_stream(inner, compression=None) as stream:
+        raw = stream.read(BYTES)
+    whole = len(raw) >= file.size
+    text = b"".join(_unpacked(raw, file.path, whole))
+    lines = text.split(b"\n")
+    if not whole:
+        lines.pop()  # it may be cut off
+    lines = [line for line in lines if line.strip()]
+    rows = [_object(line, file.path) for line in lines[:ROWS]]
+    return Sample(rows, len(lines) * (1.0 if whole else file.size / max(1, len(raw))))
+
+
+def _unpacked(raw: bytes, path: str, whole: bool) -> Iterator[bytes]:
+    name = path.partition("?")[0].lower()
+    kind = "gzip" if name.endswith(".gz") else "zstd" if name.endswith(".zst") else None
+    if kind is None:
+        yield raw
+        return
+    stream = pa.CompressedInputStream(pa.BufferReader(raw), kind)
+    try:
+        while part := stream.read(1 << 16):
+            yield part
+    except OSError:
+        if whole:
+            raise
+
+
+def _object(line: bytes, path: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        shown = line[:40].decode("utf-8", "replace")
+        raise UserError(
+            f"a line is not a JSON object: {shown}",
+            file=path,
+            key=KEY,
+            remedy='write one object a line, such as {"text": "..."}',
+        )
+    return row
+
+
+def _parquet(file: InputFile) -> Sample:
+    system, inner = filesystem(file.path)
+    with system.open_input_file(inner) as stream:
+        parquet = pq.ParquetFile(stream)
+        batch = next(parquet.iter_batches(batch_size=ROWS), None)
+        return Sample([] if batch is None else batch.to_pylist(), float(parquet.metadata.num_rows))
+
+
+def _arrow(file: InputFile) -> Sample:
+    system, inner = filesystem(file.path)
+    with system.open_input_file(inner) as stream:
+        _, batches = arrow_batches(stream)
+        batch = next(batches, None)
+        if batch is None:
+            return Sample([], 0.0)
+        share = max(1.0, file.size / max(1, batch.nbytes))
+        return Sample(batch.slice(0, ROWS).to_pylist(), batch.num_rows * share)

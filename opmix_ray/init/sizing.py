@@ -1,0 +1,231 @@
+"""How large a model, how many steps, and how much to spend on deciding, so that a run takes the time given.
+
+Tokens and weights are kept near 20 to 1 (Hoffmann et al. 2022, arXiv 2203.15556), and data are gone through about four
+times at most, up to which repeated data are nearly as good as new ones (Muennighoff et al. 2023, arXiv 2305.16264).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opmix_ray.init.look import Domain
+from opmix_ray.init.speed import Speed
+
+TOKENS_PER_WEIGHT = 20
+MAX_EPOCHS = 4
+SHAPES = (  # hidden size and layers
+    (64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (640, 10), (768, 12), (1024, 16), (1536, 20),
+)  # fmt: skip
+FIRST = 2  # the shape that is measured first
+# Seconds that no token is trained in, measured on two cores: Ray and its workers start, models are loaded.
+START, SEGMENT, DECISION = 30.0, 8.0, 18.0
+PROBES, SEARCH = 0.20, 0.12  # of the training tokens' cost, for a decision's probes and candidates
+STEPS = 600  # aimed at
+PROBE_STEPS = 25
+REPORTED = 48  # held-out sequences per set in reports
+BYTES_PER_TOKEN = 3.0  # before a tokenizer is there to measure it
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one machine has."""
+
+    cpus: int
+    gpus: int
+
+    @property
+    def device(self) -> str:
+        """Where models are trained."""
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Length of a sequence, and the share of documents that is held out."""
+
+    seq_len: int
+    eval_fraction: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a run that depends on the time given.
+
+    Args:
+        weights: of the model without its embedding.
+        tokens: trained on.
+        available: training tokens there are.
+        seconds: estimated, of the whole run.
+        by: what ends the run, `time` or `data`.
+    """
+
+    model: dict[str, Any] | None
+    weights: int
+    tokens: int
+    available: float
+    seconds: float
+    by: str
+    batch_size: int
+    steps: int
+    decide_at: list[float]
+    learning_rate: float
+    probe_batch: int
+    trials: int
+    sequences: int
+
+
+def choose_sequences(
+    domains: Sequence[Domain], minutes: float, machine: Machine, longest: int | None
+) -> Sequences:
+    """A length and a split that leave every domain enough held-out sequences.
+
+    Args:
+        domains: what there is.
+        minutes: given for the run.
+        machine: where it runs.
+        longest: positions the model has; None: any number.
+    """
+    lengths = [128, 64, 32] if minutes <= 15 else [256, 128, 64]
+    if machine.gpus:
+        lengths = [512, *lengths] if minutes <= 30 else [1024, 512, *lengths]
+    lengths = [length for length in lengths if longest is None or length <= longest] or [longest or 32]
+    for seq_len in lengths:
+        for fraction in (0.02, 0.05, 0.1, 0.15, 0.2):
+            if all(_enough(domain, fraction, seq_len, REPORTED + 16) for domain in domains):
+                return Sequences(seq_len, fraction)
+    for fraction in (0.1, 0.2, 0.3, 0.4, 0.5):
+        if all(_enough(domain, fraction, lengths[-1], 4) for domain in domains):
+            return Sequences(lengths[-1], fraction)
+    return Sequences(lengths[-1], 0.5)
+
+
+def _enough(domain: Domain, fraction: float, seq_len: int, sequences: int) -> bool:
+    per_token = 1.0 if domain.kind == "tokens" else BYTES_PER_TOKEN
+    out, rest = domain.held_out(fraction)
+    return out / per_token >= sequences * seq_len and rest / per_token >= sequences * seq_len
+
+
+def shape(hidden: int, layers: int, seq_len: int) -> dict[str, Any]:
+    """A Llama configuration for fresh weights."""
+    heads = max(1, hidden // 64)
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": math.ceil(hidden * 8 / 3 / 32) * 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": seq_len,
+    }
+
+
+def size_of(hidden: int, layers: int) -> int:
+    """Weights of a shape without its embedding."""
+    return layers * (4 * hidden * hidden + 3 * hidden * math.ceil(hidden * 8 / 3 / 32) * 32)
+
+
+def vocabulary(characters: float) -> int:
+    """Entries of a tokenizer trained on so much text."""
+    return next((size for size, most in ((2048, 3e6), (4096, 3e7), (8192, 3e8)) if characters < most), 16384)
+
+
+def make_plan(
+    minutes: float,
+    domains: int,
+    available: float,
+    seq_len: int,
+    machine: Machine,
+    measure: Callable[[dict[str, Any] | None], Speed],
+    *,
+    vocab_size: int,
+    fresh: bool,
+) -> Plan:
+    """Choose model, steps and the cost of decisions.
+
+    Args:
+        minutes: for the whole run.
+        domains: how many.
+        available: training tokens there are.
+        seq_len: tokens in a sequence.
+        machine: where it runs.
+        measure: times a model configuration on it (the pretrained model for None).
+        vocab_size: of the tokenizer.
+        fresh: whether the model gets fresh weights of a size chosen here.
+    """
+    decide_at = [0.33] if minutes < 20 else [0.2, 0.5]
+    spent = START + SEGMENT * (1 + len(decide_at)) + len(decide_at) * (DECISION + domains)
+    deciding = len(decide_at) * (PROBES + SEARCH)
+    seconds = max(0.2 * 60 * minutes, 60 * minutes - spent) / (1 + deciding)
+    most = available * MAX_EPOCHS / 2  # so that every domain may still get twice its share
+    if fresh:
+        chosen = _choose_shape(seconds, most, measure, vocab_size, seq_len)
+        model: dict[str, Any] | None = shape(*chosen, seq_len)
+        rate = round(2e-3 * min(1.0, 128 / chosen[0]) ** 0.7, 5)
+    else:
+        model, rate = None, 5e-5
+    speed = measure(model)
+    workers = max(1, machine.gpus)
+    per_second = speed.tokens_per_second * (workers if workers == 1 else 0.85 * workers)
+    tokens = min(seconds * per_second, most)
+    batch = _power(tokens / seq_len / STEPS, 8 * workers, 256)
+    trials = min(32, max(12, domains + 4))
+    probes = domains + 1  # one for each, and the check's
+    probe_batch = _power(PROBES * tokens / (probes * PROBE_STEPS * seq_len), 4, batch)
+    sequences = _power(3 * SEARCH * tokens / (trials * domains * seq_len), 8, 64)
+    cost = PROBE_STEPS * probes * probe_batch + (trials + 1) * domains * sequences / 3
+    decisions = len(decide_at) * cost * seq_len  # in training tokens
+    # Decisions may cost less than was set aside for them.
+    room = max(seconds, 60 * minutes - spent) * per_second - decisions
+    steps = max(20, round(min(most, max(tokens, room)) / (batch * seq_len)))
+    tokens = steps * batch * seq_len
+    training = (tokens + decisions) / per_second
+    return Plan(
+        model=model,
+        weights=speed.weights,
+        tokens=tokens,
+        available=available,
+        seconds=spent + training,
+        by="data" if room > most else "time",
+        batch_size=batch,
+        steps=steps,
+        decide_at=decide_at,
+        learning_rate=rate,
+        probe_batch=probe_batch,
+        trials=trials,
+        sequences=sequences,
+    )
+
+
+def _choose_shape(
+    seconds: float,
+    most: float,
+    measure: Callable[[dict[str, Any] | None], Speed],
+    vocab_size: int,
+    seq_len: int,
+) -> tuple[int, int]:
+    """The shape whose tokens in the time given come nearest to 20 a weight.
+
+    One shape is measured; others are taken to train at the same number of operations a second.
+    """
+    speed = measure(shape(*SHAPES[FIRST], seq_len))
+    rate = speed.tokens_per_second * _operations(*SHAPES[FIRST], vocab_size, seq_len)
+
+    def distance(one: tuple[int, int]) -> float:
+        tokens = min(most, seconds * rate / _operations(*one, vocab_size, seq_len))
+        return abs(math.log(tokens / size_of(*one) / TOKENS_PER_WEIGHT))
+
+    return min(SHAPES, key=distance)
+
+
+def _operations(hidden: int, layers: int, vocab_size: int, seq_len: int) -> float:
+    """Operations per token of a training step, over 6."""
+    return size_of(hidden, layers) + hidden * vocab_size + 2 * layers * hidden * seq_len
+
+
+def _power(value: float, least: int, most: int) -> int:
+    """The power of two nearest below a value, within limits."""
+    return int(min(most, max(least, 2 ** math.floor(math.log2(max(1.0, value))))))

@@ -1,0 +1,101 @@
+"""result.json: what came out and what it cost."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from opmix_ray.config import RunConfig
+from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.state import RunState
+from opmix_ray.storage import Storage
+
+
+def make_result(
+    config: RunConfig,
+    state: RunState,
+    rows: list[dict[str, Any]],
+    storage: Storage,
+    tokens: dict[str, int],
+    seq_len: int,
+) -> dict[str, Any]:
+    """Collect a run's result.
+
+    Args:
+        config: the run.
+        state: where it stands.
+        rows: of metrics.jsonl.
+        storage: its output.
+        tokens: training tokens there are, by domain.
+        seq_len: tokens in a sequence.
+
+    Returns:
+        Losses in nats per token, perplexities as their exponentials, accuracies and their rates of wrong answers
+        among the losses; means over sets of one kind, None where there is none; costs in tokens, FLOPs, seconds, bytes.
+    """
+    objective = config.objective()
+    ledger = Ledger(state.ledger)
+    delivered: dict[str, int] = next(
+        (row["delivered"] for row in reversed(rows) if row["kind"] == "train"), {}
+    )
+    begun = {name: count for name, count in state.begun.items() if name in delivered}
+    decisions = [
+        storage.read_json(f"decisions/{name}/decision.json")
+        for name in storage.names("decisions")
+        if storage.exists(f"decisions/{name}/decision.json")
+    ]
+    return {
+        "name": config.name,
+        "versions": {
+            package: version(package)
+            for package in ("opmix_ray", "ray", "torch", "transformers", "peft", "optuna")
+        },
+        "seed": config.seed,
+        "steps": state.step,
+        "domains": list(config.data.domains),
+        "initial_mixture": state.mixtures[0]["mixture"] if state.mixtures else {},
+        "final_mixture": state.mixture,
+        "mixtures": state.mixtures,
+        "evaluations": [_evaluation(row, objective) for row in rows if row["kind"] == "evaluation"],
+        "decisions": [
+            {
+                "index": d["index"],
+                "step": d["step"],
+                "trials": d["trials"],
+                "proposal": d["proposal"],
+                "kept": d["kept"],
+                "reason": d["reason"],
+                "gain": d["gain"],
+                "law": d["law"],
+            }
+            for d in decisions
+        ],
+        "delivered": {
+            name: {
+                "sequences": delivered.get(name, 0) - begun.get(name, 0),
+                "tokens": (delivered.get(name, 0) - begun.get(name, 0)) * seq_len,
+                "epochs": delivered.get(name, 0) * seq_len / count if count else 0.0,
+            }
+            for name, count in tokens.items()
+        },
+        "ledger": {**ledger.to_dict(), "overhead": ledger.overhead()},
+    }
+
+
+def _evaluation(row: dict[str, Any], objective: dict[str, float]) -> dict[str, Any]:
+    losses, perplexity = row["losses"], row["perplexity"]
+    return {
+        "step": row["step"],
+        "losses": losses,
+        "perplexity": perplexity,
+        "bits_per_byte": row["bits_per_byte"],
+        "accuracy": row.get("accuracy", {}),
+        "mean_loss": _mean([loss for name, loss in losses.items() if name in perplexity]),
+        "mean_perplexity": _mean(list(perplexity.values())),
+        "mean_accuracy": _mean(list(row.get("accuracy", {}).values())),
+        "objective": sum(weight * losses[name] for name, weight in objective.items()),
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

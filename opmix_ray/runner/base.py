@@ -1,0 +1,145 @@
+"""What a run goes on from: an earlier run's model, mixture and reading positions, or a model and its old mixture.
+
+with with_base(config) as config:          # `model.path` is the earlier run's model
+    begin = beginning(config)              # old mixture and positions
+    adopt(config, storage, state)          # weights and moments become the run's own first checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from opmix_ray.config import RunConfig
+from opmix_ray.data.lineage import Content
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.data.sampler import SamplerState
+from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.output.state import STATE, RunState, load_state
+from opmix_ray.storage import Storage
+
+BASE = "train/base"  # the checkpoint that an adopted run begins with
+_MOMENTS = ("optimizer.pt", "rng.pt")
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was trained on before a stage.
+
+    Args:
+        mixture: last one in force, share by domain; empty where nothing came before.
+        sampler: reading positions of every domain that was ever read.
+        read: what those domains held.
+    """
+
+    mixture: dict[str, float] = field(default_factory=dict)
+    sampler: SamplerState = field(default_factory=SamplerState)
+    read: dict[str, Content] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state: RunState) -> Before:
+        """From a run's state."""
+        read = {name: Content(**values) for name, values in state.read.items()}
+        return cls(state.mixture, SamplerState.from_dict(state.sampler), read)
+
+    def put(self, state: RunState) -> None:
+        """Write positions and contents into a run's state."""
+        state.sampler = self.sampler.to_dict()
+        state.read = {name: asdict(content) for name, content in self.read.items()}
+
+
+@contextmanager
+def with_base(config: RunConfig) -> Iterator[RunConfig]:
+    """The configuration with the base run's model as its own, unless it names one, for the time of a `with`.
+
+    Raises:
+        UserError: the base is not a finished run.
+    """
+    if not _takes_weights(config):
+        yield config
+        return
+    _finished(str(config.base.run))
+    with Storage(str(config.base.run)).local("model") as directory:
+        yield config.model_copy(update={"model": config.model.at(directory)})
+
+
+def _takes_weights(config: RunConfig) -> bool:
+    return config.base.run is not None and config.model.path is None and config.model.config is None
+
+
+def beginning(config: RunConfig) -> Before:
+    """What came before the first stage.
+
+    Raises:
+        UserError: the base is not a finished run.
+    """
+    if config.base.run is None:
+        return Before(mixture=dict(config.base.mixture) if isinstance(config.base.mixture, dict) else {})
+    before = Before.of(_finished(config.base.run))
+    return replace(before, sampler=replace(before.sampler, step=0, since_step=0))
+
+
+def adopt(config: RunConfig, storage: Storage, state: RunState) -> None:
+    """Let a run that has done nothing yet begin where its base ended.
+
+    Unless a model is named, the base's weights, and its optimiser's moments where it still has them and they are
+    wanted, are copied to `train/base`.
+
+    Args:
+        config: the run, as it was given.
+        storage: its output.
+        state: its state.
+    """
+    before = beginning(config)
+    before.put(state)
+    state.mixture = before.mixture
+    if not _takes_weights(config):
+        return
+    base = Storage(str(config.base.run))
+    found = load_state(base)
+    whole = found.checkpoint is not None and base.exists(f"{found.checkpoint}/{_MOMENTS[0]}")
+    source = found.checkpoint if whole and config.base.optimizer else None
+    with base.local(source or "") as there, tempfile.TemporaryDirectory() as directory:
+        here = Path(directory)
+        for name in ["model", *(_MOMENTS if source else ())]:
+            (here / name).symlink_to((there / name).resolve())
+        first = {"sampler": state.sampler, "segment": "base"}
+        (here / "state.json").write_text(json.dumps(first))
+        storage.upload(here, BASE)
+    state.checkpoint = BASE
+
+
+def same_content(state: RunState, prepared: Prepared) -> None:
+    """Refuse to go on with domains that hold other sequences than when the run read them.
+
+    Raises:
+        UserErrors: one error for each such domain.
+    """
+    changed = [
+        name for name in state.mixture
+        if name in state.read and state.read[name]["digest"] != prepared.domains[name].digest
+    ]  # fmt: skip
+    if changed:
+        remedy = "put the old files back, or begin another run with `opmix run --continue`"
+        raise UserErrors([
+            UserError("holds other text than when this run began", key=f"data.domains.{name}", remedy=remedy)
+            for name in changed
+        ])  # fmt: skip
+
+
+def _finished(uri: str) -> RunState:
+    storage = Storage(uri)
+    if not storage.exists(STATE):
+        raise UserError(
+            "is not the output of a run", key="base.run", value=uri, remedy="name a run's output directory"
+        )
+    state = load_state(storage)
+    if not state.finished or not storage.exists("model/config.json"):
+        raise UserError(
+            "is not finished", key="base.run", value=uri, remedy="end it first with `opmix run ... --resume`"
+        )
+    return state

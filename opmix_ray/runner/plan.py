@@ -1,0 +1,149 @@
+"""What a run does in which order: a list of steps that depends on the configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from opmix_ray.config import RunConfig, StageConfig
+from opmix_ray.data.plan import fit_to_caps, share_caps
+from opmix_ray.mixture import Mixture
+from opmix_ray.strategies.rules import start_rule
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the machine.
+
+    Args:
+        kind: `stage` (its first mixture comes into force), `train`, `decide`, or `overlap` (train beside a decision,
+            whose mixture comes into force at the end).
+        stage: position in the configuration.
+        start, end: global steps; equal but for `train` and `overlap`.
+        index: of the decision.
+        space: search space of the decision.
+    """
+
+    kind: str
+    stage: int
+    start: int
+    end: int
+    index: int = -1
+    space: str = ""
+
+    def name(self, config: RunConfig) -> str:
+        """Unique in the run, safe as a directory."""
+        return f"{self.stage:02d}-{config.stages[self.stage].name}-{self.start:07d}-{self.end:07d}"
+
+
+def plan(config: RunConfig) -> list[Step]:
+    """All steps of a run, in order."""
+    steps: list[Step] = []
+    begin, decisions = 0, 0
+    for number, stage in enumerate(config.stages):
+        steps.append(Step("stage", number, begin, begin))
+        at = begin
+        for nth, point in enumerate(decision_points(stage)):
+            if begin + point > at:
+                steps.append(Step("train", number, at, begin + point))
+            at = begin + point + overlap_steps(stage)
+            kind = "overlap" if stage.overlap else "decide"
+            steps.append(Step(kind, number, begin + point, at, decisions, space_of(config, stage, nth)))
+            decisions += 1
+        if at < begin + stage.steps:
+            steps.append(Step("train", number, at, begin + stage.steps))
+        begin += stage.steps
+    return steps
+
+
+def decision_points(stage: StageConfig) -> list[int]:
+    """Steps of a stage at which it decides."""
+    return sorted({round(fraction * stage.steps) for fraction in stage.decide_at})
+
+
+def overlap_steps(stage: StageConfig) -> int:
+    """Steps trained beside each decision of a stage."""
+    return (stage.overlap_steps or max(1, stage.steps // 10)) if stage.overlap else 0
+
+
+def space_of(config: RunConfig, stage: StageConfig, nth: int) -> str:
+    """Search space of a stage's decision, counted from 0."""
+    spaces = stage.search_space or config.search.space
+    return spaces[min(nth, len(spaces) - 1)] if isinstance(spaces, list) else spaces
+
+
+def stage_domains(config: RunConfig, stage: StageConfig) -> list[str]:
+    """Domains of a stage, in the order of the data section."""
+    if stage.domains is None:
+        return list(config.data.domains)
+    return [name for name in config.data.domains if name in stage.domains]
+
+
+def in_stage(config: RunConfig, position: int, read: Collection[str] = ()) -> RunConfig:
+    """The configuration as a stage's decisions see it: domains that only come later have no weight in the objective.
+
+    What a stage does for the loss of a domain that no model has seen yet is large, and soon done by that domain itself.
+    Where nothing else has a weight, the objective stays as it is. A domain that was read under an earlier name, or as a
+    part of another, is not one that only comes later.
+
+    Args:
+        config: the run.
+        position: of the stage.
+        read: domains that were read so far; those of a mixture that the base was trained on count as well.
+    """
+
+    def of(stages: Iterable[StageConfig]) -> set[str]:
+        return {name for stage in stages for name in stage_domains(config, stage)}
+
+    given = config.base.mixture if isinstance(config.base.mixture, dict) else {}
+    known = of(config.stages[: position + 1]) | {*read, *given}
+    later = {
+        name
+        for name in of(config.stages[position + 1 :]) - known
+        if known.isdisjoint(config.data.domains[name].earlier_names)
+    }
+    weights = {name: 0.0 if name in later else weight for name, weight in config.objective().items()}
+    if not later or not any(weights.values()):
+        return config
+    evaluation = config.evaluation.model_copy(update={"weights": weights, "objective": None})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+def wanted_mixture(stage: StageConfig, previous: Mixture | None, tokens: Mapping[str, float]) -> Mixture:
+    """The mixture a stage asks to begin with, over the domains that `tokens` names, before any cap."""
+    if isinstance(stage.start, dict):
+        return Mixture(stage.start).over(tokens)
+    if stage.start == "uniform":
+        return Mixture.uniform(tokens)
+    if previous is not None and any(previous.get(name, 0) > 0 for name in tokens):
+        if stage.start == "carry":
+            return previous.over(tokens)
+        if stage.start == "join":
+            return previous.over(tokens).joined()
+    return Mixture.proportional(tokens)
+
+
+def start_mixture(
+    config: RunConfig, stage: StageConfig, previous: Mixture | None, tokens: Mapping[str, int],
+    used: Mapping[str, float], seq_len: int,
+) -> tuple[Mixture, dict[str, float]]:  # fmt: skip
+    """A stage's first mixture, moved inside the repetition caps, and what was moved.
+
+    Args:
+        config: the run.
+        stage: the stage.
+        previous: mixture in force before it, if any.
+        tokens: training tokens by domain.
+        used: tokens drawn before the stage.
+        seq_len: tokens in a sequence.
+
+    Raises:
+        UserError: the caps cannot be met.
+    """
+    names = stage_domains(config, stage)
+    of_names = {name: float(tokens[name]) for name in names}
+    old = Mixture(used) if any(used.values()) else previous
+    wanted = start_rule(config, stage, old, of_names) or wanted_mixture(stage, previous, of_names)
+    length = stage.steps * config.train.batch_size * seq_len
+    caps = share_caps(of_names, {name: config.data.domains[name].max_epochs for name in names}, used, length)
+    return fit_to_caps(wanted, caps)

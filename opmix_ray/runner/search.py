@@ -1,0 +1,90 @@
+"""One decision for a checkpoint from anywhere: `opmix search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from opmix_ray.cluster.connect import connected
+from opmix_ray.commands.progress import Progress
+from opmix_ray.config import RunConfig
+from opmix_ray.decision.make import Situation, make_decision
+from opmix_ray.decision.rule import Decision
+from opmix_ray.errors import UserError
+from opmix_ray.mixture import Mixture
+from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.lock import locked
+from opmix_ray.output.mixture_file import write_mixture
+from opmix_ray.output.state import open_output
+from opmix_ray.report import write_report
+from opmix_ray.runner.base import beginning, with_base
+from opmix_ray.runner.enter import enter
+from opmix_ray.runner.plan import in_stage, space_of, stage_domains
+from opmix_ray.runner.validate import validate
+from opmix_ray.storage import Storage
+
+
+def search_once(
+    config: RunConfig,
+    model: Path | None,
+    *,
+    step: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Decision:
+    """Decide the next mixture of a checkpoint.
+
+    The first stage of the configuration says which domains there are, which mixture is in force (`start`), for how
+    many steps the answer is meant, and where the search space comes from.
+
+    Args:
+        config: data, probes, search.
+        model: directory of the checkpoint; None: the configured model.
+        step: of the checkpoint, for the record.
+        overwrite: remove what an earlier search left in the output.
+        progress: what a person sees.
+
+    Raises:
+        UserError: something in the input is wrong.
+    """
+    progress = progress or Progress()
+    if model is not None:
+        if not model.is_dir():
+            raise UserError(
+                "no such directory", key="--model", value=model, remedy="name a Hugging Face directory"
+            )
+        config = config.model_copy(update={"model": config.model.at(model.absolute())})
+    stage = config.stages[0]
+    if len(stage_domains(config, stage)) < 2:
+        raise UserError("a decision needs at least two domains", key="data.domains", remedy="add a domain")
+    storage, original = Storage(config.output_uri()), config
+    with with_base(config) as config, locked(storage):
+        state = open_output(original, storage, resume=False, overwrite=overwrite)
+        prepared = validate(config, on_progress=progress.preparing)
+        before = beginning(config)
+        entry = enter(config, 0, before, prepared)
+        config = in_stage(config, 0, before.read)
+        mixture = entry.mixture
+        situation = Situation(
+            index=0,
+            step=step,
+            stage=stage.name,
+            space=space_of(config, stage, 0),
+            current=mixture,
+            model=None,
+            tokens_left=stage.steps * config.train.batch_size * prepared.seq_len,
+            tokens_used=entry.used,
+            old=entry.old,
+        )
+        ledger = Ledger()
+        with connected(config):
+            decision = make_decision(config, prepared, storage, situation, progress, ledger)
+        state.mixture = Mixture(decision.mixture).shares
+        state.mixtures = [
+            {"step": step, "stage": stage.name, "why": "start", "mixture": mixture.shares},
+            {"step": step, "stage": stage.name, "why": "decision 0", "mixture": decision.mixture},
+        ]
+        state.step, state.stage, state.ledger = step, stage.name, ledger.to_dict()
+        write_mixture(storage, decision.mixture, state.mixtures, prepared)
+        state.save(storage)
+        progress.message(f"report: {write_report(storage)}")
+        return decision

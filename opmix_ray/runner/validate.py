@@ -1,0 +1,245 @@
+"""Everything wrong with a run that can be known before it begins, in one list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import init_empty_weights
+from transformers import AutoConfig
+
+from opmix_ray.cluster.connect import check_cluster
+from opmix_ray.config import ModelConfig, RunConfig
+from opmix_ray.data.lineage import Origin, follow
+from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.data.questions import validate_questions
+from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
+from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.architecture import architecture
+from opmix_ray.model.harness import check_harness
+from opmix_ray.model.load import load_model
+from opmix_ray.model.probe import adapted_layers
+from opmix_ray.model.spread import check_spread
+from opmix_ray.remote import check_uris
+from opmix_ray.runner.base import beginning, with_base
+from opmix_ray.runner.check_plan import check_plan
+from opmix_ray.runner.enter import enter
+from opmix_ray.runner.plan import decision_points, space_of, stage_domains, wanted_mixture
+from opmix_ray.sources.source import validate_sources
+from opmix_ray.train.probes import probe_data
+from opmix_ray.trials.components import Components
+from opmix_ray.trials.space import choose_components, load_space, read_space
+
+_WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth")
+_MODEL_REMEDY = "give a directory with config.json and weights, or a hub id that this machine can reach"
+
+
+def check_before(config: RunConfig, file: Any = None) -> list[UserError]:
+    """What configuration, files, tokenizer and model show without reading all data."""
+    plan = check_uris(config) + check_plan(config, file)
+    errors = plan + validate_sources(config) + validate_questions(config)
+    errors += check_harness(config.evaluation.harness)
+    named = any((error.key or "").startswith(("model", "tokenizer")) for error in plan)
+    if not named and (config.tokenizer.train_vocab_size is None or not errors):
+        errors += _collected(lambda: _tokenizer_and_model(config))
+    if not plan:
+        errors += _collected(lambda: _spaces(config))
+    return [error.within(file) for error in errors] if file is not None else errors
+
+
+def check_all(
+    config: RunConfig, file: Any = None, on_progress: Callable[[str, int, int], None] | None = None
+) -> list[UserError]:
+    """Everything wrong in one go: configuration, files, sizes, and what the cluster does not have.
+
+    Args:
+        config: the run.
+        file: its file, for errors.
+        on_progress: see `prepare`.
+    """
+    errors = _collected(lambda: _checked(config, file, on_progress))
+    return errors + check_cluster(config)
+
+
+def _checked(config: RunConfig, file: Any, on_progress: Callable[[str, int, int], None] | None) -> None:
+    with with_base(config) as config:
+        refuse(check_before(config, file))
+        prepared, errors = _prepared(config, on_progress)
+        refuse(errors if prepared is None else check_prepared(config, prepared))
+
+
+def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
+    """What the number of tokens shows: sizes, repetition caps."""
+    errors: list[UserError] = []
+    first = before = beginning(config)
+    for position, stage in enumerate(config.stages):
+        names = stage_domains(config, stage)
+        sequences = sum(prepared.domains[name].train_sequences for name in names)
+        if sequences < config.train.batch_size:
+            errors.append(
+                UserError(
+                    f"its domains have {sequences} sequences of {prepared.seq_len} tokens, fewer than one batch of "
+                    f"{config.train.batch_size}",
+                    key=f"stages.{position}",
+                    value=stage.name,
+                    remedy="lower train.batch_size or data.seq_len, or add data",
+                )
+            )
+            continue
+        try:
+            entry = enter(config, position, first if stage.restart else before, prepared)
+        except UserError as error:
+            errors.append(
+                UserError(
+                    error.problem,
+                    key=": ".join(part for part in (f"stages.{position}", error.key) if part),
+                    value=error.value,
+                    remedy=error.remedy,
+                )
+            )
+            continue
+        before = entry.after(stage.steps * config.train.batch_size)
+    return errors
+
+
+def validate(
+    config: RunConfig, file: Any = None, on_progress: Callable[[str, int, int], None] | None = None
+) -> Prepared:
+    """Check a run and prepare its data.
+
+    Raises:
+        UserErrors: everything that is wrong.
+    """
+    with with_base(config) as config:
+        refuse(check_before(config, file))
+        return prepare_checked(config, on_progress)
+
+
+def prepare_checked(
+    config: RunConfig, on_progress: Callable[[str, int, int], None] | None = None
+) -> Prepared:
+    """Prepare a run's data and check its sizes.
+
+    Raises:
+        UserErrors: everything that is wrong.
+    """
+    prepared = prepare(config, on_progress=on_progress)
+    refuse(check_prepared(config, prepared))
+    return prepared
+
+
+def refuse(errors: list[UserError]) -> None:
+    """Raise all errors together, if there are any."""
+    if errors:
+        raise UserErrors(errors)
+
+
+def _collected(check: Callable[[], Any]) -> list[UserError]:
+    try:
+        check()
+    except UserError as error:
+        return user_errors(error)
+    return []
+
+
+def _prepared(
+    config: RunConfig, on_progress: Callable[[str, int, int], None] | None
+) -> tuple[Prepared | None, list[UserError]]:
+    """All data, or what is wrong with each domain of it."""
+    try:
+        return prepare(config, on_progress=on_progress), []
+    except UserError as error:
+        if isinstance(error, UserErrors) or config.tokenizer.train_vocab_size is not None:
+            return None, user_errors(error)
+        first = error
+    found: dict[str, UserError] = {str(first): first}
+    for name, source in config.data.domains.items():
+        alone = config.model_copy(update={"data": config.data.model_copy(update={"domains": {name: source}})})
+        for each in _collected(partial(prepare, alone)):
+            found.setdefault(str(each), each)
+    return None, list(found.values())
+
+
+def _tokenizer_and_model(config: RunConfig) -> None:
+    """Both can be loaded and fit each other; the weights themselves are not read."""
+    tokenizer = load_tokenizer(config)
+    size = vocabulary_size(tokenizer)
+    rows = _embedding_rows(config.model)
+    if rows is not None and rows < size:
+        raise UserError(
+            f"its embedding has {rows} rows, the tokenizer {size} tokens",
+            key="model.path",
+            value=config.model.path,
+            remedy="use the model's own tokenizer (leave tokenizer.path out)",
+        )
+    if config.model.config is not None:
+        with init_empty_weights():
+            model = load_model(
+                config.model,
+                vocab_size=size,
+                eos_token_id=tokenizer.eos_token_id,
+                seed=config.seed,
+                seq_len=config.data.seq_len,
+            )
+        if any(stage.decide_at for stage in config.stages):
+            adapted_layers(model, config.probe.target_modules)
+    gpus = max(config.search.gpus, config.probe.gpus)
+    if gpus > 1:
+        check_spread(architecture(config.model, vocab_size=size, eos_token_id=tokenizer.eos_token_id), gpus)
+
+
+def _embedding_rows(model: ModelConfig) -> int | None:
+    """Rows of a pretrained model's embedding, from its configuration alone; None where that is not known."""
+    if model.path is None or model.gguf_file is not None:
+        return None
+    directory = Path(model.path)
+    if directory.is_dir() and not any(path.name.endswith(_WEIGHTS) for path in directory.iterdir()):
+        problem = (
+            "holds no weights" if (directory / "config.json").is_file() else "is not a model's directory"
+        )
+        raise UserError(problem, key="model.path", value=model.path, remedy=_MODEL_REMEDY)
+    try:
+        found = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot be read as a model: {first_line(error)}",
+            key="model.path",
+            value=model.path,
+            remedy=_MODEL_REMEDY,
+        ) from None
+    return getattr(found.get_text_config(), "vocab_size", None)
+
+
+def _spaces(config: RunConfig) -> None:
+    """Build every decision's search space once, on the mixture its stage begins with."""
+    current = beginning(config).mixture
+    for position, stage in enumerate(config.stages):
+        names = stage_domains(config, stage)
+        tokens = dict.fromkeys(names, 1.0)  # none are counted yet
+        old = follow(current, {name: Origin.of(config.data.domains[name]) for name in names}, tokens)
+        here = wanted_mixture(stage, old, tokens)
+        for nth in range(len(decision_points(stage))):
+            key = "search.space" if stage.search_space is None else f"stages.{position}.search_space"
+            _space(config, space_of(config, stage, nth), key, here, old or here)
+        current = here.shares
+
+
+def _space(config: RunConfig, space: str, key: str, start: Mixture, old: Mixture) -> None:
+    names = start.domains
+    try:
+        kind = read_space(space)[0].kind
+        components = choose_components(kind, old, names)
+        replayed = old if kind == "old_new" else start
+        data = [probe_data(name, replayed, config.probe.new_share).array(names) for name in components]
+        load_space(space, Components(tuple(components), tuple(names), np.array(data)), config.data.domains)
+    except UserErrors:
+        raise
+    except UserError as error:
+        if error.file is not None:
+            raise
+        value = space if error.value is None else error.value
+        raise UserError(error.problem, key=key, value=value, remedy=error.remedy) from None

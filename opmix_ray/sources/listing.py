@@ -1,0 +1,264 @@
+"""Which files a name, a folder, a glob or a URI stands for: every real file once, whatever links lead to it.
+
+    found = listing("data", key="--data")
+    found.files, found.hidden, found.outside
+    files = expand("data/**/*.jsonl.gz", key="data.domains.code.path")
+
+Names inside a folder that begin with `.` or `_` are left out (`.git`, `.ipynb_checkpoints`, `_temporary`); a hidden
+file or folder that is named itself is read. Links are followed, a link to where one already is or was is not.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from opmix_ray.config import is_uri
+from opmix_ray.errors import UserError
+from opmix_ray.remote import is_local, local_path, missing_bucket, reason, remedy
+from opmix_ray.sources.files import InputFile, file_format, filesystem
+
+HIDDEN = (".", "_")
+_SHOWN = 3
+
+
+@dataclass
+class Listing:
+    """What was found.
+
+    Args:
+        files: each real file once, sorted by path.
+        hidden: files and folders left out for their names.
+        outside: links that lead out of the folder, as `link -> target`; they are followed.
+        loops: links that lead to a folder that holds the one they are in; they are not.
+        broken: links to what is not there.
+    """
+
+    files: list[InputFile] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    loops: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+
+def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFile]:
+    """Files that a file name, directory, glob or URI stands for, sorted by path.
+
+    Args:
+        path: what the user wrote.
+        key: configuration key named in errors.
+        recognised_only: inside a directory keep only files with a known ending.
+
+    Raises:
+        UserError: nothing matches, a link leads nowhere, or the place cannot be listed.
+    """
+    found = listing(path, key=key)
+    if gone := next((link for link in found.broken if file_format(link)), None):
+        raise UserError(
+            f"is a link to {os.readlink(gone)}, which is not there", file=gone, key=key,
+            remedy="get the file (git annex get, dvc pull), or remove the link",
+        )  # fmt: skip
+    if found.outside:
+        _tell(key, path, tuple(found.outside))
+    files = found.files
+    folder = os.path.isdir(local_path(path)) if is_local(path) else "*" not in path
+    if recognised_only and folder and [file.path for file in files] != [path]:
+        files = [file for file in files if file_format(file.path)]
+    if not files:
+        raise UserError("no file matches", key=key, value=path, remedy="check the path" + _hint(path))
+    return files
+
+
+@cache
+def _tell(key: str, path: str, links: tuple[str, ...]) -> None:
+    """Say once in a process which links are followed."""
+    more = f" and {len(links) - _SHOWN} more" if len(links) > _SHOWN else ""
+    logging.getLogger(__name__).warning(
+        "%s = %s: follows links that lead out of it: %s%s", key, path, ", ".join(links[:_SHOWN]), more
+    )
+
+
+def listing(path: str, *, key: str) -> Listing:
+    """Everything that a file name, directory, glob or URI stands for.
+
+    Raises:
+        UserError: the place cannot be listed, or there is no such bucket.
+    """
+    system, inner = filesystem(_fixed_part(path), key=key)
+    try:
+        found = _local(local_path(path)) if is_local(path) else _remote(path, system, inner)
+    except (pa.ArrowException, OSError, ValueError, re.error) as error:
+        raise UserError(
+            f"cannot be listed: {reason(error)}", key=key, value=path, remedy=remedy(error, "check the path")
+        ) from None
+    if not found.files and not is_local(path) and missing_bucket(system, inner):
+        raise UserError("there is no such bucket", key=key, value=path, remedy="check the bucket's name")
+    found.files.sort(key=lambda file: file.path)
+    return found
+
+
+def identity(path: str) -> str:
+    """The same text for every name of the same file: links, hard links, `./`, `file://`."""
+    if not is_local(path):
+        return path
+    plain = local_path(path)
+    try:
+        status = os.stat(plain)
+    except OSError:
+        return plain
+    return f"{status.st_dev}:{status.st_ino}" if status.st_nlink > 1 else os.path.realpath(plain)
+
+
+def _local(path: str) -> Listing:
+    walk = _Walk(path)
+    if os.path.isdir(path):
+        walk.folder(path)
+    elif os.path.lexists(path):
+        walk.file(path)
+    elif "**" in path.split("/"):
+        parts = path.split("/")
+        depth = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+        base = "/".join(parts[:depth])
+        if os.path.isdir(base):
+            walk.folder(base)
+        pattern = parts[depth:]
+        kept = [
+            file for file in walk.found.files if _fits(file.path[len(base) :].strip("/").split("/"), pattern)
+        ]
+        walk.found.files, walk.found.outside = kept, []
+    elif glob.has_magic(path):
+        for hit in sorted(glob.glob(path), key=lambda hit: (os.path.islink(hit), hit)):
+            if not os.path.isdir(hit):
+                walk.file(hit)
+    return walk.found
+
+
+class _Walk:
+    """Looks through a folder: what really lies there first, then what links lead to."""
+
+    def __init__(self, root: str) -> None:
+        self.found = Listing()
+        self._root = os.path.realpath(root)
+        self._seen: set[str] = set()
+        self._links: list[str] = []
+
+    def file(self, path: str) -> None:
+        if not os.path.exists(path):
+            self.found.broken.append(path)
+        elif os.path.isfile(path) and (name := identity(path)) not in self._seen:
+            self._seen.add(name)
+            status = os.stat(path)
+            self.found.files.append(InputFile(path, status.st_size, status.st_mtime_ns))
+
+    def folder(self, root: str) -> None:
+        self._scan(root)
+        while self._links:
+            link = self._links.pop(0)
+            target = os.path.realpath(link)
+            if self._root.startswith(target.rstrip("/") + "/") or target == self._root:
+                self.found.loops.append(link)
+                continue
+            if not target.startswith(self._root + "/") and os.path.exists(target):
+                self.found.outside.append(f"{link} -> {target}")
+            if os.path.isdir(target):
+                self._scan(link)
+            else:
+                self.file(link)
+
+    def _scan(self, folder: str) -> None:
+        waiting = [folder]
+        while waiting:
+            folder = waiting.pop()
+            if (real := os.path.realpath(folder)) in self._seen:
+                continue
+            self._seen.add(real)
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    path = os.path.join(folder, entry.name)
+                    if entry.name.startswith(HIDDEN):
+                        self.found.hidden.append(path)
+                    elif entry.is_symlink():
+                        self._links.append(path)
+                    elif entry.is_dir():
+                        waiting.append(path)
+                    else:
+                        self.file(path)
+
+
+def _remote(path: str, system: pafs.FileSystem, inner: str) -> Listing:
+    found = Listing()
+    plain, mark, query = path.partition("?")
+    if "*" not in plain:
+        info = system.get_file_info(inner)
+        if info.type == pafs.FileType.File:
+            found.files.append(_input(path, info))
+        if info.type != pafs.FileType.Directory:
+            return found
+    prefix = _fixed_part(plain)
+    pattern = [re.sub(r"([\[?])", r"[\1]", part) for part in plain[len(prefix) :].strip("/").split("/")]
+    for info in _files_below(system, inner):
+        parts = info.path[len(inner) :].strip("/").split("/")
+        name = f"{prefix}/{'/'.join(parts)}{mark}{query}"
+        if "*" in plain:
+            found.files += [_input(name, info)] if _fits(parts, pattern) else []
+        elif any(part.startswith(HIDDEN) for part in parts):
+            found.hidden.append(name)
+        else:
+            found.files.append(_input(name, info))
+    return found
+
+
+def _files_below(system: pafs.FileSystem, inner: str) -> Iterator[pafs.FileInfo]:
+    selector = pafs.FileSelector(inner, allow_not_found=True, recursive=True)
+    return (info for info in system.get_file_info(selector) if info.type == pafs.FileType.File)
+
+
+def _fits(parts: list[str], pattern: list[str]) -> bool:
+    """Whether the parts of a path are those of a glob, in which `**` stands for any number of folders."""
+    if not pattern:
+        return not parts
+    first, rest = pattern[0], pattern[1:]
+    if first == "**":
+        return any(_fits(parts[start:], rest) for start in range(len(parts) + 1)) or (
+            not rest and bool(parts)
+        )
+    if not parts or (parts[0].startswith(".") and not first.startswith(".")):
+        return False
+    return fnmatchcase(parts[0], first) and _fits(parts[1:], rest)
+
+
+def _fixed_part(path: str) -> str:
+    """The part of a URI's path before the first `*`, cut at a slash, with the URI's query; a local path as it is."""
+    if is_local(path):
+        return path
+    pattern, mark, query = path.partition("?")
+    return (
+        (pattern.partition("*")[0].rpartition("/")[0] if "*" in pattern else pattern).rstrip("/")
+        + mark
+        + query
+    )
+
+
+def _input(path: str, info: pafs.FileInfo) -> InputFile:
+    return InputFile(path, info.size or 0, info.mtime_ns or 0)
+
+
+def _hint(path: str) -> str:
+    if is_uri(path):
+        return ""
+    parent = Path(path).expanduser().absolute().parent
+    if not parent.is_dir():
+        return f": there is no directory {parent}"
+    return (
+        ", a glob such as data/*.jsonl.gz, or a directory with .jsonl, .parquet, .arrow, .npy or .bin files"
+    )

@@ -1,0 +1,324 @@
+"""Rows and values of each file format; every problem becomes a `UserError` with file, key and place."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from tokenize import TokenError
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opmix_ray.errors import UserError
+from opmix_ray.sources.files import filesystem, reading
+
+_ROWS = 1024  # rows decoded at a time
+_TOKENS = 1 << 24  # ids of a raw stream read at a time
+
+
+class Row(NamedTuple):
+    """Values of the wanted columns, and where the row is."""
+
+    values: Sequence[Any]
+    place: str
+
+
+def missing_column(file: str, key: str, wanted: str, present: Sequence[str]) -> UserError:
+    """The error for a column that is not there; names those that are, nearest first."""
+    near = difflib.get_close_matches(wanted, present, n=len(present), cutoff=0.0) if present else []
+    shown = ", ".join(near[:12]) + (", ..." if len(near) > 12 else "")
+    return UserError(
+        f"the file has no column {wanted!r}",
+        file=file,
+        key=key,
+        remedy=f"it has: {shown}" if shown else "its rows are empty",
+    )
+
+
+def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
+    """Rows of a JSONL file, plain or compressed; a key that later rows leave out is null there."""
+    seen: set[str] = set()
+    with reading(file, f"{key}.path"):
+        system, inner = filesystem(file)
+        with system.open_input_stream(inner, compression=_compression(file)) as stream:
+            for number, line in enumerate(io.BufferedReader(stream, 1 << 20), start=1):
+                if line.isspace():
+                    continue
+                row = _json_object(line, file, f"{key}.path", number)
+                for option, column in columns.items():
+                    if column not in seen:
+                        if column not in row:
+                            raise missing_column(file, f"{key}.{option}", column, list(row))
+                        seen.add(column)
+                yield Row([row.get(column) for column in columns.values()], f"line {number}")
+
+
+def _compression(file: str) -> str | None:
+    name = file.partition("?")[0].lower()
+    return "gzip" if name.endswith(".gz") else "zstd" if name.endswith((".zst", ".zstd")) else None
+
+
+def _json_object(line: bytes, file: str, key: str, number: int) -> dict[str, Any]:
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"line {number} is not UTF-8 text",
+            file=file,
+            key=key,
+            remedy="name a JSONL file or set its format",
+        ) from None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", type(error).__name__)
+        raise UserError(
+            f"line {number} is not JSON: {reason}", file=file, key=key, remedy="write one JSON object a line"
+        ) from None
+    if not isinstance(row, dict):
+        raise UserError(
+            f"line {number} is JSON but not an object",
+            file=file,
+            key=key,
+            remedy='write {"text": ...} a line',
+        )
+    return row
+
+
+def parquet_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
+    """Rows of a Parquet file."""
+    with reading(file, f"{key}.path"):
+        system, inner = filesystem(file)
+        with system.open_input_file(inner) as stream:
+            parquet = pq.ParquetFile(stream)
+            _check_schema(parquet.schema_arrow, file, columns, key)
+            wanted = list(dict.fromkeys(columns.values()))
+            batches = parquet.iter_batches(batch_size=_ROWS, columns=wanted)
+            yield from _batch_rows(batches, columns)
+
+
+def arrow_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
+    """Rows of an Arrow IPC file or stream."""
+    with reading(file, f"{key}.path"):
+        system, inner = filesystem(file)
+        with system.open_input_file(inner) as stream:
+            schema, batches = arrow_batches(stream)
+            _check_schema(schema, file, columns, key)
+            yield from _batch_rows(batches, columns)
+
+
+def arrow_batches(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Schema and batches of an Arrow IPC file or stream, read as they are asked for."""
+    is_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    if is_file:
+        reader = pa.ipc.open_file(stream)
+        return reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))
+    reader = pa.ipc.open_stream(stream)
+    return reader.schema, iter(reader)
+
+
+def _check_schema(schema: pa.Schema, file: str, columns: dict[str, str], key: str) -> None:
+    for option, column in columns.items():
+        if column not in schema.names:
+            raise missing_column(file, f"{key}.{option}", column, schema.names)
+        fits, wanted = _TYPES[option]
+        kind = schema.field(column).type
+        if not (pa.types.is_null(kind) or fits(kind)):
+            raise wrong_type(file, f"{key}.{option}", column, wanted, str(kind))
+
+
+def wrong_type(file: str, key: str, column: str | None, wanted: str, found: str) -> UserError:
+    """The error for a column that holds something else."""
+    return UserError(
+        f"must hold {wanted}, not {found}", file=file, key=key, value=column, remedy="name another column"
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_ids(kind: pa.DataType) -> bool:
+    return _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+
+
+def _is_messages(kind: pa.DataType) -> bool:
+    return _is_list(kind) and bool(pa.types.is_struct(kind.value_type))
+
+
+_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "text_column": (_is_text, "text"),
+    "prompt_column": (_is_text, "text"),
+    "completion_column": (_is_text, "text"),
+    "messages_column": (_is_messages, "lists of messages with role and content"),
+    "tokens_column": (_is_ids, "lists of integers"),
+    "choices_column": (_is_list, "lists of text"),
+    "answer_column": (lambda kind: _is_text(kind) or pa.types.is_integer(kind), "text or integers"),
+}
+
+
+def _batch_rows(batches: Iterator[pa.RecordBatch], columns: dict[str, str]) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        batch.validate(full=True)
+        for start in range(0, batch.num_rows, _ROWS):
+            part = batch.slice(start, _ROWS)
+            values = [_values(part.column(column), option) for option, column in columns.items()]
+            for row in zip(*values, strict=True):
+                number += 1
+                yield Row(row, f"row {number}")
+
+
+def _values(column: pa.Array, option: str) -> list[Any]:
+    if option != "tokens_column" or pa.types.is_null(column.type):
+        return list(column.to_pylist())
+    if pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.large_list(column.type.value_type))
+    flat = column.values
+    if flat.null_count:
+        raise ValueError("a list of token ids holds a null")
+    ids, offsets, valid = flat.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(False)
+    return [
+        ids[start:stop] if there else None
+        for start, stop, there in zip(offsets[:-1], offsets[1:], valid, strict=True)
+    ]
+
+
+READERS: dict[str, Callable[[str, dict[str, str], str], Iterator[Row]]] = {
+    "jsonl": jsonl_rows,
+    "parquet": parquet_rows,
+    "arrow": arrow_rows,
+}
+
+
+def text(value: Any, file: str, key: str, place: str) -> str | None:
+    """A text value; lone surrogates become U+FFFD, null stays None."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UserError(
+            f"{place} holds {type(value).__name__}, not text",
+            file=file,
+            key=key,
+            remedy="name a column of text",
+        )
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value
+
+
+def messages(value: Any, file: str, key: str, place: str) -> list[dict[str, Any]] | None:
+    """Chat messages: role and content are text; keys that are null are left out."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise wrong_type(file, key, None, "lists of messages", f"{type(value).__name__} in {place}")
+    cleaned = []
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise UserError(
+                f"{place} has a message without a role",
+                file=file,
+                key=key,
+                remedy='use {"role":, "content":}',
+            )
+        content = text(message.get("content"), file, key, place)
+        others = {k: v for k, v in message.items() if v is not None and k != "content"}
+        cleaned.append({**others, "content": content or ""})
+    return cleaned
+
+
+def token_ids(value: Any, file: str, key: str, place: str) -> np.ndarray | None:
+    """Token ids as an int64 array."""
+    if value is None:
+        return None
+    ids = np.asarray(value)
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        raise UserError(
+            f"{place} is not a list of integers", file=file, key=key, remedy="name another column"
+        )
+    ids = ids.astype(np.int64)
+    if len(ids) and ids.min() < 0:
+        raise UserError(f"{place} holds a negative token id", file=file, key=key, remedy="mend the data")
+    return ids
+
+
+def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Documents of a raw stream of ids, split at `eos` (left out) or, where there is none, in blocks.
+
+    Yields:
+        ids, int64 of shape (n,), and whether the document ended with `eos`.
+    """
+    if not any((part == eos).any() for part in raw_ids(file, dtype)):
+        rest = np.empty(0, dtype=np.int64)
+        for part in raw_ids(file, dtype):
+            rest = np.concatenate([rest, part.astype(np.int64)])
+            whole = len(rest) // block * block
+            for start in range(0, whole, block):
+                yield rest[start : start + block], False
+            rest = rest[whole:]
+        yield rest, False
+        return
+    pending: list[np.ndarray] = []
+    for part in raw_ids(file, dtype):
+        start = 0
+        for stop in np.flatnonzero(part == eos).tolist():
+            yield np.concatenate([*pending, part[start:stop].astype(np.int64)]), True
+            pending, start = [], stop + 1
+        pending.append(part[start:].astype(np.int64))
+    if pending:
+        yield np.concatenate(pending), True
+
+
+def raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+    """Ids in parts; a file with a NumPy header says its own type, one without is read as `dtype`."""
+    system, inner = filesystem(file)
+    with system.open_input_file(inner) as stream:
+        size: int = stream.size()
+        start = 0
+        if stream.read(6) == b"\x93NUMPY":
+            stream.seek(0)
+            head = io.BytesIO(stream.read(min(size, 1 << 16)))
+            shape, dtype = _numpy_header(head)
+            start = head.tell()
+            if len(shape) != 1 or dtype.kind not in "iu":
+                raise ValueError(f"must hold a flat array of integers, not {dtype} of shape {shape}")
+            if size - start < shape[0] * dtype.itemsize:
+                raise ValueError("the array is cut off")
+            size = start + int(shape[0]) * dtype.itemsize
+        if (size - start) % dtype.itemsize:
+            raise ValueError(f"the size is not a multiple of {dtype.itemsize} bytes ({dtype})")
+        stream.seek(start)
+        left = size - start
+        while left:
+            data = stream.read(min(left, _TOKENS * dtype.itemsize))
+            left -= len(data)
+            yield np.frombuffer(data, dtype=dtype)
+
+
+def _numpy_header(head: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, from the beginning of its file."""
+    version = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy mends what it takes for a header of Python 2
+            shape, _, dtype = read(head)
+    except (UserWarning, SyntaxError, TokenError):
+        raise ValueError("its NumPy header is broken") from None
+    return shape, dtype

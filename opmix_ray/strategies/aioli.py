@@ -1,0 +1,98 @@
+"""Aioli: sweeps over perturbed mixtures inside the main run (Chen et al. 2024, arXiv 2411.05735, algorithms 1 and 2).
+
+A round begins with a sweep: every domain j in turn is trained on with the mixture that gives it `one_hot` and the
+others the rest; the fall of every held-out loss i over its steps, per step, is `B[i, j]`. The interactions solve
+`B = A P^T` with P the sweep's mixtures; shifted to be at least 0 and scaled to sum to 1, then smoothed over rounds,
+they move the mixture for the rest of the round: `p_j` in proportion to `exp(eta * sum_i A[i, j])`, started from the
+stage's first mixture; without smoothing from the last round's. Sweeps count as training; their measurements as search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from opmix_ray.config.strategy import AioliConfig
+from opmix_ray.mixture import Mixture
+from opmix_ray.train.live import Live, Moment
+
+
+@dataclass(frozen=True)
+class Sweeps(Live):
+    """Aioli inside the main run."""
+
+    settings: AioliConfig = field(default_factory=AioliConfig)
+
+    def measures(self, memory: dict[str, Any], moment: Moment) -> bool:
+        return moment.done in self._edges(moment)
+
+    def steer(self, memory: dict[str, Any], moment: Moment) -> Mixture | None:
+        names = moment.mixture.domains
+        edges = self._edges(moment)
+        if moment.done not in edges or len(names) < 2:
+            return None
+        if "first" not in memory:
+            memory.update(first=moment.mixture.shares, base=moment.mixture.shares, falls={}, smooth=None)
+        position = edges.index(moment.done) % (
+            len(names) + 1
+        )  # D beginnings of a domain's steps, then the end
+        assert moment.held_out is not None
+        if position > 0:
+            length = moment.done - edges[edges.index(moment.done) - 1]
+            fall = {n: (memory["before"][n] - moment.held_out[n]) / length for n in moment.held_out}
+            memory["falls"][names[position - 1]] = fall
+        memory["before"] = dict(moment.held_out)
+        if position < len(names):
+            return Mixture.from_array(names, perturbed(len(names), self.settings.one_hot)[position])
+        return self._learn(memory, names)
+
+    def _learn(self, memory: dict[str, Any], names: Sequence[str]) -> Mixture:
+        """The mixture for the rest of the round."""
+        settings = self.settings
+        used = [name for name, weight in self.objective.items() if weight > 0]
+        falls = np.array([[memory["falls"][n][m] * self.objective[m] for n in names] for m in used])
+        found = interactions(falls, settings.one_hot).sum(axis=0)
+        memory["falls"] = {}
+        if settings.ema is None:
+            start: Mapping[str, float] = memory["base"]
+        else:
+            start = memory["first"]
+            before = memory["smooth"]
+            if before is not None:
+                found = settings.ema * np.array(before) + (1 - settings.ema) * found
+            memory["smooth"] = found.tolist()
+        shares = np.array([start[name] for name in names]) * np.exp(settings.eta * found)
+        mixture = Mixture.from_array(names, shares)
+        memory["base"] = mixture.shares
+        return mixture
+
+    def _edges(self, moment: Moment) -> list[int]:
+        """Steps at which a sweep's parts begin and end, over the whole stage."""
+        count = len(moment.mixture.domains)
+        length = moment.steps // self.settings.rounds
+        part = max(1, round(length * self.settings.sweep_fraction / count))
+        if part * count >= length:  # no room for the rest of a round
+            return []
+        return [r * length + k * part for r in range(self.settings.rounds) for k in range(count + 1)]
+
+
+def perturbed(domains: int, one_hot: float) -> np.ndarray:
+    """The sweep's mixtures, one a row: (D, D)."""
+    rest = (1 - one_hot) / (domains - 1)
+    return np.full((domains, domains), rest) + (one_hot - rest) * np.eye(domains)
+
+
+def interactions(falls: np.ndarray, one_hot: float) -> np.ndarray:
+    """How much each domain's data lower each loss, at least 0 and summing to 1.
+
+    Args:
+        falls: (M, D) fall of loss m under the sweep's mixture of domain d.
+        one_hot: share of the domain whose turn it was.
+    """
+    found = np.linalg.solve(perturbed(falls.shape[1], one_hot), falls.T).T
+    found = found - min(0.0, found.min())
+    total = found.sum()
+    return found / total if total > 0 else np.full_like(found, 1 / found.size)

@@ -1,0 +1,179 @@
+"""MergeMix: one expert per domain by full weights, merged as proxies of mixtures (Wang et al. 2026, arXiv 2601.17858).
+
+All experts start from the weights in force and are trained for a short time at a constant learning rate, so that
+they stay in one basin. A mixture `a` is then scored on `theta + sum_d a_d * (theta_d - theta)`, without training; a
+law over the scores proposes the mixture.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from opmix_ray.config import ModelConfig, ProbeConfig
+from opmix_ray.config.strategy import ProxyConfig
+from opmix_ray.data.held_out import HeldOut, tokens_of
+from opmix_ray.decision.rule import Decision
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.base import BaseModel
+from opmix_ray.model.base_files import SPEC, load_base, save_base
+from opmix_ray.model.flops import forward_flops
+from opmix_ray.model.interpolate import view_of
+from opmix_ray.model.loss import evaluate_sets
+from opmix_ray.strategies.offline import Offline
+from opmix_ray.strategies.proxies import CONSTANT, run_tasks, train_proxy, trainable_copy
+from opmix_ray.strategies.swarm import sample_mixtures
+
+
+@dataclass(frozen=True)
+class MergeScore:
+    """Losses of one merged model, and what they cost."""
+
+    losses: dict[str, float]
+    tokens: int
+    flops: float
+    seconds: float
+
+
+class Merger:
+    """One process's model at any merging weights.
+
+    Args:
+        base: the weights in force.
+        experts: D models of the same architecture.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, base: BaseModel, experts: Sequence[BaseModel], device: torch.device | str = "cpu"
+    ) -> None:
+        self.model = trainable_copy(base, device)
+        self._base, self._experts = base, list(experts)
+
+    @torch.no_grad()
+    def set(self, weights: np.ndarray) -> None:
+        """Move the model to `base + sum_d weights_d * (expert_d - base)`; weights of shape (D,)."""
+        for name, parameter in self.model.named_parameters():
+            bits = name in self._base.bfloat16
+            base = view_of(self._base.weights[name], bits).float()
+            total = base.clone()
+            for weight, expert in zip(weights, self._experts, strict=True):
+                total += float(weight) * (view_of(expert.weights[name], bits).float() - base)
+            parameter.copy_(total)
+
+
+def score_merges(
+    candidates: Sequence[np.ndarray],
+    sets: HeldOut,
+    batch_size: int,
+    length: int,
+    model: ModelConfig,
+    resources: ProbeConfig,
+    base: BaseModel,
+    *experts: BaseModel,
+) -> list[MergeScore]:
+    """Score merged models one after the other.
+
+    Args:
+        candidates: merging weights (D,).
+        sets: held-out sequences.
+        batch_size: sequences in a forward pass.
+        length: tokens in a sequence.
+        model: how to compute.
+        resources: whether on a GPU.
+        base, experts: see `Merger`.
+    """
+    device = "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
+    merger = Merger(base, experts, device)
+    tokens = sum(map(tokens_of, sets.values()))
+    flops = forward_flops(merger.model, tokens, length)
+    found = []
+    for weights in candidates:
+        began = time.monotonic()
+        merger.set(weights)
+        losses = evaluate_sets(merger.model, sets, batch_size, autocast=model.autocast)
+        means = {name: loss.mean for name, loss in losses.items()}
+        found.append(MergeScore(means, tokens, flops, time.monotonic() - began))
+    return found
+
+
+def decide(search: Offline) -> Decision:
+    """Train the experts that are missing, score merges, fit, propose."""
+    settings = search.config.strategies.mergemix
+    _train_experts(search)
+    prior = Mixture.uniform(search.domains)
+    corners = [Mixture({d: float(d == name) for d in search.domains}) for name in search.domains]
+    drawn = sample_mixtures(prior, settings.trials, (0.5, 5.0), search.seed())
+    mixtures = [search.situation.current, *corners, *drawn][: settings.trials]
+    names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
+    log = search.log()
+    done = {row.run for row in log.rows}
+    missing = [name for name in names if name not in done]
+    if missing:
+        for name, score in zip(missing, _score(search, [names[n] for n in missing]), strict=True):
+            cost = {"tokens": score.tokens, "flops": score.flops, "seconds": score.seconds}
+            log.add(search.row(name, names[name].shares, score.losses, **cost))
+    log.settle()
+    for row in log.rows:
+        search.add("search", row.tokens, row.flops, row.seconds)
+    return search.by_law(log.rows, settings.law, settings.kl, "current", "merged models")
+
+
+def _train_experts(search: Offline) -> None:
+    settings, place = search.config.strategies.mergemix, search.place
+    proxy = ProxyConfig(
+        steps=settings.steps, batch_size=settings.batch_size, learning_rate_ratio=settings.learning_rate_ratio
+    )
+    missing = [name for name in search.domains if not place.exists(f"experts/{name}/{SPEC}")]
+    if missing:
+        base = ray.put(search.base)
+        tasks = [
+            (
+                search.proxy(
+                    name, Mixture({name: 1.0}), proxy, model=search.config.model, schedule=CONSTANT, keep=True
+                ),
+                (base, search.sets),
+            )
+            for name in missing
+        ]
+        for expert in run_tasks(train_proxy, tasks, search.progress.probe_started):
+            assert expert.model is not None
+            cost = {"tokens": expert.tokens, "flops": expert.flops, "seconds": expert.seconds}
+            place.write_json(f"costs/{expert.name}.json", cost)
+            with tempfile.TemporaryDirectory() as directory:
+                save_base(expert.model, directory)
+                place.upload(directory, f"experts/{expert.name}")
+            search.progress.message(f"expert {expert.name}: {expert.seconds:.1f} s")
+    for name in search.domains:
+        cost = place.read_json(f"costs/{name}.json")
+        search.add("probes", cost["tokens"], cost["flops"], cost["seconds"])
+
+
+def _score(search: Offline, mixtures: Sequence[Mapping[str, float]]) -> list[MergeScore]:
+    """Score mixtures on as many processes as a search has evaluators, in their order."""
+    config = search.config
+    experts: list[Any] = []
+    for name in search.domains:
+        with search.place.local(f"experts/{name}") as directory:
+            experts.append(ray.put(load_base(directory)))
+    base = ray.put(search.base)
+    candidates = [np.array([mixture[name] for name in search.domains]) for mixture in mixtures]
+    count = min(config.search.evaluators, len(candidates))
+    parts = [candidates[start::count] for start in range(count)]
+    remote = ray.remote(score_merges).options(
+        num_cpus=config.search.cpus, num_gpus=config.search.gpus, max_retries=config.probe.max_retries
+    )
+    size, length = config.search.batch_size, search.prepared.seq_len
+    waiting = [
+        remote.remote(part, search.sets, size, length, config.model, config.probe, base, *experts)
+        for part in parts
+    ]
+    scored = ray.get(waiting)
+    return [scored[i % count][i // count] for i in range(len(candidates))]

@@ -1,0 +1,62 @@
+"""A swarm of small models on sampled mixtures, a law over their losses, and the mixture it proposes.
+
+RegMix (Liu et al. 2024, arXiv 2407.01492) draws mixtures from a Dirichlet around the tokens' shares with a varying
+concentration, trains a small model on each, regresses their losses and takes the best predicted mixture; olmix
+does the same with a log-linear law and KL to the prior. The mixture is then used for the whole stage.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from opmix_ray.decision.rule import Decision
+from opmix_ray.mixture import Mixture
+from opmix_ray.strategies.offline import Offline
+from opmix_ray.strategies.proxies import run_tasks, train_proxy
+
+
+def sample_mixtures(
+    prior: Mixture, count: int, concentration: tuple[float, float], seed: int
+) -> list[Mixture]:
+    """Mixtures from Dirichlet(c * D * prior), c log-uniform between two bounds.
+
+    Args:
+        prior: shares of D domains.
+        count: how many.
+        concentration: bounds of c; small values give mixtures near the corners.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng([seed, 11])
+    names, centre = prior.domains, prior.array()
+    low, high = np.log(concentration)
+    found: list[Mixture] = []
+    while len(found) < count:
+        alpha = np.maximum(np.exp(rng.uniform(low, high)) * len(names) * centre, 1e-3)
+        drawn = rng.dirichlet(alpha)
+        if np.isfinite(drawn).all() and drawn.sum() > 0:
+            found.append(Mixture.from_array(names, np.maximum(drawn, 0)))
+    return found
+
+
+def decide(search: Offline) -> Decision:
+    """Train what is missing of the swarm, fit, propose."""
+    settings = search.config.strategies.swarm
+    prior = Mixture.proportional(search.tokens)
+    mixtures = sample_mixtures(prior, settings.proxies, settings.concentration, search.seed())
+    names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
+    log = search.log()
+    done = {row.run for row in log.rows}
+    base = search.start_weights() if len(done) < len(names) else None
+    tasks = [
+        (search.proxy(name, mixture, settings.proxy, evaluate=True), (base, search.sets))
+        for name, mixture in names.items()
+        if name not in done
+    ]
+    for proxy in run_tasks(train_proxy, tasks, search.progress.probe_started):
+        cost = {"tokens": proxy.tokens, "flops": proxy.flops, "seconds": proxy.seconds}
+        log.add(search.row(proxy.name, names[proxy.name].shares, proxy.losses, **cost))
+        search.progress.message(f"proxy {proxy.name}: objective {log.rows[-1].objective:.4f}")
+    log.settle()
+    for row in log.rows:
+        search.add("probes", row.tokens, row.flops, row.seconds)
+    return search.by_law(log.rows, settings.law, settings.kl, "proportional", "proxy models")

@@ -1,0 +1,1 @@
+"""Candidate mixtures as trials of Ray Tune, asked of Optuna and scored on the shared model."""

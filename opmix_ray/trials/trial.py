@@ -1,0 +1,312 @@
+"""One candidate mixture: move the shared model to `theta(w)` and measure it; no copy of the model is made.
+
+`CandidateScorer` works without Ray. `MixtureTrial` is the same as a `tune.Trainable`:
+
+    trainable = tune.with_parameters(MixtureTrial, task=task)
+    tune.run(trainable, search_alg=OptunaSearch(space=mixture_space(task.components.names), ...), ...)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+
+from opmix_ray.data.held_out import HeldOut, count_of, part_of, texts_of, tokens_of
+from opmix_ray.decision.slopes import PRICE
+from opmix_ray.model.base import with_base
+from opmix_ray.model.flops import forward_flops
+from opmix_ray.model.interpolate import Interpolator, ProbeSet
+from opmix_ray.model.loss import SetLoss
+from opmix_ray.model.spread import Devices, visible_devices
+from opmix_ray.trials.components import Components
+from opmix_ray.trials.race import Rival, lead
+from opmix_ray.trials.space import Simplex, Space
+
+PENALTY = 1e3  # objective of a candidate whose loss is not a number: worse than any loss
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """All that an evaluator needs; small, because the arrays are references into the object store.
+
+    Args:
+        base: reference of a `BaseModel`.
+        factors: reference of a `ProbeSet` without its base (`factors_only`).
+        sets: reference of the held-out sequences by set.
+        components: the probes' names and data.
+        objective: weight per evaluation set.
+        batch_size: sequences in a forward pass.
+        chunks: parts of the sequences, after each of which a candidate may be left.
+        autocast: compute in bfloat16.
+        race_confidence: at which a candidate must be worse than the best to be left early.
+        space: turns drawn parameters into weights; none: the simplex.
+    """
+
+    base: Any
+    factors: Any
+    sets: Any
+    components: Components
+    objective: dict[str, float]
+    batch_size: int = 16
+    chunks: int = 1
+    autocast: bool = True
+    race_confidence: float = 0.999
+    space: Space | None = None
+
+    @classmethod
+    def put(
+        cls, base: Any, factors: ProbeSet, sets: HeldOut, objective: dict[str, float], **options: Any
+    ) -> SearchTask:
+        """Put factors and held-out sequences into the object store, beside a base that is there already.
+
+        Args:
+            base: object reference of a `BaseModel`.
+            factors: from `factors_only`.
+            sets: held-out sequences by set.
+            objective: weight per set.
+            options: the task's other attributes.
+        """
+        components = Components(tuple(factors.components), tuple(factors.domains), factors.data)
+        return cls(base, ray.put(factors), ray.put(sets), components, objective, **options)
+
+
+@dataclass
+class Score:
+    """What a candidate's forward passes gave so far.
+
+    Attributes:
+        losses: set -> nats and tokens of every sequence seen.
+        objective: weighted mean of the sets' losses, nats per token.
+        tokens: passed through the model.
+        flops: spent on them.
+        done: whether every sequence was seen.
+        slopes: set -> derivative of its loss by the weight of every component, (C,); empty where not asked for.
+    """
+
+    losses: dict[str, SetLoss]
+    objective: float
+    tokens: int
+    flops: float
+    done: bool
+    slopes: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class CandidateScorer:
+    """Scores candidates one after the other in this process.
+
+    Args:
+        probe_set: base and factors; shared arrays are only read.
+        sets: held-out sequences by set; the same for every candidate, so that comparisons are paired.
+        objective: weight per set; sums to 1.
+        batch_size: sequences in a forward pass.
+        chunks: parts in which `scores` gives its results.
+        autocast: compute in bfloat16.
+        device: where to compute, possibly several; none: the first GPU, else the CPU.
+    """
+
+    def __init__(
+        self,
+        probe_set: ProbeSet,
+        sets: HeldOut,
+        objective: Mapping[str, float],
+        *,
+        batch_size: int = 16,
+        chunks: int = 1,
+        autocast: bool = True,
+        device: Devices | None = None,
+    ) -> None:
+        self._model = Interpolator(probe_set, device=device, autocast=autocast)
+        self._batch_size = batch_size
+        self._objective, self._sets = dict(objective), dict(sets)
+        count = min(chunks, max(count_of(held) for held in sets.values()))
+        edges = [[round(k * count_of(held) / count) for k in range(count + 1)] for held in sets.values()]
+        self._chunks: list[HeldOut] = [
+            {
+                name: part_of(held, slice(edge[k], edge[k + 1]))
+                for (name, held), edge in zip(sets.items(), edges, strict=True)
+            }
+            for k in range(count)
+        ]
+        length = max((ids.shape[1] for ids, _ in texts_of(sets).values()), default=1)
+        self._flops_per_token = forward_flops(self._model.model, 1.0, length)
+
+    def scores(self, weights: np.ndarray) -> Iterator[Score]:
+        """The score after each chunk of sequences, for interpolation weights (C,)."""
+        self._model.set(np.asarray(weights, dtype=np.float64))
+        parts: dict[str, list[SetLoss]] = {name: [] for name in self._chunks[0]}
+        tokens = 0
+        for number, chunk in enumerate(self._chunks, start=1):
+            for name, loss in self._measure(chunk).items():
+                parts[name].append(loss)
+            tokens += sum(tokens_of(held) for held in chunk.values())
+            losses = {
+                name: SetLoss(
+                    np.concatenate([p.nats for p in part]), np.concatenate([p.tokens for p in part])
+                )
+                for name, part in parts.items()
+            }
+            done = number == len(self._chunks)
+            yield Score(losses, self._weighed(losses), tokens, tokens * self._flops_per_token, done)
+
+    def _weighed(self, losses: Mapping[str, SetLoss]) -> float:
+        """The objective."""
+        return sum(weight * losses[name].mean for name, weight in self._objective.items() if weight)
+
+    def _measure(self, chunk: HeldOut) -> dict[str, SetLoss]:
+        """Loss of every set, full batches across the borders of the sets of sequences."""
+        texts = {name: held for name, held in texts_of(chunk).items() if len(held[0])}
+        if len(texts) < 2:
+            return self._model.losses(chunk, self._batch_size)
+        ids, mask = (np.concatenate(column) for column in zip(*texts.values(), strict=True))
+        rest = {name: held for name, held in chunk.items() if name not in texts}
+        found = self._model.losses({"": (ids, mask), **rest}, self._batch_size)
+        joined, start = found.pop(""), 0
+        for name, held in texts.items():
+            part = slice(start, start + len(held[0]))
+            found[name] = SetLoss(joined.nats[part], joined.tokens[part])
+            start = part.stop
+        return {name: found[name] for name in chunk}
+
+    def score(self, weights: np.ndarray) -> Score:
+        """The score on every sequence."""
+        return self.race(weights, None)
+
+    def score_with_slopes(self, weights: np.ndarray) -> Score:
+        """The score on every sequence and, for sets of sequences, its derivatives; costs about three times `score`."""
+        self._model.set(np.asarray(weights, dtype=np.float64))
+        sets, texts = self._sets, texts_of(self._sets)
+        found = self._model.gradients(texts, self._batch_size)
+        losses = {name: loss for name, (loss, _) in found.items()}
+        rest = {name: held for name, held in sets.items() if name not in texts}
+        if rest:
+            losses |= self._model.losses(rest, self._batch_size)
+        once, thrice = (sum(tokens_of(sets[name]) for name in part) for part in (rest, texts))
+        return Score(
+            losses={name: losses[name] for name in sets},
+            objective=self._weighed(losses),
+            tokens=once + thrice,
+            flops=(once + PRICE * thrice) * self._flops_per_token,
+            done=True,
+            slopes={name: slopes for name, (_, slopes) in found.items()},
+        )
+
+    def race(self, weights: np.ndarray, rival: Rival | None, confidence: float = 0.999) -> Score:
+        """The score on every sequence, or on those after which the candidate is certainly worse than the rival."""
+        for score in self.scores(weights):
+            if score.done or not math.isfinite(score.objective):
+                break
+            if rival is not None and lead(score.losses, rival, self._objective, confidence) > 0:
+                break
+        return score
+
+
+class MixtureTrial(tune.Trainable):
+    """A candidate mixture as a class Trainable; its actor is reused, so the model is built once per actor.
+
+    The configuration holds either `weights` (C,) or the parameters of the task's space. Reports `objective`
+    (a finite number, `PENALTY` where a loss is not), `finite`, `eval_<set>_loss`, `sequences`, `tokens`, `flops`,
+    and per sequence `nats` and `targets`.
+
+    The product's own search saves trips between driver and actor: `batch` is a list of candidates' weights, scored
+    in one step and reported as the list `scored`; with `rival`, a candidate that is certainly worse is left early;
+    with `slopes`, each brings its losses' derivatives by the weights.
+    `rest` is a number of seconds to wait for other evaluators, which keeps the actor from being given up meanwhile.
+    """
+
+    def setup(self, config: dict[str, Any], task: SearchTask | None = None, shelf: Any = None) -> None:
+        """Build the model on the shared arrays: those of the task, or those on a shelf for it."""
+        if task is None:
+            raise ValueError("use tune.with_parameters(MixtureTrial, task=SearchTask.put(...))")
+        asked = self.trial_resources.required_resources if self.trial_resources else {}
+        torch.set_num_threads(max(1, int(asked.get("CPU", 1))))
+        arrays = [task.base, task.factors, task.sets] if shelf is None else ray.get(shelf.take.remote())
+        base, factors, sets = ray.get(arrays)
+        self._space = task.space or Simplex(task.components)
+        self._components = task.components
+        self._scorer = CandidateScorer(
+            with_base(factors, base),
+            sets,
+            task.objective,
+            batch_size=task.batch_size,
+            chunks=task.chunks,
+            autocast=task.autocast,
+            device=visible_devices(asked.get("GPU", 0)),
+        )
+        self._confidence = task.race_confidence
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next candidate in the same actor."""
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._rest = config.get("rest")
+        self._batch = config.get("batch")
+        if self._rest is not None or self._batch is not None:
+            given = config.get("rival")
+            self._rival = None if given is None else Rival(**given)
+            self._slopes = bool(config.get("slopes"))
+            return
+        given = config.get("weights")
+        self._weights = np.asarray(
+            given if given is not None else self._space.weights(config), dtype=np.float64
+        )
+        self._scores = self._scorer.scores(self._weights)
+        self._seconds = 0.0
+
+    def step(self) -> dict[str, Any]:
+        """Score the next chunk of sequences, or the whole batch."""
+        if self._rest is not None:
+            time.sleep(self._rest)
+            return {"objective": PENALTY, "rested": self._rest, "done": True}
+        if self._batch is not None:
+            scored = [self._score(np.asarray(weights, dtype=np.float64)) for weights in self._batch]
+            return {"scored": scored, "objective": min(s["objective"] for s in scored), "done": True}
+        began = time.monotonic()
+        score = next(self._scores)
+        self._seconds += time.monotonic() - began
+        return {
+            **self._report(self._weights, score, self._seconds),
+            **{f"eval_{name}_loss": loss.mean for name, loss in score.losses.items()},
+            "done": score.done,
+        }
+
+    def _score(self, weights: np.ndarray) -> dict[str, Any]:
+        began = time.monotonic()
+        if self._slopes:
+            score = self._scorer.score_with_slopes(weights)
+        else:
+            score = self._scorer.race(weights, self._rival, self._confidence)
+        return self._report(weights, score, time.monotonic() - began)
+
+    def _report(self, weights: np.ndarray, score: Score, seconds: float) -> dict[str, Any]:
+        finite = math.isfinite(score.objective)
+        return {
+            "objective": score.objective if finite else PENALTY,
+            "finite": finite,
+            "weights": weights.tolist(),
+            "ratios": self._components.ratios(weights).tolist(),
+            "sequences": sum(len(loss.nats) for loss in score.losses.values()),
+            "tokens": score.tokens,
+            "flops": score.flops,
+            "scoring_seconds": seconds,
+            "nats": {name: loss.nats.tolist() for name, loss in score.losses.items()},
+            "targets": {name: loss.tokens.tolist() for name, loss in score.losses.items()},
+            "complete": score.done,
+            "slopes": {name: values.tolist() for name, values in score.slopes.items()},
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a candidate is its configuration."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load."""

@@ -1,0 +1,5 @@
+"""A run to look at: the one that trackers are tested with."""
+
+from __future__ import annotations
+
+from tests.watch.conftest import run as run

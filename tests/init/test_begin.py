@@ -1,0 +1,133 @@
+"""opmix init on real files: what it writes is read, commented, and right."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from opmix_ray.config import TokenizerConfig, load_config
+from opmix_ray.data.tokenizer import load_tokenizer_from, vocabulary_size
+from opmix_ray.init import begin, speed
+from opmix_ray.runner.validate import check_all
+from tests.cli.conftest import Opmix
+from tests.cli.conftest import opmix as opmix
+from tests.support import DEMO, DOMAINS
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(speed, "STEPS", 1)
+    monkeypatch.setattr(begin, "SPEED_TEST", 512)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_three_files_become_a_run(opmix: Opmix, tiny_data: Path, home: Path) -> None:
+    files = [tiny_data / f"{name}.jsonl" for name in DOMAINS]
+    ended = opmix("init", "mine", "--minutes", "1", "--data", *files, "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert [row["domain"] for row in found["domains"]] == list(DOMAINS)
+    file = home / "mine" / "opmix.yaml"
+    config = load_config(file)
+    assert list(config.data.domains) == list(DOMAINS)
+    assert config.stages[0].steps == found["plan"]["steps"]
+    assert config.stages[0].decide_at
+    assert check_all(config, file) == []
+    text = file.read_text()
+    assert text.count("#") > 15
+    assert text.count("#") == text.count("  #") + sum(line.startswith("#") for line in text.splitlines())
+    assert max(map(len, text.splitlines())) < 130
+    said = {row["domain"]: row["tokens"] for row in found["domains"]}
+    prepared = json.loads(opmix("prepare", file, "--json").out)
+    for row in prepared:
+        assert said[row["domain"]] == pytest.approx(row["train_tokens"], rel=0.25)
+    again = opmix("init", "mine", "--data", *files)
+    assert "is there already; use --overwrite" in again.only_error()
+
+
+def test_chat_messages_get_a_tokenizer_with_a_template(opmix: Opmix, tiny_data: Path, home: Path) -> None:
+    (home / "data").mkdir()
+    (home / "data" / "code.jsonl").symlink_to(tiny_data / "code.jsonl")
+    talk = [
+        {"role": "user", "content": "How much is 2 and 2?"},
+        {"role": "assistant", "content": "It is 4, as ever."},
+    ]
+    lines = [
+        json.dumps({"messages": [*talk, {"role": "user", "content": str(i)}, talk[1]]}) for i in range(700)
+    ]
+    (home / "data" / "chat.jsonl").write_text("\n".join(lines) + "\n")
+    ended = opmix("init", ".", "--minutes", "1", "--data", "data")
+    assert ended.code == 0, ended.err
+    tree = yaml.safe_load((home / "opmix.yaml").read_text())
+    assert tree["data"]["domains"]["chat"] == {
+        "path": "data/chat.jsonl",
+        "messages_column": "messages",
+        "max_epochs": 4,
+    }
+    assert tree["tokenizer"] == {"path": "tokenizer"}
+    assert check_all(load_config("opmix.yaml"), "opmix.yaml") == []
+
+
+def test_a_pretrained_model_is_named_from_where_the_file_lies(
+    opmix: Opmix, tiny_data: Path, home: Path
+) -> None:
+    shape = LlamaConfig(
+        vocab_size=2048, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    tokenizer = load_tokenizer_from(str(DEMO / "tokenizer"))
+    shape.vocab_size = vocabulary_size(tokenizer)
+    LlamaForCausalLM(shape).save_pretrained("checkpoint")
+    tokenizer.save_pretrained("checkpoint")
+    files = [tiny_data / f"{name}.jsonl" for name in DOMAINS]
+    ended = opmix("init", "mine", "--minutes", "1", "--model", "checkpoint", "--data", *files)
+    assert ended.code == 0, ended.err
+    config = load_config(home / "mine" / "opmix.yaml")
+    assert config.model.path == str(home / "checkpoint")
+    assert config.data.seq_len <= 64
+    assert config.tokenizer == TokenizerConfig()
+    assert check_all(config, "mine/opmix.yaml") == []
+
+
+def test_what_fails_leaves_nothing(opmix: Opmix, home: Path) -> None:
+    talk = [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": "As ever."}]
+    (home / "chat.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for _ in range(900)))
+    (home / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"some words {i} " * 9}) + "\n" for i in range(900))
+    )
+    (home / "tokenizer").mkdir()
+    line = opmix("init", ".", "--data", "chat.jsonl", "text.jsonl").only_error()
+    assert "tokenizer: is there already" in line
+    assert not (home / "opmix.yaml").exists()
+    assert list((home / "tokenizer").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["."], "--data: no data is named"),
+        ([".", "--data", "nowhere"], "--data = nowhere: no file matches"),
+        ([".", "--data", "a.jsonl"], "holds one domain \\(a\\)"),
+        (["a.jsonl", "--data", "b.jsonl"], "DIR = a.jsonl: is a file"),
+        ([".", "--data", "a.jsonl", "ids.bin"], "ids.bin: holds token ids"),
+        (
+            [".", "--data", "a.jsonl", "b.jsonl", "--model", "./none"],
+            "--model = ./none: cannot be read as a model",
+        ),
+    ],
+)
+def test_wrong_input(opmix: Opmix, home: Path, arguments: list[str], said: str) -> None:
+    for name in ("a", "b"):
+        lines = [json.dumps({"text": f"{name} {i} some words of text"}) for i in range(50)]
+        (home / f"{name}.jsonl").write_text("\n".join(lines))
+    (home / "ids.bin").write_bytes(b"\1\0" * 5000)
+    ended = opmix("init", *arguments)
+    assert re.search(said, ended.only_error()), ended.err
+    assert not (home / "opmix.yaml").exists()

@@ -1,0 +1,108 @@
+"""Columns are told by names and values; amounts come out right from a part of a file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from opmix_ray.errors import UserError
+from opmix_ray.init import rows as reading
+from opmix_ray.init.columns import choose_columns
+from opmix_ray.init.discover import discover
+from opmix_ray.init.look import Domain, look
+
+WORDS = "the quick brown fox jumps over the lazy dog " * 5
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"id": "1", "text": "a"}, {"text_column": "text"}),
+        ({"url": "http://x", "content": "a"}, {"text_column": "content"}),
+        ({"source": "x", "story": "a much longer value"}, {"text_column": "story"}),
+        ({"prompt": "a", "completion": "b"}, {"prompt_column": "prompt", "completion_column": "completion"}),
+        (
+            {"instruction": "a", "input": "", "output": "b"},
+            {"prompt_column": "instruction", "completion_column": "output"},
+        ),
+        ({"messages": [{"role": "user", "content": "a"}]}, {"messages_column": "messages"}),
+        ({"input_ids": [1, 2], "n": 2}, {"tokens_column": "input_ids"}),
+    ],
+)
+def test_columns(row: dict[str, Any], expected: dict[str, str]) -> None:
+    assert choose_columns([row, {**row, "extra": None}], "f") == expected
+
+
+def test_share_gpt_is_told_how_to_be_written() -> None:
+    with pytest.raises(
+        UserError, match=r"conversations: its messages have `from` and `value`; write them as"
+    ):
+        choose_columns([{"conversations": [{"from": "human", "value": "a"}]}], "f")
+
+
+def test_no_column_names_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"it has a, b"):
+        choose_columns([{"a": 1, "b": 2.0}], "f")
+
+
+def of(path: Path) -> Domain:
+    return look(discover([str(path)])[0])
+
+
+def test_few_documents_are_counted_exactly(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": f"{i} {WORDS}"}) + "\n" for i in range(20)))
+    domain = of(file)
+    assert domain.documents == 20
+    assert domain.size == sum(len(f"{i} {WORDS}") for i in range(20))
+    out, rest = domain.held_out(0.3)
+    assert out + rest == domain.size
+    assert domain.held_out(1.0) == (domain.size, 0)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+def test_many_documents_are_estimated_from_the_first(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BYTES", 1 << 14 if ending == "jsonl.gz" else 1 << 18)
+    texts = [f"{i * 7919 % 1000003:x} {i * i:x} {i:o} {WORDS[i % 90 :]}" for i in range(4000)]
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    file = tmp_path / f"a.{ending}"
+    file.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    domain = of(file)
+    assert domain.documents == pytest.approx(len(texts), rel=0.15)
+    assert domain.size == pytest.approx(sum(map(len, texts)), rel=0.2)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": [WORDS] * 3000, "n": range(3000)}), file)
+    domain = of(file)
+    assert (domain.columns, domain.documents) == ({"text_column": "body"}, 3000)
+    assert domain.size == 3000 * len(WORDS)
+
+
+def test_token_files_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"\1\0" * 500)
+    assert (of(tmp_path / "a.bin").kind, of(tmp_path / "a.bin").size) == ("tokens", 500)
+
+
+def test_a_single_document_cannot_be_split(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    with pytest.raises(UserError, match="single document"):
+        of(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("", "is empty"), ("\n\n", "holds no row"), ("[1]\n", "JSON object")]
+)
+def test_broken_files(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(UserError, match=said):
+        of(tmp_path / "a.jsonl")

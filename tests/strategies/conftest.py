@@ -1,0 +1,48 @@
+"""Prepared data for strategies, once per session, and decisions in the making without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from opmix_ray.commands.progress import Progress
+from opmix_ray.config import RunConfig
+from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.decision.make import Situation
+from opmix_ray.mixture import Mixture
+from opmix_ray.storage import Storage
+from opmix_ray.strategies.offline import Offline
+from tests.support import TinyRun
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slowed down by a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The tiny domains as tokens."""
+    return prepare(TinyRun(tiny_data, tmp_path_factory.mktemp("strategies")).load())
+
+
+@pytest.fixture
+def making(tiny: TinyRun, prepared: Prepared) -> Callable[..., Offline]:
+    """`making("swarm", "key=value", ...)`: a decision at step 0, nothing of it made yet."""
+
+    def make(strategy: str, *settings: str) -> Offline:
+        config: RunConfig = tiny.load(f"strategy={strategy}", *settings)
+        situation = Situation(
+            index=0, step=0, stage="only", space="simplex", current=Mixture.uniform(prepared.domains), model=None,
+            tokens_left=12 * 4 * 32, tokens_used={},
+        )  # fmt: skip
+        return Offline(config, prepared, Storage(str(tiny.directory / "decision")), situation, Progress())
+
+    return make
