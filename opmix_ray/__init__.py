@@ -10,21 +10,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from opmix_ray.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from opmix_ray.api import prepare, run, search, train_probes
     from opmix_ray.config import RunConfig, load_config, make_config
     from opmix_ray.data.held_out import search_sets
     from opmix_ray.decision.propose import propose
     from opmix_ray.decision.rule import Decision
-    from opmix_ray.decision.task import make_task
     from opmix_ray.errors import UserError
     from opmix_ray.laws import fit_law
     from opmix_ray.mixture import Mixture
     from opmix_ray.model.interpolate import Interpolator, ProbeSet
+    from opmix_ray.runner.task import make_task
     from opmix_ray.trials.space import mixture_space
     from opmix_ray.trials.trial import CandidateScorer, MixtureTrial, SearchTask
-
-__version__ = "0.1.0"
 
 _WHERE = {
     "CandidateScorer": "opmix_ray.trials.trial",
@@ -39,7 +39,7 @@ _WHERE = {
     "fit_law": "opmix_ray.laws",
     "load_config": "opmix_ray.config",
     "make_config": "opmix_ray.config",
-    "make_task": "opmix_ray.decision.task",
+    "make_task": "opmix_ray.runner.task",
     "mixture_space": "opmix_ray.trials.space",
     "prepare": "opmix_ray.api",
     "propose": "opmix_ray.decision.propose",

@@ -23,15 +23,15 @@ import ray
 
 from opmix_ray.cluster.connect import connected
 from opmix_ray.commands.notebook import progress_here
-from opmix_ray.commands.progress import Progress
 from opmix_ray.config import RunConfig, load_config, make_config
 from opmix_ray.data.prepare import Prepared
+from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
-from opmix_ray.decision.task import make_task
 from opmix_ray.model.base import with_base
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.runner import runner
 from opmix_ray.runner.search import search_once
+from opmix_ray.runner.task import make_task
 from opmix_ray.runner.validate import validate
 
 Config = RunConfig | Mapping[str, Any] | str | Path

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-from opmix_ray import __version__
 from opmix_ray.commands.compare import compare
 from opmix_ray.commands.doctor import doctor
 from opmix_ray.commands.export import export
@@ -34,6 +33,7 @@ from opmix_ray.commands.study import study
 from opmix_ray.commands.watch import watch
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.exits import exit_code
+from opmix_ray.version import __version__
 
 app = typer.Typer(
     add_completion=False,

@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl, unquote
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from opmix_ray.config import RunConfig, is_uri
 from opmix_ray.errors import UserError
+from opmix_ray.paths import is_uri
 
 _SECRET = re.compile(r"secret|password|passwd|token|credential|signature|^sig$|^sas|key", re.IGNORECASE)
 # A name and a password before the host; a secret may hold slashes, and host:9000 is no such pair.
@@ -86,17 +86,6 @@ def without_credentials(uri: str) -> str:
         if value and _SECRET.search(name):
             query = re.sub(rf"(^|[&;])({re.escape(name)})=[^&;]*", r"\1\2=***", query)
     return head + mark + query
-
-
-def check_uris(config: RunConfig) -> list[UserError]:
-    """An error for each place to write to whose URI carries credentials; sources tell it when they are opened."""
-    errors = []
-    for key, uri in (("output", config.output_uri()), ("data.cache", config.data.cache)):
-        try:
-            refuse_credentials(uri, key=key)
-        except UserError as error:
-            errors.append(error)
-    return errors
 
 
 def reason(error: BaseException) -> str:

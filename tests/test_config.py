@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from opmix_ray.config import RunConfig, dump_config, load_config, load_partly, read_yaml
-from opmix_ray.config.yaml_file import parse_yaml
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.output.state import identity
 from opmix_ray.resources import shipped
+from opmix_ray.yaml_file import parse_yaml
 from tests.support import TinyRun
 
 EXAMPLES = sorted(

@@ -50,7 +50,7 @@ def test_workflows_run_every_kind_of_test() -> None:
 def test_the_version_stands_in_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" not in project["project"]
-    assert project["tool"]["hatch"]["version"]["path"] == "opmix_ray/__init__.py"
+    assert project["tool"]["hatch"]["version"]["path"] == "opmix_ray/version.py"
     assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert release_check.stated_version() == opmix_ray.__version__
 
@@ -59,7 +59,7 @@ def test_a_version_without_its_changes_is_not_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "opmix_ray").mkdir()
-    (tmp_path / "opmix_ray" / "__init__.py").write_text('__version__ = "9.9.9"\n')
+    (tmp_path / "opmix_ray" / "version.py").write_text('__version__ = "9.9.9"\n')
     (tmp_path / "CHANGELOG.md").write_text("# Changes\n\n## 9.9.90\n")
     monkeypatch.setattr(release_check, "ROOT", tmp_path)
     with pytest.raises(SystemExit, match=r"CHANGELOG.md: has no section for 9\.9\.9"):

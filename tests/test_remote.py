@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.errors import UserError
-from opmix_ray.remote import check_uris, refuse_credentials, without_credentials
+from opmix_ray.remote import refuse_credentials, without_credentials
+from opmix_ray.runner.validate import check_uris
 from opmix_ray.sources.listing import expand
 from opmix_ray.storage import Storage
 from opmix_ray.train.salvage import NOTES, salvage

@@ -41,7 +41,7 @@ def main() -> None:
 
 def stated_version() -> str:
     """The version in the package, which must have its section in CHANGELOG.md."""
-    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "opmix_ray/__init__.py").read_text(), re.MULTILINE)
+    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "opmix_ray/version.py").read_text(), re.MULTILINE)
     assert found is not None
     if not re.search(rf"^## {re.escape(found[1])}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE):
         sys.exit(f"CHANGELOG.md: has no section for {found[1]}; add `## {found[1]}` with what changed")

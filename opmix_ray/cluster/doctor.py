@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-from opmix_ray import __version__
 from opmix_ray.config import DataConfig
 from opmix_ray.errors import UserError
+from opmix_ray.version import __version__
 
 State = Literal["ok", "slow", "wrong", "-"]
 GIB = 1 << 30

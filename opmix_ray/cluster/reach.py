@@ -10,11 +10,12 @@ from collections.abc import Mapping
 
 import ray
 
-from opmix_ray.config import RunConfig, is_uri
+from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
 from opmix_ray.node import on
 from opmix_ray.output.state import STATE
+from opmix_ray.paths import is_uri
 from opmix_ray.storage import Storage
 
 _PATIENCE = 120  # seconds for all answers; a machine that does not answer in time is left to Ray

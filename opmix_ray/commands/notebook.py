@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from opmix_ray.commands.progress import PlainProgress, Progress, make_progress
+from opmix_ray.commands.progress import PlainProgress, make_progress
+from opmix_ray.decision.progress import Progress
 from opmix_ray.model.probe import Probe
 from opmix_ray.trials.rows import TrialRow
 

@@ -13,7 +13,6 @@ from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import search_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
-from opmix_ray.decision.slopes import PRICE, candidates, with_slopes
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
@@ -21,6 +20,7 @@ from opmix_ray.model.flops import forward_flops, probe_flops, train_flops
 from opmix_ray.runner.base import beginning
 from opmix_ray.runner.plan import Step, plan, stage_domains
 from opmix_ray.strategies.rules import planned
+from opmix_ray.trials.slopes import PRICE, candidates, with_slopes
 from opmix_ray.trials.space import choose_components, read_space
 
 

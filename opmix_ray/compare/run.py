@@ -9,7 +9,6 @@ from concurrent.futures import as_completed
 from typing import Any
 
 from opmix_ray.cluster.connect import connected
-from opmix_ray.commands.progress import Progress
 from opmix_ray.compare.beside import Beside
 from opmix_ray.compare.forecast import factors
 from opmix_ray.compare.page import render
@@ -17,6 +16,7 @@ from opmix_ray.compare.plan import RUNS, Entry, check_strategies, entries
 from opmix_ray.compare.summary import Row, row_of, summarise
 from opmix_ray.compare.table import to_csv, to_markdown
 from opmix_ray.config import RunConfig, dump_config
+from opmix_ray.decision.progress import Progress
 from opmix_ray.errors import UserError
 from opmix_ray.output.lock import locked
 from opmix_ray.output.state import LOCK, RESULT

@@ -13,7 +13,7 @@ from opmix_ray.config.data import (
     HarnessConfig,
     SourceConfig,
 )
-from opmix_ray.config.load import continued, dump_config, is_uri, load_config, load_partly, make_config
+from opmix_ray.config.load import continued, dump_config, load_config, load_partly, make_config
 from opmix_ray.config.run import (
     ClusterConfig,
     ProbeConfig,
@@ -31,7 +31,8 @@ from opmix_ray.config.train import (
     TokenizerConfig,
     TrainConfig,
 )
-from opmix_ray.config.yaml_file import read_yaml
+from opmix_ray.paths import is_uri
+from opmix_ray.yaml_file import read_yaml
 
 __all__ = [
     "BaseConfig",

@@ -16,8 +16,9 @@ import yaml
 from opmix_ray.config.data import SourceConfig
 from opmix_ray.config.run import RunConfig
 from opmix_ray.config.section import parse_config, parse_partly
-from opmix_ray.config.yaml_file import override, read_yaml
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.paths import is_uri
+from opmix_ray.yaml_file import override, read_yaml
 
 
 def load_config(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
@@ -88,11 +89,6 @@ def continued(config: RunConfig, run: str) -> RunConfig:
     )
 
 
-def is_uri(path: str) -> bool:
-    """Whether a path names a file system other than the local one (`s3://`, `gs://`, ...)."""
-    return "://" in path
-
-
 def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     """Make relative paths absolute, so that a run does not depend on where it was started."""
 
@@ -146,13 +142,36 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
 
 
 def _read_old_mixture(config: RunConfig) -> tuple[RunConfig, list[UserError]]:
-    """The configuration with the old mixture instead of its file; without it where the file is wrong, and why."""
-    if not isinstance(config.base.mixture, str):
-        return config, []
-    from opmix_ray.exchange.old_mixture import old_mixture  # it needs what is defined here
+    """The configuration with the old mixture instead of its file; without it where the file is wrong, and why.
 
-    base, errors = old_mixture(config.base, config.data.domains)
-    return config.model_copy(update={"base": base}), errors
+    Entries of the file are matched with the domains' names, the names they had before, and their paths.
+    """
+    base = config.base
+    if not isinstance(base.mixture, str):
+        return config, []
+    from opmix_ray.exchange.read import read_weights  # most configurations name no such file
+
+    places: dict[str, list[str]] = {}
+    for name, source in config.data.domains.items():
+        places[name] = [source.path] if isinstance(source.path, str) else list(source.path)
+    for source in config.data.domains.values():
+        for old in source.earlier_names:
+            places.setdefault(old, [])
+    try:
+        found = read_weights(base.mixture)
+        changes: dict[str, Any] = {
+            "mixture": found.over(places),
+            "mixture_unit": base.mixture_unit or found.unit,
+        }
+        errors = []
+    except UserError as error:
+        changes = {"mixture": None}
+        errors = [
+            UserError(
+                error.problem, file=error.file, key="base.mixture", value=error.value, remedy=error.remedy
+            )
+        ]
+    return config.model_copy(update={"base": base.model_copy(update=changes)}), errors
 
 
 def dump_config(config: RunConfig) -> str:

@@ -19,8 +19,9 @@ from opmix_ray.config import EvaluationSetConfig, RunConfig, SourceConfig
 from opmix_ray.data.chat import ChatError, render
 from opmix_ray.data.tokenizer import Encoder
 from opmix_ray.errors import UserError, user_errors
+from opmix_ray.paths import file_format
 from opmix_ray.sources import readers
-from opmix_ray.sources.files import InputFile, file_format
+from opmix_ray.sources.files import InputFile
 from opmix_ray.sources.source import CHECKED_FILES, Document, Source, empty_source, open_source
 
 _NEEDED = {

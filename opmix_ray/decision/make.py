@@ -13,7 +13,6 @@ import ray
 
 from opmix_ray.cluster.demand import of_evaluator
 from opmix_ray.cluster.waiting import waiting
-from opmix_ray.commands.progress import Progress
 from opmix_ray.config import RunConfig
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
@@ -23,9 +22,9 @@ from opmix_ray.decision.lost import can_do_without, holding, undecided
 from opmix_ray.decision.old_part import OldPart
 from opmix_ray.decision.probe_ranking import Look
 from opmix_ray.decision.probing import Probing, Trained
+from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Answer, Decision, Question, answer, conclude, prior_mixture
 from opmix_ray.decision.settle import Settled
-from opmix_ray.decision.slopes import candidates, with_slopes
 from opmix_ray.decision.task import load_weights, put_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
@@ -34,6 +33,7 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
 from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import RowLog, TrialRow, passes
+from opmix_ray.trials.slopes import candidates, with_slopes
 from opmix_ray.trials.space import choose_components, load_space, read_space
 from opmix_ray.trials.tuner import run_search
 

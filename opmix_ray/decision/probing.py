@@ -21,12 +21,12 @@ import numpy as np
 
 from opmix_ray.cluster.demand import of_probe
 from opmix_ray.cluster.waiting import waiting
-from opmix_ray.commands.progress import Progress
 from opmix_ray.config import RunConfig
 from opmix_ray.data.held_out import HeldOut, part_of, search_sets, texts_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.check_probe import CHECK, check_task, read_check, write_check
 from opmix_ray.decision.probe_ranking import Look, agreement, fixed_candidates, look
+from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.task import probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import RECORD, Probe, load_probe, save_probe

@@ -1,8 +1,4 @@
-"""From a configuration to a `SearchTask`: probes trained, everything in the object store. For scripts.
-
-task = make_task(load_config("examples/quickstart.yaml"))
-tune.run(tune.with_parameters(MixtureTrial, task=task), ...)
-"""
+"""What a decision sends out: the weights it is made about, probes to train, and the task that scores candidates."""
 
 from __future__ import annotations
 
@@ -16,16 +12,11 @@ from opmix_ray.config import RunConfig
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.base import factors_only, snapshot
+from opmix_ray.model.base import factors_only
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import Probe
-from opmix_ray.runner.base import beginning, with_base
-from opmix_ray.runner.enter import enter
-from opmix_ray.runner.plan import in_stage
-from opmix_ray.runner.validate import validate
-from opmix_ray.train.probes import ProbeTask, probe_data, train_all
-from opmix_ray.trials.space import choose_components, read_space
+from opmix_ray.train.probes import ProbeTask, probe_data
 from opmix_ray.trials.trial import SearchTask
 
 
@@ -78,30 +69,3 @@ def put_task(
         autocast=config.model.autocast,
     )
     return task, factors
-
-
-def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
-    """Prepare the data and train the probes of a decision about the first stage's domains; needs Ray.
-
-    Args:
-        config: data, model, probes, search.
-        model: directory of a checkpoint; None: the configured model.
-
-    Raises:
-        UserErrors: everything that is wrong with the configuration and the data.
-    """
-    with with_base(config) as config:
-        prepared = validate(config)
-        before = beginning(config)
-        entry = enter(config, 0, before, prepared)
-        config = in_stage(config, 0, before.read)
-        current, old = entry.mixture, entry.old or entry.mixture
-        kind = read_space(config.search.space)[0].kind
-        names = choose_components(kind, old, current.domains)
-        weights = load_weights(config, prepared, model)
-        base_ref = ray.put(snapshot(weights))
-        replayed = old if kind == "old_new" else current
-        tasks = [probe_task(config, prepared, name, replayed, "task") for name in names]
-        found = train_all(tasks, base_ref)
-        probes = [found[name] for name in names]
-        return put_task(config, prepared, weights, base_ref, probes, current.domains)[0]

@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
-from opmix_ray.config import is_uri
-from opmix_ray.config.data import SourceConfig
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
-from opmix_ray.sources.source import Kind, Source
+from opmix_ray.paths import Kind, is_uri
+from opmix_ray.version import __version__
 
 Unit = Literal["tokens", "documents"]
+
+
+class Described(Protocol):
+    """What a configuration says about a domain's data."""
+
+    @property
+    def path(self) -> str | list[str]: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def text_column(self) -> str: ...
+    @property
+    def prompt_column(self) -> str | None: ...
+    @property
+    def completion_column(self) -> str | None: ...
+    @property
+    def messages_column(self) -> str | None: ...
+    @property
+    def tokens_column(self) -> str | None: ...
+    @property
+    def max_epochs(self) -> float | None: ...
+
+
+class File(Protocol):
+    """A file that was found."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+
+
+class Found(Protocol):
+    """A domain's data with their files found."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def files(self) -> Sequence[File]: ...
+    @property
+    def beside(self) -> Sequence[File]: ...
 
 
 @dataclass(frozen=True)
@@ -31,8 +71,8 @@ class Part:
 
     name: str
     share: float
-    source: SourceConfig | None = None
-    opened: Source | None = None
+    source: Described | None = None
+    opened: Found | None = None
     paths: tuple[str, ...] = ()
     documents: int | None = None
     tokens: int | None = None
@@ -123,8 +163,6 @@ class Handover:
 
     def words(self, unit: Unit, weight: str) -> list[str]:
         """Lines for the head of a file: where it comes from and what its numbers count."""
-        from opmix_ray import __version__
-
         lines = [f"Mixture of {self.origin}, by opmix_ray {__version__}."]
         if unit == "tokens":
             return [*lines, f"`{weight}` is the share of training tokens."]
@@ -188,7 +226,7 @@ def refuse_kinds(handover: Handover, target: str, kinds: tuple[Kind, ...]) -> No
             )
 
 
-def _holds_ids(source: SourceConfig) -> bool:
+def _holds_ids(source: Described) -> bool:
     paths = [source.path] if isinstance(source.path, str) else source.path
     named = all(path.partition("?")[0].endswith((".npy", ".bin")) for path in paths)
     return source.tokens_column is not None or source.format in ("tokens", "megatron") or named

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.config import is_uri
 from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Unit, Written, comment, number
 from opmix_ray.exchange.places import files, stem
+from opmix_ray.paths import is_uri
 
 STREAMS = "streams.yaml"
 _USE = (

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.config import is_uri
 from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import Handover, Part, Unit, Written, comment, number
 from opmix_ray.exchange.places import prefix, stem
+from opmix_ray.paths import is_uri
 
 SOURCES = "source_mixture.yaml"
 

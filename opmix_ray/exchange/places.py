@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opmix_ray.config import is_uri
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.handover import Part, without_query
-from opmix_ray.sources.files import file_format
-from opmix_ray.sources.megatron import BIN, IDX
+from opmix_ray.paths import BIN, IDX, file_format, is_uri
 
 
 @dataclass(frozen=True)

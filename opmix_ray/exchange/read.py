@@ -17,8 +17,6 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.config import is_uri
-from opmix_ray.config.yaml_file import parse_yaml
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.exchange.axolotl import read_axolotl
 from opmix_ray.exchange.energon import read_energon
@@ -31,8 +29,10 @@ from opmix_ray.exchange.mosaic import read_streaming
 from opmix_ray.exchange.olmix import read_olmix
 from opmix_ray.exchange.olmo_core import read_olmo_core
 from opmix_ray.exchange.torchtitan import read_torchtitan
+from opmix_ray.paths import is_uri
 from opmix_ray.remote import is_local, local_path
 from opmix_ray.storage import Storage
+from opmix_ray.yaml_file import parse_yaml
 
 KNOWN = (
     "mixture.json, shares by name, or a file of Megatron, Megatron-Energon, OLMo-core, NeMo, torchtitan, "

@@ -6,76 +6,26 @@ import csv
 import io
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opmix_ray.decision.propose import Proposal, propose
+from opmix_ray.decision.propose import propose
 from opmix_ray.errors import UserError
 from opmix_ray.fit.csv_table import read_csv
-from opmix_ray.fit.options import Objective, read_bounds, read_caps, read_objective, read_prior
+from opmix_ray.fit.options import read_bounds, read_caps, read_objective, read_prior
+from opmix_ray.fit.page import render
+from opmix_ray.fit.result import FitResult
 from opmix_ray.fit.sweep import METADATA, Sweep, read_mixtures, read_sweep
 from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.laws.base import nearest
-from opmix_ray.mixture import Mixture
 from opmix_ray.storage import Storage
 
 FORMAT = 1
 KL = 0.05
 BOOTSTRAP = 40  # refits for the intervals
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """One call of `fit_command`, for the page and for `fit.json`.
-
-    Args:
-        sweep: the rows.
-        law: fitted to them.
-        prior: mixture that KL holds on to.
-        objective: what was minimised.
-        kl: weight of the KL term.
-        lower, upper: least and greatest shares by domain, of bounds and caps together.
-        proposal: the mixture found.
-        notes: what was done on the way, in words.
-        inputs: the files and options given.
-        seconds: `fit` and `propose`.
-    """
-
-    sweep: Sweep
-    law: FittedLaw
-    prior: Mixture
-    objective: Objective
-    kl: float
-    lower: dict[str, float]
-    upper: dict[str, float]
-    proposal: Proposal
-    notes: list[str]
-    inputs: dict[str, Any]
-    seconds: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """`fit.json`."""
-        return {
-            "format": FORMAT,
-            "inputs": self.inputs,
-            "rows": len(self.sweep.runs),
-            "domains": self.sweep.domains,
-            "metrics": self.sweep.metric_names,
-            "law": self.law.name,
-            "quality": self.law.quality,
-            "details": self.law.details,
-            "objective": dict(zip(self.law.metric_names, self.law.weights.tolist(), strict=True)),
-            "prior": self.prior.shares,
-            "kl": self.kl,
-            "bounds": {n: [self.lower.get(n, 0.0), self.upper.get(n, 1.0)] for n in self.sweep.domains},
-            "proposal": self.proposal.to_dict(),
-            "left_out": [asdict(item) for item in self.sweep.left_out],
-            "notes": self.notes,
-            "seconds": self.seconds,
-        }
 
 
 def fit_command(
@@ -190,8 +140,6 @@ def _unseen(sweep: Sweep, lower: Mapping[str, float], upper: dict[str, float], n
 
 
 def _write(storage: Storage, result: FitResult) -> dict[str, Any]:
-    from opmix_ray.fit.page import render  # here: the page needs the result's type
-
     proposal = result.proposal
     storage.write_json("law.json", result.law.to_dict())
     storage.write_json("mixture.json", proposal.to_dict())

@@ -7,18 +7,15 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from opmix_ray.fit.result import FitResult
 from opmix_ray.report.figure import figure, grid
 from opmix_ray.report.html import code_marks, esc, fold, items, paragraph, section, table
 from opmix_ray.report.numbers import fixed, percent, plural, seconds, share
 from opmix_ray.report.palette import css
 from opmix_ray.report.panel import Dots, Line, Panel, Rects, Whiskers
-
-if TYPE_CHECKING:
-    from opmix_ray.fit.command import FitResult
 
 STEP = 0.01  # of a share, in the interaction matrix
 MOST_DOTS = 200  # in one panel

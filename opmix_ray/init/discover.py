@@ -14,10 +14,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from opmix_ray.config import is_uri
 from opmix_ray.errors import UserError
+from opmix_ray.paths import ENDINGS, file_format, is_uri
 from opmix_ray.remote import is_local, local_path
-from opmix_ray.sources.files import ENDINGS, InputFile, file_format
+from opmix_ray.sources.files import InputFile
 from opmix_ray.sources.listing import expand, identity
 
 KEY = "--data"

@@ -12,9 +12,9 @@ from opmix_ray.errors import UserError
 from opmix_ray.init.columns import choose_columns
 from opmix_ray.init.discover import KEY, Part
 from opmix_ray.init.rows import sample
-from opmix_ray.sources.files import file_format
+from opmix_ray.paths import Kind, file_format
 from opmix_ray.sources.readers import raw_ids
-from opmix_ray.sources.source import Document, Kind, iter_documents
+from opmix_ray.sources.source import Document, iter_documents
 
 FILES = 3  # of a domain that are looked into
 FEW = 500  # documents up to which all are read, to see which ones would be held out

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import KEY
-from opmix_ray.sources.files import InputFile, file_format, filesystem, reading
+from opmix_ray.paths import file_format
+from opmix_ray.sources.files import InputFile, filesystem, reading
 from opmix_ray.sources.readers import arrow_batches
 
 ROWS = 2000  # of a file that are looked at, at most

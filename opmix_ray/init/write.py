@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.config import is_uri
 from opmix_ray.init.look import Domain
 from opmix_ray.init.sizing import MAX_EPOCHS, PROBE_STEPS, REPORTED, Machine, Plan, Sequences
+from opmix_ray.paths import is_uri
 
 COLUMN = 32  # of comments
 _COMMENT = re.compile(r"(\s*[^#\s][^#]*?)\s{2,}(# .*)$")

@@ -11,15 +11,13 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from opmix_ray import plugins
 from opmix_ray.errors import UserError
-
-if TYPE_CHECKING:
-    from opmix_ray.laws.extrapolate import Extrapolation
+from opmix_ray.laws.extrapolate import Extrapolation
 
 
 @dataclass(frozen=True)

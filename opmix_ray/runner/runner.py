@@ -18,13 +18,13 @@ from opmix_ray.cluster.connect import connected
 from opmix_ray.cluster.demand import of_main_run
 from opmix_ray.cluster.reach import check_reach
 from opmix_ray.cluster.waiting import waiting
-from opmix_ray.commands.progress import BesideProgress, Progress
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler, SamplerState
 from opmix_ray.data.tokenizer import load_saved_tokenizer
 from opmix_ray.decision.make import Decide, Situation
+from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
@@ -235,7 +235,7 @@ class _Runner:
         began, ledger = time.monotonic(), Ledger()
         self._flops_per_token()  # now: two threads must not build models at the same time
         with self._weights() as model:
-            situation, progress = self._situation(step, model), BesideProgress(self.progress)
+            situation, progress = self._situation(step, model), self.progress.beside()
             beside = Beside(lambda: self._decision(situation, progress, ledger))
             before = self.ledger["main"]["seconds"]
             self._train(step)

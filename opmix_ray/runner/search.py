@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from opmix_ray.cluster.connect import connected
-from opmix_ray.commands.progress import Progress
 from opmix_ray.config import RunConfig
 from opmix_ray.decision.make import Situation, make_decision
+from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture

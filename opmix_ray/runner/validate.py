@@ -24,7 +24,7 @@ from opmix_ray.model.harness import check_harness
 from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import adapted_layers
 from opmix_ray.model.spread import check_spread
-from opmix_ray.remote import check_uris
+from opmix_ray.remote import refuse_credentials
 from opmix_ray.runner.base import beginning, with_base
 from opmix_ray.runner.check_plan import check_plan
 from opmix_ray.runner.enter import enter
@@ -130,6 +130,17 @@ def prepare_checked(
     prepared = prepare(config, on_progress=on_progress)
     refuse(check_prepared(config, prepared))
     return prepared
+
+
+def check_uris(config: RunConfig) -> list[UserError]:
+    """An error for each place to write to whose URI carries credentials; sources tell it when they are opened."""
+    errors = []
+    for key, uri in (("output", config.output_uri()), ("data.cache", config.data.cache)):
+        try:
+            refuse_credentials(uri, key=key)
+        except UserError as error:
+            errors.append(error)
+    return errors
 
 
 def refuse(errors: list[UserError]) -> None:

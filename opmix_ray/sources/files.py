@@ -19,23 +19,10 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from opmix_ray.config import is_uri
 from opmix_ray.errors import UserError, first_line
+from opmix_ray.paths import is_uri
 from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
 
-ENDINGS = {
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".json.gz": "jsonl",
-    ".json.zst": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".npy": "tokens",
-    ".bin": "tokens",
-}
 _CHUNK = 1 << 22
 STALE_SECONDS = 24 * 3600  # age at which what a killed process left is removed
 
@@ -70,13 +57,6 @@ def join(base: str, *parts: str) -> str:
 def local_cache() -> Path:
     """Where copies of remote shards are kept: `$OPMIX_RAY_LOCAL_CACHE`, else `~/.cache/opmix_ray`."""
     return Path(os.environ.get("OPMIX_RAY_LOCAL_CACHE", "~/.cache/opmix_ray")).expanduser()
-
-
-def file_format(path: str) -> str | None:
-    """Format by file ending, or None where it says nothing."""
-    name = path.partition("?")[0] if is_uri(path) else path
-    name = name.lower()
-    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), None)
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from opmix_ray.config import is_uri
 from opmix_ray.errors import UserError
+from opmix_ray.paths import file_format, is_uri
 from opmix_ray.remote import is_local, local_path, missing_bucket, reason, remedy
-from opmix_ray.sources.files import InputFile, file_format, filesystem
+from opmix_ray.sources.files import InputFile, filesystem
 
 HIDDEN = (".", "_")
 _SHOWN = 3

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from pyarrow import fs as pafs
 
-from opmix_ray.config import is_uri
+from opmix_ray.paths import BIN, IDX, is_uri
 from opmix_ray.sources.files import InputFile, filesystem
 
-BIN, IDX = ".bin", ".idx"
 _MAGIC, _LEGACY = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats

@@ -12,20 +12,20 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.paths import BIN, IDX, Kind, file_format
 from opmix_ray.sources import megatron, readers
-from opmix_ray.sources.files import InputFile, file_format, reading
+from opmix_ray.sources.files import InputFile, reading
 from opmix_ray.sources.hub import data_set_files
 from opmix_ray.sources.listing import expand, identity
 from opmix_ray.sources.own_formats import check_format, reader
 
 CHECKED_FILES = 32  # of each source, by `validate_sources`
-Kind = Literal["text", "prompt", "messages", "tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _files(path: str, source: SourceConfig, key: str) -> list[InputFile]:
         if saved is not None:
             return saved
     found = expand(path, key=key, recognised_only=source.format in ("auto", "megatron"))
-    return [file for file in found if not file.path.endswith(megatron.IDX)]
+    return [file for file in found if not file.path.endswith(IDX)]
 
 
 def _kind(source: SourceConfig, key: str) -> Kind:
@@ -179,7 +179,7 @@ def _format(file: InputFile, source: SourceConfig, key: str) -> str:
     found = file_format(file.path)
     if source.format != "auto":
         return "arrow" if source.format == "hf" else source.format
-    if found == "tokens" and file.path.endswith(megatron.BIN) and megatron.find(file.path):
+    if found == "tokens" and file.path.endswith(BIN) and megatron.find(file.path):
         return "megatron"
     if found is None:
         raise UserError(

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from opmix_ray.commands.progress import Progress
 from opmix_ray.config import ProposalConfig, RunConfig
 from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.plan import fit_to_caps, share_caps
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.make import Decide, Situation, decided, decision_seed
+from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import LEAST_ROWS, Decision, Question, answer, prior_mixture
 from opmix_ray.decision.task import load_weights
 from opmix_ray.errors import UserError

@@ -20,7 +20,6 @@ import torch
 from ray import tune
 
 from opmix_ray.data.held_out import HeldOut, count_of, part_of, texts_of, tokens_of
-from opmix_ray.decision.slopes import PRICE
 from opmix_ray.model.base import with_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
@@ -28,6 +27,7 @@ from opmix_ray.model.loss import SetLoss
 from opmix_ray.model.spread import Devices, visible_devices
 from opmix_ray.trials.components import Components
 from opmix_ray.trials.race import Rival, lead
+from opmix_ray.trials.slopes import PRICE
 from opmix_ray.trials.space import Simplex, Space
 
 PENALTY = 1e3  # objective of a candidate whose loss is not a number: worse than any loss

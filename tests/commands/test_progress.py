@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from opmix_ray.commands.progress import PlainProgress, Progress, RichProgress, make_progress
+from opmix_ray.commands.progress import PlainProgress, RichProgress, make_progress
+from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.model.probe import Probe
 from opmix_ray.trials.rows import TrialRow

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import ray
 
-from opmix_ray.commands.progress import Progress
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import PreparedDomain, prepare
 from opmix_ray.data.store import TokenStore
 from opmix_ray.decision.check_probe import check_task
 from opmix_ray.decision.probe_ranking import Look, agreement, fixed_candidates
 from opmix_ray.decision.probing import Probing, Trained
+from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.task import load_weights, probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot

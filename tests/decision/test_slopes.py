@@ -12,7 +12,7 @@ import pytest
 from opmix_ray.config import RunConfig
 from opmix_ray.decision.old_part import OldPart
 from opmix_ray.decision.rule import answer
-from opmix_ray.decision.slopes import candidates, slopes_of, with_slopes
+from opmix_ray.decision.slopes import slopes_of
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Slopes, fit_law
 from opmix_ray.laws.fit import check_table
@@ -21,6 +21,7 @@ from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.runner.check_plan import check_plan
 from opmix_ray.strategies.published import published
 from opmix_ray.trials.rows import TrialRow
+from opmix_ray.trials.slopes import candidates, with_slopes
 from opmix_ray.trials.trial import CandidateScorer
 from tests.decision.test_decide import DOMAINS, NEED, PARTS, question, row
 from tests.model.tiny_models import made_probes, tiny, tokens

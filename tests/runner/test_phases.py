@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from opmix_ray.commands.progress import Progress
 from opmix_ray.config import RunConfig, continued
+from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
 from opmix_ray.output.state import RunState, load_state

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from opmix_ray.commands.progress import Progress
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.decision.make import Situation
+from opmix_ray.decision.progress import Progress
 from opmix_ray.mixture import Mixture
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.offline import Offline

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from opmix_ray import Decision, Mixture, RunConfig
-from opmix_ray.commands.progress import Progress
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.make import Situation, decided
+from opmix_ray.decision.progress import Progress
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
 

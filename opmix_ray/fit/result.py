@@ -1,0 +1,65 @@
+"""What one call of `opmix fit` found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from opmix_ray.decision.propose import Proposal
+from opmix_ray.fit.options import Objective
+from opmix_ray.fit.sweep import Sweep
+from opmix_ray.laws import FittedLaw
+from opmix_ray.mixture import Mixture
+
+FORMAT = 1  # of fit.json
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """One call of `fit_command`, for the page and for `fit.json`.
+
+    Args:
+        sweep: the rows.
+        law: fitted to them.
+        prior: mixture that KL holds on to.
+        objective: what was minimised.
+        kl: weight of the KL term.
+        lower, upper: least and greatest shares by domain, of bounds and caps together.
+        proposal: the mixture found.
+        notes: what was done on the way, in words.
+        inputs: the files and options given.
+        seconds: `fit` and `propose`.
+    """
+
+    sweep: Sweep
+    law: FittedLaw
+    prior: Mixture
+    objective: Objective
+    kl: float
+    lower: dict[str, float]
+    upper: dict[str, float]
+    proposal: Proposal
+    notes: list[str]
+    inputs: dict[str, Any]
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """`fit.json`."""
+        return {
+            "format": FORMAT,
+            "inputs": self.inputs,
+            "rows": len(self.sweep.runs),
+            "domains": self.sweep.domains,
+            "metrics": self.sweep.metric_names,
+            "law": self.law.name,
+            "quality": self.law.quality,
+            "details": self.law.details,
+            "objective": dict(zip(self.law.metric_names, self.law.weights.tolist(), strict=True)),
+            "prior": self.prior.shares,
+            "kl": self.kl,
+            "bounds": {n: [self.lower.get(n, 0.0), self.upper.get(n, 1.0)] for n in self.sweep.domains},
+            "proposal": self.proposal.to_dict(),
+            "left_out": [asdict(item) for item in self.sweep.left_out],
+            "notes": self.notes,
+            "seconds": self.seconds,
+        }

@@ -1,0 +1,49 @@
+"""From a configuration to a `SearchTask`: probes trained, everything in the object store. For scripts.
+
+task = make_task(load_config("examples/quickstart.yaml"))
+tune.run(tune.with_parameters(MixtureTrial, task=task), ...)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+
+from opmix_ray.config import RunConfig
+from opmix_ray.decision.task import load_weights, probe_task, put_task
+from opmix_ray.model.base import snapshot
+from opmix_ray.runner.base import beginning, with_base
+from opmix_ray.runner.enter import enter
+from opmix_ray.runner.plan import in_stage
+from opmix_ray.runner.validate import validate
+from opmix_ray.train.probes import train_all
+from opmix_ray.trials.space import choose_components, read_space
+from opmix_ray.trials.trial import SearchTask
+
+
+def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
+    """Prepare the data and train the probes of a decision about the first stage's domains; needs Ray.
+
+    Args:
+        config: data, model, probes, search.
+        model: directory of a checkpoint; None: the configured model.
+
+    Raises:
+        UserErrors: everything that is wrong with the configuration and the data.
+    """
+    with with_base(config) as config:
+        prepared = validate(config)
+        before = beginning(config)
+        entry = enter(config, 0, before, prepared)
+        config = in_stage(config, 0, before.read)
+        current, old = entry.mixture, entry.old or entry.mixture
+        kind = read_space(config.search.space)[0].kind
+        names = choose_components(kind, old, current.domains)
+        weights = load_weights(config, prepared, model)
+        base_ref = ray.put(snapshot(weights))
+        replayed = old if kind == "old_new" else current
+        tasks = [probe_task(config, prepared, name, replayed, "task") for name in names]
+        found = train_all(tasks, base_ref)
+        probes = [found[name] for name in names]
+        return put_task(config, prepared, weights, base_ref, probes, current.domains)[0]
