@@ -40,8 +40,10 @@ class SourceConfig(Section):
     tokens_column: str | None = Field(
         None, description="Pre-tokenised data: column of token ids (for example `input_ids`)."
     )
-    token_dtype: Literal["uint16", "uint32"] = Field(
-        "uint16", description="Type of the ids in raw .bin files."
+    token_dtype: Literal["uint16", "uint32"] | None = Field(
+        None,
+        description="Type of the ids in raw .bin and .npy files without a header. None: what each file "
+        "proves; one that proves nothing is refused.",
     )
     max_epochs: float | None = Field(
         None,

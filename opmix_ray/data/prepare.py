@@ -184,7 +184,7 @@ class _Job:
         """Find or make one prepared directory."""
         key = f"{'evaluation.sets' if held_out else 'data.domains'}.{name}"
         eos, seq_len = self.tokenizer.eos_token_id, self.config.data.seq_len
-        source = open_source(config, key, eos=eos, block=seq_len)
+        source = open_source(config, key, eos=eos, block=seq_len, vocabulary=vocabulary_size(self.tokenizer))
         recipe = Recipe(
             source, self.tokenizer, 1.0 if held_out else self.config.data.eval_fraction, self.leaks
         )

@@ -22,6 +22,7 @@ from opmix_ray.init.sizing import Machine, Plan, choose_sequences, make_plan, vo
 from opmix_ray.init.speed import Speed, measure
 from opmix_ray.init.write import relative, write_config
 from opmix_ray.runner.validate import check_before, refuse
+from opmix_ray.sources.source import ids_dtype, open_source
 
 FILE = "opmix.yaml"
 TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages
@@ -100,6 +101,11 @@ def begin(
         )
     loaded = own or load_tokenizer(config)
     size = vocabulary_size(loaded)
+    for domain in domains:
+        if domain.kind == "tokens" and not domain.columns:
+            found = open_source(sources[domain.name], KEY, vocabulary=size)
+            for file in [] if found.beside else found.files:
+                ids_dtype(found, file)
     tokens = {domain.name: _tokens(domain, loaded, sequences.eval_fraction) for domain in domains}
     say("measuring how fast this machine trains")
     plan = make_plan(

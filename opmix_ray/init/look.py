@@ -15,6 +15,7 @@ from opmix_ray.init.rows import sample
 from opmix_ray.paths import Kind, file_format
 from opmix_ray.sources.readers import raw_ids
 from opmix_ray.sources.source import Document, iter_documents
+from opmix_ray.sources.token_width import raw_dtype
 
 FILES = 3  # of a domain that are looked into
 FEW = 500  # documents up to which all are read, to see which ones would be held out
@@ -117,5 +118,6 @@ def _texts(documents: Sequence[Document]) -> list[str]:
 
 def _ids(part: Part) -> Domain:
     first = part.files[0]
-    width = next(raw_ids(first.path, np.dtype("<u2")), np.zeros(0, np.uint16)).dtype.itemsize
+    dtype = raw_dtype(first.path, wanted=None, vocabulary=None, key=KEY)
+    width = next(raw_ids(first.path, dtype), np.zeros(0, dtype)).dtype.itemsize
     return Domain(part, {}, "tokens", 0.0, part.size / width)

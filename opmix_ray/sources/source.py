@@ -24,6 +24,7 @@ from opmix_ray.sources.files import InputFile, reading
 from opmix_ray.sources.hub import data_set_files
 from opmix_ray.sources.listing import expand, identity
 from opmix_ray.sources.own_formats import check_format, reader
+from opmix_ray.sources.token_width import raw_dtype
 
 CHECKED_FILES = 32  # of each source, by `validate_sources`
 
@@ -82,6 +83,7 @@ class Source:
         files: its files, in order.
         eos: id of the end-of-text token, at which raw token streams are split.
         block: tokens in a document of a stream without end-of-text tokens.
+        vocabulary: size of the tokenizer's, where it is known.
         beside: files that are read together with these: the index of each Megatron `.bin`.
     """
 
@@ -91,6 +93,7 @@ class Source:
     files: list[InputFile] = field(default_factory=list)
     eos: int = -1
     block: int = 64 * 1024
+    vocabulary: int | None = None
     beside: list[InputFile] = field(default_factory=list)
 
     def recipe(self) -> str:
@@ -101,7 +104,14 @@ class Source:
         return json.dumps([self.kind, columns, stream])
 
 
-def open_source(source: SourceConfig, key: str, *, eos: int | None = None, block: int = 64 * 1024) -> Source:
+def open_source(
+    source: SourceConfig,
+    key: str,
+    *,
+    eos: int | None = None,
+    block: int = 64 * 1024,
+    vocabulary: int | None = None,
+) -> Source:
     """Find a source's files and what kind of documents they hold, without reading them.
 
     Raises:
@@ -127,7 +137,7 @@ def open_source(source: SourceConfig, key: str, *, eos: int | None = None, block
         kind = "tokens"
     found = list(files.values())
     beside = [_index(file, f"{key}.path") for file in found] if formats == {"megatron"} else []
-    return Source(source, key, kind, found, -1 if eos is None else eos, block, beside)
+    return Source(source, key, kind, found, -1 if eos is None else eos, block, vocabulary, beside)
 
 
 def _index(file: InputFile, key: str) -> InputFile:
@@ -200,7 +210,7 @@ def read_file(source: Source, file: InputFile) -> Iterator[Document | None]:
     config = source.config
     kind = _format(file, config, f"{source.key}.path")
     if kind == "tokens":
-        dtype = np.dtype(config.token_dtype).newbyteorder("<")
+        dtype = ids_dtype(source, file)
         with reading(file.path, f"{source.key}.path"):
             yield from _stream_documents(source, file, dtype)
         return
@@ -215,6 +225,16 @@ def read_file(source: Source, file: InputFile) -> Iterator[Document | None]:
     with reading(file.path, f"{source.key}.path"):
         for row in rows:
             yield _document(source, file, row)
+
+
+def ids_dtype(source: Source, file: InputFile) -> np.dtype[Any]:
+    """The type of the ids in a raw file without a header.
+
+    Raises:
+        UserError: the file contradicts what is configured, or does not show it.
+    """
+    wanted = source.config.token_dtype
+    return raw_dtype(file.path, wanted=wanted, vocabulary=source.vocabulary, key=source.key)
 
 
 def _columns(source: Source) -> dict[str, str]:
@@ -349,7 +369,7 @@ def _validate_files(source: Source) -> list[UserError]:
 
 def _has_rows(source: Source, file: InputFile) -> bool:
     if source.kind == "tokens" and source.config.tokens_column is None:
-        dtype = np.dtype(source.config.token_dtype).newbyteorder("<")
+        dtype = np.dtype("<u2") if source.beside else ids_dtype(source, file)
         with reading(file.path, f"{source.key}.path"):
             if source.beside:
                 return len(megatron.read_index(file.path)[1]) > 0
