@@ -189,7 +189,7 @@ class Recipe:
     def _chat(self, document: Document, file: InputFile) -> tuple[np.ndarray, np.ndarray | None, int]:
         assert document.messages is not None
         try:
-            return encode_chat(self._encoder, document.messages)
+            return encode_chat(self._encoder, document.messages, document.tools)
         except ChatError as error:
             raise UserError(
                 str(error),

@@ -22,6 +22,8 @@ from opmix_ray.errors import UserError, user_errors
 from opmix_ray.paths import file_format
 from opmix_ray.sources import readers
 from opmix_ray.sources.files import InputFile
+from opmix_ray.sources.messages import messages
+from opmix_ray.sources.roles import role_of
 from opmix_ray.sources.source import CHECKED_FILES, Document, Source, empty_source, open_source
 
 _NEEDED = {
@@ -179,8 +181,8 @@ class _Row:
 
     def conversation(self) -> Asked | None:
         value = self.values["messages_column"]
-        found = readers.messages(value, self.file, f"{self.key}.messages_column", self.place)
-        if not found or found[-1]["role"] != "assistant" or not found[-1]["content"].strip():
+        found = messages(value, self.file, f"{self.key}.messages_column", self.place)
+        if not found or role_of(found[-1]["role"]) != "assistant" or not found[-1]["content"].strip():
             return None
         return Asked(found[:-1], found[-1]["content"])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import KEY
+from opmix_ray.sources.messages import is_messages
 
 TEXT = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown", "passage")
 PAIRS = (
@@ -33,7 +34,7 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
         UserError: no column holds anything that can be trained on.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    messages = next((c for c in columns if _all(rows, c, _is_messages)), None)
+    messages = next((c for c in columns if _all(rows, c, is_messages)), None)
     if messages is not None:
         return {"messages_column": messages}
     texts = [c for c in columns if _all(rows, c, lambda value: isinstance(value, str))]
@@ -47,14 +48,6 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
         return {"tokens_column": ids}
     if texts:
         return {"text_column": max(texts, key=lambda c: sum(len(row.get(c) or "") for row in rows))}
-    if shared := next((c for c in columns if _all(rows, c, _is_share_gpt)), None):
-        raise UserError(
-            "its messages have `from` and `value`",
-            file=file,
-            key=KEY,
-            value=shared,
-            remedy='write them as {"role": ..., "content": ...}',
-        )
     raise UserError(
         f"no column holds text, messages or token ids (it has {', '.join(columns) or 'none'})",
         file=file,
@@ -67,21 +60,6 @@ def _all(rows: Sequence[Mapping[str, Any]], column: str, fits: Any) -> bool:
     """Whether every value that is there fits, and there is one."""
     values = [row[column] for row in rows if row.get(column) is not None]
     return bool(values) and all(fits(value) for value in values)
-
-
-def _is_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(each, Mapping) and isinstance(each.get("role"), str) and "content" in each
-            for each in value
-        )
-    )
-
-
-def _is_share_gpt(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, Mapping) and "value" in each for each in value)
 
 
 def _is_ids(value: Any) -> bool:

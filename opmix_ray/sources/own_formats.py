@@ -51,7 +51,7 @@ def reader(name: str) -> Callable[[str, dict[str, str], str], Iterator[readers.R
         with reading(file, f"{key}.path"):
             for number, row in enumerate(read(file), start=1):
                 for option, column in columns.items():
-                    if column not in seen and column not in row:
+                    if column not in seen and column not in row and option not in readers.OPTIONAL:
                         raise readers.missing_column(file, f"{key}.{option}", column, list(row))
                     seen.add(column)
                 yield readers.Row([row.get(column) for column in columns.values()], f"row {number}")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from opmix_ray.errors import UserError
 from opmix_ray.sources.files import filesystem, reading
 
+OPTIONAL = {"tools_column"}  # columns that a file may lack
 _ROWS = 1024  # rows decoded at a time
 _TOKENS = 1 << 24  # ids of a raw stream read at a time
 
@@ -51,7 +52,7 @@ def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
                     continue
                 row = _json_object(line, file, f"{key}.path", number)
                 for option, column in columns.items():
-                    if column not in seen:
+                    if column not in seen and option not in OPTIONAL:
                         if column not in row:
                             raise missing_column(file, f"{key}.{option}", column, list(row))
                         seen.add(column)
@@ -97,7 +98,8 @@ def parquet_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
         with system.open_input_file(inner) as stream:
             parquet = pq.ParquetFile(stream)
             _check_schema(parquet.schema_arrow, file, columns, key)
-            wanted = list(dict.fromkeys(columns.values()))
+            there = parquet.schema_arrow.names
+            wanted = [column for column in dict.fromkeys(columns.values()) if column in there]
             batches = parquet.iter_batches(batch_size=_ROWS, columns=wanted)
             yield from _batch_rows(batches, columns)
 
@@ -125,6 +127,8 @@ def arrow_batches(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordB
 
 def _check_schema(schema: pa.Schema, file: str, columns: dict[str, str], key: str) -> None:
     for option, column in columns.items():
+        if column not in schema.names and option in OPTIONAL:
+            continue
         if column not in schema.names:
             raise missing_column(file, f"{key}.{option}", column, schema.names)
         fits, wanted = _TYPES[option]
@@ -155,7 +159,16 @@ def _is_ids(kind: pa.DataType) -> bool:
 
 
 def _is_messages(kind: pa.DataType) -> bool:
-    return _is_list(kind) and bool(pa.types.is_struct(kind.value_type))
+    """Lists of objects, or JSON in text: as a type of its own, as `datasets` writes it, or as plain text."""
+    return _is_object(kind.value_type) if _is_list(kind) else _is_json(kind)
+
+
+def _is_object(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind)) or _is_json(kind)
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    return _is_text(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind)
 
 
 _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
@@ -163,6 +176,7 @@ _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "prompt_column": (_is_text, "text"),
     "completion_column": (_is_text, "text"),
     "messages_column": (_is_messages, "lists of messages with role and content"),
+    "tools_column": (lambda kind: True, "tools"),
     "tokens_column": (_is_ids, "lists of integers"),
     "choices_column": (_is_list, "lists of text"),
     "answer_column": (lambda kind: _is_text(kind) or pa.types.is_integer(kind), "text or integers"),
@@ -175,13 +189,18 @@ def _batch_rows(batches: Iterator[pa.RecordBatch], columns: dict[str, str]) -> I
         batch.validate(full=True)
         for start in range(0, batch.num_rows, _ROWS):
             part = batch.slice(start, _ROWS)
-            values = [_values(part.column(column), option) for option, column in columns.items()]
+            values = [
+                _values(part.column(column), option) if column in part.schema.names else [None] * len(part)
+                for option, column in columns.items()
+            ]
             for row in zip(*values, strict=True):
                 number += 1
                 yield Row(row, f"row {number}")
 
 
 def _values(column: pa.Array, option: str) -> list[Any]:
+    if option in ("messages_column", "tools_column"):
+        return [_without_nulls(value) for value in column.to_pylist()]
     if option != "tokens_column" or pa.types.is_null(column.type):
         return list(column.to_pylist())
     if pa.types.is_fixed_size_list(column.type):
@@ -194,6 +213,13 @@ def _values(column: pa.Array, option: str) -> list[Any]:
         ids[start:stop] if there else None
         for start, stop, there in zip(offsets[:-1], offsets[1:], valid, strict=True)
     ]
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without the keys that are null: Arrow gives every object the keys of all others."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 READERS: dict[str, Callable[[str, dict[str, str], str], Iterator[Row]]] = {
@@ -220,27 +246,6 @@ def text(value: Any, file: str, key: str, place: str) -> str | None:
         except UnicodeEncodeError:
             return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return value
-
-
-def messages(value: Any, file: str, key: str, place: str) -> list[dict[str, Any]] | None:
-    """Chat messages: role and content are text; keys that are null are left out."""
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        raise wrong_type(file, key, None, "lists of messages", f"{type(value).__name__} in {place}")
-    cleaned = []
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise UserError(
-                f"{place} has a message without a role",
-                file=file,
-                key=key,
-                remedy='use {"role":, "content":}',
-            )
-        content = text(message.get("content"), file, key, place)
-        others = {k: v for k, v in message.items() if v is not None and k != "content"}
-        cleaned.append({**others, "content": content or ""})
-    return cleaned
 
 
 def token_ids(value: Any, file: str, key: str, place: str) -> np.ndarray | None:

@@ -23,15 +23,17 @@ from opmix_ray.sources import megatron, readers
 from opmix_ray.sources.files import InputFile, reading
 from opmix_ray.sources.hub import data_set_files
 from opmix_ray.sources.listing import expand, identity
+from opmix_ray.sources.messages import messages, tools
 from opmix_ray.sources.own_formats import check_format, reader
 from opmix_ray.sources.token_width import raw_dtype
 
+TOOLS = "tools"  # column with the tools that a conversation's assistant may call, read where it is there
 CHECKED_FILES = 32  # of each source, by `validate_sources`
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document: exactly one of text, prompt and completion, messages, or token ids.
+    """One document: exactly one of text, prompt and completion, messages (with tools or without), or token ids.
 
     `complete` is False for a block out of a token stream without end-of-text ids, and for a row of ids that
     several documents were packed into: nothing is appended to these.
@@ -41,6 +43,7 @@ class Document:
     prompt: str | None = None
     completion: str | None = None
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
     ids: np.ndarray | None = None
     complete: bool = True
 
@@ -65,7 +68,8 @@ class Document:
         elif self.completion is not None:
             data = b"p" + json.dumps([self.prompt, self.completion], ensure_ascii=False).encode()
         elif self.messages is not None:
-            data = b"m" + json.dumps(self.messages, ensure_ascii=False, sort_keys=True).encode()
+            said = [self.messages, self.tools] if self.tools else self.messages
+            data = b"m" + json.dumps(said, ensure_ascii=False, sort_keys=True).encode()
         else:
             assert self.ids is not None
             data = b"i" + self.ids.astype("<u4").tobytes()
@@ -245,7 +249,8 @@ def _columns(source: Source) -> dict[str, str]:
         "messages": ["messages_column"],
         "tokens": ["tokens_column"],
     }[source.kind]
-    return {name: str(getattr(source.config, name)) for name in names}
+    found = {name: str(getattr(source.config, name)) for name in names}
+    return found | ({"tools_column": TOOLS} if source.kind == "messages" else {})
 
 
 def _document(source: Source, file: InputFile, row: readers.Row) -> Document | None:
@@ -254,8 +259,8 @@ def _document(source: Source, file: InputFile, row: readers.Row) -> Document | N
         key = f"{source.key}.tokens_column"
         return _ids_document(source, readers.token_ids(values[0], file.path, key, row.place))
     if source.kind == "messages":
-        messages = readers.messages(values[0], file.path, f"{source.key}.messages_column", row.place)
-        return Document(messages=messages) if messages else None
+        found = messages(values[0], file.path, f"{source.key}.messages_column", row.place)
+        return Document(messages=found, tools=tools(values[1])) if found else None
     texts = [
         readers.text(value, file.path, f"{source.key}.{name}", row.place)
         for value, name in zip(values, _columns(source), strict=True)

@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data import tokenizer as module
-from opmix_ray.data.chat import ChatError, encode_chat
 from opmix_ray.data.tokenizer import (
     Encoder,
     equal_parts,
@@ -220,69 +219,3 @@ def test_an_encoder_travels(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_the_vocabulary_counts_added_tokens() -> None:
     assert vocabulary_size(small_tokenizer(turns=("<|im_start|>", "<|im_end|>"))) == 302
-
-
-# ---- chat ----
-
-TURNS = ("<|im_start|>", "<|im_end|>", "[INST]", "[/INST]")
-MESSAGES = [
-    {"role": "user", "content": "user"},
-    {"role": "assistant", "content": "a"},
-    {"role": "user", "content": "a"},
-    {"role": "assistant", "content": "assistant"},
-]
-TEMPLATES: dict[str, tuple[str, list[str], int]] = {  # template, what counts, its bytes
-    "chatml": (CHATML, ["a<|im_end|>", "assistant<|im_end|>", "<|endoftext|>"], 30),
-    "inst": (
-        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
-        "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}",
-        [" a <|endoftext|>", " assistant <|endoftext|>"],
-        40,
-    ),
-    "plain": (
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}",
-        [" a", " assistant", "<|endoftext|>"],  # the blank before is part of the token
-        10,
-    ),
-    "thinking": (  # the last answer is rendered otherwise than those before it
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-        "{% if loop.last and m['role'] == 'assistant' %}<think></think>{% endif %}"
-        "{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-        ["a<|im_end|>", "<think></think>assistant<|im_end|>", "<|endoftext|>"],
-        45,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_answers_are_found_in_every_kind_of_template(name: str) -> None:
-    template, expected, size = TEMPLATES[name]
-    tokenizer = small_tokenizer(template, TURNS)
-    ids, mask, found_size = encode_chat(Encoder(tokenizer), MESSAGES)
-    starts = np.flatnonzero(np.diff(mask.astype(int))) + 1
-    runs = zip(np.split(ids, starts), mask[[0, *starts]], strict=True)
-    assert [tokenizer.decode(run) for run, counts in runs if counts] == expected
-    assert (ids[-1], found_size) == (tokenizer.eos_token_id, size)
-    assert (ids[:-1] == tokenizer.eos_token_id).sum() == (name == "inst")
-
-
-def test_a_user_has_the_last_word() -> None:
-    tokenizer = small_tokenizer(CHATML, TURNS)
-    ids, mask, _ = encode_chat(Encoder(tokenizer), MESSAGES[:3])
-    assert tokenizer.decode(ids[mask]) == "a<|im_end|>"
-    assert not mask[-1]
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "changes what the assistant says"),
-        ("{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "differently"),
-    ],
-)
-def test_a_template_that_hides_the_answers_is_refused(template: str, expected: str) -> None:
-    with pytest.raises(ChatError, match=expected):
-        encode_chat(Encoder(small_tokenizer(template)), MESSAGES)

@@ -39,11 +39,9 @@ def test_columns(row: dict[str, Any], expected: dict[str, str]) -> None:
     assert choose_columns([row, {**row, "extra": None}], "f") == expected
 
 
-def test_share_gpt_is_told_how_to_be_written() -> None:
-    with pytest.raises(
-        UserError, match=r"conversations: its messages have `from` and `value`; write them as"
-    ):
-        choose_columns([{"conversations": [{"from": "human", "value": "a"}]}], "f")
+def test_share_gpt_is_messages() -> None:
+    rows = [{"conversations": [{"from": "human", "value": "a"}]}]
+    assert choose_columns(rows, "f") == {"messages_column": "conversations"}
 
 
 def test_no_column_names_those_there_are() -> None:
