@@ -102,6 +102,11 @@ class PreparedDomain:
         return str(self.manifest["splits"]["train"]["digest"])
 
     @property
+    def held_out_digest(self) -> str:
+        """A hash of the held-out sequences, or of the questions."""
+        return str(self.manifest["splits"]["eval"]["digest"])
+
+    @property
     def bytes_per_token(self) -> float | None:
         """Mean UTF-8 bytes per counted token of the held-out part; None for pre-tokenised data.
 
@@ -228,6 +233,7 @@ class _Job:
             "tokenizer": save_tokenizer(self.tokenizer, self.config.data.cache),
         }
         (directory / QUESTIONS).write_text(json.dumps(values), encoding="utf-8")
+        values.pop("tokenizer")  # where it lies
         counts = dict.fromkeys(("tokens", "counted_tokens", "bytes", "without_answer"), 0)
         manifest = {
             "version": MANIFEST_VERSION,
@@ -236,8 +242,8 @@ class _Job:
             "seq_len": seq_len,
             "leaks": 0,
             "splits": {
-                split: {**counts, "documents": number, "sequences": number, "digest": "", "shards": []}
-                for split, number in (("train", 0), ("eval", len(found)))
+                split: {**counts, "documents": number, "sequences": number, "digest": digest, "shards": []}
+                for split, number, digest in (("train", 0, ""), ("eval", len(found), _digest([values])))
             },
         }
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

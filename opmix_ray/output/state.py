@@ -40,6 +40,7 @@ _FILES = {
     "export",
 }
 VERSION = 1
+_SHOWN = 8  # differences that an error names
 # Where things run and how they are watched may change between the parts of one run.
 _MAY_CHANGE: dict[str, set[str]] = {
     "": {"output", "cluster", "watch"},
@@ -73,6 +74,7 @@ class RunState:
         rows: rows of metrics.jsonl that are final.
         sampler: `SamplerState.to_dict()`, of every domain that was ever read.
         read: digest and number of the sequences of each domain when it was read.
+        content: digest of everything that the run reads, by configuration key, when it began.
         begun: sequences of each domain that had been read when this run took it up.
         old: mixture that the stage began on, in the names of its domains; empty where nothing came before.
         finished: whether result.json is written.
@@ -88,6 +90,7 @@ class RunState:
     rows: int = 0
     sampler: dict[str, Any] = field(default_factory=lambda: SamplerState().to_dict())
     read: dict[str, dict[str, Any]] = field(default_factory=dict)
+    content: dict[str, str] = field(default_factory=dict)
     begun: dict[str, int] = field(default_factory=dict)
     old: dict[str, float] = field(default_factory=dict)
     finished: bool = False
@@ -122,6 +125,13 @@ def identity(config: RunConfig) -> dict[str, Any]:
         part = tree[section] if section else tree
         for key in keys:
             part.pop(key, None)
+    # Where files lie may change too: what they hold is compared (`runner/content.py`).
+    for source in [*tree["data"]["domains"].values(), *tree["evaluation"]["sets"].values()]:
+        source.pop("path")
+    tree["tokenizer"].pop("path")
+    tree["base"].pop("run")
+    if (tree["model"].get("path") or "").startswith("/"):
+        tree["model"]["path"] = "a local directory"
     return tree
 
 
@@ -218,8 +228,8 @@ def _compare(config: RunConfig, storage: Storage, resume: bool) -> None:
     changed = sorted(_differences(identity(before), identity(config)))
     if not changed:
         return
-    shown = "; ".join(f"{key}: {old} there, {new} here" for key, old, new in changed[:3])
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    shown = "; ".join(f"{key}: {old} there, {new} here" for key, old, new in changed[:_SHOWN])
+    more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
     remedy = (
         "put the old values back: a run cannot change its mind half-way"
         if resume

@@ -37,6 +37,7 @@ from opmix_ray.output.state import METRICS, RESULT, RunState, open_output
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import BASE, Before, adopt, beginning, same_content, with_base
 from opmix_ray.runner.beside import Beside
+from opmix_ray.runner.content import changed, fingerprint
 from opmix_ray.runner.enter import enter
 from opmix_ray.runner.harness import run_harness
 from opmix_ray.runner.plan import Step, in_stage, plan, stage_domains
@@ -82,15 +83,24 @@ def run(
         with locked(storage):
             state = open_output(config, storage, resume=resume, overwrite=overwrite)
             if state.finished and storage.exists(RESULT):
+                if state.content:
+                    refuse(
+                        changed(
+                            state.content, fingerprint(config, prepare_checked(based, progress.preparing))
+                        )
+                    )
                 progress.message(f"{storage.uri} holds this run, finished; use --overwrite to run it again")
                 return storage.read_json(RESULT)
             if state.done:
                 progress.message(f"resuming at step {state.step}")
             prepared = prepare_checked(based, progress.preparing)
+            content = fingerprint(config, prepared)
             if state.done:
+                refuse(changed(state.content or content, content))
                 same_content(state, prepared)
             else:
                 adopt(config, storage, state)
+                state.content = content
             with connected(config), watching(config, storage, _done(storage, state)) as watch:
                 refuse(check_reach(config, storage, prepared))
                 decide = decide or decider(config)

@@ -17,9 +17,10 @@ from opmix_ray.output.mixture_file import write_mixture
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import beginning, with_base
+from opmix_ray.runner.content import changed, fingerprint
 from opmix_ray.runner.enter import enter
 from opmix_ray.runner.plan import in_stage, space_of, stage_domains
-from opmix_ray.runner.validate import validate
+from opmix_ray.runner.validate import refuse, validate
 from opmix_ray.storage import Storage
 
 
@@ -60,6 +61,10 @@ def search_once(
     with with_base(config) as config, locked(storage):
         state = open_output(original, storage, resume=False, overwrite=overwrite)
         prepared = validate(config, on_progress=progress.preparing)
+        content = fingerprint(config, prepared)
+        refuse(changed(state.content or content, content))
+        state.content = content
+        state.save(storage)
         before = beginning(config)
         entry = enter(config, 0, before, prepared)
         config = in_stage(config, 0, before.read)
