@@ -91,7 +91,7 @@ def need() -> float:
 
     def step() -> None:
         with compute_context(True, "cpu"):
-            nats, targets = training_loss(model, ids, mask)
+            nats, targets, _ = training_loss(model, ids, mask)
         (nats / targets).backward()
         model.zero_grad()
 

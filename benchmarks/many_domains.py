@@ -135,7 +135,7 @@ def train_prefixes(
     for step in range(1, ends[-1] + 1):
         ids, mask = map(torch.from_numpy, gather(stores, sampler.next_batch()))
         with compute_context(config.model.autocast, "cpu"):
-            nats, targets = training_loss(model, ids, mask)
+            nats, targets, _ = training_loss(model, ids, mask)
         (nats / targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -52,7 +52,7 @@ def measure(part: str, file: str, settings: list[str]) -> dict[str, int]:
             for start in range(0, batch, micro):
                 rows = slice(start, start + micro)
                 with compute_context(config.model.autocast, "cpu"):
-                    nats, _ = training_loss(model, ids[rows], mask[rows])
+                    nats, _, _ = training_loss(model, ids[rows], mask[rows])
                 (nats / mask.sum()).backward()
             torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
             optimizer.step()

@@ -31,6 +31,7 @@ from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
+from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import RowLog, TrialRow, passes
 from opmix_ray.trials.slopes import candidates, with_slopes
@@ -53,6 +54,8 @@ class Situation:
         tokens_used: by domain, since the run began.
         old: what the model was trained on before the stage; None: nothing.
         effective: step at which the new mixture comes into force; None: at once.
+        curves: training loss of each domain since the weights were begun with; None: no steps yet, or not ours.
+        evaluations: of the main run since then, in order.
     """
 
     index: int
@@ -65,6 +68,8 @@ class Situation:
     tokens_used: dict[str, float]
     old: Mixture | None = None
     effective: int | None = None
+    curves: DomainCurves | None = None
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 def make_decision(

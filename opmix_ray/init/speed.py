@@ -54,7 +54,7 @@ def measure(model: ModelConfig, *, vocab_size: int, seq_len: int, batch_size: in
     def step() -> float:
         began = time.monotonic()
         with compute_context(model.autocast, where):
-            nats, targets = training_loss(net, ids, mask)
+            nats, targets, _ = training_loss(net, ids, mask)
         (nats / targets).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

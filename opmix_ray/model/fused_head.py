@@ -1,6 +1,6 @@
 """Head and cross-entropy in one: the gradient is made slice by slice while the logits are there.
 
-    nats = fused_head_loss(hidden, head.weight, targets)   # float32 scalar, with gradients
+    nats, each = fused_head_loss(hidden, head.weight, targets)   # float32 scalar, with gradients; (k,), without
 
 What `cross_entropy(head(hidden))` computes, without keeping logits for the backward pass and without making them again.
 The sum of the losses has the gradient `softmax - onehot` for each token's logits, which the forward pass has at hand;
@@ -34,28 +34,35 @@ def is_plain_linear(head: Any) -> bool:
     return type(head) is nn.Linear and head.bias is None
 
 
-def fused_head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy of tokens under a linear head; in autocast's type where autocast is on.
+def fused_head_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of tokens under a linear head; in autocast's type where autocast is on.
 
     Args:
         hidden: (k, H).
         weight: (V, H).
         targets: int64 (k,).
+
+    Returns:
+        The sum, a float32 scalar with gradients, and the loss of each token, float32 (k,), without.
     """
-    total: torch.Tensor = _FusedHeadLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
-    return total
+    total, losses = _FusedHeadLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+    return total, losses
 
 
 class _FusedHeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         autocast = torch.is_autocast_enabled(hidden.device.type)
         kind = torch.get_autocast_dtype(hidden.device.type) if autocast else weight.dtype
         with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.detach().to(kind), weight.detach().to(kind)
             size = max(1, min(len(targets), max(LEAST_SLICE, SLICE_LOGITS // len(matrix))))
             block = torch.empty(size, len(matrix), dtype=torch.float32, device=hidden.device)
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
             of_hidden = torch.empty_like(states)
             of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
             for start in range(0, len(targets), size):
@@ -64,9 +71,9 @@ class _FusedHeadLoss(torch.autograd.Function):
                 logits.copy_(states[part] @ matrix.T)
                 logits -= logits.amax(dim=1, keepdim=True)
                 at = targets[part, None]
-                total -= logits.gather(1, at).sum()
+                own = logits.gather(1, at)
                 sums = logits.exp_().sum(dim=1, keepdim=True)
-                total += sums.log().sum()
+                losses[part] = (sums.log() - own)[:, 0]
                 logits /= sums
                 logits.scatter_add_(1, at, torch.full_like(at, -1, dtype=torch.float32))
                 gradient = logits.to(kind)
@@ -75,7 +82,8 @@ class _FusedHeadLoss(torch.autograd.Function):
                     of_weight += gradient.T @ states[part]
             ctx.save_for_backward(of_hidden, of_weight)
             ctx.kinds = hidden.dtype, weight.dtype
-        return total
+            ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:

@@ -4,7 +4,7 @@
     losses["code"].mean            # nats per token
     losses["code"].nats            # (n,) per sequence, for paired comparisons
 
-    nats, tokens = training_loss(model, ids, mask)   # with gradients; called inside what DDP or FSDP2 wraps
+    nats, tokens, by_sequence = training_loss(model, ids, mask)   # with gradients; inside what DDP or FSDP2 wraps
 
 The target of position t is token t + 1; it counts where its mask is True. Sequences are never padded.
 The head is applied to slices of the hidden states, and only at positions that count. A model that does
@@ -73,7 +73,7 @@ class SetLoss:
 
 def training_loss(
     model: nn.Module, ids: torch.Tensor, mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Summed loss of a batch, with gradients; divide by the global number of tokens.
 
     It does not go through `model.forward`: under DDP or FSDP2, wrap a module whose forward calls this
@@ -85,17 +85,21 @@ def training_loss(
         mask: bool of shape (n, L): whether the token counts as a target.
 
     Returns:
-        Sum of nats (float32 scalar) and number of targets (int64 scalar).
+        Sum of nats (float32 scalar), number of targets (int64 scalar), and without gradients the nats of each
+        sequence (float64, (n,)).
     """
     causal = base_causal_lm(model)
     head = causal.get_output_embeddings()
+    by_sequence = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
     if torch.is_grad_enabled() and can_fuse(head, ids) and has_plain_head(causal):
-        hidden, targets, _ = _counting(causal, ids, mask)
-        return fused_head_loss(hidden, head.weight, targets), mask[:, 1:].sum()
+        hidden, targets, rows = _counting(causal, ids, mask)
+        nats, losses = fused_head_loss(hidden, head.weight, targets)
+        return nats, mask[:, 1:].sum(), by_sequence.index_add_(0, rows, losses.double())
     nats = torch.zeros((), dtype=torch.float32, device=ids.device)
-    for losses, _ in token_losses(model, ids, mask):
+    for losses, rows in token_losses(model, ids, mask):
         nats = nats + losses.sum()
-    return nats, mask[:, 1:].sum()
+        by_sequence.index_add_(0, rows, losses.detach().double())
+    return nats, mask[:, 1:].sum(), by_sequence
 
 
 def sequence_losses(

@@ -133,7 +133,7 @@ def _loss(model: Any, hidden: torch.Tensor, *, fused: bool = False, on_cpu: bool
     flat = hidden[:, 1:].reshape(-1, hidden.shape[-1])
     targets = torch.zeros(len(flat), dtype=torch.int64)
     if fused and is_plain_linear(head):
-        return fused_head_loss(flat, head.weight, targets)
+        return fused_head_loss(flat, head.weight, targets)[0]
     nats = torch.zeros(())
     for losses, _ in head_losses(head, flat, targets, on_cpu=on_cpu):
         nats = nats + losses.sum()

@@ -77,6 +77,7 @@ class RunState:
         content: digest of everything that the run reads, by configuration key, when it began.
         begun: sequences of each domain that had been read when this run took it up.
         old: mixture that the stage began on, in the names of its domains; empty where nothing came before.
+        curves: `DomainCurves.to_dict()` since the weights in force were begun with; empty before the first step.
         finished: whether result.json is written.
     """
 
@@ -93,6 +94,7 @@ class RunState:
     content: dict[str, str] = field(default_factory=dict)
     begun: dict[str, int] = field(default_factory=dict)
     old: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
     version: int = VERSION
 

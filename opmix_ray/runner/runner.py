@@ -45,6 +45,7 @@ from opmix_ray.runner.validate import check_before, prepare_checked, refuse
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.registry import decider, live
 from opmix_ray.strategies.rules import planned
+from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import TRAIN, SegmentResult, run_segment
 from opmix_ray.watch import Watch, watching
@@ -134,7 +135,7 @@ class _Runner:
     def _stage(self, step: Step) -> None:
         stage, before = self.config.stages[step.stage], Before.of(self.state)
         if stage.restart:
-            before, self.state.begun = beginning(self.config), {}
+            before, self.state.begun, self.state.curves = beginning(self.config), {}, {}
             self.state.checkpoint = BASE if self.storage.exists(BASE) else None
         entry = enter(self.config, step.stage, before, self.prepared)
         for note in entry.notes:
@@ -206,6 +207,7 @@ class _Runner:
         self.state.step = result.state.step
         self.state.checkpoint = result.checkpoint
         self.state.sampler = result.state.sampler
+        self._add_curves(result.state.domains["curves"])
         train, forward = self._flops_per_token()
         evaluated = [row for row in result.state.rows if row["kind"] == "evaluation"]
         seconds = sum(row["seconds"] for row in evaluated)
@@ -223,6 +225,24 @@ class _Runner:
             self._set_mixture(
                 Mixture(result.state.sampler["mixture"]), result.state.step, self.config.strategy
             )
+
+    def _add_curves(self, values: dict[str, Any]) -> None:
+        """Put a segment's losses by domain behind those of the segments before."""
+        curves, before = DomainCurves.from_dict(values), self.state.curves
+        if before:
+            curves = DomainCurves.from_dict(before).then(curves)
+        self.state.curves = curves.to_dict()
+
+    def _evaluations(self) -> tuple[Evaluation, ...]:
+        """Those of the weights in force, since they were begun with."""
+        stages = [stage.name for stage in self.config.stages]
+        fresh = [k for k, stage in enumerate(self.config.stages) if stage.restart or k == 0]
+        since = stages[max(k for k in fresh if k <= stages.index(self.state.stage)) :]
+        return tuple(
+            Evaluation(row["step"], row["losses"])
+            for row in self.rows
+            if row["kind"] == "evaluation" and row["stage"] in since
+        )
 
     def _drop_old_checkpoints(self) -> None:
         """Keep the segment that holds the weights in force; what came before is not needed any more."""
@@ -268,6 +288,8 @@ class _Runner:
             tokens_used=self._used(step.end - step.start),
             old=Mixture(self.state.old) if self.state.old else None,
             effective=step.end,
+            curves=DomainCurves.from_dict(self.state.curves) if self.state.curves else None,
+            evaluations=self._evaluations(),
         )
 
     def _decision(self, situation: Situation, progress: Progress, ledger: Ledger) -> Decision:

@@ -55,15 +55,15 @@ class DistillationModule(nn.Module):
         self._trained = self._forwarded = 0
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, per_sequence: bool = False) -> Any:
-        """(loss, targets) of packed rows (n, L): the mean reverse KL times the rows' number of targets."""
+        """(loss, targets, None) of packed rows (n, L): the mean reverse KL times the rows' number of targets."""
         if per_sequence:
             return sequence_losses(self.model, ids, mask)
         targets = mask[:, 1:].sum()
         examples = [e for row, own in zip(ids, mask, strict=True) for e in examples_of(row, own)]
         examples = [e for e in examples if self._fits(e)]
         if not examples:  # several workers need the same passes all the same
-            nats, _ = training_loss(self.model, ids, torch.ones_like(mask))
-            return 0.0 * nats, targets
+            nats, _, _ = training_loss(self.model, ids, torch.ones_like(mask))
+            return 0.0 * nats, targets, None
         answers, valid = self._answer([prompt for prompt, _ in examples])
         plain = [prompt for prompt, _ in examples]
         shown = [torch.cat([prompt, demonstration, prompt]) for prompt, demonstration in examples]
@@ -74,7 +74,7 @@ class DistillationModule(nn.Module):
         own = int(valid.sum())
         self._trained += sum(map(len, plain)) + own
         self._forwarded += sum(map(len, plain)) + sum(map(len, shown)) + 2 * own  # answering, teaching
-        return divergence.mean() * targets, targets
+        return divergence.mean() * targets, targets, None
 
     def take_counts(self) -> tuple[int, int]:
         """Tokens trained on and tokens only passed forward since the last call."""

@@ -33,6 +33,7 @@ class TrainState:
         seconds: of all workers together since the segment began.
         segment: name of the segment that wrote it.
         partial: nats and target tokens since the last row, over all workers.
+        domains: `DomainLosses.to_dict()`, the training loss by domain since the segment began.
         live: what a live strategy remembers.
         side: tokens passed forward beside training since the segment began, by purpose in the ledger.
     """
@@ -44,6 +45,7 @@ class TrainState:
     seconds: float = 0.0
     segment: str = ""
     partial: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    domains: dict[str, Any] = field(default_factory=dict)
     live: dict[str, Any] = field(default_factory=dict)
     side: dict[str, int] = field(default_factory=dict)
 

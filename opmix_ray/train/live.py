@@ -55,6 +55,9 @@ class Live:
     def module(self, model: Any) -> nn.Module | None:
         """A module like `LossModule` whose forward is the loss to train on; None: the usual one.
 
+        Where it does not train on the next token it gives None for the nats of each sequence, and no loss is kept by
+        domain.
+
         Where the module has them, `after_step()` is called after every step, `take_counts()` gives tokens trained on
         and passed forward since, and `keep(optimizer)` and `recall(optimizer)` put what it remembers into the
         optimiser's state before a checkpoint, and take it from there in a segment that goes on.

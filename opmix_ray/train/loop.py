@@ -31,6 +31,7 @@ from opmix_ray.model.load import load_model, set_recompute
 from opmix_ray.model.loss import SetLoss, compute_context, measure
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
+from opmix_ray.train.domain_losses import DomainLosses
 from opmix_ray.train.live import Live
 from opmix_ray.train.notice import Notice
 from opmix_ray.train.parallel import Parallel, divides
@@ -107,6 +108,10 @@ class _Worker:
             Mixture(self._mixture()),
             SamplerState.from_dict(self.state.sampler),
         )
+        self.domain_losses = DomainLosses(
+            list(self.stores), segment.start, segment.stage_steps, self.device, self.parallel.total
+        )
+        self.domain_losses.restore(self.state.domains, self.state.step, first=self.rank == 0)
         self.steering = Steering(self, segment.live) if segment.live is not None else None
         self.started = time.monotonic()
         self.seconds_before = self.state.seconds
@@ -208,19 +213,19 @@ class _Worker:
             with self.parallel.accumulate(last=start == starts[-1]):
                 with compute_context(segment.model.autocast, self.device):
                     part, part_mask = part.to(self.device), part_mask.to(self.device)
-                    if self.steering is None:
-                        loss, _ = self.parallel.module(part, part_mask)
-                    else:
-                        rows = batch.domain_ids[self.rank :: self.world][start : start + micro]
-                        loss = self.steering.loss(part, part_mask, rows)
+                    loss, _, by_sequence = self.parallel.module(part, part_mask)
                 (loss * scale).backward()
             nats += loss.detach()
+            if by_sequence is not None:
+                rows = batch.domain_ids[self.rank :: self.world][start : start + micro]
+                self.domain_losses.add(rows, by_sequence, part_mask[:, 1:].sum(dim=1))
         if train.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parallel.module.parameters(), train.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.steering is not None:
             self.steering.after_step()
+        self.domain_losses.end_step()
         self._since[0] = self._since[0] + nats
         self._since[1] += targets
         self.state.step += 1
@@ -260,6 +265,7 @@ class _Worker:
                 "step": self.state.step,
                 "stage": self.segment.stage,
                 "loss": loss,
+                "domains": self.domain_losses.take_row(),
                 "learning_rate": self.rate,
                 "tokens_per_second": tokens / max(now - since, 1e-9),
                 "delivered": self.sampler.delivered,
@@ -316,6 +322,7 @@ class _Worker:
         self.state.seconds = self.seconds_before + (time.monotonic() - self.started) * self.world
         nats = torch.as_tensor(self._since[0], dtype=torch.float64).to(self.device)
         self.state.partial = [float(self.parallel.total(nats.clone())), float(self._since[1])]
+        self.state.domains = self.domain_losses.to_dict()
         if self.steering is not None:
             self.steering.before_save()
         weights = self.parallel.model_state()

@@ -32,14 +32,17 @@ class LossModule(nn.Module):
         self.model = model
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, per_sequence: bool = False) -> Any:
-        """(sum of nats, number of target tokens), or both per sequence; ids and mask are (n, L)."""
+        """(sum of nats, number of target tokens, nats of each sequence without gradients) of rows (n, L).
+
+        With `per_sequence` it is (nats, targets) of each sequence.
+        """
         if per_sequence:
             return sequence_losses(self.model, ids, mask)
         if bool(mask[:, 1:].any()):
             return training_loss(self.model, ids, mask)
         # No target here; the exchange of gradients needs the same passes of every worker all the same.
-        nats, targets = training_loss(self.model, ids, torch.ones_like(mask))
-        return 0.0 * nats, torch.zeros_like(targets)
+        nats, targets, by_sequence = training_loss(self.model, ids, torch.ones_like(mask))
+        return 0.0 * nats, torch.zeros_like(targets), torch.zeros_like(by_sequence)
 
     def generate(self, **options: Any) -> torch.Tensor:
         """`plain_generate` of the model, where wrappers see it too."""

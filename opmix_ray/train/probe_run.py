@@ -170,7 +170,7 @@ class ProbeRun:
                 for first in range(0, len(ids), task.micro_batch_size):
                     part = slice(first, first + task.micro_batch_size)
                     with compute_context(task.model.autocast, self.device):
-                        nats, _ = training_loss(self._adapted, ids[part], mask[part])
+                        nats, _, _ = training_loss(self._adapted, ids[part], mask[part])
                     (nats / targets).backward()
                     total += float(nats.detach())
                 if task.optimizer.clip_norm is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from opmix_ray.data.held_out import part_of, search_sets, tokens_of
@@ -22,7 +21,6 @@ class Steering:
     def __init__(self, worker: Any, live: Live) -> None:
         self.worker, self.live = worker, live
         self._sets: Any = None
-        self._sums = self._zeros()
         if worker.resumed:
             self._call("recall", worker.optimizer)
 
@@ -43,33 +41,12 @@ class Steering:
         if mixture is not None:
             worker.sampler.set_mixture(live.allowed(mixture))
 
-    def loss(self, ids: torch.Tensor, mask: torch.Tensor, domains: np.ndarray) -> torch.Tensor:
-        """Summed loss of a micro-batch, with gradients; kept by domain where the strategy watches it.
-
-        Args:
-            ids, mask: (n, L) on the device.
-            domains: (n,) positions in the sampler's domains; may be empty where no row counts.
-        """
-        module = self.worker.parallel.module
-        if not self.live.watches_losses or not len(domains) or not bool(mask[:, 1:].any()):
-            return module(ids, mask)[0]
-        nats, targets = module(ids, mask, per_sequence=True)
-        places = torch.from_numpy(domains).to(nats.device)
-        self._sums[0].index_add_(0, places, nats.detach().double())
-        self._sums[1].index_add_(0, places, targets.double())
-        return nats.sum()
-
     def after_step(self) -> None:
         """Put the step's losses by domain where the next step finds them, and count what a module of its own did."""
         self._call("after_step")
         self._count()
-        if not self.live.watches_losses:
-            return
-        sums = self.worker.parallel.total(self._sums).cpu().numpy()
-        names = list(self.worker.stores)
-        seen = np.flatnonzero(sums[1])
-        self.worker.state.live["losses"] = {names[d]: float(sums[0, d] / sums[1, d]) for d in seen}
-        self._sums = self._zeros()
+        if self.live.watches_losses:
+            self.worker.state.live["losses"] = self.worker.domain_losses.of_step()
 
     def before_save(self) -> None:
         """Let a module of the strategy's own put what it remembers into the optimiser's state."""
@@ -90,10 +67,6 @@ class Steering:
         segment, state = worker.segment, worker.state
         state.tokens += trained - segment.train.batch_size * segment.prepared.seq_len
         state.side["main"] = state.side.get("main", 0) + forwarded
-
-    def _zeros(self) -> torch.Tensor:
-        """Nats and target tokens by domain: (2, D)."""
-        return torch.zeros(2, len(self.worker.stores), dtype=torch.float64, device=self.worker.device)
 
     def _held_out(self) -> dict[str, float]:
         """Mean loss of the sequences that decisions may look at; counted as search."""

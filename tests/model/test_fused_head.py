@@ -25,10 +25,13 @@ def test_loss_and_gradients_are_the_same(
     targets = torch.randint(0, 50, (40,))
     exact = F.cross_entropy((hidden.float() @ weight.float().T), targets, reduction="sum")
     wanted = torch.autograd.grad(0.5 * exact, (hidden, weight))
-    found = fused_head_loss(hidden, weight, targets)
+    found, each = fused_head_loss(hidden, weight, targets)
     made = torch.autograd.grad(0.5 * found, (hidden, weight))
+    apart = F.cross_entropy((hidden.float() @ weight.float().T), targets, reduction="none")
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     assert found.item() == pytest.approx(exact.item(), rel=tolerance)
+    torch.testing.assert_close(each, apart.detach(), rtol=tolerance, atol=tolerance)
+    assert not each.requires_grad
     for one, other in zip(made, wanted, strict=True):
         assert one.dtype == other.dtype
         assert float((one - other).abs().max()) <= tolerance * float(other.abs().max())
@@ -36,7 +39,7 @@ def test_loss_and_gradients_are_the_same(
 
 def test_a_frozen_head_gets_no_gradient() -> None:
     weight, hidden = torch.randn(50, 16), torch.randn(8, 16, requires_grad=True)
-    fused_head_loss(hidden, weight, torch.arange(8)).backward()
+    fused_head_loss(hidden, weight, torch.arange(8))[0].backward()
     assert hidden.grad is not None
     assert weight.grad is None
 
@@ -50,7 +53,7 @@ def test_training_takes_the_same_steps_with_it(autocast: bool, monkeypatch: pyte
         model = tiny("qwen2").train()
         ids, mask = (torch.from_numpy(array) for array in tokens(6, 12))
         with compute_context(autocast, "cpu"):
-            nats, _ = training_loss(model, ids, mask)
+            nats, _, _ = training_loss(model, ids, mask)
         (nats / 10).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     tolerance = 3e-2 if autocast else 1e-5

@@ -56,7 +56,7 @@ def test_a_probe_learns_the_same_as_on_the_cpu(name: str) -> None:
         parameters = [p for p in adapted.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=0.1)
         for _ in range(5):
-            nats, count = training_loss(adapted, ids.to(device), mask.to(device))
+            nats, count, _ = training_loss(adapted, ids.to(device), mask.to(device))
             (nats / count).backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -54,6 +54,24 @@ def test_masked_loss_by_hand(name: str) -> None:
     np.testing.assert_array_equal(found.tokens, mask[:, 1:].sum(axis=1))
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_training_tells_the_loss_of_each_sequence(
+    name: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:
+        monkeypatch.setattr(loss_module, "can_fuse", lambda head, hidden: False)
+        monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 7 * VOCAB)
+    model, (ids, mask) = tiny(name), tokens()
+    mask[2] = False
+    nats, _, found = training_loss(model, torch.from_numpy(ids), torch.from_numpy(mask))
+    assert found.dtype == torch.float64
+    assert not found.requires_grad
+    np.testing.assert_allclose(found.numpy(), by_hand(model, ids, mask), rtol=1e-5)
+    assert found[2] == 0
+    assert found.sum().item() == pytest.approx(nats.item(), rel=1e-6)
+
+
 def test_the_first_token_never_counts_and_a_masked_one_changes_nothing() -> None:
     model, (ids, mask) = tiny("llama"), tokens()
     flipped = mask.copy()
@@ -74,7 +92,7 @@ def test_nothing_to_predict() -> None:
     assert found["x"].nats[1] == found["x"].tokens[1] == 0
     assert math.isnan(found["none"].mean)
     assert evaluate_sets(model, {"x": (ids[:0], mask[:0])}, 2, autocast=False)["x"].nats.shape == (0,)
-    nats, count = training_loss(model, torch.from_numpy(ids), torch.zeros(ids.shape, dtype=torch.bool))
+    nats, count, _ = training_loss(model, torch.from_numpy(ids), torch.zeros(ids.shape, dtype=torch.bool))
     assert nats.item() == count.item() == 0
 
 
@@ -87,7 +105,7 @@ def test_chunks_change_neither_loss_nor_gradient(name: str, monkeypatch) -> None
         model = tiny(name)
         with torch.no_grad():
             sequences.append(sequence_losses(model, ids, mask)[0])
-        nats, count = training_loss(model, ids, mask)
+        nats, count, _ = training_loss(model, ids, mask)
         (nats / count).backward()
         results.append((nats.item(), {n: p.grad for n, p in model.named_parameters()}))
     torch.testing.assert_close(*sequences, rtol=1e-6, atol=0)
@@ -100,7 +118,7 @@ def test_chunks_change_neither_loss_nor_gradient(name: str, monkeypatch) -> None
 def test_training_gradients_are_hugging_faces(name: str) -> None:
     ids, mask = (torch.from_numpy(array) for array in tokens())
     ours, theirs = tiny(name), tiny(name)
-    nats, count = training_loss(ours, ids, mask)
+    nats, count, _ = training_loss(ours, ids, mask)
     (nats / count).backward()
     theirs(input_ids=ids, labels=ids.masked_fill(~mask, -100)).loss.backward()
     for (key, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):

@@ -40,7 +40,7 @@ def trained(model: nn.Module, steps: int, config: ProbeConfig = PROBE) -> PeftMo
     ids, mask = (torch.from_numpy(array) for array in tokens())
     optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=0.02)
     for _ in range(steps):
-        nats, count = training_loss(peft_model, ids, mask)
+        nats, count, _ = training_loss(peft_model, ids, mask)
         (nats / count).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -38,6 +38,8 @@ def _outcome(output: Path) -> dict:
         "losses": [e["losses"] for e in result["evaluations"]],
         "delivered": [row["delivered"] for row in rows if row["kind"] == "train"],
         "train": [(row["step"], row["loss"]) for row in rows if row["kind"] == "train"],
+        "domains": [list(row["domains"].items()) for row in rows if row["kind"] == "train"],
+        "curves": read_json(output / "state.json")["curves"],
         "ratios": (output / "decisions/000/ratios.csv").read_text(),
     }
 
@@ -51,6 +53,8 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 def _assert_same(found: dict, expected: dict) -> None:
     assert found["delivered"] == expected["delivered"]
+    assert found["domains"] == expected["domains"]
+    assert found["curves"] == expected["curves"]
     assert found["ratios"] == expected["ratios"]
     assert found["mixture"] == pytest.approx(expected["mixture"], abs=1e-6)
     assert [step for step, _ in found["train"]] == [step for step, _ in expected["train"]]

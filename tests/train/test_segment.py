@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.mixture import Mixture
 from opmix_ray.train import trainer
+from opmix_ray.train.domain_curves import DomainCurves
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import SegmentResult, run_segment
 from tests.support import TinyRun
@@ -68,6 +69,22 @@ def losses(result: SegmentResult) -> list[float]:
     return [row["loss"] for row in result.state.rows if row["kind"] == "train"]
 
 
+def by_domain(result: SegmentResult) -> DomainCurves:
+    """The segment's curves, which have to say what its rows say."""
+    curves = DomainCurves.from_dict(result.state.domains["curves"])
+    rows = [row for row in result.state.rows if row["kind"] == "train"]
+    nats, tokens = dict.fromkeys(curves.domains, 0.0), dict.fromkeys(curves.domains, 0)
+    for row in rows:
+        total = [sum(column) for column in zip(*row["domains"].values(), strict=True)]
+        assert row["loss"] == pytest.approx(total[0] / total[1], rel=1e-6)
+        for name, (own, count) in row["domains"].items():
+            nats[name] += own
+            tokens[name] += count
+    assert curves.nats.sum(axis=0).tolist() == list(nats.values())  # to the last bit: rounded sums are exact
+    assert curves.tokens.sum(axis=0).tolist() == list(tokens.values())
+    return curves
+
+
 def held_out(result: SegmentResult) -> list[dict[str, float]]:
     return [row["losses"] for row in result.state.rows if row["kind"] == "evaluation"]
 
@@ -89,6 +106,11 @@ def test_workers_and_accumulation_change_nothing_but_rounding(
     for a, b in zip(held_out(whole[0]), held_out(two), strict=True):
         assert b == pytest.approx(a, abs=1e-4)
     assert whole[0].state.sampler == two.state.sampler
+    one, other = by_domain(whole[0]), by_domain(two)
+    assert one.steps.tolist() == other.steps.tolist() == [1, 2, 3, 4, 5, 6]
+    assert one.tokens.tolist() == other.tokens.tolist()
+    assert one.tokens.sum() == 6 * 4 * 31
+    assert other.nats == pytest.approx(one.nats, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -100,6 +122,8 @@ def test_fsdp2_trains_like_ddp(tiny: TinyRun, prepared: Prepared) -> None:
         lambda *_: None,
     )
     assert losses(fsdp) == pytest.approx(losses(ddp), abs=1e-4)
+    assert by_domain(fsdp).tokens.tolist() == by_domain(ddp).tokens.tolist()
+    assert by_domain(fsdp).nats == pytest.approx(by_domain(ddp).nats, rel=1e-4)
     weights = Path(tiny.directory / "fsdp" / fsdp.checkpoint / "model")
     other = AutoModelForCausalLM.from_pretrained(
         tiny.directory / "ddp" / ddp.checkpoint / "model"
@@ -118,6 +142,8 @@ def test_two_segments_are_one(tiny: TinyRun, prepared: Prepared, whole: tuple[Se
     assert losses(first) + losses(second) == pytest.approx(losses(whole[0]), abs=1e-6)
     assert held_out(second)[-1] == pytest.approx(held_out(whole[0])[-1], abs=1e-6)
     assert second.state.sampler["consumed"] == whole[0].state.sampler["consumed"]
+    curves = by_domain(first).then(by_domain(second))
+    assert curves.to_dict() == by_domain(whole[0]).to_dict()
 
 
 def test_a_segment_that_is_done_is_found_again(
