@@ -36,7 +36,6 @@ from opmix_ray.exits import exit_code
 from opmix_ray.version import __version__
 
 app = typer.Typer(
-    add_completion=False,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -170,10 +169,10 @@ def search(
 @app.command()
 def status(directory: Annotated[str, typer.Argument(help="Output of a run.")], as_json: Json = False) -> None:
     """Show where a run stands, what it spent and what comes next."""
-    from opmix_ray.commands.tables import run_status
+    from opmix_ray.commands.status import run_status, status_words
 
     found = run_status(directory)
-    show(found, {key: value for key, value in found.items() if key != "ledger"} | found["ledger"], as_json)
+    show(found, status_words(found), as_json)
 
 
 @app.command()
@@ -278,6 +277,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would end its part and go on
+    if "_OPMIX_COMPLETE" in os.environ:  # the shell asks for words, which is no command
+        app(prog_name="opmix")
     code = exit_code(lambda: app(standalone_mode=False, prog_name="opmix"))
     if code > 128:  # stopped: Ray is shut down by now, and what its libraries do at exit can crash
         sys.stdout.flush()

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import errno
 import tempfile
+from collections.abc import Iterator
 from typing import Any
+
+from opmix_ray.visible import visible
+
+GO_ON = "the same command with --resume goes on from the last checkpoint"
+_GONE = {"LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "RaySystemError", "RpcError"}  # of Ray
 
 
 class UserError(ValueError):
@@ -55,7 +61,7 @@ class UserError(ValueError):
         line = f"{place}: {self.problem}" if place else self.problem
         if self.remedy:
             line = f"{line}; {self.remedy}"
-        return " ".join(line.split())
+        return visible(" ".join(line.split()))
 
 
 def _rebuild(problem: str, file: str | None, key: str | None, value: Any, remedy: str | None) -> UserError:
@@ -82,6 +88,39 @@ def user_errors(error: BaseException) -> list[UserError]:
 
     A full disk counts as the user's wherever it shows.
     """
+    for current, wrapped in _inside(error):
+        if isinstance(current, UserError) and not wrapped:
+            return current.errors if isinstance(current, UserErrors) else [current]
+        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
+            return [disk_full(current.filename)]
+    return [disk_full()] if "No space left on device" in str(error) else []
+
+
+def ray_errors(error: BaseException) -> list[UserError]:
+    """What Ray itself could not do, where it is neither the user's error nor ours; empty if it is anything else."""
+    for current, _ in _inside(error):
+        kind, text = type(current), str(current)
+        if not kind.__module__.startswith("ray."):
+            continue
+        if kind.__name__ == "OutOfMemoryError" or "running low on memory" in text:
+            return [
+                UserError(
+                    "a worker was ended by Ray's memory monitor, because its machine was running out of memory",
+                    remedy="lower train.micro_batch_size, search.evaluators or the number of workers on a machine; "
+                    + GO_ON,
+                )
+            ]
+        if kind.__name__ in _GONE:
+            return [
+                UserError(
+                    f"Ray went away under the run ({kind.__name__}: {first_line(current)})", remedy=GO_ON
+                )
+            ]
+    return []
+
+
+def _inside(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+    """An exception and all that it wraps; and whether each has its own cause, whose class Ray gave it too."""
     seen: set[int] = set()
     waiting: list[BaseException] = [error]
     while waiting:
@@ -93,13 +132,8 @@ def user_errors(error: BaseException) -> list[UserError]:
         inner = [getattr(current, "cause", None), current.__cause__, current.__context__]
         failures = getattr(current, "worker_failures", None)
         inner += list(failures.values()) if isinstance(failures, dict) else []
-        wrapped = isinstance(inner[0], UserError)
-        if isinstance(current, UserError) and not wrapped:
-            return current.errors if isinstance(current, UserErrors) else [current]
-        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
-            return [disk_full(current.filename)]
+        yield current, isinstance(inner[0], UserError)
         waiting += [part for part in inner if isinstance(part, BaseException)]
-    return [disk_full()] if "No space left on device" in str(error) else []
 
 
 def first_line(error: BaseException) -> str:

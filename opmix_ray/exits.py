@@ -4,7 +4,7 @@
 |---|---|
 | 0 | success |
 | 1 | something broke; the traceback says where |
-| 2 | wrong input, a full disk, an address that does not answer |
+| 2 | wrong input, a full disk, an address that does not answer, a Ray that died, a machine without memory left |
 | 130, 143 | stopped by Ctrl-C, by SIGTERM; the run can be resumed |
 | 141 | nobody reads the output any more |
 """
@@ -21,11 +21,12 @@ from typing import Any
 
 import typer
 
-from opmix_ray.errors import user_errors
+from opmix_ray.errors import GO_ON, ray_errors, user_errors
 from opmix_ray.signals import Watch
+from opmix_ray.visible import visible
 
 BROKE, WRONG, BROKEN_PIPE = 1, 2, 141
-_STOPPED = "stopped; the same command with --resume goes on from the last checkpoint"
+_STOPPED = f"stopped; {GO_ON}"
 _USAGE: Any = typer.BadParameter.__mro__[2]  # of all errors in options and arguments; typer has its own click
 
 
@@ -72,7 +73,7 @@ def _code(error: BaseException) -> int:
         command = context.command_path if context is not None else "opmix"
         _say(f"{_sentence(error.format_message())}; see `{command} --help`")
         return WRONG
-    found = user_errors(error)
+    found = user_errors(error) or ray_errors(error)
     for each in found:
         _say(str(each))
     return WRONG if found else BROKE
@@ -84,7 +85,7 @@ def _sentence(text: str) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {visible(text)}", file=sys.stderr)
 
 
 def _is_broken_pipe(error: BaseException | None) -> bool:

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError
 from opmix_ray.paths import is_uri
+from opmix_ray.secret import in_uri
 
-_SECRET = re.compile(r"secret|password|passwd|token|credential|signature|^sig$|^sas|key", re.IGNORECASE)
-# A name and a password before the host; a secret may hold slashes, and host:9000 is no such pair.
-_USER = re.compile(r"^(\w+://)[^/@:]*:(?!\d+(?:/|$))[^@]*@")
 _BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "bucket does not exist", "Bucket not found")
 _REFUSED = (
     "ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY", "INVALID_CLIENT_TOKEN", "InvalidToken",
@@ -80,12 +78,7 @@ def refuse_credentials(uri: str, *, key: str | None = None) -> None:
 
 def without_credentials(uri: str) -> str:
     """The URI with `***` in the place of a password and of every secret in its query."""
-    head, mark, query = uri.partition("?")
-    head = _USER.sub(r"\1***@", head)
-    for name, value in parse_qsl(query):
-        if value and _SECRET.search(name):
-            query = re.sub(rf"(^|[&;])({re.escape(name)})=[^&;]*", r"\1\2=***", query)
-    return head + mark + query
+    return in_uri(uri)
 
 
 def reason(error: BaseException) -> str:

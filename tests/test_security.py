@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from opmix_ray.config import ModelConfig, RunConfig, load_config
+from opmix_ray.commands.console import PlainConsole
+from opmix_ray.commands.follow import Snapshot, page
+from opmix_ray.commands.progress import make_progress
+from opmix_ray.commands.show import show
+from opmix_ray.commands.tables import print_table
+from opmix_ray.config import ModelConfig, RunConfig, dump_config, load_config
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.exchange import FORMATS
+from opmix_ray.exchange.handover import Handover, Part
+from opmix_ray.exits import exit_code
 from opmix_ray.model.load import build_empty, load_model, model_spec, save_model
+from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
+from opmix_ray.runner.validate import check_uris
+from opmix_ray.secret import in_uri, without
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import read_tensors
+from opmix_ray.watch.trackers import _Run
 from tests.model.tiny_models import VOCAB, tiny
 from tests.report.reading import Page
 from tests.report.synthetic import make_run
@@ -102,6 +118,101 @@ def test_every_name_that_becomes_a_file_has_the_same_pattern() -> None:
         *parts["EvaluationConfig"]["properties"]["sets"]["patternProperties"],
     ]
     assert len(set(patterns)) == 1
+
+
+SECRETS = {
+    "wandb": {"project": "p", "api_key": "SECRET-1", "settings": {"secretKey": "SECRET-2", "max_tokens": 5}},
+    "mlflow": {
+        "tracking_uri": "mysql+pymysql://me:SECRET-3@host/db?ssl%5Fkey=SECRET-4",
+        "auth_token": "SECRET-5",
+    },
+    "aim": {"repo": "https://SECRET-6@host/repo#access_token=SECRET-7"},
+}
+
+
+def test_secrets_are_used_but_written_nowhere(tiny: TinyRun, tmp_path: Path) -> None:
+    tiny.tree["watch"] = SECRETS
+    config = tiny.load()
+    storage = Storage(str(tmp_path / "out"))
+    open_output(config, storage, resume=False, overwrite=False)
+    told = _Run(config, storage.uri)  # to trackers
+    told.remove()
+    assert not Path(told.local_path).exists()
+    for text in (storage.read_text("config.yaml"), json.dumps(told.config)):
+        assert "SECRET" not in text
+        assert {"p", "host"} <= set(re.findall(r"\w+", text))
+    assert dump_config(config, secrets=True).count("SECRET") == 7
+    tiny.tree = yaml.safe_load(storage.read_text("config.yaml"))
+    hidden = {error.key for error in check_uris(tiny.load())}
+    assert hidden == {
+        "watch.wandb.api_key", "watch.wandb.settings.secretKey", "watch.mlflow.tracking_uri",
+        "watch.mlflow.auth_token", "watch.aim.repo",
+    }  # fmt: skip
+
+
+def test_a_run_goes_on_under_another_password(tiny: TinyRun, tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    for number in (1, 2):
+        tiny.tree["watch"] = {"mlflow": {"tracking_uri": f"http://me:{number}@host"}}
+        open_output(tiny.load(), storage, resume=number == 2, overwrite=False)
+        storage.append("metrics.jsonl", "")
+
+
+def test_what_a_tracker_says_of_its_secrets_is_not_repeated() -> None:
+    said = "cannot log in with SECRET-1 at https://me:other@host/x, nor mysql+pymysql://me:SECRET-3@host/db"
+    assert (
+        without(said, SECRETS)
+        == "cannot log in with *** at https://***@host/x, nor mysql+pymysql://***@host/db"
+    )
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://host:5000", "file:///data/key=1", "abfs://container@account/a", "s3://b/x?region=eu&monkey=1",
+            "https://host/tokenizer?tokens=5&api_key_file=/etc/key", "databricks://profile", "sqlite:///a@b.db"]
+)  # fmt: skip
+def test_uris_without_secrets_stay_as_they_are(uri: str) -> None:
+    assert in_uri(uri) == uri
+
+
+ACTS = "a\x1b[2J\x1b]0;title\x07\x9b31m\u202eb[bold red]c[/]:smile:"
+
+
+def test_data_do_not_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither as escape sequences nor as rich's markup, wherever they are shown."""
+    stream = io.StringIO()
+    terminal = PlainConsole(file=stream, force_terminal=True, width=200, color_system=None)
+    terminal.print(ACTS)
+    print_table(terminal, [{"domain": ACTS, "tokens": 3}])
+    shot = Snapshot(ACTS, 1, 2, ACTS, "", 1.0, 2.0, {ACTS: 1.0}, {ACTS: 2.0}, {ACTS: 1.0}, [], 0.0)
+    terminal.print(page(shot))
+    progress = make_progress(terminal)
+    progress.segment_started(ACTS, 0, 4, {ACTS: 1.0})
+    progress.close()
+    show({"a": ACTS}, "", True)
+    show({}, ACTS, False)
+    exit_code(lambda: _raise(UserError(ACTS, file=ACTS, value=ACTS)))
+    ended = capsys.readouterr()
+    for text in (stream.getvalue(), ended.out, ended.err):
+        # what rich itself writes: styles, and the cursor of its bars
+        rest = re.sub(r"\x1b\[[\d;?]*[mAKhlJ]|\r", "", text)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", rest)
+        assert text.count("\x1b[2J") == 0
+        assert "[bold red]c[/]:smile:" in text
+    assert json.loads(ended.out.splitlines()[0]) == {"a": ACTS}
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\u2028", "\x85", "\x0c"])
+def test_a_line_end_in_a_path_does_not_end_a_comment_of_generated_python(end: str) -> None:
+    part = Part(name="web", share=1.0, source=None, paths=(f"/data{end}raise SystemExit(7).jsonl",))
+    handover = Handover(origin=f"/run{end}raise SystemExit(7)", parts=(part,))
+    files = FORMATS["torchtitan"].write(handover, "tokens").files
+    python = next(text for name, text in files.items() if name.endswith(".py"))
+    tree = ast.parse(python)
+    assert "SystemExit" not in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 _MARKUP = "</td><img src=x onerror=alert(1)><script>alert(2)</script>"

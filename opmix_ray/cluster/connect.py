@@ -23,6 +23,7 @@ from opmix_ray.cluster.demand import (
     machines_now,
     words,
 )
+from opmix_ray.cluster.pulse import pulse
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 
@@ -51,7 +52,8 @@ def connected(config: RunConfig) -> Iterator[None]:
                      include_dashboard=False, **_QUIET)  # fmt: skip
     try:
         check_resources(config)
-        yield
+        with pulse(ray.get_runtime_context().gcs_address):
+            yield
     finally:
         ray.shutdown()
 

@@ -14,11 +14,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from opmix_ray.commands.show import plain
 from opmix_ray.config import RunConfig
+from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import is_held
-from opmix_ray.output.state import METRICS, STATE, load_state, read_config
+from opmix_ray.output.rows import read_rows
+from opmix_ray.output.state import STATE, load_state, read_config
+from opmix_ray.record import read_record
 from opmix_ray.runner.plan import plan
 from opmix_ray.storage import Storage
 
@@ -78,7 +82,7 @@ class Follower:
         """Where the run stands now."""
         storage, config = self._storage, self._config
         state = load_state(storage)
-        rows = [json.loads(line) for line in storage.lines(METRICS)]
+        rows = read_rows(storage)
         trained = [row for row in rows if row["kind"] == "train"]
         measured = [row for row in rows if row["kind"] == "evaluation"]
         last = trained[-1] if trained else None
@@ -115,8 +119,10 @@ class Follower:
         for name in self._storage.names("decisions"):
             place = f"decisions/{name}/decision.json"
             if name not in self._decided and self._storage.exists(place):
-                found = self._storage.read_json(place)
-                self._decided[name] = {key: found[key] for key in ("index", "step", "kept", "reason")}
+                found = read_record(self._storage, place, Decision)
+                self._decided[name] = {
+                    key: getattr(found, key) for key in ("index", "step", "kept", "reason")
+                }
         return [self._decided[name] for name in sorted(self._decided)]
 
 
@@ -140,7 +146,7 @@ def follow(directory: str, interval: float, console: Console, *, as_json: bool =
         with Live(console=console, refresh_per_second=4) as live:
             return _until_end(follower, interval, lambda shot: live.update(page(shot)))
     if as_json:
-        return _until_end(follower, interval, lambda shot: print(json.dumps(asdict(shot)), flush=True))
+        return _until_end(follower, interval, lambda shot: print(json.dumps(plain(asdict(shot))), flush=True))
     return _until_end(
         follower,
         interval,

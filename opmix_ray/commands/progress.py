@@ -90,8 +90,8 @@ class RichProgress(PlainProgress):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._bars = Bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"), console=console, transient=True,
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False), console=console, transient=True,
         )  # fmt: skip
         self._task: Any = None
         self._waiting: dict[str, float] = {}

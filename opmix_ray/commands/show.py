@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from opmix_ray.visible import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def console() -> Console:
     """As wide as the terminal; lines are not folded where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=1000, no_color=True, force_terminal=False)
+    from opmix_ray.commands.console import PlainConsole  # rich takes a third of a second to import
+
+    if sys.stdout.isatty():
+        return PlainConsole()
+    return PlainConsole(width=1000, no_color=True, force_terminal=False)
 
 
 def show(value: Any, words: Any, as_json: bool) -> None:
@@ -24,9 +31,9 @@ def show(value: Any, words: Any, as_json: bool) -> None:
         as_json: which of the two.
     """
     if as_json:
-        print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
+        print(visible(json.dumps(plain(value), ensure_ascii=False, allow_nan=False)))
     elif isinstance(words, str):
-        print(words)
+        print(visible(words))
     else:
         from opmix_ray.commands.tables import print_table
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution
@@ -15,9 +13,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
+from opmix_ray.record import read_record, read_records
 from opmix_ray.storage import Storage
-from opmix_ray.trials.rows import TRIALS
+from opmix_ray.trials.rows import TRIALS, TrialRow
 
 METRIC = "objective (nats per token)"
 _STATES = {"ok": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
@@ -69,24 +69,24 @@ def _study(name: str, run: Storage, place: str, storage: JournalStorage) -> int:
     study = optuna.create_study(study_name=name, storage=storage, direction="minimize")
     study.set_metric_names([METRIC])
     if run.exists(f"{place}/decision.json"):
-        decision = run.read_json(f"{place}/decision.json")
+        decision = read_record(run, f"{place}/decision.json", Decision)
         for key in ("step", "kept", "reason"):
-            study.set_user_attr(key, decision[key])
-    rows = [json.loads(line) for line in run.lines(f"{place}/{TRIALS}")]
+            study.set_user_attr(key, getattr(decision, key))
+    rows = read_records(run, f"{place}/{TRIALS}", TrialRow)
     study.add_trials([_trial(row) for row in rows])
     return len(rows)
 
 
-def _trial(row: dict[str, Any]) -> FrozenTrial:
-    state = _STATES.get(row["status"], TrialState.FAIL)
-    value = row["objective"] if math.isfinite(row["objective"]) else None
-    attributes = {"run": row["run"], "status": row["status"], "seconds": row["seconds"]}
-    attributes |= {f"loss/{name}": loss for name, loss in row["losses"].items() if math.isfinite(loss)}
+def _trial(row: TrialRow) -> FrozenTrial:
+    state = _STATES.get(row.status, TrialState.FAIL)
+    value = row.objective if math.isfinite(row.objective) else None
+    attributes = {"run": row.run, "status": row.status, "seconds": row.seconds}
+    attributes |= {f"loss/{name}": loss for name, loss in row.losses.items() if math.isfinite(loss)}
     return create_trial(
         state=state,
         value=value if state is not TrialState.FAIL else None,
-        params={name: min(1.0, max(0.0, share)) for name, share in row["ratios"].items()},
-        distributions={name: FloatDistribution(0.0, 1.0) for name in row["ratios"]},
+        params={name: min(1.0, max(0.0, share)) for name, share in row.ratios.items()},
+        distributions={name: FloatDistribution(0.0, 1.0) for name in row.ratios},
         user_attrs=attributes,
         intermediate_values={} if value is None else {0: value},
     )

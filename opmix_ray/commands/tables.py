@@ -10,13 +10,8 @@ from rich.table import Table
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, summary
-from opmix_ray.errors import UserError
-from opmix_ray.output.ledger import Ledger
-from opmix_ray.output.state import RESULT, STATE, load_state, read_config
 from opmix_ray.runner.base import beginning
 from opmix_ray.runner.enter import enter
-from opmix_ray.runner.plan import plan
-from opmix_ray.storage import Storage
 
 
 def prepared_table(config: RunConfig, prepared: Prepared) -> list[dict[str, Any]]:
@@ -24,48 +19,6 @@ def prepared_table(config: RunConfig, prepared: Prepared) -> list[dict[str, Any]
     mixture = enter(config, 0, beginning(config), prepared).mixture
     total = sum(stage.steps for stage in config.stages) * config.train.batch_size * prepared.seq_len
     return [dict(row) for row in summary(prepared, mixture, total)]
-
-
-def run_status(directory: str) -> dict[str, Any]:
-    """Where a run stands, what it spent, and its next step.
-
-    Raises:
-        UserError: the directory is not a run's.
-    """
-    storage = Storage(directory)
-    if not storage.exists(STATE):
-        raise UserError("is not the output of a run", file=directory, remedy="name a run's output directory")
-    state = load_state(storage)
-    config = read_config(storage)
-    steps = plan(config)
-    ledger = Ledger(state.ledger)
-    found: dict[str, Any] = {
-        "output": storage.uri,
-        "name": config.name,
-        "finished": state.finished,
-        "step": state.step,
-        "steps": sum(stage.steps for stage in config.stages),
-        "stage": state.stage,
-        "mixture": state.mixture,
-        "next": None,
-        "ledger": {**ledger.to_dict(), "overhead": ledger.overhead()},
-    }
-    if state.done < len(steps):
-        step = steps[state.done]
-        found["next"] = {
-            "stage": f"begin stage {config.stages[step.stage].name}",
-            "train": f"train steps {step.start} to {step.end}",
-            "decide": f"make decision {step.index} at step {step.start}",
-            "overlap": f"train steps {step.start} to {step.end} beside decision {step.index}",
-        }[step.kind]
-        if step.index >= 0:
-            log = storage.lines(f"decisions/{step.index:03d}/trials.jsonl")
-            found["trials"] = len(log)
-    elif not state.finished:
-        found["next"] = "write model, result and report"
-    if storage.exists(RESULT):
-        found["objective"] = storage.read_json(RESULT)["evaluations"][-1]["objective"]
-    return found
 
 
 def closing_words(result: Mapping[str, Any], report: str) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -53,7 +56,10 @@ class Beside:
         """
         storage, file = self._storage.child(entry.place), f"{entry.place}.yaml"
         self._storage.write_text(file, dump_config(entry.config))
-        words = ["run", self._storage.path(file), "--output", storage.uri, "--json"]
+        with _with_secrets(entry, self._storage.path(file)) as readable:
+            return self._run(entry, storage, ["run", readable, "--output", storage.uri, "--json"])
+
+    def _run(self, entry: Entry, storage: Storage, words: list[str]) -> dict[str, Any]:
         with self._lock:
             if self._over:
                 raise UserError("was not begun", key=f"{entry.strategy}, seed {entry.seed}")
@@ -70,3 +76,17 @@ class Beside:
             raise UserError(f"failed: {last}", key=f"{entry.strategy}, seed {entry.seed}")
         found: dict[str, Any] = storage.read_json(RESULT)
         return found
+
+
+@contextmanager
+def _with_secrets(entry: Entry, written: str) -> Iterator[str]:
+    """A file with the whole configuration: the one that was written or, where secrets were left out of that, one that
+    its owner alone may read and that goes with the end of the run."""
+    whole = dump_config(entry.config, secrets=True)
+    if whole == dump_config(entry.config):
+        yield written
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="opmix-", suffix=".yaml", encoding="utf-8") as file:
+        file.write(whole)
+        file.flush()
+        yield file.name

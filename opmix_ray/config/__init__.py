@@ -13,7 +13,14 @@ from opmix_ray.config.data import (
     HarnessConfig,
     SourceConfig,
 )
-from opmix_ray.config.load import continued, dump_config, load_config, load_partly, make_config
+from opmix_ray.config.load import (
+    continued,
+    dump_config,
+    load_config,
+    load_partly,
+    make_config,
+    without_secrets,
+)
 from opmix_ray.config.run import (
     ClusterConfig,
     ProbeConfig,
@@ -62,4 +69,5 @@ __all__ = [
     "make_config",
     "parse_config",
     "read_yaml",
+    "without_secrets",
 ]

@@ -18,6 +18,7 @@ from opmix_ray.config.run import RunConfig
 from opmix_ray.config.section import parse_config, parse_partly
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.paths import is_uri
+from opmix_ray.secret import hidden
 from opmix_ray.yaml_file import override, read_yaml
 
 
@@ -174,6 +175,12 @@ def _read_old_mixture(config: RunConfig) -> tuple[RunConfig, list[UserError]]:
     return config.model_copy(update={"base": base.model_copy(update=changes)}), errors
 
 
-def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def dump_config(config: RunConfig, *, secrets: bool = False) -> str:
+    """The resolved configuration as YAML, every default written out; passwords and keys only with `secrets`."""
+    tree = config.model_dump(mode="json")
+    return yaml.safe_dump(tree if secrets else without_secrets(tree), sort_keys=False, allow_unicode=True)
+
+
+def without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's tree as it may be written down: names tell a secret in `watch`, URIs everywhere."""
+    return {key: hidden(entry, names=key == "watch") for key, entry in tree.items()}

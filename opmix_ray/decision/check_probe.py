@@ -16,6 +16,7 @@ from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.task import probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import Probe
+from opmix_ray.record import read_record
 from opmix_ray.storage import Storage
 from opmix_ray.train.probes import ProbeTask, probe_data
 from opmix_ray.trials.components import Components
@@ -58,4 +59,4 @@ def write_check(place: Storage, probe: Probe) -> Probe:
 
 def read_check(place: Storage) -> Probe | None:
     """What `write_check` wrote."""
-    return Probe(**place.read_json(FILE), **_SHAPE) if place.exists(FILE) else None
+    return Probe(**read_record(place, FILE, dict[str, Any]), **_SHAPE) if place.exists(FILE) else None

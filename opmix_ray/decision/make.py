@@ -30,6 +30,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
 from opmix_ray.output.ledger import Ledger
+from opmix_ray.record import read_record
 from opmix_ray.storage import Storage
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.trials.components import Components
@@ -114,7 +115,7 @@ def decided(
     """
     place = storage.child(f"decisions/{situation.index:03d}")
     if place.exists("decision.json"):
-        decision = Decision(**place.read_json("decision.json"))
+        decision = read_record(place, "decision.json", Decision)
     else:
         decision = make(place)
         place.write_json("decision.json", decision.to_dict())

@@ -30,6 +30,7 @@ from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.task import probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import RECORD, Probe, load_probe, save_probe
+from opmix_ray.record import read_record
 from opmix_ray.storage import Storage
 from opmix_ray.train.probe_run import Paused, load_paused, save_paused
 from opmix_ray.train.probes import LostProbe, ProbeTask, train_parts, train_probes
@@ -222,16 +223,21 @@ class Probing:
         }
 
 
+@dataclass
+class Lengths:
+    """Content of lengths.json: the rankings so far, and the steps that the last one chose."""
+
+    looks: list[Look] = field(default_factory=list)
+    steps: int | None = None
+
+
 class LengthLog:
     """What is kept of probes that are trained in parts, in the decision's directory."""
 
     def __init__(self, place: Storage) -> None:
         self._place = place
-        kept = (
-            place.read_json("lengths.json") if place.exists("lengths.json") else {"looks": [], "steps": None}
-        )
-        self.looks = [Look(**entry) for entry in kept["looks"]]
-        self.chosen: int | None = kept["steps"]
+        kept = read_record(place, "lengths.json", Lengths) if place.exists("lengths.json") else Lengths()
+        self.looks, self.chosen = kept.looks, kept.steps
 
     def add(self, found: Look, chosen: int | None) -> None:
         """Note a ranking, and that it is the last one; what came before it is not needed any more."""

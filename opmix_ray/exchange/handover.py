@@ -10,6 +10,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.paths import Kind, is_uri
 from opmix_ray.version import __version__
+from opmix_ray.visible import visible
 
 Unit = Literal["tokens", "documents"]
 
@@ -199,7 +200,10 @@ def without_query(path: str) -> str:
 
 def comment(lines: list[str]) -> str:
     """Lines as comments of YAML or Python."""
-    return "".join(f"# {line}\n" if line else "#\n" for line in lines)
+    shown = [
+        visible(line).replace("\n", "\\n").replace("\t", " ") for line in lines
+    ]  # a name may hold a line's end
+    return "".join(f"# {line}\n" if line else "#\n" for line in shown)
 
 
 def number(value: float) -> float:

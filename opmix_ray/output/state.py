@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12
 
 from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
+from opmix_ray.record import checked
 from opmix_ray.storage import Storage
 
 STATE, CONFIG, METRICS, MIXTURE, RESULT = (
@@ -59,6 +61,14 @@ _MAY_CHANGE: dict[str, set[str]] = {
 }
 
 
+@with_config(ConfigDict(extra="allow"))
+class Entered(TypedDict):
+    """What every entry of the history of mixtures holds; there is more."""
+
+    step: int
+    mixture: dict[str, float]
+
+
 @dataclass
 class RunState:
     """Where a run stands.
@@ -86,7 +96,7 @@ class RunState:
     stage: str = ""
     checkpoint: str | None = None
     mixture: dict[str, float] = field(default_factory=dict)
-    mixtures: list[dict[str, Any]] = field(default_factory=list)
+    mixtures: list[Entered] = field(default_factory=list)
     ledger: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: int = 0
     sampler: dict[str, Any] = field(default_factory=lambda: SamplerState().to_dict())
@@ -117,7 +127,9 @@ def load_state(storage: Storage) -> RunState:
             file=storage.path(STATE),
             remedy="use --overwrite to begin again",
         )
-    return RunState(**values)
+    state = checked(RunState, values, file=storage.path(STATE))
+    checked(SamplerState, state.sampler, file=f"{storage.path(STATE)}: sampler")
+    return state
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

@@ -111,6 +111,12 @@ def _times(many: int) -> str:
     return {0: "never", 1: "once", 2: "twice"}.get(many, f"{many} times")
 
 
+def _mean_perplexity(row: dict[str, Any]) -> float:
+    """Over the sets of text of an evaluation, as `opmix run` and result.json say it; NaN where there is none."""
+    values = [value for value in n.numbers(row.get("perplexity")).values() if value > 0]
+    return sum(values) / len(values) if values else math.nan
+
+
 def _changed(run: RunFiles) -> str:
     values = [(n.number(row.get("step")), run.weighted(row)) for row in run.evaluations]
     known = [(step, value) for step, value in values if math.isfinite(value)]
@@ -118,12 +124,18 @@ def _changed(run: RunFiles) -> str:
         unknown = not run.finished and not run.searched
         return "Held-out loss has not been measured twice yet." if unknown else ""
     (first, before), (last, after) = known[0], known[-1]
-    ratio = math.exp(min(50.0, max(-50.0, after - before))) - 1
+    perplexities = [_mean_perplexity(row) for row in (run.evaluations[0], run.evaluations[-1])]
+    change = (
+        perplexities[1] / perplexities[0] - 1
+        if all(math.isfinite(value) for value in perplexities)
+        else math.nan
+    )
+    mean = f" ({n.percent(change, sign=True)} in mean perplexity)" if math.isfinite(change) else ""
     verb = "fell" if after < before else "rose"
     return (
         f"The objective, the weighted mean loss over {n.plural(len(run.sets), 'held-out set')}, {verb} from "
-        f"{n.loss(before)} to {n.loss(after)} nats per token between step {first:,.0f} and step {last:,.0f} "
-        f"({n.percent(ratio, sign=True)} in perplexity). It is measured on documents that were not trained on. "
+        f"{n.loss(before)} to {n.loss(after)} nats per token between step {first:,.0f} and step {last:,.0f}"
+        f"{mean}. It is measured on documents that were not trained on. "
         "One run cannot say how much of this is due to the mixture: the evidence for that is the gain measured "
         "in each decision, which is by how much the objective falls on simulated models when nothing but the mixture "
         "differs."

@@ -33,7 +33,9 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import locked
 from opmix_ray.output.mixture_file import write_mixture
 from opmix_ray.output.result import make_result
+from opmix_ray.output.rows import read_rows
 from opmix_ray.output.state import METRICS, RESULT, RunState, open_output
+from opmix_ray.record import read_record
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import BASE, Before, adopt, beginning, same_content, with_base
 from opmix_ray.runner.beside import Beside
@@ -41,6 +43,7 @@ from opmix_ray.runner.content import changed, fingerprint
 from opmix_ray.runner.enter import enter
 from opmix_ray.runner.harness import run_harness
 from opmix_ray.runner.plan import Step, in_stage, plan, stage_domains
+from opmix_ray.runner.standing import resumes_at, total_steps
 from opmix_ray.runner.validate import check_before, prepare_checked, refuse
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.registry import decider, live
@@ -93,7 +96,9 @@ def run(
                 progress.message(f"{storage.uri} holds this run, finished; use --overwrite to run it again")
                 return storage.read_json(RESULT)
             if state.done:
-                progress.message(f"resuming at step {state.step}")
+                progress.message(
+                    f"resumed from step {resumes_at(based, storage, state)} of {total_steps(based)}"
+                )
             prepared = prepare_checked(based, progress.preparing)
             content = fingerprint(config, prepared)
             if state.done:
@@ -117,7 +122,7 @@ class _Runner:
         self.storage, self.state, self.progress = storage, state, progress
         self.ledger = Ledger(state.ledger)
         self.tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
-        self.rows = [json.loads(line) for line in storage.lines(METRICS)][: state.rows]
+        self.rows = read_rows(storage)[: state.rows]
         self._flops: tuple[float, float] | None = None
         self._begun = ""  # segment whose workers began last
 
@@ -382,9 +387,9 @@ def _done(storage: Storage, state: RunState) -> dict[str, Any]:
     """What earlier attempts at a run have done: rows, mixtures, decisions."""
     places = [f"decisions/{name}/decision.json" for name in storage.names("decisions")] if state.done else []
     return {
-        "rows": [json.loads(line) for line in storage.lines(METRICS)][: state.rows],
+        "rows": read_rows(storage)[: state.rows],
         "mixtures": state.mixtures,
-        "decisions": [Decision(**storage.read_json(place)) for place in places if storage.exists(place)],
+        "decisions": [read_record(storage, place, Decision) for place in places if storage.exists(place)],
     }
 
 

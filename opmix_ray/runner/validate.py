@@ -29,6 +29,7 @@ from opmix_ray.runner.base import beginning, with_base
 from opmix_ray.runner.check_plan import check_plan
 from opmix_ray.runner.enter import enter
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, wanted_mixture
+from opmix_ray.secret import HIDDEN, placeholders
 from opmix_ray.sources.source import validate_sources
 from opmix_ray.train.probes import probe_data
 from opmix_ray.trials.components import Components
@@ -133,13 +134,25 @@ def prepare_checked(
 
 
 def check_uris(config: RunConfig) -> list[UserError]:
-    """An error for each place to write to whose URI carries credentials; sources tell it when they are opened."""
+    """An error for each place to write to whose URI carries credentials, and for each secret that is a placeholder.
+
+    Sources tell it when they are opened.
+    """
     errors = []
     for key, uri in (("output", config.output_uri()), ("data.cache", config.data.cache)):
         try:
             refuse_credentials(uri, key=key)
         except UserError as error:
             errors.append(error)
+    errors += [
+        UserError(
+            "was hidden when this file was written",
+            key=key,
+            value=HIDDEN,
+            remedy="put the real value in its place, or leave it out and set the variable that its program reads",
+        )
+        for key in placeholders(config.watch.model_dump(mode="json"), "watch")
+    ]
     return errors
 
 

@@ -29,6 +29,26 @@ class Row(NamedTuple):
     place: str
 
 
+_TEXT = (
+    "text",
+    "content",
+    "body",
+    "document",
+    "raw_content",
+    "article",
+    "code",
+)  # usual names, likeliest first
+
+
+def _instead(key: str, wanted: str, present: Sequence[str]) -> str:
+    """`set text_column: content; `, where one of the columns is likely meant."""
+    option = key.rpartition(".")[2]
+    usual = [name for name in _TEXT if name in present] if option == "text_column" else []
+    alike = difflib.get_close_matches(wanted, present, n=1, cutoff=0.6)
+    found = [*usual, *alike, *(present if len(present) == 1 else [])]
+    return f"set {option}: {found[0]}; " if found else ""
+
+
 def missing_column(file: str, key: str, wanted: str, present: Sequence[str]) -> UserError:
     """The error for a column that is not there; names those that are, nearest first."""
     near = difflib.get_close_matches(wanted, present, n=len(present), cutoff=0.0) if present else []
@@ -37,7 +57,7 @@ def missing_column(file: str, key: str, wanted: str, present: Sequence[str]) -> 
         f"the file has no column {wanted!r}",
         file=file,
         key=key,
-        remedy=f"it has: {shown}" if shown else "its rows are empty",
+        remedy=f"{_instead(key, wanted, present)}it has: {shown}" if shown else "its rows are empty",
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from opmix_ray.model.base import BaseModel, model_from
 from opmix_ray.model.base_files import SPEC, load_base, save_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.loss import compute_context, token_losses
+from opmix_ray.record import read_record
 from opmix_ray.strategies.offline import Offline
 from opmix_ray.strategies.proxies import Proxy, ProxyRun, ProxyTask, run_tasks, train_proxy
 
@@ -113,10 +115,20 @@ def decide(search: Offline) -> Decision:
         for proxy in run_tasks(train_dro, [(task, arguments)], search.progress.probe_started):
             place.write_json("proxy.json", _cost(proxy) | proxy.found)
     for name in (f"{REFERENCE}.json", "proxy.json"):
-        cost = place.read_json(name)
-        search.add("probes", cost["tokens"], cost["flops"], cost["seconds"])
-    found = place.read_json("proxy.json")["mixture"]
+        cost = read_record(place, name, Cost)
+        search.add("probes", cost.tokens, cost.flops, cost.seconds)
+    found = read_record(place, "proxy.json", Cost).mixture
     return search.decision(Mixture(found), "the mean domain weights of the proxy under group DRO")
+
+
+@dataclass
+class Cost:
+    """Content of a proxy's file: what it cost and, of the one that weighs domains, what it found."""
+
+    tokens: float
+    flops: float
+    seconds: float
+    mixture: dict[str, float] = field(default_factory=dict)
 
 
 def _store(search: Offline, proxy: Proxy) -> None:

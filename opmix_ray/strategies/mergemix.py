@@ -27,6 +27,7 @@ from opmix_ray.model.base_files import SPEC, load_base, save_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import view_of
 from opmix_ray.model.loss import evaluate_sets
+from opmix_ray.record import read_record
 from opmix_ray.strategies.offline import Offline
 from opmix_ray.strategies.proxies import CONSTANT, run_tasks, train_proxy, trainable_copy
 from opmix_ray.strategies.swarm import sample_mixtures
@@ -152,7 +153,7 @@ def _train_experts(search: Offline) -> None:
                 place.upload(directory, f"experts/{expert.name}")
             search.progress.message(f"expert {expert.name}: {expert.seconds:.1f} s")
     for name in search.domains:
-        cost = place.read_json(f"costs/{name}.json")
+        cost = read_record(place, f"costs/{name}.json", dict[str, float])
         search.add("probes", cost["tokens"], cost["flops"], cost["seconds"])
 
 

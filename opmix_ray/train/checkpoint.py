@@ -17,6 +17,7 @@ import torch
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.model.load import save_model
+from opmix_ray.record import checked
 
 _SIZES = "sizes.json"  # bytes of every other file, to tell a copy that was cut off
 
@@ -95,11 +96,12 @@ def read_state(directory: Path) -> TrainState:
     """
     file = directory / "state.json"
     try:
-        return TrainState(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
         raise UserError(
             f"is not a checkpoint: {error}", file=file, remedy="resume from an earlier run"
         ) from None
+    return checked(TrainState, content, file=file, remedy="resume from an earlier run")
 
 
 def read_tensors(directory: Path, name: str) -> Any:

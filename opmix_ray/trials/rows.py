@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opmix_ray.errors import UserError
+from opmix_ray.record import read_records
 from opmix_ray.storage import Storage
 
 TRIALS = "trials.jsonl"
@@ -76,7 +76,7 @@ class RowLog:
     def __init__(self, storage: Storage, domains: Sequence[str], sets: Sequence[str]) -> None:
         self._storage = storage
         self._domains, self._sets = list(domains), list(sets)
-        self.rows = [_row(line, storage.path(TRIALS)) for line in storage.lines(TRIALS)]
+        self.rows = read_records(storage, TRIALS, TrialRow)
         if storage.exists(TRIALS):  # a line that a crash cut off goes
             storage.write_text(TRIALS, "".join(_line(row) for row in self.rows))
         self._write_tables(self.rows, new=True)
@@ -145,15 +145,6 @@ def passes(rows: Sequence[TrialRow], trials: int) -> dict[str, int]:
 
 def _line(row: TrialRow) -> str:
     return json.dumps(asdict(row), default=list) + "\n"
-
-
-def _row(line: str, file: str) -> TrialRow:
-    try:
-        return TrialRow(**json.loads(line))
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"is not a list of trials: {error}", file=file, remedy="restore or delete it"
-        ) from None
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:

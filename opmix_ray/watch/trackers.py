@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from opmix_ray.config import RunConfig
+from opmix_ray.config import RunConfig, without_secrets
 from opmix_ray.errors import UserError, first_line
+from opmix_ray.secret import hidden, without
+from opmix_ray.visible import visible
 from opmix_ray.watch.names import Scalars
 
 CALLBACKS = {
@@ -44,12 +47,18 @@ class Trackers:
     """
 
     def __init__(self, config: RunConfig, output: str) -> None:
-        self._run = _Run(config, output)
         self._callbacks: dict[str, Any] = {}
-        for name in CALLBACKS:
-            options = getattr(config.watch, name)
-            if options is not None:
-                self._callbacks[name] = self._start(name, dict(options))
+        asked = {name: getattr(config.watch, name) for name in CALLBACKS}
+        self._options = {name: dict(options) for name, options in asked.items() if options is not None}
+        if not self._options:
+            return
+        self._run = _Run(config, output)
+        try:
+            for name, options in self._options.items():
+                self._callbacks[name] = self._start(name, options)
+        except BaseException:
+            self._run.remove()
+            raise
 
     def __bool__(self) -> bool:
         return bool(self._callbacks)
@@ -68,9 +77,9 @@ class Trackers:
             callback.log_trial_start(self._run)
         except Exception as error:  # each package has errors of its own
             raise UserError(
-                f"cannot be started: {first_line(error)}",
+                f"cannot be started: {without(first_line(error), options)}",
                 key=f"watch.{name}",
-                value=options,
+                value=hidden(options),
                 remedy="see docs/watching.md",
             ) from None
         return callback
@@ -84,13 +93,16 @@ class Trackers:
         """End the trackers' runs, and wait for what they still have to send."""
         self._each(lambda callback: callback.log_trial_end(self._run, failed=failed))
         self._each(lambda callback: callback.on_experiment_end([self._run]))
+        if self._options:
+            self._run.remove()
 
     def _each(self, call: Callable[[Any], None]) -> None:
         for name, callback in list(self._callbacks.items()):
             try:
                 call(callback)
             except Exception as error:  # watching must not end a run
-                _LOG.warning("watch.%s is left out from here: %s", name, error)
+                said = visible(without(first_line(error), self._options[name]))
+                _LOG.warning("watch.%s is left out from here: %s", name, said)
                 del self._callbacks[name]
 
 
@@ -103,7 +115,8 @@ class _Run:
         self.experiment_dir_name = config.name
         self.local_path = self.local_experiment_path = tempfile.mkdtemp(prefix="opmix-watch-")
         self.path = output
-        self.config = {key: str(value) for key, value in _flat(config.model_dump(mode="json")).items()}
+        settings = without_secrets(config.model_dump(mode="json"))
+        self.config = {key: str(value) for key, value in _flat(settings).items()}
         self.evaluated_params = self.config
         self.checkpoint = None
 
@@ -112,6 +125,10 @@ class _Run:
 
     def init_local_path(self) -> None:
         """The directory is there already."""
+
+    def remove(self) -> None:
+        """Remove the directory that the callbacks may have used."""
+        shutil.rmtree(self.local_path, ignore_errors=True)
 
     def get_ray_actor_ip(self) -> None:
         """A run has no actor of its own."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from opmix_ray.commands.status import duration
 from opmix_ray.output.state import RunState, open_output
 from opmix_ray.storage import Storage
 from tests.cli.conftest import Opmix
@@ -20,7 +22,10 @@ def begun(tiny: TinyRun) -> Path:
     storage = Storage(config.output_uri())
     open_output(config, storage, resume=False, overwrite=False)
     mixture = {"code": 0.5, "german": 0.25, "mathematics": 0.25}
-    RunState(done=2, step=6, stage="only", checkpoint="train/00/c", mixture=mixture).save(storage)
+    spent = {"main": {"tokens": 768, "flops": 2e9, "seconds": 90, "bytes": 0}}
+    RunState(done=2, step=6, stage="only", checkpoint="train/00/c", mixture=mixture, ledger=spent).save(
+        storage
+    )
     storage.write_text("metrics.jsonl", "")
     storage.write_text("train/00/c/state.json", "{}")
     return Path(storage.uri)
@@ -136,7 +141,74 @@ def test_status_of_a_run_says_what_comes_next(opmix: Opmix, begun: Path) -> None
     ended = opmix("status", begun, "--json")
     found = json.loads(ended.out)
     assert (found["step"], found["steps"], found["next"]) == (6, 12, "make decision 0 at step 6")
-    assert "make decision 0 at step 6" in opmix("status", begun).out
+    assert (found["running"], found["last_step"], found["resumes_at"]) == (False, 6, 6)
+    words = opmix("status", begun).out
+    assert re.search(r"^tiny +stopped at step 6 of 12 \(50 %\), stage only$", words, re.MULTILINE)
+    assert re.search(r"^next +make decision 0 at step 6$", words, re.MULTILINE)
+    assert re.search(r"^trained +768 tokens, 2 GFLOPs, 90 s of workers$", words, re.MULTILINE)
+    assert f"--output {begun} --resume (from step 6)" in words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (99, "99 s"), (150, "2 min"), (12_000, "3 h 20 min"), (2e5, "2 d 8 h")],
+)
+def test_durations_are_said_as_one_says_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [], "x", None, 1.5, True])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "done",
+        "step",
+        "stage",
+        "mixture",
+        "mixtures",
+        "ledger",
+        "rows",
+        "sampler",
+        "read",
+        "begun",
+        "old",
+        "finished",
+    ],
+)
+def test_a_wrongly_typed_state_is_one_line_or_read(
+    opmix: Opmix, begun: Path, key: str, value: object
+) -> None:
+    state = json.loads((begun / "state.json").read_text()) | {key: value}
+    (begun / "state.json").write_text(json.dumps(state))
+    for command in ("status", "watch"):
+        ended = opmix(command, begun, *(["--interval", "0.1"] if command == "watch" else []))
+        if ended.code == 2:
+            assert f"{begun}/state.json: " in ended.only_error()
+        else:
+            assert (ended.code, ended.err) == (1 if command == "watch" else 0, "")
+    assert opmix("report", begun).code == 0
+
+
+_WRONG_ROWS = [
+    '{"kind": "train", "step": "3"}',
+    "[]",
+    "3",
+    '{"kind": 3}',
+    '{"kind": "evaluation", "step": 1, "losses": []}',
+    '{"step": 1}',
+    "{",
+    '{"kind": "train", "step": 1, "loss": {}, "tokens_per_second": 1}',
+]
+
+
+@pytest.mark.parametrize("line", _WRONG_ROWS)
+def test_a_wrong_row_is_one_line_that_names_it(opmix: Opmix, begun: Path, line: str) -> None:
+    with open(begun / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    number = len((begun / "metrics.jsonl").read_text().splitlines())
+    for command in ("status", "watch"):
+        assert f"{begun}/metrics.jsonl: line {number}: " in opmix(command, begun).only_error()
+    assert opmix("report", begun).code == 0
 
 
 def test_report_of_a_run_that_is_not_finished(opmix: Opmix, begun: Path) -> None:

@@ -50,7 +50,10 @@ def test_missing_column_names_those_there_are(opmix: Opmix, tiny: TinyRun) -> No
     file = _replace(tiny, _jsonl("some words", column="content"))
     line = opmix("validate", tiny.write()).only_error()
     assert str(file) in line
-    assert "data.domains.code.text_column: the file has no column 'text'; it has: content" in line
+    assert (
+        "data.domains.code.text_column: the file has no column 'text'; set text_column: content; it has: content"
+        in line
+    )
 
 
 def test_a_document_longer_than_anything_works(opmix: Opmix, tiny: TinyRun) -> None:
