@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,7 +32,7 @@ def checked(kind: type[T], value: Any, *, file: object, remedy: str = REMEDY) ->
     """
     try:
         # by way of JSON, where a mapping may become a dataclass though nothing else is converted
-        return _adapter(kind).validate_json(json.dumps(value), strict=True)
+        return _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -77,3 +77,23 @@ def test_hooks_call_what_make_calls() -> None:
     for hook in hooks:
         program = hook["entry"].split()[0].replace(".venv/bin", "$(BIN)")
         assert program in MAKEFILE
+
+
+def test_the_map_of_the_code_names_every_room_and_no_module_that_is_not_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "opmix_ray"
+    rooms = {place.name for place in package.iterdir() if (place / "__init__.py").exists()}
+    table = text.partition("## Rooms")[2].partition("## From")[0]
+    assert rooms <= set(re.findall(r"`(\w+)`", table))
+    named = set(re.findall(r"`(\w+)\.(\w+)`", text)) - {("state", "json")}
+    assert named
+    assert [name for name in named if not (package / name[0] / f"{name[1]}.py").exists()] == []
+
+
+def test_decisions_stay_short() -> None:
+    lines = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 150, "long measurements belong in benchmarks/results/README.md"
+    entries = re.split(
+        r"^- ", "\n".join(line for line in lines if not line.startswith("#")), flags=re.MULTILINE
+    )[1:]
+    assert [entry[:40] for entry in entries if not re.search(r"\(20\d\d-\d\d-\d\d\)\s*$", entry)] == []

@@ -7,6 +7,7 @@ from typing import Any
 
 from opmix_ray.commands.follow import Follower, Snapshot
 from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.lock import is_held
 from opmix_ray.output.state import RESULT, load_state, read_config
 from opmix_ray.record import read_record
 from opmix_ray.runner.standing import current, next_words, resumes_at
@@ -29,7 +30,7 @@ def run_status(directory: str) -> dict[str, Any]:
         "output": storage.uri,
         "name": config.name,
         "finished": state.finished,
-        "running": not shot.ended,
+        "running": False if state.finished else _running(storage),
         "step": state.step,
         "last_step": shot.step,
         "resumes_at": resumes_at(config, storage, state),
@@ -50,6 +51,12 @@ def run_status(directory: str) -> dict[str, Any]:
     return found | _times(shot, found)
 
 
+def _running(storage: Storage) -> bool | None:
+    """Whether a process works on the run; None where that cannot be known."""
+    held = is_held(storage)
+    return False if held is None and storage.is_local else held
+
+
 def _times(shot: Snapshot, found: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of training that are left at the last row's speed, for a run that goes on."""
     main = found["ledger"]["main"]
@@ -63,7 +70,8 @@ def _times(shot: Snapshot, found: Mapping[str, Any]) -> dict[str, Any]:
 def status_words(found: Mapping[str, Any]) -> str:
     """A status as a person reads it."""
     steps, last = found["steps"], found["last_step"]
-    standing = "finished" if found["finished"] else "running" if found["running"] else "stopped"
+    unfinished = {True: "running", False: "stopped", None: "not finished"}
+    standing = "finished" if found["finished"] else unfinished[found["running"]]
     where = f"at step {last:,} of {steps:,} ({100 * last / max(1, steps):.0f} %)"
     stage = f", stage {found['stage']}" if found["stage"] else ""
     lines = [f"{found['name']:<9} {standing} {where}{stage}"]
@@ -85,7 +93,7 @@ def status_words(found: Mapping[str, Any]) -> str:
         lines.append(f"left      about {duration(found['seconds_left'])} of training")
     if found["next"]:
         lines.append(f"{'now' if found['running'] else 'next':<10}{found['next']}")
-    if standing == "stopped":
+    if standing in ("stopped", "not finished"):
         lost = last - found["resumes_at"]
         again = f", {lost} steps are trained again" if lost > 0 else ""
         place = f"(from step {found['resumes_at']}{again})"
@@ -132,7 +140,8 @@ def duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
+    if minutes < 48 * 60:
+        hours, minutes = divmod(minutes, 60)
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
+    days, hours = divmod(round(minutes / 60), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

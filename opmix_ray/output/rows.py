@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NotRequired,  # pydantic takes typing's own from Python 3.12
-)
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12
 
 from opmix_ray.output.state import METRICS
 from opmix_ray.record import read_records
@@ -47,5 +42,5 @@ def read_rows(storage: Storage) -> list[dict[str, Any]]:
     Raises:
         UserError: a line is not JSON, or not such a row.
     """
-    rows: list[dict[str, Any]] = read_records(storage, METRICS, Row)
+    rows: list[dict[str, Any]] = read_records(storage, METRICS, cast(Any, Row))
     return rows

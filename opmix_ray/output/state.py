@@ -96,7 +96,7 @@ class RunState:
     stage: str = ""
     checkpoint: str | None = None
     mixture: dict[str, float] = field(default_factory=dict)
-    mixtures: list[Entered] = field(default_factory=list)
+    mixtures: list[dict[str, Any]] = field(default_factory=list)
     ledger: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: int = 0
     sampler: dict[str, Any] = field(default_factory=lambda: SamplerState().to_dict())
@@ -128,6 +128,7 @@ def load_state(storage: Storage) -> RunState:
             remedy="use --overwrite to begin again",
         )
     state = checked(RunState, values, file=storage.path(STATE))
+    checked(list[Entered], state.mixtures, file=f"{storage.path(STATE)}: mixtures")
     checked(SamplerState, state.sampler, file=f"{storage.path(STATE)}: sampler")
     return state
 

@@ -1,11 +1,10 @@
-"""Files that were whole and are not any more: valid ones of every format, and a seeded way to break them."""
+"""Whole files of every format, to be damaged."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import json
-import random
 from typing import Any
 
 import numpy as np
@@ -74,30 +73,3 @@ PROBE: dict[str, bytes] = {
         {"name": "code", "data": {"code": 1.0}, "tokens": 5, "seconds": 1.0, "flops": 2.0, "losses": [1.0]}
     ).encode(),
 }
-
-
-def broken(data: bytes, rng: random.Random) -> bytes:
-    """The data after one to sixteen accidents: bits, bytes, cuts, gaps, insertions, copies, extreme numbers."""
-    damaged = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 4, 16])):
-        if not damaged:
-            break
-        at, length = rng.randrange(len(damaged)), rng.randrange(1, 64)
-        match rng.randrange(7):
-            case 0:
-                damaged[at] ^= 1 << rng.randrange(8)
-            case 1:
-                damaged[at] = rng.randrange(256)
-            case 2:
-                del damaged[at:]
-            case 3:
-                del damaged[at : at + length]
-            case 4:
-                damaged[at:at] = rng.randbytes(length)
-            case 5:
-                other = rng.randrange(len(damaged))
-                damaged[at : at + length] = damaged[other : other + length]
-            case _:
-                extreme = rng.choice([b"\xff" * 8, b"\x00" * 8, b"\x7f" + b"\xff" * 7])
-                damaged[at : at + 8] = extreme[: len(damaged) - at]
-    return bytes(damaged)
