@@ -23,6 +23,7 @@ record
 exchange
 config
 laws
+counts
 sources
 data
 model
@@ -40,7 +41,7 @@ __init__
 __main__ spot
 """
 LEVEL = {room: level for level, line in enumerate(ORDER.split("\n")) for room in line.split()}
-LINES, FILES = 3000, 260  # at most: lines of a room, files of the package
+LINES, FILES = 3000, 270  # at most: lines of a room, files of the package
 
 
 def _modules() -> dict[str, Path]:

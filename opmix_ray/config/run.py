@@ -95,6 +95,14 @@ class SearchConfig(Section):
     space: str = Field(
         "simplex", description="Name of a search space that ships (`simplex`, `old_new`, ...) or a YAML file."
     )
+    budget: float | None = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of a stage's training FLOPs that all its decisions may cost. Probes (steps, batch), "
+        "candidates and their sequences are sized to it; what is set by hand stays. Where it pays for no probe, the "
+        "decision rests on counting alone and costs no FLOPs. None: no bound.",
+    )
     trials: int = Field(12, ge=1, description="Candidates scored per decision, at most.")
     gradients: bool | Literal["auto"] = Field(
         "auto",
@@ -147,8 +155,10 @@ class ProposalConfig(Section):
 
     law: str = Field("auto", description="Mixing law: `auto`, `log-linear`, `log-share`, ...")
     kl: float = Field(0.05, ge=0, description="Weight of KL(proposal || prior) in nats of loss.")
-    prior: Literal["current", "proportional", "uniform"] | dict[str, float] = Field(
-        "current", description="Mixture that the KL term holds on to."
+    prior: Literal["best", "current", "proportional", "uniform"] | dict[str, float] = Field(
+        "best",
+        description="Mixture that the KL term holds on to; `best`: of those in force, uniform, proportional and "
+        "tempered, the one that the law likes best (with another law than `auto`: the mixture in force).",
     )
     eps_steps: float | None = Field(
         2.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ import ray
 from opmix_ray.cluster.demand import of_evaluator
 from opmix_ray.cluster.waiting import waiting
 from opmix_ray.config import RunConfig
+from opmix_ray.counts.ngrams import DataLeft
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
+from opmix_ray.decision.budget import Size, sized
 from opmix_ray.decision.check_probe import CHECK
+from opmix_ray.decision.counting import counts_for
+from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.health import examine, with_health
 from opmix_ray.decision.lost import can_do_without, holding, undecided
 from opmix_ray.decision.old_part import OldPart
@@ -33,6 +37,7 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.record import read_record
 from opmix_ray.storage import Storage
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
+from opmix_ray.train.probes import probe_data
 from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import RowLog, TrialRow, passes
 from opmix_ray.trials.slopes import candidates, with_slopes
@@ -138,13 +143,17 @@ class _Maker:
     def __init__(
         self, config: RunConfig, prepared: Prepared, place: Storage, situation: Situation, progress: Progress
     ) -> None:
-        self.config, self.prepared, self.place = config, prepared, place
+        self.prepared, self.place = prepared, place
         self.situation, self.progress = situation, progress
         self.domains = situation.current.domains
         kind = read_space(situation.space)[0].kind
         self.names = choose_components(kind, situation.old or situation.current, self.domains)
         self.old = OldPart.of(situation.old, situation.current) if kind == "old_new" else None
         self.sets = tuple(config.eval_sets())
+        stage = next(stage for stage in config.stages if stage.name == situation.stage)
+        weighted = sum(1 for weight in config.objective().values() if weight)
+        self.size: Size = sized(config, stage, components=len(self.names), sets=weighted)
+        self.config = config = self.size.config or config
         self.slopes = with_slopes(config, len(self.names))
         self.trials = candidates(config, len(self.names))
         self.times: dict[str, float] = {}
@@ -152,6 +161,47 @@ class _Maker:
         self.check: Probe | None = None
 
     def make(self) -> Decision:
+        self.progress.message(self.size.words)
+        if self.size.config is None and self.config.proposal.law == "auto":
+            return self._by_counting()
+        return self._by_probes()
+
+    def _by_counting(self) -> Decision:
+        """A decision that costs no FLOPs: the law of what counting says, without a candidate."""
+        situation, began = self.situation, time.monotonic()
+        question = self._question(self._components(), None)
+        found = answer([], question)
+        decision = conclude(
+            [], None, found, question, index=situation.index, step=situation.step, stage=situation.stage
+        )
+        self.times["search"] = time.monotonic() - began
+        decision.details.update(
+            cost={"fit": {"seconds": self.times["search"]}},
+            size=self.size.words,
+            wall_seconds=self.times,
+            objective=self.config.objective(),
+            effective_step=situation.step if situation.effective is None else situation.effective,
+            components={name: dict(row) for name, row in self._components_data(question.components)},
+            lost={},
+        )
+        if found.law is not None:
+            self.place.write_json("law.json", found.law.to_dict())
+        return decision
+
+    def _components(self) -> Components:
+        """What the probes would be trained on."""
+        replayed = self.situation.current if self.old is None else self.old.inside
+        rows = [
+            probe_data(name, replayed, self.config.probe.new_share).array(self.domains) for name in self.names
+        ]
+        return Components(tuple(self.names), tuple(self.domains), np.array(rows))
+
+    @staticmethod
+    def _components_data(components: Components) -> Iterator[tuple[str, dict[str, float]]]:
+        for name, row in zip(components.names, components.data.tolist(), strict=True):
+            yield name, dict(zip(components.domains, row, strict=True))
+
+    def _by_probes(self) -> Decision:
         config, situation = self.config, self.situation
         asked = [*self.names, *([CHECK] if config.probe.check else [])]
         self.progress.decision_started(situation.index, situation.step, asked, self.trials)
@@ -166,7 +216,9 @@ class _Maker:
         if self.lost:
             held = {name: situation.current[name] for name in self.lost}
             probes = [holding(probe, held) for probe in probes]
-        task, factors = put_task(config, self.prepared, model, base_ref, probes, self.domains)
+        task, factors = put_task(
+            config, self.prepared, model, base_ref, probes, self.domains, self.size.sequences
+        )
         components = task.components
         space = load_space(situation.space, components, config.data.domains)
         self.times["probes"] = time.monotonic() - began
@@ -202,7 +254,9 @@ class _Maker:
         trained = [*probes, *([self.check] if self.check else [])]
         check = None if self.check is None else {"data": self.check.data, "measured": self.check.measured}
         decision = with_health(
-            decision, examine(decision, rows, config.objective(), check), verify=config.proposal.verify
+            decision,
+            examine(decision, rows, config.objective(), check),
+            verify=config.proposal.verify and not question.counts,  # else doubt is in the choice already
         )
         decision.details.update(
             components={name: probe.data for name, probe in zip(components.names, probes, strict=True)},
@@ -219,6 +273,7 @@ class _Maker:
                 factors.nbytes,
             ),
             length=found.length(config),
+            size=self.size.words,
             wall_seconds=self.times,
             passes=passes(rows, self.trials),
             gradients=self.slopes,
@@ -252,6 +307,7 @@ class _Maker:
 
     def _question(self, components: Components, probe_steps: int | None) -> Question:
         config, situation = self.config, self.situation
+        batch = config.probe.batch_size or config.train.batch_size
         tokens = {name: self.prepared.domains[name].train_tokens for name in self.domains}
         sources = {name: config.data.domains[name] for name in self.domains}
         caps = share_caps(
@@ -280,8 +336,33 @@ class _Maker:
             seed=decision_seed(config.seed, situation.index),
             old=self.old,
             steps=situation.tokens_left / (config.train.batch_size * self.prepared.seq_len),
-            probe_steps=probe_steps,
+            probe_steps=None if probe_steps is None else probe_steps * batch / config.train.batch_size,
+            known=self._known() if config.proposal.law == "auto" else None,
+            free=self._free(tokens),
         )
+
+    def _known(self) -> Known:
+        config, situation = self.config, self.situation
+        data = DataLeft(
+            situation.tokens_left,
+            np.array([situation.tokens_used.get(name, 0.0) for name in self.domains]),
+            np.array([float(self.prepared.domains[name].train_tokens) for name in self.domains]),
+        )
+        wanted = [name for name, weight in config.objective().items() if weight]
+        counts = counts_for(
+            self.prepared, wanted, situation.current, data,
+            reported=config.evaluation.sequences, searched=config.search.sequences,
+        )  # fmt: skip
+        return Known(counts, data)
+
+    def _free(self, tokens: Mapping[str, float]) -> dict[str, Mixture]:
+        """Mixtures that cost nothing to find."""
+        return {
+            "current": self.situation.current,
+            "uniform": Mixture.uniform(self.domains),
+            "proportional": Mixture.proportional(tokens),
+            "temperature": Mixture({name: count**0.5 for name, count in tokens.items()}),
+        }
 
     def _warm_starts(self, components: Components) -> list[np.ndarray]:
         """Weights of the mixture in force, then of the proportional and the uniform mixture, each only once."""

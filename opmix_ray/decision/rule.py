@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.config import ProposalConfig
+from opmix_ray.decision.choice import choose
+from opmix_ray.decision.data_law import Known, fit_data_law
 from opmix_ray.decision.old_part import OLD, OldPart
 from opmix_ray.decision.propose import Proposal, propose
 from opmix_ray.decision.slopes import slopes_of
@@ -39,7 +41,9 @@ class Question:
         seed: of the bootstrap.
         old: the domains that are searched as one; None: every domain has a share of its own.
         steps: optimiser steps that the answer is for; None: the law is not read for trained models.
-        probe_steps: optimiser steps of the probes; None: slopes are read as fitted.
+        probe_steps: optimiser steps of the probes, in batches of the main run; None: slopes are read as fitted.
+        known: what counting says of the stage's data; None: the law is fitted on candidates alone.
+        free: mixtures that cost nothing to find, by name; the best of them is the prior where it is to be `best`.
     """
 
     components: Components
@@ -53,7 +57,21 @@ class Question:
     seed: int
     old: OldPart | None = None
     steps: float | None = None
-    probe_steps: int | None = None
+    probe_steps: float | None = None
+    known: Known | None = None
+    free: Mapping[str, Mixture] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the decision's own law is used, which counts."""
+        return self.known is not None and self.settings.law == "auto"
+
+    def feasible(self, mixture: Mixture) -> bool:
+        """Whether a mixture keeps all bounds and caps."""
+        return all(
+            self.lower.get(name, 0.0) - 1e-6 <= share <= self.upper.get(name, 1.0) + 1e-6
+            for name, share in mixture.over(self.current.domains).items()
+        )
 
     def extrapolation(self, anchor: np.ndarray) -> Extrapolation | None:
         """How the law is read for models that are trained for the rest of the stage; None: as fitted.
@@ -159,30 +177,16 @@ class Decision:
 def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
     """Fit the law on the usable rows, in data coordinates, and find the proposal."""
     began = time.monotonic()
-    usable = [row for row in rows if row.usable and math.isfinite(row.objective)]
-    if len(usable) < LEAST_ROWS:
+    usable = _usable(rows)
+    if len(usable) < LEAST_ROWS and not question.counts:
         return Answer(None, None, None, None, time.monotonic() - began)
-    domains, current, old = list(question.components.domains), question.current, question.old
-    ratios = np.array([[row.ratios[name] for name in domains] for row in usable])
-    if old is not None:
-        domains, current, ratios = old.names, old.reduced(current), old.reduce(ratios)
-    settings = question.settings
-    law = fit_law(
-        ratios,
-        usable_losses(usable, question.sets),
-        domains=domains,
-        metric_names=list(question.sets),
-        law=settings.law,
-        objective=question.objective,
-        seed=question.seed,
-        extrapolate=question.extrapolation(current.array(domains)),
-        slopes=slopes_of(usable, question.sets, question.components, old),
-        own=None if old is None else dict.fromkeys(old.inside, OLD),
-    )
+    law = fit(usable, question)
+    old = question.old
+    current = question.current if old is None else old.reduced(question.current)
     proposal = propose(
         law,
-        prior=question.prior,
-        kl=settings.kl,
+        prior=_prior(law, question),
+        kl=question.settings.kl,
         lower=question.lower,
         upper=question.upper,
         current=current,
@@ -192,6 +196,50 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
     mixture = (proposal.leaves or proposal.mixture).over(question.components.domains)
     weights = question.components.weights_for(mixture)
     return Answer(law, proposal, mixture, weights, time.monotonic() - began)
+
+
+def fit(usable: Sequence[TrialRow], question: Question) -> FittedLaw:
+    """The law of usable candidates, over domains, or over `old` and the new ones."""
+    domains, current, old = list(question.components.domains), question.current, question.old
+    ratios = np.array([[row.ratios[name] for name in domains] for row in usable]).reshape(-1, len(domains))
+    if old is not None:
+        domains, current, ratios = old.names, old.reduced(current), old.reduce(ratios)
+    losses = usable_losses(usable, question.sets) if usable else np.zeros((0, len(question.sets)))
+    if question.counts:
+        assert question.known is not None
+        return fit_data_law(
+            ratios, losses, question.known, current=question.current, sets=question.sets,
+            objective=question.objective, old=old, steps=question.steps or 1.0,
+            probe_steps=question.probe_steps, seed=question.seed,
+        )  # fmt: skip
+    return fit_law(
+        ratios,
+        losses,
+        domains=domains,
+        metric_names=list(question.sets),
+        law=question.settings.law,
+        objective=question.objective,
+        seed=question.seed,
+        extrapolate=question.extrapolation(current.array(domains)),
+        slopes=slopes_of(usable, question.sets, question.components, old),
+        own=None if old is None else dict.fromkeys(old.inside, OLD),
+    )
+
+
+def _usable(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    return [row for row in rows if row.usable and math.isfinite(row.objective)]
+
+
+def _prior(law: FittedLaw, question: Question) -> Mixture:
+    """The mixture that the KL term holds on to: the one asked for, or of the free ones what the law likes best."""
+    if question.settings.prior != "best" or not question.counts or not question.free:
+        return question.prior
+
+    def expected(name: str) -> float:
+        mixture, old = question.free[name], question.old
+        return float(law.objective((mixture if old is None else old.reduced(mixture)).array(law.domains))[0])
+
+    return question.free[min(question.free, key=expected)].joined()
 
 
 def measure_gain(
@@ -233,8 +281,10 @@ def conclude(
     *, index: int, step: int, stage: str,
 ) -> Decision:  # fmt: skip
     """Keep the proposal if its measured gain is certainly above 0, else the mixture in force."""
+    if question.counts and found.proposal is not None and found.law is not None:
+        return _chosen(rows, checked, found, question, index=index, step=step, stage=stage)
     old = rows[0]
-    usable = [row for row in rows if row.usable and math.isfinite(row.objective)]
+    usable = _usable(rows)
     gain: Gain | None = None
     kept, reason = "old", ""
     if found.proposal is None or found.law is None:
@@ -284,6 +334,57 @@ def conclude(
             **found.promise(),
             "simulated": checked.ratios if checked else {},
             "losses_old": old.losses,
+            "losses_proposal": checked.losses if checked else {},
+        },
+    )
+
+
+def _chosen(
+    rows: Sequence[TrialRow], checked: TrialRow | None, found: Answer, question: Question,
+    *, index: int, step: int, stage: str,
+) -> Decision:  # fmt: skip
+    """The mixture of least expected regret among the proposal, the way to it, and the free ones."""
+    assert found.mixture is not None
+    measured = checked is not None and checked.status == "ok"
+    usable = _usable([*rows, *([checked] if checked is not None and measured else [])])
+    law = fit(usable, question)
+    old, current = question.old, question.current
+    half = Mixture({name: 0.5 * current[name] + 0.5 * found.mixture[name] for name in current})
+    free = {name: mixture for name, mixture in question.free.items() if mixture != current}
+    others = {"proposal": found.mixture, "half of the way to the proposal": half, **free}
+    choice = choose(
+        law,
+        {name: m if old is None else old.reduced(m) for name, m in others.items() if question.feasible(m)},
+        current if old is None else old.reduced(current),
+    )
+    gain = None
+    if checked is not None and measured and rows and rows[0].status == "ok":
+        gain = asdict(
+            measure_gain(
+                rows[0], checked, question.objective, confidence=question.settings.confidence,
+                resamples=question.settings.bootstrap, seed=question.seed,
+            )
+        )  # fmt: skip
+    mixture = current if choice.name == choice.CURRENT else others[choice.name]
+    return Decision(
+        index=index,
+        step=step,
+        stage=stage,
+        kept="old" if choice.name == choice.CURRENT else "proposal",
+        reason=choice.reason,
+        trials=len(rows),
+        usable=len(_usable(rows)),
+        current=current.shares,
+        proposal=found.mixture.shares,
+        mixture=mixture.shares,
+        gain=gain,
+        law_name=law.name,
+        law=dict(law.quality),
+        details={
+            **found.promise(),
+            "choice": choice.to_dict(),
+            "simulated": checked.ratios if checked else {},
+            "losses_old": rows[0].losses if rows else {},
             "losses_proposal": checked.losses if checked else {},
         },
     )

@@ -9,7 +9,7 @@ import ray
 from transformers import PreTrainedModel
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data.held_out import search_sets
+from opmix_ray.data.held_out import part_of, search_sets
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import factors_only
@@ -55,10 +55,16 @@ def put_task(
     base: ray.ObjectRef,
     probes: Sequence[Probe],
     domains: Sequence[str],
+    sequences: int | None = None,
 ) -> tuple[SearchTask, ProbeSet]:
-    """Put factors and held-out sequences beside a base that is already in the object store."""
+    """Put factors and held-out sequences beside a base that is already in the object store.
+
+    Args:
+        sequences: of each set, at most; None: `search.sequences`.
+    """
     factors = factors_only(ProbeSet.build(model, probes, domains))
     sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences)
+    sets = {name: part_of(held, slice(0, sequences)) for name, held in sets.items()}
     task = SearchTask.put(
         base,
         factors,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from opmix_ray.config import RunConfig
+from opmix_ray.counts import response as _response  # noqa: F401  its laws can be read then
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
 from opmix_ray.output.ledger import Ledger

@@ -1,0 +1,231 @@
+"""What a mixture teaches, read off the data alone: the held-out loss of a smoothed n-gram model of the mixture.
+
+    samples = {"code": (ids, mask), ...}                       # training sequences by domain
+    counts = count_ngrams({"prose": (ids, mask)}, samples, vocabulary=4096)["prose"]
+    data = DataLeft(tokens_left=1e6, used=[...], distinct=[...])
+    counts.loss(mixtures, data)                                # (n,) nats per token
+
+A trained model's loss on a text falls with how often the mixture shows it the text's words in their contexts, and each
+further sight is worth less. An n-gram model says so at the price of counting (no pass of the model): which domains
+serve a set, that a second domain of another kind adds more than more of the first, that a domain is learned at once or
+never, and that two domains are the same thing. Jelinek and Mercer's interpolation with weights that follow the counts:
+
+    P_k(w | h) = (c(h, w) + beta_k P_(k-1)(w | h')) / (c(h) + beta_k),      P_0 = 1 / vocabulary
+
+with `c` the counts in the tokens that the run will have read: a domain's sample, scaled. Text read again counts for
+less: `U + U R (1 - exp(-r / R))` after `r` repeats of `U` tokens (Muennighoff et al. 2023, arXiv 2305.16264). That
+n-grams tell which data serve a target is known from data selection (Xie et al. 2023, arXiv 2302.03169).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+SMOOTHING = (1000.0, 300.0, 100.0)  # beta of one, two and three words: docs/decisions.md
+REPEATS = 3.0  # R; Muennighoff et al. have 15 for large models, small ones tire sooner: docs/decisions.md
+READ_BEFORE = 0.1  # what a token read before the stage counts beside one read in it: models forget
+SAMPLE = 1 << 19  # tokens of a domain that are counted
+POSITIONS = 2048  # target tokens of a set that are kept
+
+Held = tuple[np.ndarray, np.ndarray]  # ids (n, L) and mask (n, L): whether the token counts in the loss
+
+
+@dataclass(frozen=True)
+class DataLeft:
+    """What a stage will read, domain by domain.
+
+    Args:
+        tokens_left: of the stage.
+        used: (D,) tokens read before.
+        distinct: (D,) training tokens of each domain.
+    """
+
+    tokens_left: float
+    used: np.ndarray
+    distinct: np.ndarray
+
+    def effective(self, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens that count after the stage, (n, D), and their derivative by the shares, (n, D)."""
+        distinct = np.maximum(self.distinct, 1.0)
+        passes = (READ_BEFORE * self.used + shares * self.tokens_left) / distinct
+        again = np.maximum(passes - 1, 0.0)
+        faded = np.exp(-again / REPEATS)
+        worth = np.where(passes <= 1, passes, 1 + REPEATS * (1 - faded))
+        return worth * distinct, np.where(passes <= 1, 1.0, faded) * self.tokens_left
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each domain's sample shows the words of one evaluation set in their contexts.
+
+    Args:
+        words: (K, N, D) counts of the last k + 1 words, for N target tokens and D domains.
+        contexts: (K, N, D) counts of the words before, followed by any that counts.
+        weights: (N,) of the target tokens, sum 1.
+        sampled: (D,) tokens counted.
+        vocabulary: size.
+    """
+
+    words: np.ndarray
+    contexts: np.ndarray
+    weights: np.ndarray
+    sampled: np.ndarray
+    vocabulary: int
+
+    def loss(self, shares: np.ndarray, data: DataLeft) -> np.ndarray:
+        """Held-out loss of the n-gram model of each mixture, (n, D) -> (n,), nats per token."""
+        shares = np.atleast_2d(shares)
+        seen, _ = self._seen(shares, data)
+        found = np.empty(len(shares))
+        for first in range(0, len(shares), 64):
+            part = slice(first, first + 64)
+            likely = np.full((len(self.weights), 1), 1 / self.vocabulary)
+            for beta, words, contexts in zip(SMOOTHING, self.words, self.contexts, strict=True):
+                likely = (words @ seen[part].T + beta * likely) / (contexts @ seen[part].T + beta)
+            found[part] = -self.weights @ np.log(likely)
+        return found
+
+    def gradient(self, shares: np.ndarray, data: DataLeft) -> np.ndarray:
+        """Its derivative by the shares, (n, D) -> (n, D)."""
+        shares = np.atleast_2d(shares)
+        seen, by_share = self._seen(shares, data)
+        return np.array([self._slope(row) for row in seen]) * by_share
+
+    def _seen(self, shares: np.ndarray, data: DataLeft) -> tuple[np.ndarray, np.ndarray]:
+        """How often each domain's sample was read after the stage, (n, D), and its derivative by the shares."""
+        effective, by_share = data.effective(shares)
+        # A run longer than the samples is read as one as long as they are: counts beyond them are not known.
+        length = float(data.used.sum() + data.tokens_left)
+        scale = min(1.0, float(self.sampled.max()) / max(1.0, length)) / np.maximum(self.sampled, 1.0)
+        return effective * scale, by_share * scale
+
+    def _slope(self, seen: np.ndarray) -> np.ndarray:
+        likely = np.full(len(self.weights), 1 / self.vocabulary)
+        by_seen = np.zeros((len(self.weights), len(seen)))
+        for beta, words, contexts in zip(SMOOTHING, self.words, self.contexts, strict=True):
+            below = contexts @ seen + beta
+            likely = (words @ seen + beta * likely) / below
+            by_seen = (words + beta * by_seen - likely[:, None] * contexts) / below[:, None]
+        return -((self.weights / likely) @ by_seen)
+
+    def for_the_set(self, share: np.ndarray, data: DataLeft) -> Counts:
+        """The counts weighted by how far each domain serves the set at a mixture (D,).
+
+        A trained model tells from the context which kind of text it reads, and does not mix in what it learned from
+        others. So the weights, each in [0, 1], are those under which the n-gram model's loss is least.
+        """
+        seen = self._seen(share[None], data)[0][0]
+
+        def cost(serves: np.ndarray) -> tuple[float, np.ndarray]:
+            return self._loss(serves * seen), self._slope(serves * seen) * seen
+
+        found = minimize(
+            cost, np.full(len(seen), 0.5), jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(seen),
+            options={"maxiter": 40},
+        )  # fmt: skip
+        return replace(self, words=self.words * found.x, contexts=self.contexts * found.x)
+
+    def _loss(self, seen: np.ndarray) -> float:
+        likely = np.full(len(self.weights), 1 / self.vocabulary)
+        for beta, words, contexts in zip(SMOOTHING, self.words, self.contexts, strict=True):
+            likely = (words @ seen + beta * likely) / (contexts @ seen + beta)
+        return -float(self.weights @ np.log(likely))
+
+    def to_text(self) -> str:
+        """Everything as one short string."""
+        block = io.BytesIO()
+        np.savez_compressed(
+            block, words=self.words.astype(np.float32), contexts=self.contexts.astype(np.float32),
+            weights=self.weights, sampled=self.sampled, vocabulary=self.vocabulary,
+        )  # fmt: skip
+        return base64.b64encode(block.getvalue()).decode()
+
+    @classmethod
+    def from_text(cls, text: str) -> Counts:
+        """What `to_text` wrote."""
+        with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as found:
+            return cls(
+                found["words"].astype(np.float64), found["contexts"].astype(np.float64),
+                found["weights"], found["sampled"], int(found["vocabulary"]),
+            )  # fmt: skip
+
+
+def count_ngrams(sets: Mapping[str, Held], samples: Mapping[str, Held], vocabulary: int) -> dict[str, Counts]:
+    """Count the words of every set in every domain's sample.
+
+    Args:
+        sets: held-out sequences by evaluation set.
+        samples: training sequences by domain.
+        vocabulary: size of the tokenizer's.
+    """
+    orders = len(SMOOTHING)
+    targets = {name: _targets(held, orders) for name, held in sets.items()}
+    every = np.concatenate([rows for rows, _ in targets.values()])
+    words = np.zeros((orders, len(every), len(samples)))
+    contexts = np.zeros_like(words)
+    wanted = [
+        (
+            np.unique(_key(every[:, orders - k - 1 :], vocabulary)),
+            np.unique(_key(every[:, orders - k - 1 : -1], vocabulary)),
+        )
+        for k in range(orders)
+    ]
+    for column, held in enumerate(samples.values()):
+        rows, _ = _targets(held, orders, most=None)
+        for k in range(orders):
+            for out, keys, end in ((words, wanted[k][0], None), (contexts, wanted[k][1], -1)):
+                found = _key(rows[:, orders - k - 1 : end], vocabulary)
+                at = np.searchsorted(keys, found)
+                at[at == len(keys)] = 0
+                hits = np.bincount(at[keys[at] == found], minlength=len(keys))
+                asked = _key(every[:, orders - k - 1 : end], vocabulary)
+                out[k, :, column] = hits[np.searchsorted(keys, asked)]
+    sampled = np.array([float(mask[:, orders - 1 :].sum()) for _, mask in samples.values()])
+    result, start = {}, 0
+    for name, (rows, weights) in targets.items():
+        part = slice(start, start + len(rows))
+        start = part.stop
+        result[name] = Counts(words[:, part], contexts[:, part], weights, sampled, vocabulary)
+    return result
+
+
+def _targets(held: Held, orders: int, most: int | None = POSITIONS) -> tuple[np.ndarray, np.ndarray]:
+    """The last `orders` words up to every target that counts, (N, orders), and weights (N,)."""
+    ids, mask = held
+    windows = np.lib.stride_tricks.sliding_window_view(ids, orders, axis=1)
+    rows = windows[mask[:, orders - 1 :]]
+    if most is not None and len(rows) > most:
+        rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+    return rows, np.full(len(rows), 1 / max(1, len(rows)))
+
+
+def _key(rows: np.ndarray, vocabulary: int) -> np.ndarray:
+    """One number for each row of words, (N, k) -> (N,); k may be 0."""
+    key = np.zeros(len(rows), np.int64)
+    for column in rows.T:
+        key = key * vocabulary + column
+    return key
+
+
+def sample_rows(count: int, length: int, most: int = SAMPLE) -> Sequence[int]:
+    """Which of a domain's sequences are counted: all, or so many that `most` tokens come together, evenly spread."""
+    wanted = max(1, most // max(1, length))
+    if count <= wanted:
+        return range(count)
+    return [int(i) for i in np.linspace(0, count - 1, wanted).round()]
+
+
+def as_json(data: DataLeft) -> dict[str, Any]:
+    """JSON values."""
+    return {
+        "tokens_left": data.tokens_left,
+        "used": np.asarray(data.used).tolist(),
+        "distinct": np.asarray(data.distinct).tolist(),
+    }

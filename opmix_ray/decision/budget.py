@@ -1,0 +1,98 @@
+"""How large the probes and the search of a decision may be, so that all decisions of a stage cost what they may.
+
+size = sized(config, stage, components=8, sets=2)
+size.config.probe.steps, size.config.search.trials        # None: not even small probes fit
+size.words                                                # "probes of 6 steps of 4 sequences, ..."
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from opmix_ray.config import RunConfig, StageConfig
+
+# FLOPs of a token in forward passes: training has two more for the gradients, a probe leaves out those of the weights.
+TRAIN, PROBE, FORWARD = 3.0, 2.3, 1.0
+FOR_PROBES = 0.55  # of a decision's budget
+SAFE = 0.9  # of the budget, since the three figures above are rounded
+LEAST_STEPS, LEAST_BATCH = 3, 2
+LEAST_SEQUENCES = 4
+MORE_TRIALS = 3  # candidates at least, beside one for each component
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a decision may be.
+
+    Args:
+        config: the run's, with sizes that fit; None: no probes fit, the decision counts alone.
+        sequences: held-out ones of each set that a candidate sees.
+        share: of the stage's FLOPs that this decision is expected to cost.
+        words: what was chosen, and why.
+    """
+
+    config: RunConfig | None
+    sequences: int
+    share: float
+    words: str
+
+
+def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) -> Size:
+    """Sizes for one decision of a stage.
+
+    Args:
+        config: the run's.
+        stage: with its decisions.
+        components: probes that are trained.
+        sets: evaluation sets that are scored.
+    """
+    probe, search, train = config.probe, config.search, config.train
+    length = config.data.seq_len
+    whole = stage.steps * train.batch_size * length * TRAIN
+    batch = probe.batch_size or train.batch_size
+    count = components + (1 if probe.check else 0)
+
+    def cost(steps: int, rows: int, trials: int, sequences: int) -> float:
+        probes = count * steps * rows * length * PROBE
+        return (probes + (trials + 1) * sequences * sets * length * FORWARD) / whole
+
+    if search.budget is None:
+        share = cost(probe.steps, batch, search.trials, search.sequences)
+        return Size(config, search.sequences, share, "search.budget is null: sizes as configured")
+    one = SAFE * search.budget / max(1, len(stage.decide_at)) * whole
+    by_hand = {f"probe.{name}" for name in ("steps", "batch_size") if name in probe.model_fields_set} | {
+        f"search.{name}" for name in ("trials", "sequences") if name in search.model_fields_set
+    }
+    rows = FOR_PROBES * one / (count * length * PROBE)  # of one probe, over all its steps
+    if "probe.batch_size" not in by_hand:
+        batch = max(LEAST_BATCH, min(batch, round(math.sqrt(rows))))
+    steps = probe.steps if "probe.steps" in by_hand else min(probe.steps, int(rows / batch))
+    passes = (1 - FOR_PROBES) * one / (sets * length * FORWARD)  # sequences of each set, over all candidates
+    fewest = components + MORE_TRIALS
+    trials = search.trials
+    if "search.trials" not in by_hand:
+        trials = max(fewest, min(search.trials, int(passes / LEAST_SEQUENCES) - 1))
+    sequences = search.sequences
+    if "search.sequences" not in by_hand:
+        sequences = min(search.sequences, int(passes / (trials + 1)))
+    percent = f"{100 * search.budget:g} % of the stage's FLOPs for {max(1, len(stage.decide_at))} decision(s)"
+    if steps < LEAST_STEPS or sequences < LEAST_SEQUENCES:
+        return Size(
+            None, 0, 0.0,
+            f"{stage.steps} steps are too few for probes of {components} components within search.budget ({percent}): "
+            "the mixture comes from counting alone",
+        )  # fmt: skip
+    kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
+    sizes = config.model_copy(
+        update={
+            "probe": probe.model_copy(update={"steps": steps, "batch_size": batch}),
+            "search": search.model_copy(update={"trials": trials}),
+        }
+    )
+    share = cost(steps, batch, trials, sequences)
+    return Size(
+        sizes, sequences, share,
+        f"{count} probes of {steps} steps of {batch} sequences, {trials} candidates on {sequences} sequences a set: "
+        f"about {100 * share:.1f} %, within {percent}{kept}",
+    )  # fmt: skip

@@ -1,0 +1,48 @@
+"""Counts of the evaluation sets' words in the domains' training text, for one decision; no pass of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from opmix_ray.counts.ngrams import SAMPLE, Counts, DataLeft, count_ngrams, sample_rows
+from opmix_ray.data.held_out import split_counts
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.mixture import Mixture
+
+MOST_SEQUENCES = 256  # held-out sequences of a set whose words are counted
+MOST_TOKENS = 1 << 22  # counted over all domains
+
+
+def counts_for(
+    prepared: Prepared, sets: Iterable[str], current: Mixture, data: DataLeft, *, reported: int, searched: int
+) -> dict[str, Counts]:
+    """Counts by evaluation set, each weighted for the set; sets of questions are left out.
+
+    Args:
+        prepared: the run's data.
+        sets: names of those that matter.
+        current: mixture in force, over the stage's domains.
+        data: what the stage reads.
+        reported, searched: held-out sequences per set for reports and for decisions; the former are not looked at.
+    """
+    held = {}
+    for name in sets:
+        domain = prepared.eval_sets[name]
+        if domain.questions() is not None:
+            continue
+        count = domain.eval_sequences
+        first, own = split_counts(count, reported, searched)
+        start = first if count > 1 else 0
+        held[name] = domain.evaluation().batch(range(start, min(count, start + max(own, MOST_SEQUENCES))))
+    if not held:
+        return {}
+    most = min(SAMPLE, MOST_TOKENS // max(1, len(current)))
+    samples = {}
+    for name in current:
+        store = prepared.domains[name].train()
+        samples[name] = store.batch(sample_rows(len(store), store.seq_len, most))
+    found = count_ngrams(held, samples, prepared.vocab_size)
+    even = np.full(len(current), 1 / len(current))
+    return {name: counts.for_the_set(even, data) for name, counts in found.items()}

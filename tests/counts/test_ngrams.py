@@ -1,0 +1,101 @@
+"""Counting: what a mixture teaches a set, its derivative, repeats, and what serves a set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from opmix_ray.counts.ngrams import Counts, DataLeft, count_ngrams, sample_rows
+from opmix_ray.counts.response import DataResponse
+from opmix_ray.laws.base import dump_response, load_response
+
+VOCABULARY, LENGTH = 40, 32
+
+
+def text(seed: int, offset: int, rows: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of a small Markov chain on its own part of the vocabulary."""
+    rng = np.random.default_rng(seed)
+    ids = np.zeros((rows, LENGTH), np.int64)
+    for column in range(1, LENGTH):
+        ids[:, column] = (ids[:, column - 1] * 3 + rng.integers(0, 3, rows)) % 12
+    return ids + offset, np.ones((rows, LENGTH), bool)
+
+
+@pytest.fixture
+def counts() -> Counts:
+    """Of a set like the first of three domains."""
+    samples = {"like": text(1, 0), "other": text(2, 12), "far": text(3, 24)}
+    return count_ngrams({"set": text(9, 0, 20)}, samples, VOCABULARY)["set"]
+
+
+def left(tokens: float = 2000.0, used: float = 0.0) -> DataLeft:
+    return DataLeft(tokens, np.full(3, used), np.full(3, 60.0 * LENGTH))
+
+
+def test_counts_are_those_of_a_plain_loop() -> None:
+    sample, held = text(1, 0, 5), text(9, 0, 3)
+    found = count_ngrams({"set": held}, {"like": sample}, VOCABULARY)["set"]
+    targets = [tuple(row[i - 2 : i + 1]) for row in held[0] for i in range(2, LENGTH)]
+    seen = [tuple(row[i - 2 : i + 1]) for row in sample[0] for i in range(2, LENGTH)]
+    for n in range(3):
+        expected = [sum(s[2 - n :] == t[2 - n :] for s in seen) for t in targets]
+        assert found.words[n, :, 0].tolist() == expected
+        assert found.contexts[n, :, 0].tolist() == [
+            sum(s[2 - n : 2] == t[2 - n : 2] for s in seen) for t in targets
+        ]
+
+
+def test_the_domain_like_the_set_serves_it_most(counts: Counts) -> None:
+    losses = counts.loss(np.eye(3), left())
+    assert losses[0] < min(losses[1:]) - 0.5
+    serves = counts.for_the_set(np.full(3, 1 / 3), left())
+    assert serves.words[0, :, 1:].sum() < 1e-3 * serves.words[0, :, 0].sum()
+
+
+def test_the_gradient_is_that_of_the_loss(counts: Counts) -> None:
+    shares, data, step = np.array([[0.5, 0.3, 0.2]]), left(5000.0, 300.0), 1e-6
+    gradient = counts.gradient(shares, data)[0]
+    for d in range(3):
+        moved = step * np.eye(3)[d]
+        change = counts.loss(shares + moved, data) - counts.loss(shares - moved, data)
+        assert gradient[d] == pytest.approx(change[0] / (2 * step), rel=1e-4, abs=1e-7)
+
+
+def test_text_read_again_counts_for_less(counts: Counts) -> None:
+    data = left(1e5)
+    worth, slope = data.effective(np.array([[0.01, 0.2, 0.79]]))
+    assert worth[0, 0] == pytest.approx(1000)
+    assert slope[0, 0] == pytest.approx(1e5)
+    assert worth[0, 1] < 0.5 * 0.2e5
+    assert slope[0, 2] < 1.0
+
+
+def test_what_does_not_count_in_the_loss_is_not_counted() -> None:
+    ids, mask = text(1, 0)
+    mask[:, : LENGTH // 2] = False
+    found = count_ngrams({"set": text(9, 0, 4)}, {"answers": (ids, mask)}, VOCABULARY)["set"]
+    assert found.sampled[0] == mask[:, 2:].sum()
+
+
+def test_a_response_goes_through_json_and_keeps_its_slope(counts: Counts) -> None:
+    centre = np.full(3, 1 / 3)
+    response = DataResponse(
+        3.0, centre, 0.9, np.array([0.1, 0.0, -0.1]), 0.2, 0.01 * np.eye(3), counts, left()
+    )  # fmt: skip
+    again = load_response(dump_response(response))
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), 5)
+    assert again.predict(shares) == pytest.approx(response.predict(shares), rel=1e-5)
+    assert again.std(centre[None])[0] == 0.0
+    assert response.predict(centre[None])[0] == pytest.approx(3.0)
+    step = 1e-6 * (np.eye(3)[0] - np.eye(3)[2])
+    slope = response.gradient(shares)[0] @ (step / 1e-6)
+    change = response.predict(shares[:1] + step) - response.predict(shares[:1] - step)
+    assert slope == pytest.approx(change[0] / 2e-6, rel=1e-4)
+
+
+def test_samples_are_spread_evenly() -> None:
+    assert list(sample_rows(10, 100, 10_000)) == list(range(10))
+    some = sample_rows(1000, 100, 1000)
+    assert len(some) == 10
+    assert some[0] == 0
+    assert some[-1] == 999

@@ -1,0 +1,83 @@
+"""Sizes of a decision within its budget, and the choice of least expected regret."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from opmix_ray.config import RunConfig, make_config
+from opmix_ray.decision.budget import FORWARD, PROBE, TRAIN, sized
+from opmix_ray.decision.choice import Choice, choose
+from opmix_ray.laws.base import Constant
+from opmix_ray.laws.fitted import FittedLaw
+from opmix_ray.mixture import Mixture
+
+
+def config(steps: int, **sections: object) -> RunConfig:
+    tree = {
+        "data": {"seq_len": 128, "domains": {name: {"path": f"{name}.jsonl"} for name in "abcd"}},
+        "train": {"batch_size": 16},
+        "stages": [{"name": "s", "steps": steps, "decide_at": [0.1, 0.5]}],
+    }
+    return make_config(tree | sections)
+
+
+@pytest.mark.parametrize("steps", [400, 1000, 3000, 20000])
+@pytest.mark.parametrize("components", [2, 8, 32])
+def test_all_decisions_together_cost_at_most_the_budget(steps: int, components: int) -> None:
+    run = config(steps)
+    size = sized(run, run.stages[0], components=components, sets=4)
+    assert 2 * size.share <= run.search.budget  # type: ignore[operator]
+    if size.config is not None:
+        probe, search = size.config.probe, size.config.search
+        count = components + probe.check
+        assert probe.batch_size is not None
+        cost = (
+            count * probe.steps * probe.batch_size * PROBE
+            + (search.trials + 1) * size.sequences * 4 * FORWARD
+        )
+        assert cost / (steps * 16 * TRAIN) == pytest.approx(size.share)
+
+
+def test_a_short_stage_has_no_probes_and_a_long_one_the_configured_ones() -> None:
+    short, long = config(60), config(200_000)
+    assert sized(short, short.stages[0], components=4, sets=4).config is None
+    size = sized(long, long.stages[0], components=4, sets=4)
+    assert size.config is not None
+    assert (size.config.probe.steps, size.config.probe.batch_size) == (25, 16)
+    assert (size.config.search.trials, size.sequences) == (12, 32)
+
+
+def test_what_is_set_by_hand_stays() -> None:
+    run = config(1000, probe={"steps": 7}, search={"trials": 20})
+    size = sized(run, run.stages[0], components=4, sets=1)
+    assert size.config is not None
+    assert (size.config.probe.steps, size.config.search.trials) == (7, 20)
+    assert "by hand: probe.steps, search.trials" in size.words
+
+
+def test_no_budget_changes_nothing() -> None:
+    run = config(10, search={"budget": None})
+    assert sized(run, run.stages[0], components=4, sets=4).config is run
+
+
+def law(slope: np.ndarray) -> FittedLaw:
+    class Linear(Constant):
+        def predict(self, ratios: np.ndarray) -> np.ndarray:
+            return 3.0 + ratios @ slope
+
+        def std(self, ratios: np.ndarray) -> np.ndarray:
+            return np.full(len(ratios), 0.01)
+
+    return FittedLaw("l", ["a", "b"], ["m"], np.ones(1), [Linear(0.0)])
+
+
+def test_the_mixture_of_least_expected_loss_is_chosen_and_the_one_in_force_is_among_them() -> None:
+    current, other = Mixture({"a": 0.5, "b": 0.5}), Mixture({"a": 0.9, "b": 0.1})
+    better = choose(law(np.array([-1.0, 0.0])), {"proposal": other}, current)
+    assert better.name == "proposal"
+    assert better.gain == pytest.approx(0.4)
+    assert better.low < better.gain < better.high
+    worse = choose(law(np.array([1.0, 0.0])), {"proposal": other}, current)
+    assert worse.name == Choice.CURRENT
+    assert worse.gain == 0.0
