@@ -1,0 +1,44 @@
+"""Problems on which the best mixture is known, and how much of what could be had a decision finds.
+
+python benchmarks/problems.py list
+python benchmarks/problems.py train NAME ...     # really trains 24 mixtures from one prefix, with two seeds
+python benchmarks/problems.py judge [NAME ...]   # replays the product's decision on what is kept
+python benchmarks/problems.py run NAME           # for real: opmix compare --equal-compute, three seeds
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from problem_bench.problem import Problem, names  # noqa: E402
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["list", "train", "judge", "run"])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--rounds", type=int, default=2, help="1: without the mixtures near a fitted optimum")
+    arguments = parser.parse_args()
+    asked = arguments.names or names()
+    if arguments.what == "list":
+        for name in asked:
+            problem = Problem.load(name)
+            print(f"{name:14s} {problem.family:10s} {problem.about}")
+    elif arguments.what == "train":
+        from problem_bench.truth import train
+
+        seeds = [int(seed) for seed in arguments.seeds.split(",")]
+        for name in asked:
+            train(Problem.load(name), lambda line: print(line, flush=True), seeds, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
