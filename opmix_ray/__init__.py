@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from opmix_ray.mixture import Mixture
     from opmix_ray.model.interpolate import Interpolator, ProbeSet
     from opmix_ray.runner.task import make_task
+    from opmix_ray.strategies.base import Strategy
+    from opmix_ray.strategies.making import Making
+    from opmix_ray.train.live import Live, Moment
     from opmix_ray.trials.space import mixture_space
     from opmix_ray.trials.trial import CandidateScorer, MixtureTrial, SearchTask
 
@@ -30,11 +33,15 @@ _WHERE = {
     "CandidateScorer": "opmix_ray.trials.trial",
     "Decision": "opmix_ray.decision.rule",
     "Interpolator": "opmix_ray.model.interpolate",
+    "Live": "opmix_ray.train.live",
+    "Making": "opmix_ray.strategies.making",
     "Mixture": "opmix_ray.mixture",
     "MixtureTrial": "opmix_ray.trials.trial",
+    "Moment": "opmix_ray.train.live",
     "ProbeSet": "opmix_ray.model.interpolate",
     "RunConfig": "opmix_ray.config",
     "SearchTask": "opmix_ray.trials.trial",
+    "Strategy": "opmix_ray.strategies.base",
     "UserError": "opmix_ray.errors",
     "fit_law": "opmix_ray.laws",
     "load_config": "opmix_ray.config",
@@ -53,11 +60,15 @@ __all__ = [
     "CandidateScorer",
     "Decision",
     "Interpolator",
+    "Live",
+    "Making",
     "Mixture",
     "MixtureTrial",
+    "Moment",
     "ProbeSet",
     "RunConfig",
     "SearchTask",
+    "Strategy",
     "UserError",
     "fit_law",
     "load_config",

@@ -16,11 +16,12 @@ import pytest
 
 from opmix_ray import plugins
 from opmix_ray.config import SourceConfig
-from opmix_ray.config.strategy import strategy_names
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.runner.check_plan import check_plan
 from opmix_ray.sources.source import iter_documents, validate_sources
+from opmix_ray.strategies.base import Strategy
+from opmix_ray.strategies.registry import strategy_names, strategy_of
 from tests.support import ROOT, TinyRun
 
 
@@ -123,6 +124,23 @@ def test_a_run_with_all_of_them(installed: Path, tiny: TinyRun) -> None:
     result = json.loads(done.stdout)
     assert "has the greatest loss" in result["decisions"][0]["reason"]
     assert result["mixtures"][0]["mixture"] != result["final_mixture"]
+
+
+def test_a_strategy_is_the_same_class_as_ours(installed: Path, tiny: TinyRun) -> None:
+    strategy = strategy_of(tiny.load("strategy=worst-first"))
+    assert isinstance(strategy, Strategy)
+    assert strategy.plan(tiny.load("strategy=worst-first")).stages[0].decide_at == [0.5]
+    assert strategy.live(tiny.load(), {}) is None
+
+
+def test_what_is_no_strategy_is_refused(monkeypatch: pytest.MonkeyPatch, tiny: TinyRun) -> None:
+    wrong = EntryPoint(name="mine", value="opmix_ray.mixture:Mixture", group="opmix_ray.strategies")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [wrong] if group == wrong.group else [])
+    _forget()
+    with pytest.raises(UserError, match="strategy = mine: is registered, but is no strategy"):
+        strategy_of(tiny.load("strategy=mine"))
+    monkeypatch.undo()
+    _forget()
 
 
 def test_without_the_package_its_names_are_unknown(tiny: TinyRun) -> None:

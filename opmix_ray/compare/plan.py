@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opmix_ray.config import RunConfig, StageConfig
-from opmix_ray.config.strategy import check_strategy, strategy_names
 from opmix_ray.errors import UserError
+from opmix_ray.strategies.registry import check_strategy, strategy_names
 
 RUNS = "runs"  # directory of the runs inside a comparison's output
 

@@ -25,7 +25,7 @@ from opmix_ray.runner.plan import stage_domains
 from opmix_ray.runner.runner import run
 from opmix_ray.runner.validate import validate
 from opmix_ray.storage import Storage
-from opmix_ray.strategies.rules import planned
+from opmix_ray.strategies.registry import strategy_of
 
 COMPARE, ROWS, TABLE, PAGE, TIMES = "compare.json", "compare.csv", "compare.md", "compare.html", "times.json"
 _OURS = {COMPARE, ROWS, TABLE, PAGE, TIMES, RUNS, LOCK}
@@ -157,7 +157,7 @@ class _Table:
 
 def learned_at(config: RunConfig) -> dict[str, int]:
     """Domain -> step at the end of the first stage that trains on it; 0: the model was trained on it before."""
-    config = planned(config)
+    config = strategy_of(config).plan(config)
     found = {name: 0 for name, share in beginning(config).mixture.items() if share > 0}
     found = {name: step for name, step in found.items() if name in config.data.domains}
     at = 0

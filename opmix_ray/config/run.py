@@ -13,7 +13,7 @@ from pydantic import Field
 from opmix_ray.config.data import NAME, BaseConfig, DataConfig, EvaluationConfig, SourceConfig
 from opmix_ray.config.objective import own_objective
 from opmix_ray.config.section import Section
-from opmix_ray.config.strategy import BUILT_IN, StrategiesConfig
+from opmix_ray.config.strategy import StrategiesConfig
 from opmix_ray.config.train import ModelConfig, TokenizerConfig, TrainConfig
 
 
@@ -247,8 +247,8 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Held-out sets.")
     strategy: str = Field(
         "opmix",
-        description="Who decides the mixture: `opmix`, or one of those it is compared with: "
-        f"{', '.join(f'`{name}`' for name in BUILT_IN[1:])}; or one that another package brings.",
+        description="Who decides the mixture: `opmix`, one of those that it is compared with (docs/compare.md), or one "
+        "that another package brings (docs/plugins.md).",
     )
     strategies: StrategiesConfig = Field(
         default_factory=StrategiesConfig, description="Parameters of the strategies."

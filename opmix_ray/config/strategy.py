@@ -2,50 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Literal
 
 from pydantic import Field
 
-from opmix_ray import plugins
 from opmix_ray.config.section import Section
-from opmix_ray.errors import UserError
-
-BUILT_IN = (
-    "opmix",
-    "opmix-published",
-    "uniform",
-    "proportional",
-    "fixed",
-    "temperature",
-    "sequential",
-    "replay",
-    "retrain",
-    "swarm",
-    "mergemix",
-    "doremi",
-    "odm",
-    "aioli",
-    "self-distillation",
-)
-
-
-def strategy_names() -> list[str]:
-    """Every strategy there is: ours, and those of other packages."""
-    return [*BUILT_IN, *(name for name in plugins.names("strategies") if name not in BUILT_IN)]
-
-
-def check_strategy(name: str, key: str) -> None:
-    """Refuse a name that no strategy has.
-
-    Raises:
-        UserError: there is none; names the nearest.
-    """
-    known = strategy_names()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`? " if near else ""
-        raise UserError("no such strategy", key=key, value=name, remedy=f"{hint}known: {', '.join(known)}")
 
 
 class PublishedConfig(Section):

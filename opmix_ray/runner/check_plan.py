@@ -12,7 +12,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws.base import nearest
 from opmix_ray.laws.fit import law_names
 from opmix_ray.runner.plan import decision_points, overlap_steps, stage_domains
-from opmix_ray.strategies.rules import planned
+from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.trials.space import OLD
 from opmix_ray.watch.trackers import CALLBACKS, missing
 
@@ -156,7 +156,7 @@ class _Check:
     def strategy(self) -> None:
         """There is such a strategy, and it has what it needs."""
         try:
-            planned(self.config)
+            strategy_of(self.config).plan(self.config)
         except UserError as error:
             self.errors.append(error)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.plan import fit_to_caps, share_caps
 from opmix_ray.mixture import Mixture
-from opmix_ray.strategies.rules import start_rule
+from opmix_ray.strategies.registry import strategy_of
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ def start_mixture(
     names = stage_domains(config, stage)
     of_names = {name: float(tokens[name]) for name in names}
     old = Mixture(used) if any(used.values()) else previous
-    wanted = start_rule(config, stage, old, of_names) or wanted_mixture(stage, previous, of_names)
+    wanted = strategy_of(config).start(config, stage, old, of_names) or wanted_mixture(
+        stage, previous, of_names
+    )
     length = stage.steps * config.train.batch_size * seq_len
     caps = share_caps(of_names, {name: config.data.domains[name].max_epochs for name in names}, used, length)
     return fit_to_caps(wanted, caps)

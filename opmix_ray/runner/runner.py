@@ -46,8 +46,7 @@ from opmix_ray.runner.plan import Step, in_stage, plan, stage_domains
 from opmix_ray.runner.standing import resumes_at, total_steps
 from opmix_ray.runner.validate import check_before, prepare_checked, refuse
 from opmix_ray.storage import Storage
-from opmix_ray.strategies.registry import decider, live
-from opmix_ray.strategies.rules import planned
+from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import TRAIN, SegmentResult, run_segment
@@ -79,7 +78,8 @@ def run(
     Raises:
         UserError: something in the configuration, the data or the output is wrong.
     """
-    config = planned(config)
+    strategy = strategy_of(config)
+    config = strategy.plan(config)
     progress = progress or Progress()
     storage = Storage(config.output_uri())
     with with_base(config) as based:
@@ -109,7 +109,7 @@ def run(
                 state.content = content
             with connected(config), watching(config, storage, _done(storage, state)) as watch:
                 refuse(check_reach(config, storage, prepared))
-                decide = decide or decider(config)
+                decide = decide or strategy.decide
                 return _Runner(based, prepared, storage, state, progress, decide, watch).run()
 
 
@@ -176,7 +176,7 @@ class _Runner:
             evaluation=config.evaluation,
             sequences_searched=config.search.sequences,
             prepared=self.prepared,
-            live=live(self._as_of(stage.name), self._caps(stage)),
+            live=strategy_of(config).live(self._as_of(stage.name), self._caps(stage)),
             sampler=self.state.sampler,
         )
         self.progress.segment_started(stage.name, step.start, step.end, self.state.mixture)

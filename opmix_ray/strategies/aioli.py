@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from opmix_ray.config import RunConfig
 from opmix_ray.config.strategy import AioliConfig
 from opmix_ray.mixture import Mixture
+from opmix_ray.strategies.base import Strategy
+from opmix_ray.strategies.costs import Costs
 from opmix_ray.train.live import Live, Moment
 
 
@@ -77,6 +80,19 @@ class Sweeps(Live):
         if part * count >= length:  # no room for the rest of a round
             return []
         return [r * length + k * part for r in range(self.settings.rounds) for k in range(count + 1)]
+
+
+class Aioli(Strategy):
+    """Aioli inside the main run."""
+
+    decides = "never"
+
+    def live(self, config: RunConfig, caps: dict[str, float]) -> Live:
+        return Sweeps(caps, config.objective(), config.strategies.aioli)
+
+    def live_cost(self, config: RunConfig, domains: int, costs: Costs) -> float:
+        looks = config.strategies.aioli.rounds * (domains + 1) if domains > 1 else 0
+        return looks * costs.look
 
 
 def perturbed(domains: int, one_hot: float) -> np.ndarray:

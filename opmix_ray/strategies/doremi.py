@@ -20,6 +20,7 @@ import numpy as np
 import ray
 import torch
 
+from opmix_ray.config import RunConfig
 from opmix_ray.data.held_out import HeldOut
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
@@ -28,7 +29,9 @@ from opmix_ray.model.base_files import SPEC, load_base, save_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.loss import compute_context, token_losses
 from opmix_ray.record import read_record
-from opmix_ray.strategies.offline import Offline
+from opmix_ray.strategies.base import Strategy
+from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import Proxy, ProxyRun, ProxyTask, run_tasks, train_proxy
 
 REFERENCE, PROXY = "reference", "proxy"
@@ -96,31 +99,6 @@ def _excess(run: ProxyRun, other: Any, ids: Any, mask: Any, domains: Any, count:
     return sums.cpu().numpy()
 
 
-def decide(search: Offline) -> Decision:
-    """Train reference and proxy, or what is missing of them."""
-    settings, place = search.config.strategies.doremi, search.place
-    start = search.start_weights()
-    if not place.exists(f"{REFERENCE}/{SPEC}"):
-        mixture = Mixture.proportional(search.tokens)
-        if settings.reference == "uniform":
-            mixture = Mixture.uniform(search.domains)
-        task = search.proxy(REFERENCE, mixture, settings.proxy, keep=True)
-        for proxy in run_tasks(train_proxy, [(task, (start, search.sets))], search.progress.probe_started):
-            _store(search, proxy)
-    if not place.exists("proxy.json"):
-        with place.local(REFERENCE) as directory:
-            reference = ray.put(load_base(directory))
-        task = search.proxy(PROXY, Mixture.uniform(search.domains), settings.proxy)
-        arguments = (start, search.sets, reference, settings.eta, settings.smoothing)
-        for proxy in run_tasks(train_dro, [(task, arguments)], search.progress.probe_started):
-            place.write_json("proxy.json", _cost(proxy) | proxy.found)
-    for name in (f"{REFERENCE}.json", "proxy.json"):
-        cost = read_record(place, name, Cost)
-        search.add("probes", cost.tokens, cost.flops, cost.seconds)
-    found = read_record(place, "proxy.json", Cost).mixture
-    return search.decision(Mixture(found), "the mean domain weights of the proxy under group DRO")
-
-
 @dataclass
 class Cost:
     """Content of a proxy's file: what it cost and, of the one that weighs domains, what it found."""
@@ -131,12 +109,48 @@ class Cost:
     mixture: dict[str, float] = field(default_factory=dict)
 
 
-def _store(search: Offline, proxy: Proxy) -> None:
+class DoReMi(Strategy):
+    """The mean domain weights of a proxy under group DRO; the whole stage profits."""
+
+    decides = "before the stage"
+
+    def make(self, making: Making) -> Decision:
+        """Train reference and proxy, or what is missing of them."""
+        settings, place = making.config.strategies.doremi, making.place
+        start = making.start_weights()
+        if not place.exists(f"{REFERENCE}/{SPEC}"):
+            mixture = Mixture.proportional(making.tokens)
+            if settings.reference == "uniform":
+                mixture = Mixture.uniform(making.domains)
+            task = making.proxy(REFERENCE, mixture, settings.proxy, keep=True)
+            for proxy in run_tasks(
+                train_proxy, [(task, (start, making.sets))], making.progress.probe_started
+            ):
+                _store(making, proxy)
+        if not place.exists("proxy.json"):
+            with place.local(REFERENCE) as directory:
+                reference = ray.put(load_base(directory))
+            task = making.proxy(PROXY, Mixture.uniform(making.domains), settings.proxy)
+            arguments = (start, making.sets, reference, settings.eta, settings.smoothing)
+            for proxy in run_tasks(train_dro, [(task, arguments)], making.progress.probe_started):
+                place.write_json("proxy.json", _cost(proxy) | proxy.found)
+        for name in (f"{REFERENCE}.json", "proxy.json"):
+            cost = read_record(place, name, Cost)
+            making.add("probes", cost.tokens, cost.flops, cost.seconds)
+        found = read_record(place, "proxy.json", Cost).mixture
+        return making.decision(Mixture(found), "the mean domain weights of the proxy under group DRO")
+
+    def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
+        train, _ = costs.proxy(config.strategies.doremi.proxy)
+        return 2 * train + 2 * train / 3  # two forward passes beside the training of both models
+
+
+def _store(making: Making, proxy: Proxy) -> None:
     assert proxy.model is not None
-    search.place.write_json(f"{proxy.name}.json", _cost(proxy))
+    making.place.write_json(f"{proxy.name}.json", _cost(proxy))
     with tempfile.TemporaryDirectory() as directory:
         save_base(proxy.model, directory)
-        search.place.upload(directory, proxy.name)
+        making.place.upload(directory, proxy.name)
 
 
 def _cost(proxy: Proxy) -> dict[str, Any]:

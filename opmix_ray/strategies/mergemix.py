@@ -17,7 +17,7 @@ import numpy as np
 import ray
 import torch
 
-from opmix_ray.config import ModelConfig, ProbeConfig
+from opmix_ray.config import ModelConfig, ProbeConfig, RunConfig
 from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.decision.rule import Decision
@@ -28,7 +28,9 @@ from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import view_of
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.record import read_record
-from opmix_ray.strategies.offline import Offline
+from opmix_ray.strategies.base import Strategy
+from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import CONSTANT, run_tasks, train_proxy, trainable_copy
 from opmix_ray.strategies.swarm import sample_mixtures
 
@@ -105,75 +107,83 @@ def score_merges(
     return found
 
 
-def decide(search: Offline) -> Decision:
-    """Train the experts that are missing, score merges, fit, propose."""
-    settings = search.config.strategies.mergemix
-    _train_experts(search)
-    prior = Mixture.uniform(search.domains)
-    corners = [Mixture({d: float(d == name) for d in search.domains}) for name in search.domains]
-    drawn = sample_mixtures(prior, settings.trials, (0.5, 5.0), search.seed())
-    mixtures = [search.situation.current, *corners, *drawn][: settings.trials]
-    names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
-    log = search.log()
-    done = {row.run for row in log.rows}
-    missing = [name for name in names if name not in done]
-    if missing:
-        for name, score in zip(missing, _score(search, [names[n] for n in missing]), strict=True):
-            cost = {"tokens": score.tokens, "flops": score.flops, "seconds": score.seconds}
-            log.add(search.row(name, names[name].shares, score.losses, **cost))
-    log.settle()
-    for row in log.rows:
-        search.add("search", row.tokens, row.flops, row.seconds)
-    return search.by_law(log.rows, settings.law, settings.kl, "current", "merged models")
+class MergeMix(Strategy):
+    """One expert per domain, merged as proxies of mixtures."""
+
+    def make(self, making: Making) -> Decision:
+        """Train the experts that are missing, score merges, fit, propose."""
+        settings = making.config.strategies.mergemix
+        _train_experts(making)
+        prior = Mixture.uniform(making.domains)
+        corners = [Mixture({d: float(d == name) for d in making.domains}) for name in making.domains]
+        drawn = sample_mixtures(prior, settings.trials, (0.5, 5.0), making.seed())
+        mixtures = [making.situation.current, *corners, *drawn][: settings.trials]
+        names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
+        log = making.log()
+        done = {row.run for row in log.rows}
+        missing = [name for name in names if name not in done]
+        if missing:
+            for name, score in zip(missing, _score(making, [names[n] for n in missing]), strict=True):
+                cost = {"tokens": score.tokens, "flops": score.flops, "seconds": score.seconds}
+                log.add(making.row(name, names[name].shares, score.losses, **cost))
+        log.settle()
+        for row in log.rows:
+            making.add("search", row.tokens, row.flops, row.seconds)
+        return making.by_law(log.rows, settings.law, settings.kl, "current", "merged models")
+
+    def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
+        own = config.strategies.mergemix
+        tokens = own.steps * (own.batch_size or config.train.batch_size) * costs.length
+        return len(planned.domains) * tokens * costs.train + own.trials * costs.look
 
 
-def _train_experts(search: Offline) -> None:
-    settings, place = search.config.strategies.mergemix, search.place
+def _train_experts(making: Making) -> None:
+    settings, place = making.config.strategies.mergemix, making.place
     proxy = ProxyConfig(
         steps=settings.steps, batch_size=settings.batch_size, learning_rate_ratio=settings.learning_rate_ratio
     )
-    missing = [name for name in search.domains if not place.exists(f"experts/{name}/{SPEC}")]
+    missing = [name for name in making.domains if not place.exists(f"experts/{name}/{SPEC}")]
     if missing:
-        base = ray.put(search.base)
+        base = ray.put(making.base)
         tasks = [
             (
-                search.proxy(
-                    name, Mixture({name: 1.0}), proxy, model=search.config.model, schedule=CONSTANT, keep=True
+                making.proxy(
+                    name, Mixture({name: 1.0}), proxy, model=making.config.model, schedule=CONSTANT, keep=True
                 ),
-                (base, search.sets),
+                (base, making.sets),
             )
             for name in missing
         ]
-        for expert in run_tasks(train_proxy, tasks, search.progress.probe_started):
+        for expert in run_tasks(train_proxy, tasks, making.progress.probe_started):
             assert expert.model is not None
             cost = {"tokens": expert.tokens, "flops": expert.flops, "seconds": expert.seconds}
             place.write_json(f"costs/{expert.name}.json", cost)
             with tempfile.TemporaryDirectory() as directory:
                 save_base(expert.model, directory)
                 place.upload(directory, f"experts/{expert.name}")
-            search.progress.message(f"expert {expert.name}: {expert.seconds:.1f} s")
-    for name in search.domains:
+            making.progress.message(f"expert {expert.name}: {expert.seconds:.1f} s")
+    for name in making.domains:
         cost = read_record(place, f"costs/{name}.json", dict[str, float])
-        search.add("probes", cost["tokens"], cost["flops"], cost["seconds"])
+        making.add("probes", cost["tokens"], cost["flops"], cost["seconds"])
 
 
-def _score(search: Offline, mixtures: Sequence[Mapping[str, float]]) -> list[MergeScore]:
+def _score(making: Making, mixtures: Sequence[Mapping[str, float]]) -> list[MergeScore]:
     """Score mixtures on as many processes as a search has evaluators, in their order."""
-    config = search.config
+    config = making.config
     experts: list[Any] = []
-    for name in search.domains:
-        with search.place.local(f"experts/{name}") as directory:
+    for name in making.domains:
+        with making.place.local(f"experts/{name}") as directory:
             experts.append(ray.put(load_base(directory)))
-    base = ray.put(search.base)
-    candidates = [np.array([mixture[name] for name in search.domains]) for mixture in mixtures]
+    base = ray.put(making.base)
+    candidates = [np.array([mixture[name] for name in making.domains]) for mixture in mixtures]
     count = min(config.search.evaluators, len(candidates))
     parts = [candidates[start::count] for start in range(count)]
     remote = ray.remote(score_merges).options(
         num_cpus=config.search.cpus, num_gpus=config.search.gpus, max_retries=config.probe.max_retries
     )
-    size, length = config.search.batch_size, search.prepared.seq_len
+    size, length = config.search.batch_size, making.prepared.seq_len
     waiting = [
-        remote.remote(part, search.sets, size, length, config.model, config.probe, base, *experts)
+        remote.remote(part, making.sets, size, length, config.model, config.probe, base, *experts)
         for part in parts
     ]
     scored = ray.get(waiting)

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from opmix_ray.config import RunConfig
 from opmix_ray.config.strategy import OdmConfig
 from opmix_ray.mixture import Mixture
+from opmix_ray.strategies.base import Strategy
 from opmix_ray.train.live import Live, Moment
 
 
@@ -46,6 +48,15 @@ class Bandit(Live):
         turn = memory["turn"] = memory.get("turn", 0) + 1
         policy = exp3_policy(np.array([rewards[name] for name in names]), turn)
         return Mixture.from_array(names, policy)
+
+
+class Odm(Strategy):
+    """Online data mixing inside the main run."""
+
+    decides = "never"
+
+    def live(self, config: RunConfig, caps: dict[str, float]) -> Live:
+        return Bandit(caps, config.objective(), config.strategies.odm)
 
 
 def update_rewards(

@@ -9,27 +9,30 @@ domain goes on where it stood, and repetition caps hold.
 from __future__ import annotations
 
 from opmix_ray.config import RunConfig
+from opmix_ray.strategies.opmix import OPMix
 
 
-def published(config: RunConfig) -> RunConfig:
-    """The run with the published settings of `probe`, `search` and `proposal`."""
-    own = config.strategies.opmix_published
-    probe = {
-        "rank": 16,
-        "alpha": 32.0,
-        "learning_rate_ratio": 2.0,
-        "new_share": 0.9,
-        "check": False,
-        "settle": None,
-    }
-    if own.probe_steps is not None:
-        probe["steps"] = own.probe_steps
-    search = {"trials": own.trials, "sampler": "random", "scheduler": "none", "gradients": False}
-    proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "eps_steps": None, "verify": False}
-    return config.model_copy(
-        update={
-            "probe": config.probe.model_copy(update=probe),
-            "search": config.search.model_copy(update=search),
-            "proposal": config.proposal.model_copy(update=proposal),
+class Published(OPMix):
+    """OP-Mix with the published settings of `probe`, `search` and `proposal`."""
+
+    def plan(self, config: RunConfig) -> RunConfig:
+        own = config.strategies.opmix_published
+        probe = {
+            "rank": 16,
+            "alpha": 32.0,
+            "learning_rate_ratio": 2.0,
+            "new_share": 0.9,
+            "check": False,
+            "settle": None,
         }
-    )
+        if own.probe_steps is not None:
+            probe["steps"] = own.probe_steps
+        search = {"trials": own.trials, "sampler": "random", "scheduler": "none", "gradients": False}
+        proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "eps_steps": None, "verify": False}
+        return config.model_copy(
+            update={
+                "probe": config.probe.model_copy(update=probe),
+                "search": config.search.model_copy(update=search),
+                "proposal": config.proposal.model_copy(update=proposal),
+            }
+        )

@@ -13,6 +13,7 @@ that follows. A prompt that a row cuts off keeps its end.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -21,8 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.config.strategy import SelfDistillationConfig
+from opmix_ray.errors import UserError
+from opmix_ray.mixture import Mixture
 from opmix_ray.model.loss import sequence_losses, training_loss
+from opmix_ray.strategies.base import Strategy
+from opmix_ray.strategies.continual import Sequential
 from opmix_ray.train.live import Live
 
 Example = tuple[torch.Tensor, torch.Tensor]  # ids of a prompt and of its demonstration
@@ -36,6 +42,36 @@ class Distillation(Live):
 
     def module(self, model: Any) -> nn.Module:
         return DistillationModule(model, self.settings)
+
+
+class SelfDistillation(Strategy):
+    """Self-distillation inside the main run; needs prompts and answers."""
+
+    decides = "never"
+
+    def check(self, config: RunConfig) -> None:
+        sources = config.data.domains.values()
+        if not any(source.prompt_column or source.messages_column for source in sources):
+            raise UserError(
+                "`self-distillation` needs prompts, and no domain has any",
+                key="strategy",
+                remedy="give `prompt_column` and `completion_column`, or `messages_column`",
+            )
+        if config.train.strategy == "fsdp2" and config.train.workers > 1:
+            raise UserError(
+                "`self-distillation` answers with the whole model",
+                key="train.strategy",
+                value="fsdp2",
+                remedy="use ddp, or one worker",
+            )
+
+    def start(
+        self, config: RunConfig, stage: StageConfig, old: Mixture | None, tokens: Mapping[str, float]
+    ) -> Mixture | None:
+        return Sequential().start(config, stage, old, tokens)
+
+    def live(self, config: RunConfig, caps: dict[str, float]) -> Live:
+        return Distillation(caps, config.objective(), config.strategies.self_distillation)
 
 
 class DistillationModule(nn.Module):

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from opmix_ray.config import RunConfig
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
-from opmix_ray.strategies.offline import Offline
+from opmix_ray.strategies.base import Strategy
+from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import run_tasks, train_proxy
 
 
@@ -38,25 +41,35 @@ def sample_mixtures(
     return found
 
 
-def decide(search: Offline) -> Decision:
-    """Train what is missing of the swarm, fit, propose."""
-    settings = search.config.strategies.swarm
-    prior = Mixture.proportional(search.tokens)
-    mixtures = sample_mixtures(prior, settings.proxies, settings.concentration, search.seed())
-    names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
-    log = search.log()
-    done = {row.run for row in log.rows}
-    base = search.start_weights() if len(done) < len(names) else None
-    tasks = [
-        (search.proxy(name, mixture, settings.proxy, evaluate=True), (base, search.sets))
-        for name, mixture in names.items()
-        if name not in done
-    ]
-    for proxy in run_tasks(train_proxy, tasks, search.progress.probe_started):
-        cost = {"tokens": proxy.tokens, "flops": proxy.flops, "seconds": proxy.seconds}
-        log.add(search.row(proxy.name, names[proxy.name].shares, proxy.losses, **cost))
-        search.progress.message(f"proxy {proxy.name}: objective {log.rows[-1].objective:.4f}")
-    log.settle()
-    for row in log.rows:
-        search.add("probes", row.tokens, row.flops, row.seconds)
-    return search.by_law(log.rows, settings.law, settings.kl, "proportional", "proxy models")
+class Swarm(Strategy):
+    """Small models on sampled mixtures, a law, a proposal; the whole stage profits."""
+
+    decides = "before the stage"
+
+    def make(self, making: Making) -> Decision:
+        """Train what is missing of the swarm, fit, propose."""
+        settings = making.config.strategies.swarm
+        prior = Mixture.proportional(making.tokens)
+        mixtures = sample_mixtures(prior, settings.proxies, settings.concentration, making.seed())
+        names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
+        log = making.log()
+        done = {row.run for row in log.rows}
+        base = making.start_weights() if len(done) < len(names) else None
+        tasks = [
+            (making.proxy(name, mixture, settings.proxy, evaluate=True), (base, making.sets))
+            for name, mixture in names.items()
+            if name not in done
+        ]
+        for proxy in run_tasks(train_proxy, tasks, making.progress.probe_started):
+            cost = {"tokens": proxy.tokens, "flops": proxy.flops, "seconds": proxy.seconds}
+            log.add(making.row(proxy.name, names[proxy.name].shares, proxy.losses, **cost))
+            making.progress.message(f"proxy {proxy.name}: objective {log.rows[-1].objective:.4f}")
+        log.settle()
+        for row in log.rows:
+            making.add("probes", row.tokens, row.flops, row.seconds)
+        return making.by_law(log.rows, settings.law, settings.kl, "proportional", "proxy models")
+
+    def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
+        own = config.strategies.swarm
+        train, forward = costs.proxy(own.proxy)
+        return own.proxies * (train + costs.seen * forward)

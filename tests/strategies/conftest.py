@@ -14,7 +14,7 @@ from opmix_ray.decision.make import Situation
 from opmix_ray.decision.progress import Progress
 from opmix_ray.mixture import Mixture
 from opmix_ray.storage import Storage
-from opmix_ray.strategies.offline import Offline
+from opmix_ray.strategies.making import Making
 from tests.support import TinyRun
 
 
@@ -34,15 +34,15 @@ def prepared(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepa
 
 
 @pytest.fixture
-def making(tiny: TinyRun, prepared: Prepared) -> Callable[..., Offline]:
+def making(tiny: TinyRun, prepared: Prepared) -> Callable[..., Making]:
     """`making("swarm", "key=value", ...)`: a decision at step 0, nothing of it made yet."""
 
-    def make(strategy: str, *settings: str) -> Offline:
+    def make(strategy: str, *settings: str) -> Making:
         config: RunConfig = tiny.load(f"strategy={strategy}", *settings)
         situation = Situation(
             index=0, step=0, stage="only", space="simplex", current=Mixture.uniform(prepared.domains), model=None,
             tokens_left=12 * 4 * 32, tokens_used={},
         )  # fmt: skip
-        return Offline(config, prepared, Storage(str(tiny.directory / "decision")), situation, Progress())
+        return Making(config, prepared, Storage(str(tiny.directory / "decision")), situation, Progress())
 
     return make

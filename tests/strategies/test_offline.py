@@ -17,12 +17,12 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.base_files import load_base, save_base
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.strategies.doremi import next_weights, train_dro
+from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.mergemix import Merger, score_merges
-from opmix_ray.strategies.offline import Offline
 from opmix_ray.strategies.proxies import train_proxy
 from opmix_ray.strategies.swarm import sample_mixtures
 
-Making = Callable[..., Offline]
+Making = Callable[..., Making]
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 
 from opmix_ray.config import RunConfig
-from opmix_ray.config.strategy import BUILT_IN
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.runner.plan import start_mixture
-from opmix_ray.strategies.rules import planned, start_rule
+from opmix_ray.strategies.registry import BUILT_IN, strategy_of
 from tests.support import TinyRun
 
 TOKENS = {"code": 900, "german": 100, "mathematics": 400}
+
+
+def planned(config: RunConfig) -> RunConfig:
+    return strategy_of(config).plan(config)
 
 
 def first_mixture(
@@ -109,4 +112,4 @@ def test_a_misspelt_strategy_is_refused_with_the_nearest(tiny: TinyRun) -> None:
 def test_no_other_strategy_has_a_rule_for_the_first_mixture(tiny: TinyRun) -> None:
     for name in ("opmix", "opmix-published", "retrain", "swarm", "mergemix", "doremi", "odm", "aioli"):
         config = tiny.load(f"strategy={name}")
-        assert start_rule(config, config.stages[0], None, TOKENS) is None
+        assert strategy_of(config).start(config, config.stages[0], None, TOKENS) is None

@@ -5,8 +5,9 @@ Every model is a line or a file on disk as soon as it is trained, so that a deci
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,14 +20,14 @@ from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.plan import fit_to_caps, share_caps
 from opmix_ray.data.prepare import Prepared
-from opmix_ray.decision.make import Decide, Situation, decided, decision_seed
+from opmix_ray.decision.make import Situation, decision_seed
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import LEAST_ROWS, Decision, Question, answer, prior_mixture
 from opmix_ray.decision.task import load_weights
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
-from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.state import METRICS
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.proxies import ProxyTask
 from opmix_ray.trials.components import Components
@@ -34,8 +35,8 @@ from opmix_ray.trials.rows import RowLog, TrialRow
 
 
 @dataclass
-class Offline:
-    """One decision in the making.
+class Making:
+    """One decision in the making, with what strategies other than ours need for it.
 
     Args:
         config: the run.
@@ -44,6 +45,7 @@ class Offline:
         situation: when and where.
         progress: what a person sees.
         cost: spent so far, by purpose and unit.
+        output: the run's; None: there is none.
     """
 
     config: RunConfig
@@ -52,6 +54,7 @@ class Offline:
     situation: Situation
     progress: Progress
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
+    output: Storage | None = None
 
     @property
     def domains(self) -> list[str]:
@@ -62,6 +65,11 @@ class Offline:
     def tokens(self) -> dict[str, float]:
         """Training tokens of the stage's domains."""
         return {name: float(self.prepared.domains[name].train_tokens) for name in self.domains}
+
+    def losses(self) -> dict[str, float]:
+        """Loss of every held-out set at the last evaluation, nats per token; none before the first."""
+        rows = [] if self.output is None else [json.loads(line) for line in self.output.lines(METRICS)]
+        return next((row["losses"] for row in reversed(rows) if row["kind"] == "evaluation"), {})
 
     @cached_property
     def caps(self) -> dict[str, float]:
@@ -196,19 +204,3 @@ class Offline:
             law=law or {},
             details={"cost": self.cost, "strategy": self.config.strategy},
         )
-
-
-def offline(make: Callable[[Offline], Decision]) -> Decide:
-    """A way to decide that finds its decision where it is made already."""
-
-    def decide(
-        config: RunConfig, prepared: Prepared, storage: Storage, situation: Situation, progress: Progress,
-        ledger: Ledger,
-    ) -> Decision:  # fmt: skip
-        def made(place: Storage) -> Decision:
-            progress.message(f"decision {situation.index} at step {situation.step}: {config.strategy}")
-            return make(Offline(config, prepared, place, situation, progress))
-
-        return decided(storage, situation, progress, ledger, made)
-
-    return decide

@@ -1,0 +1,69 @@
+"""What a forecast is made of: FLOPs of a run's model, of its proxies, and of a look at held-out sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from opmix_ray.config import RunConfig
+from opmix_ray.config.strategy import ProxyConfig
+from opmix_ray.data.held_out import search_sets, tokens_of
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.model.architecture import architecture
+from opmix_ray.model.flops import forward_flops, train_flops
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A decision that a run will come to.
+
+    Args:
+        domains: of its stage.
+        known: domains trained on before the stage.
+        space: its search space.
+    """
+
+    domains: list[str]
+    known: set[str]
+    space: str
+
+
+class Costs:
+    """FLOPs by token of a run's model, and how many tokens things take.
+
+    Args:
+        config: the run.
+        prepared: its data.
+    """
+
+    def __init__(self, config: RunConfig, prepared: Prepared) -> None:
+        self._config, self._prepared = config, prepared
+        self.length = prepared.seq_len
+        self.model = self._built({})
+        self.train = train_flops(self.model, 1.0, self.length)
+        self.forward = forward_flops(self.model, 1.0, self.length)
+        sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences)
+        self._seen = sum(map(tokens_of, sets.values()))
+
+    @property
+    def seen(self) -> float:
+        """Tokens of one look at the held-out sets."""
+        return float(self._seen)
+
+    @property
+    def look(self) -> float:
+        """FLOPs of one look at the held-out sets with the run's own model."""
+        return self._seen * self.forward
+
+    def proxy(self, settings: ProxyConfig) -> tuple[float, float]:
+        """FLOPs of training one proxy, and of a token forward through it."""
+        model = self._built(settings.model or {})
+        tokens = settings.steps * (settings.batch_size or self._config.train.batch_size) * self.length
+        return train_flops(model, tokens, self.length), forward_flops(model, 1.0, self.length)
+
+    def _built(self, changes: dict[str, Any]) -> Any:
+        model = self._config.model
+        if changes and model.config is not None:
+            model = model.model_copy(update={"config": {**model.config, **changes}})
+        prepared = self._prepared
+        return architecture(model, vocab_size=prepared.vocab_size, eos_token_id=prepared.eos_token_id)

@@ -1,0 +1,40 @@
+"""OP-Mix: short LoRA probes on the model itself, a search over their sums, a law, a proposal, a check."""
+
+from __future__ import annotations
+
+from opmix_ray.config import RunConfig
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.decision.make import Situation, make_decision
+from opmix_ray.decision.progress import Progress
+from opmix_ray.decision.rule import Decision
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.flops import probe_flops
+from opmix_ray.output.ledger import Ledger
+from opmix_ray.storage import Storage
+from opmix_ray.strategies.base import Strategy
+from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.trials.slopes import PRICE, candidates, with_slopes
+from opmix_ray.trials.space import choose_components, read_space
+
+
+class OPMix(Strategy):
+    """What this package is for; arXiv 2605.15220."""
+
+    def decide(
+        self, config: RunConfig, prepared: Prepared, storage: Storage, situation: Situation,
+        progress: Progress, ledger: Ledger,
+    ) -> Decision:  # fmt: skip
+        return make_decision(config, prepared, storage, situation, progress, ledger)
+
+    def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
+        names = planned.domains
+        old = {name: float(name in planned.known) for name in names}
+        mixture = Mixture(old) if any(old.values()) else Mixture.uniform(names)
+        components = len(choose_components(read_space(planned.space)[0].kind, mixture, names))
+        count = components + config.probe.check  # one more, on all domains
+        batch = config.probe.batch_size or config.train.batch_size
+        tokens = count * config.probe.steps * batch * costs.length
+        probes = probe_flops(costs.model, config.probe, tokens, costs.length)
+        scored = candidates(config, components) + 1  # the proposal is one more
+        looks = scored * (PRICE if with_slopes(config, components) else 1) + config.probe.check
+        return probes + looks * costs.look
