@@ -5,7 +5,6 @@ Every model is a line or a file on disk as soon as it is trained, so that a deci
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from opmix_ray.decision.task import load_weights
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
-from opmix_ray.output.state import METRICS
+from opmix_ray.output.rows import read_rows
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.proxies import ProxyTask
 from opmix_ray.trials.components import Components
@@ -68,7 +67,7 @@ class Making:
 
     def losses(self) -> dict[str, float]:
         """Loss of every held-out set at the last evaluation, nats per token; none before the first."""
-        rows = [] if self.output is None else [json.loads(line) for line in self.output.lines(METRICS)]
+        rows = [] if self.output is None else read_rows(self.output)
         return next((row["losses"] for row in reversed(rows) if row["kind"] == "evaluation"), {})
 
     @cached_property
