@@ -12,6 +12,7 @@ import pytest
 from opmix_ray.data.store import TokenStore
 from opmix_ray.errors import UserError
 from opmix_ray.runner.validate import validate
+from tests.fuzz import feeds
 from tests.fuzz.damage import broken
 from tests.fuzz.feeds import FEEDS
 from tests.fuzz.files import FILES, PROBE
@@ -30,6 +31,16 @@ def _outcomes(name: str, count: int, directory: Path) -> Counter[str]:
         assert outcome.kind != "unclear", f"{name}/{number}: {outcome.said}"
         found[outcome.kind] += 1
     return found
+
+
+@pytest.mark.parametrize("name", FEEDS)
+def test_what_is_not_damaged_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the damaged ones are refused for another reason than their damage."""
+    for way in ("broken", "retyped"):
+        monkeypatch.setattr(feeds, way, lambda whole, rng: whole)
+    for number in range(3):
+        outcome = tried(FEEDS[name], random.Random(number), tmp_path)
+        assert outcome.kind == "read", outcome.said
 
 
 @pytest.mark.parametrize("name", QUICK)

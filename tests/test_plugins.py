@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
-from importlib import invalidate_caches
+from importlib import import_module, invalidate_caches
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -141,6 +142,22 @@ def test_what_is_no_strategy_is_refused(monkeypatch: pytest.MonkeyPatch, tiny: T
         strategy_of(tiny.load("strategy=mine"))
     monkeypatch.undo()
     _forget()
+
+
+def test_the_example_imports_public_names_only() -> None:
+    """What is in `__all__` of a package of ours; everything else may move."""
+    imported = [
+        (node.module or "", alias.name)
+        for file in (ROOT / "examples" / "plugin").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if (node.module or "").startswith("opmix_ray")
+        and not (node.module or "").startswith("opmix_ray_example")
+    ]
+    assert len(imported) >= 5
+    assert {module for module, _ in imported} <= {"opmix_ray", "opmix_ray.laws", "opmix_ray.config"}
+    assert [(module, name) for module, name in imported if name not in import_module(module).__all__] == []
 
 
 def test_without_the_package_its_names_are_unknown(tiny: TinyRun) -> None:

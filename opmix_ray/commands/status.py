@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -135,6 +136,8 @@ def scaled(value: float, unit: str) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as one would say them: `42 s`, `7 min`, `3 h 20 min`, `2 d 4 h`."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -6,9 +6,20 @@
 `LAWS` maps names to classes; `auto` chooses and stacks by cross-validation.
 """
 
-from opmix_ray.laws.base import Law, Response, Slopes, Table
+from opmix_ray.laws.base import Law, Response, Slopes, Table, fit_columns, register
 from opmix_ray.laws.extrapolate import Extrapolation
 from opmix_ray.laws.fit import LAWS, fit_law
 from opmix_ray.laws.fitted import FittedLaw
 
-__all__ = ["LAWS", "Extrapolation", "FittedLaw", "Law", "Response", "Slopes", "Table", "fit_law"]
+__all__ = [
+    "LAWS",
+    "Extrapolation",
+    "FittedLaw",
+    "Law",
+    "Response",
+    "Slopes",
+    "Table",
+    "fit_columns",
+    "fit_law",
+    "register",
+]

@@ -201,7 +201,7 @@ class FittedLaw:
                 f"not a law of format {FORMAT}", key="format", remedy="write it again with `opmix fit`"
             )
         try:
-            return cls(
+            law = cls(
                 name=data["law"],
                 domains=data["domains"],
                 metric_names=data["metrics"],
@@ -212,7 +212,17 @@ class FittedLaw:
                 std_scale=data["std_scale"],
                 details=data["details"],
             )
-        except (KeyError, TypeError) as error:
+            uniform = np.full((1, len(law.domains)), 1 / len(law.domains))
+            shapes = law.predict(uniform).shape, law.objective_std(uniform).shape
+            fits = shapes == ((1, len(law.metric_names)), (1,))
+        except UserError:
+            raise
+        except Exception as error:  # wrong shapes and types show in as many ways
             raise UserError(
                 f"the law is damaged ({error!r})", remedy="write it again with `opmix fit`"
             ) from None
+        if not fits:
+            raise UserError(
+                "the law is damaged (its parts do not fit together)", remedy="write it again with `opmix fit`"
+            )
+        return law

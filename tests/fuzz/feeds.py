@@ -100,7 +100,7 @@ def _whole(kind: str) -> Path:
         write_indexed(place / "data", [[[1, 2, 3], [4]], [[5, 6]], [[7] * 40]])
     elif kind == "saved":
         rows = [{"text": "some words", "n": 1}] * 20
-        datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(str(place / "saved"))
+        datasets.Dataset.from_list(rows).save_to_disk(str(place / "saved"))
     elif kind == "tokenizer":
         shutil.copytree(DEMO / "tokenizer", place, dirs_exist_ok=True)
     elif kind == "weights":
@@ -141,7 +141,7 @@ def _write_gguf(file: Path) -> None:
 
 
 def _megatron(rng: random.Random, directory: Path) -> None:
-    _read(_copy(_whole("megatron"), directory, rng) / "data.idx", format="megatron")
+    _read(_copy(_whole("megatron"), directory, rng) / "data")
 
 
 def _saved(rng: random.Random, directory: Path) -> None:

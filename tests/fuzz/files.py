@@ -19,7 +19,8 @@ _CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 
 def _table() -> pa.Table:
     ids = pa.array([[1, 2, 3]] * len(_TEXTS), pa.list_(pa.int32()))
-    return pa.table({"text": _TEXTS, "ids": ids, "messages": [_CHAT] * len(_TEXTS)})
+    words = {"prompt": ["p"] * len(_TEXTS), "answer": ["a"] * len(_TEXTS)}
+    return pa.table({"text": _TEXTS, "ids": ids, "messages": [_CHAT] * len(_TEXTS), **words})
 
 
 def _parquet(**options: Any) -> bytes:

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.laws import Law, Response, Table
-from opmix_ray.laws.base import fit_columns, register
+from opmix_ray.laws import Law, Response, Table, fit_columns, register
 
 SMALL = 1e-6  # added to shares inside logarithms
 
