@@ -18,6 +18,7 @@ from opmix_ray.decision.problem import Problem
 from opmix_ray.decision.solve import solve
 from opmix_ray.errors import UserError
 from opmix_ray.laws.fitted import FittedLaw
+from opmix_ray.laws.threads import one_thread
 from opmix_ray.mixture import Mixture
 
 NEAR_VERTEX = 0.9  # share above which a mixture is called close to one domain
@@ -64,6 +65,7 @@ class Proposal:
         return data
 
 
+@one_thread()
 def propose(
     law: FittedLaw,
     *,

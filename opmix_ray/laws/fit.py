@@ -20,6 +20,7 @@ from opmix_ray.laws.own_slopes import extrapolated
 from opmix_ray.laws.owner import owners
 from opmix_ray.laws.power import PowerLaw
 from opmix_ray.laws.quality import Quality, make_folds, score
+from opmix_ray.laws.threads import one_thread
 from opmix_ray.laws.trees import TreesLaw
 
 LAWS: dict[str, type[Law]] = {
@@ -30,6 +31,7 @@ AUTO = "auto"
 LEAST_ROWS = 3
 
 
+@one_thread()
 def fit_law(
     ratios: np.ndarray,
     metrics: np.ndarray,
