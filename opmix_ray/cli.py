@@ -16,6 +16,7 @@ import typer
 from opmix_ray.commands.compare import compare
 from opmix_ray.commands.doctor import doctor
 from opmix_ray.commands.export import export
+from opmix_ray.commands.fit import fit, predict
 from opmix_ray.commands.init import init
 from opmix_ray.commands.memory import memory
 from opmix_ray.commands.options import (
@@ -96,6 +97,8 @@ app.command()(doctor)
 app.command()(memory)
 app.command()(watch)
 app.command()(study)
+app.command()(fit)
+app.command()(predict)
 
 
 @app.command()
@@ -193,54 +196,6 @@ def report(
     if figures:
         found["figures"] = write_figures(storage)
     show(found, "\n".join([found["report"], *found.get("figures", [])]), as_json)
-
-
-@app.command()
-def fit(
-    ratios: Annotated[Path, typer.Option(help="CSV of mixtures, one run a line.", show_default=False)],
-    metrics: Annotated[
-        Path, typer.Option(help="CSV of the runs' metrics, lower is better.", show_default=False)
-    ],
-    output: Output = "runs/fit",
-    law: Annotated[str, typer.Option(help="Mixing law: auto, log-linear, log-share, power, ...")] = "auto",
-    prior: Annotated[
-        str | None,
-        typer.Option(
-            help="uniform, proportional or a file; none: proportional where --caps holds all tokens."
-        ),
-    ] = None,
-    kl: Annotated[float, typer.Option(help="Weight of KL to the prior.")] = 0.05,
-    caps: Annotated[
-        Path | None, typer.Option(help="File of greatest shares, or of tokens and epochs.")
-    ] = None,
-    bounds: Annotated[Path | None, typer.Option(help="File of [least, greatest] shares.")] = None,
-    objective: Annotated[Path | None, typer.Option(help="File of metric weights.")] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals; 0: none.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Fit a law to somebody's sweep and propose a mixture."""
-    from opmix_ray.fit import closing_words, fit_command
-
-    summary = fit_command(
-        ratios, metrics, output or "runs/fit", law, prior, kl, caps, bounds, objective,
-        bootstrap=bootstrap, seed=seed,
-    )  # fmt: skip
-    show(summary, closing_words(summary), as_json)
-
-
-@app.command()
-def predict(
-    directory: Annotated[str, typer.Argument(help="Output of `opmix fit`.")],
-    ratios: Annotated[Path, typer.Option(help="CSV of new mixtures.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.", show_default=False)],
-    as_json: Json = False,
-) -> None:
-    """Predict the metrics of new mixtures with a fitted law."""
-    from opmix_ray.fit import predict_command
-
-    found = predict_command(directory, ratios, output)
-    show(found, {key: value for key, value in found.items() if key != "left_out"}, as_json)
 
 
 def _run(

@@ -8,8 +8,8 @@ Convex where the law is convex. Infeasible limits raise a `UserError` that says 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,8 @@ def propose(
     expand: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
     bootstrap: int = 0,
+    first: Callable[[Proposal], None] | None = None,
+    step: Callable[[int, int], None] | None = None,
 ) -> Proposal:
     """Find the mixture that minimises `objective(p) + kl * KL(p || prior)`.
 
@@ -97,6 +99,8 @@ def propose(
         expand: component -> mixture of leaf domains it stands for; KL and limits are then over leaves.
         seed: of starts and of the bootstrap.
         bootstrap: refits for the intervals, see `FittedLaw.redrawn`; 0: none.
+        first: told the proposal before its intervals are computed.
+        step: told how many refits are done, and of how many, before each and at the end.
 
     Raises:
         UserError: unknown names, or limits that cannot be met together: which, and by how much.
@@ -106,25 +110,28 @@ def propose(
     )
     shares = solve(problem)
     at = problem.baseline
-    weight_intervals = gain_interval = None
-    if bootstrap:
-        draws, gains = _bootstrap(problem, shares, seed, bootstrap)
-        low, high = np.quantile(draws, [0.05, 0.95], axis=0)
-        weight_intervals = {
-            name: (float(a), float(b)) for name, a, b in zip(law.domains, low, high, strict=True)
-        }
-        gain_interval = (float(np.quantile(gains, 0.05)), float(np.quantile(gains, 0.95)))
     mixture = Mixture.from_array(law.domains, shares)
-    return Proposal(
+    found = Proposal(
         mixture=mixture,
         predicted=dict(zip(law.metric_names, law.predict(shares)[0].tolist(), strict=True)),
         objective=float(problem.value(shares)[0]),
         baseline_objective=float(problem.value(at)[0]),
         kl=float(problem.divergence(shares)[0]),
         binding=_binding(problem, shares),
-        weight_intervals=weight_intervals,
-        gain_interval=gain_interval,
         leaves=mixture.expand(expand) if expand else None,
+    )
+    if not bootstrap:
+        return found
+    if first is not None:
+        first(found)
+    draws, gains = _bootstrap(problem, shares, seed, bootstrap, step)
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    return replace(
+        found,
+        weight_intervals={
+            name: (float(a), float(b)) for name, a, b in zip(law.domains, low, high, strict=True)
+        },
+        gain_interval=(float(np.quantile(gains, 0.05)), float(np.quantile(gains, 0.95))),
     )
 
 
@@ -215,14 +222,24 @@ def _known(key: str, given: Mapping[str, Any], known: list[str]) -> None:
             )
 
 
-def _bootstrap(problem: Problem, shares: np.ndarray, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _bootstrap(
+    problem: Problem,
+    shares: np.ndarray,
+    seed: int,
+    count: int,
+    step: Callable[[int, int], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Solutions (B, D) and the gains (B,) of the given shares under refitted laws."""
     draws, gains = [], []
     rng = np.random.default_rng([seed, 1])
-    for _ in range(count):
+    for done in range(count):
+        if step is not None:
+            step(done, count)
         again = problem.with_law(problem.law.redrawn(rng))
         draws.append(solve(again, start=shares))
         gains.append(float((again.value(again.baseline) - again.value(shares[None]))[0]))
+    if step is not None:
+        step(count, count)
     return np.array(draws), np.array(gains)
 
 

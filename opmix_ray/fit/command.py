@@ -1,31 +1,44 @@
-"""`opmix fit` and `opmix predict` without the command line around them."""
+"""`opmix fit` without the command line around it."""
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opmix_ray.decision.propose import propose
+from opmix_ray.decision.propose import Proposal, propose
 from opmix_ray.errors import UserError
-from opmix_ray.fit.csv_table import read_csv
-from opmix_ray.fit.options import read_bounds, read_caps, read_objective, read_prior
+from opmix_ray.fit.direction import Ask, direction_notes, maximised, turned
+from opmix_ray.fit.options import Objective, read_bounds, read_caps, read_objective, read_prior
 from opmix_ray.fit.page import render
 from opmix_ray.fit.result import FitResult
-from opmix_ray.fit.sweep import METADATA, Sweep, read_mixtures, read_sweep
-from opmix_ray.laws import FittedLaw, fit_law
-from opmix_ray.laws.base import nearest
+from opmix_ray.fit.sweep import LEFT_OUT, Sweep, read_sweep
+from opmix_ray.laws import fit_law
+from opmix_ray.mixture import Mixture
 from opmix_ray.storage import Storage
 
-FORMAT = 1
 KL = 0.05
 BOOTSTRAP = 40  # refits for the intervals
+FILES = ("law.json", "mixture.json", "fit.json", "fit.html")
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who hears of a fit while it goes on.
+
+    Args:
+        say: a line for a person.
+        step: what is done, how many of it are, and of how many.
+        ask: puts a question to a person; None: nobody is there to answer.
+    """
+
+    say: Callable[[str], None] = lambda text: None
+    step: Callable[[str, int, int], None] = lambda what, done, total: None
+    ask: Ask | None = None
 
 
 def fit_command(
@@ -39,14 +52,19 @@ def fit_command(
     bounds: str | Path | None = None,
     objective: str | Path | None = None,
     *,
+    share_columns: Sequence[str] | None = None,
+    metric_columns: Sequence[str] | None = None,
+    maximise: Sequence[str] = (),
+    minimise: Sequence[str] = (),
     bootstrap: int = BOOTSTRAP,
     seed: int = 0,
+    told: Told | None = None,
 ) -> dict[str, Any]:
     """Fit a law to a sweep and propose a mixture; writes `law.json`, `mixture.json`, `fit.json`, `fit.html`.
 
     Args:
         ratios: CSV of mixtures, one run a line; see `sweep`.
-        metrics: CSV of the runs' metrics, lower is better.
+        metrics: CSV of the runs' metrics, lower is better but for those in `maximise`.
         output: directory or URI of the results.
         law: `auto` or a name in `opmix_ray.laws.LAWS`.
         prior: `uniform`, `proportional` or a file with a mixture; none: proportional where the caps file has
@@ -55,45 +73,79 @@ def fit_command(
         caps: file of greatest shares, or of tokens and epochs; see `options.read_caps`.
         bounds: file of least and greatest shares; see `options.read_bounds`.
         objective: file of metric weights or more; see `options.read_objective`.
+        share_columns, metric_columns: names or patterns of the columns that are; None: see `columns`.
+        maximise, minimise: names or patterns of metrics that are better when higher, or lower where a name says
+            the opposite.
         bootstrap: refits for the intervals; 0: none.
         seed: of everything random.
+        told: hears of what is done.
 
     Returns:
-        JSON values: `output`, `law`, `rows`, `left_out` (number of rows), `mixture`, `objective`,
+        JSON values: `output`, `law`, `rows`, `left_out` (number of rows), `columns` (`shares`, `metrics`,
+        `left_out`), `mixture`, `metrics` (by name: `baseline`, `proposal`, `maximised`), `objective`,
         `baseline_objective`, `gain`, `gain_interval`, `quality` (of the objective), `binding`, `notes`, `files`.
 
     Raises:
         UserError: wrong input; names file, line or key, and the remedy.
     """
+    told = told or Told()
     storage = Storage(str(output))
-    sweep = read_sweep(ratios, metrics)
-    domains = sweep.domains
-    read = read_caps(caps, domains)
-    lower, upper = read_bounds(bounds, domains)
-    for name, cap in read.upper.items():
-        upper[name] = min(cap, upper.get(name, 1.0))
-        if lower.get(name, 0.0) > upper[name] + 1e-9:
-            raise UserError(
-                f"the least share {lower[name]:.4g} is above the greatest that the caps allow, {upper[name]:.4g}",
-                file=bounds,
-                key=name,
-                remedy="lower it, or raise the cap",
-            )
-    held = read_prior(prior, domains, read.tokens)
-    wanted = read_objective(objective, sweep.metric_names, domains)
-    notes = list(sweep.notes)
-    _unseen(sweep, lower, upper, notes)
+    sweep = read_sweep(ratios, metrics, share_names=share_columns, metric_names=metric_columns)
+    lower, upper, held, wanted = _options(sweep, prior, caps, bounds, objective)
+    tops = maximised(
+        sweep.metric_names,
+        sweep.metrics,
+        maximise=maximise,
+        minimise=minimise,
+        decides=_deciding(wanted, sweep.metric_names),
+        ask=told.ask,
+        file=metrics,
+    )
+    notes = [*sweep.notes, *direction_notes(tops)]
+    if wanted.reference and tops:
+        wanted = replace(
+            wanted, reference={n: tops[n] - v if n in tops else v for n, v in wanted.reference.items()}
+        )
+    for line in taken_words(sweep):
+        told.say(line)
+    told.say(
+        f"fitting {law} to {len(sweep.runs)} runs of {len(sweep.domains)} domains and "
+        f"{len(sweep.metric_names)} metrics"
+    )
     start = time.perf_counter()
     fitted = fit_law(
         sweep.ratios,
-        sweep.metrics,
-        domains=domains,
+        turned(sweep.metrics, sweep.metric_names, tops),
+        domains=sweep.domains,
         metric_names=sweep.metric_names,
         law=law,
         objective=wanted.weights,
         seed=seed,
     )
+    fitted.details |= {"maximised": tops, "unused_domains": sweep.unused}
     middle = time.perf_counter()
+
+    def result(proposal: Proposal) -> FitResult:
+        seconds = {"fit": middle - start, "propose": time.perf_counter() - middle}
+        return FitResult(
+            sweep, fitted, held, wanted, kl, lower, upper, proposal, notes, inputs, seconds, tops
+        )
+
+    inputs = {
+        "ratios": str(ratios),
+        "metrics": str(metrics),
+        "law": law,
+        "prior": None if prior is None else str(prior),
+        "caps": None if caps is None else str(caps),
+        "bounds": None if bounds is None else str(bounds),
+        "objective": None if objective is None else str(objective),
+        "share_columns": None if share_columns is None else list(share_columns),
+        "metric_columns": None if metric_columns is None else list(metric_columns),
+        "maximise": list(maximise),
+        "minimise": list(minimise),
+        "bootstrap": bootstrap,
+        "seed": seed,
+    }
     proposal = propose(
         fitted,
         prior=held,
@@ -106,64 +158,116 @@ def fit_command(
         no_worse_than=wanted.no_worse_than,
         seed=seed,
         bootstrap=bootstrap,
+        first=lambda found: told.say(
+            first_words(_summary(storage, result(found))) + "\nthe intervals follow"
+        ),
+        step=lambda done, total: told.step("refits for the intervals", done, total),
     )
-    seconds = {"fit": middle - start, "propose": time.perf_counter() - middle}
-    inputs = {
-        "ratios": str(ratios),
-        "metrics": str(metrics),
-        "law": law,
-        "prior": None if prior is None else str(prior),
-        "caps": None if caps is None else str(caps),
-        "bounds": None if bounds is None else str(bounds),
-        "objective": None if objective is None else str(objective),
-        "bootstrap": bootstrap,
-        "seed": seed,
-    }
-    result = FitResult(sweep, fitted, held, wanted, kl, lower, upper, proposal, notes, inputs, seconds)
-    return _write(storage, result)
+    return _write(storage, result(proposal))
 
 
-def _unseen(sweep: Sweep, lower: Mapping[str, float], upper: dict[str, float], notes: list[str]) -> None:
-    """Keep domains out that no run has tried."""
-    for name, most in zip(sweep.domains, sweep.ratios.max(axis=0), strict=True):
-        if most > 0:
-            continue
-        if lower.get(name, 0.0) > 0:
+def _options(
+    sweep: Sweep,
+    prior: str | Path | None,
+    caps: str | Path | None,
+    bounds: str | Path | None,
+    objective: str | Path | None,
+) -> tuple[dict[str, float], dict[str, float], Mixture, Objective]:
+    """Least and greatest shares, prior and objective from the files beside a sweep; over the domains with runs."""
+    everything = [*sweep.domains, *sweep.unused]
+    read = read_caps(caps, everything)
+    lower, upper = read_bounds(bounds, everything)
+    for name, cap in read.upper.items():
+        upper[name] = min(cap, upper.get(name, 1.0))
+        if lower.get(name, 0.0) > upper[name] + 1e-9:
+            raise UserError(
+                f"the least share {lower[name]:.4g} is above the greatest that the caps allow, {upper[name]:.4g}",
+                file=bounds,
+                key=name,
+                remedy="lower it, or raise the cap",
+            )
+    for name in sweep.unused:
+        if lower.pop(name, 0.0) > 0:
             raise UserError(
                 "no run has tried this domain, so nothing is known about it",
+                file=bounds,
                 key=name,
-                value=lower[name],
                 remedy="leave out its least share, or add runs that have it",
             )
-        upper[name] = 0.0
-        notes.append(f"`{name}` is 0 in every run, so the proposal leaves it out")
+        upper.pop(name, None)
+    held = read_prior(prior, everything, read.tokens, used=sweep.domains)
+    return lower, upper, held, read_objective(objective, sweep.metric_names, everything, used=sweep.domains)
 
 
-def _write(storage: Storage, result: FitResult) -> dict[str, Any]:
-    proposal = result.proposal
-    storage.write_json("law.json", result.law.to_dict())
-    storage.write_json("mixture.json", proposal.to_dict())
-    storage.write_json("fit.json", result.to_dict())
-    storage.write_text("fit.html", render(result))
+def _deciding(objective: Objective, metric_names: Sequence[str]) -> list[str]:
+    """Metrics that the proposal depends on."""
+    slack = objective.no_worse_than
+    if objective.weights is None or (slack is not None and not isinstance(slack, Mapping)):
+        return list(metric_names)
+    return [n for n in metric_names if objective.weights.get(n, 0) > 0 or (slack is not None and n in slack)]
+
+
+def _summary(storage: Storage, result: FitResult) -> dict[str, Any]:
+    proposal, law = result.proposal, result.law
+    base = result.objective.current or result.prior
+    ends = result.predicted(np.vstack([base.array(law.domains), proposal.mixture.array(law.domains)]))
     return {
         "output": storage.uri,
-        "law": result.law.name,
+        "law": law.name,
         "rows": len(result.sweep.runs),
         "left_out": len(result.sweep.left_out),
-        "mixture": proposal.mixture.shares,
+        "columns": {
+            "shares": [*result.sweep.domains, *result.sweep.unused],
+            "metrics": result.sweep.metric_names,
+            "left_out": [asdict(column) for column in result.sweep.left_out_columns],
+        },
+        "mixture": result.proposed()["mixture"],
+        "metrics": {
+            name: {
+                "baseline": float(ends[0, m]),
+                "proposal": float(ends[1, m]),
+                "maximised": name in result.tops,
+            }
+            for m, name in enumerate(law.metric_names)
+        },
         "objective": proposal.objective,
         "baseline_objective": proposal.baseline_objective,
         "gain": proposal.gain,
         "gain_interval": proposal.gain_interval,
-        "quality": result.law.quality["objective"],
+        "quality": law.quality["objective"],
         "binding": proposal.binding,
         "notes": result.notes,
-        "files": {name: storage.path(name) for name in ("law.json", "mixture.json", "fit.json", "fit.html")},
+        "files": {name: storage.path(name) for name in FILES},
     }
 
 
-def closing_words(summary: Mapping[str, Any]) -> str:
-    """What `opmix fit` says to a person at its end."""
+def _write(storage: Storage, result: FitResult) -> dict[str, Any]:
+    storage.write_json("law.json", result.law.to_dict())
+    storage.write_json("mixture.json", result.proposed())
+    storage.write_json("fit.json", result.to_dict())
+    storage.write_text("fit.html", render(result))
+    return _summary(storage, result)
+
+
+SHOWN = 12  # columns named on screen
+
+
+def taken_words(sweep: Sweep) -> list[str]:
+    """Which columns were taken as what, and which were not and why."""
+    lines = [
+        f"shares:  {_names([*sweep.domains, *sweep.unused])}",
+        f"metrics: {_names(sweep.metric_names)}",
+    ]
+    return lines + [note for note in sweep.notes if note.startswith(LEFT_OUT)]
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def first_words(summary: Mapping[str, Any]) -> str:
+    """The law, the mixture and the gain, before there are intervals."""
     quality = summary["quality"]
     rank = (
         ""
@@ -175,88 +279,23 @@ def closing_words(summary: Mapping[str, Any]) -> str:
     left_out = f", {summary['left_out']} rows left out" if summary["left_out"] else ""
     mixture = sorted(summary["mixture"].items(), key=lambda item: -item[1])
     width = max(len(name) for name, _ in mixture)
+    raised = [(name, at) for name, at in summary["metrics"].items() if at["maximised"]][:SHOWN]
     return "\n".join(
         [
             f"{summary['law']} on {summary['rows']} runs{left_out}{rank}",
             *(f"  {name:<{width}}  {share:7.4f}" for name, share in mixture),
             f"objective {summary['baseline_objective']:.4f} -> {summary['objective']:.4f}, gain "
             f"{summary['gain']:.4f}{known}",
-            *(f"- {said}" for said in [*summary["binding"], *summary["notes"]]),
-            summary["files"]["fit.html"],
+            *(
+                f"{name} {at['baseline']:.4f} -> {at['proposal']:.4f}, higher is better"
+                for name, at in raised
+            ),
         ]
     )
 
 
-def predict_command(directory: str | Path, ratios: str | Path, output: str | Path) -> dict[str, Any]:
-    """Predict the metrics of new mixtures with a law that `fit_command` wrote.
-
-    Args:
-        directory: output of `fit_command`, or a path to its `law.json`.
-        ratios: CSV of mixtures with the domains' columns of the fit, in any order.
-        output: CSV to write: the columns that name the runs, the metrics under their own names, `objective`
-            (weighted mean of the metrics) and `objective_std` (its standard error for one new run).
-
-    Returns:
-        JSON values: `output`, `rows`, `left_out` (a list of run, line and reason), `best` (run and objective).
-
-    Raises:
-        UserError: no law there, a domain is missing or unknown, no line holds a mixture.
-    """
-    place = Storage(str(directory))
-    if place.exists("law.json"):
-        law = FittedLaw.from_dict(place.read_json("law.json"))
-    elif Path(directory).is_file():
-        law = FittedLaw.from_dict(Storage(str(Path(directory).parent)).read_json(Path(directory).name))
-    else:
-        raise UserError("holds no law.json", file=directory, remedy="name the output of `opmix fit`")
-    table = read_csv(ratios)
-    for name in law.domains:
-        if name not in table.header:
-            raise UserError(
-                "this domain has no column", file=ratios, key=name, remedy=nearest(name, table.header)
-            )
-    found = read_mixtures(table)
-    for name in found.domains:
-        if name not in law.domains:
-            raise UserError(
-                "the law knows no such domain", file=ratios, key=name, remedy=nearest(name, law.domains)
-            )
-    if not found.rows:
-        raise UserError(
-            f"no line holds a mixture; the first: {found.left_out[0].reason}",
-            file=ratios,
-            remedy="give shares that sum to 1",
-        )
-    shares = found.shares[:, [found.domains.index(name) for name in law.domains]]
-    predicted, objective, std = law.predict(shares), law.objective(shares), law.objective_std(shares)
-    named = [place for place, name in enumerate(table.header) if name.lower() in METADATA and name]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [*(table.header[place] for place in named), *law.metric_names, "objective", "objective_std"]
-    )
-    for row, line in enumerate(found.rows):
-        cells = [table.rows[line][place] for place in named]
-        writer.writerow(
-            [*cells, *map(repr, [*predicted[row].tolist(), float(objective[row]), float(std[row])])]
-        )
-    target = Path(output)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror}", file=target, remedy="check the path"
-        ) from None
-    best = int(np.argmin(objective))
-    return {
-        "output": str(target),
-        "rows": len(found.rows),
-        "left_out": [asdict(item) for item in found.left_out],
-        "best": {
-            "line": table.lines[found.rows[best]],
-            **{table.header[place]: table.rows[found.rows[best]][place] for place in named},
-            "objective": float(objective[best]),
-            "objective_std": float(std[best]),
-        },
-    }
+def closing_words(summary: Mapping[str, Any]) -> str:
+    """What `opmix fit` says to a person at its end."""
+    notes = [note for note in summary["notes"] if not note.startswith(LEFT_OUT)]  # these were said before
+    said = [f"- {said}" for said in [*summary["binding"], *notes]]
+    return "\n".join([first_words(summary), *said, summary["files"]["fit.html"]])

@@ -144,14 +144,21 @@ def read_bounds(path: str | Path | None, domains: Sequence[str]) -> tuple[dict[s
     return lower, upper
 
 
-def read_prior(prior: str | Path | None, domains: Sequence[str], tokens: Mapping[str, float]) -> Mixture:
+def read_prior(
+    prior: str | Path | None,
+    domains: Sequence[str],
+    tokens: Mapping[str, float],
+    used: Sequence[str] | None = None,
+) -> Mixture:
     """The mixture that KL holds on to: `uniform`, `proportional` to tokens, or a file (a `mixture.json` too).
 
-    None means proportional where there are tokens of every domain, else uniform.
+    None means proportional where there are tokens of every domain, else uniform. `used` are the domains that the
+    mixture is over in the end; those that a file gives the others are divided among them.
 
     Raises:
         UserError: no tokens for `proportional`, no such file, an unknown domain, no share above 0.
     """
+    known, domains = domains, list(used or domains)
     complete = all(name in tokens for name in domains)
     if prior is None:
         prior = "proportional" if complete else "uniform"
@@ -174,11 +181,16 @@ def read_prior(prior: str | Path | None, domains: Sequence[str], tokens: Mapping
             value=prior,
             remedy="check the path",
         )
-    return _mixture(read_yaml(Path(prior)), domains, prior, "")
+    return _mixture(read_yaml(Path(prior)), known, prior, "", domains)
 
 
-def read_objective(path: str | Path | None, metrics: Sequence[str], domains: Sequence[str]) -> Objective:
-    """What to minimise: `metric: weight` for some metrics, or the keys of `Objective`.
+def read_objective(
+    path: str | Path | None,
+    metrics: Sequence[str],
+    domains: Sequence[str],
+    used: Sequence[str] | None = None,
+) -> Objective:
+    """What to minimise: `metric: weight` for some metrics, or the keys of `Objective`; `used` as in `read_prior`.
 
     Raises:
         UserError: an unknown metric, domain or key, or a value of the wrong kind.
@@ -220,7 +232,7 @@ def read_objective(path: str | Path | None, metrics: Sequence[str], domains: Seq
     current = tree.get("current")
     return Objective(
         weights=weights,
-        current=None if current is None else _mixture(current, domains, path, "current."),
+        current=None if current is None else _mixture(current, domains, path, "current.", used or domains),
         no_worse_than=values("no_worse_than")
         if isinstance(slack, Mapping) or slack is None
         else _number(slack, path, "no_worse_than"),
@@ -229,18 +241,21 @@ def read_objective(path: str | Path | None, metrics: Sequence[str], domains: Seq
     )
 
 
-def _mixture(tree: Any, domains: Sequence[str], path: str | Path, key: str) -> Mixture:
+def _mixture(tree: Any, domains: Sequence[str], path: str | Path, key: str, used: Sequence[str]) -> Mixture:
     if isinstance(tree, Mapping) and isinstance(tree.get("mixture"), Mapping):
         tree = tree["mixture"]
     if not isinstance(tree, Mapping):
         raise UserError("must map domains to shares", file=path, key=key.rstrip("."), remedy="code: 0.5")
     shares = {str(name): _number(value, path, f"{key}{name}", least=0) for name, value in tree.items()}
     _known(shares, domains, path, key)
-    if not sum(shares.values()) > 0:
+    if not sum(shares.get(name, 0.0) for name in used) > 0:
         raise UserError(
-            "no domain has a share above 0", file=path, key=key.rstrip("."), remedy="give one a share"
+            "no domain has a share above 0" + ("" if len(used) == len(domains) else " that a run has tried"),
+            file=path,
+            key=key.rstrip(".") or None,
+            remedy="give one a share",
         )
-    return Mixture(shares).over(domains)
+    return Mixture(shares).over(used)
 
 
 def _number(value: Any, path: str | Path, key: str, least: float | None = None) -> float:

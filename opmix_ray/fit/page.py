@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from opmix_ray.fit.direction import turned
 from opmix_ray.fit.result import FitResult
 from opmix_ray.report.figure import figure, grid
 from opmix_ray.report.html import code_marks, esc, fold, items, paragraph, section, table
@@ -39,9 +40,14 @@ def render(result: FitResult) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{esc(title)}</title><style>{css()}{style}{_HEAT}</style></head>\n"
         f"<body><header><h1>{esc(title)}</h1>{_opening(result)}</header>\n<main>{chr(10).join(body)}</main>\n"
-        "<footer>A share is a share of training tokens. Metrics are in their own units, lower is better. "
+        "<footer>A share is a share of training tokens. Metrics are in their own units, lower is better"
+        f"{_but(result)}. "
         "Out of fold: predicted by a law fitted without that run.</footer></body></html>\n"
     )
+
+
+def _but(result: FitResult) -> str:
+    return f" but for {esc(', '.join(result.tops))}" if result.tops else ""
 
 
 def _opening(result: FitResult) -> str:
@@ -116,11 +122,13 @@ def _proposal(result: FitResult) -> str:
 def _quality(result: FitResult) -> str:
     law, sweep = result.law, result.sweep
     names = short(law.metric_names)
-    held_out = law.held_out
-    if held_out is None:
+    if law.held_out is None:
         return ""
     used = law.weights > 0
-    measured = np.column_stack([sweep.metrics, sweep.metrics[:, used] @ law.weights[used]])
+    losses = turned(sweep.metrics, law.metric_names, result.tops)
+    measured = np.column_stack([sweep.metrics, losses[:, used] @ law.weights[used]])
+    held_out = law.held_out.copy()
+    held_out[:, :-1] = turned(held_out[:, :-1], law.metric_names, result.tops)
     panels = [
         _against(name, measured[:, m], held_out[:, m], sweep.runs)
         for m, name in [(len(names), "objective"), *enumerate(names)]
@@ -201,7 +209,8 @@ _HEAT = (
 def _interactions(result: FitResult) -> str:
     """What one more percentage point of a domain does to every metric, the others shrinking in proportion."""
     law, mixture = result.law, result.proposal.mixture.array(result.law.domains)
-    effect = effects(law.predict, mixture, STEP)
+    effect = effects(result.predicted, mixture, STEP)
+    worse = [-1 if name in result.tops else 1 for name in law.metric_names]
     order = np.argsort(-mixture)
     top = np.abs(effect).max(axis=0)
     top = np.where(top > 0, top, 1.0)
@@ -210,11 +219,11 @@ def _interactions(result: FitResult) -> str:
     body = []
     for d in order:
         cells = "".join(
-            f'<td class="{"up" if e > 0 else "down"}" style="--a:{0.55 * abs(e) / t:.2f}">{_small(e)}</td>'
-            for e, t in zip(effect[d], top, strict=True)
+            f'<td class="{"up" if e * w > 0 else "down"}" style="--a:{0.55 * abs(e) / t:.2f}">{_small(e)}</td>'
+            for e, t, w in zip(effect[d], top, worse, strict=True)
         )
         body.append(f'<tr><th scope="row" class="t">{esc(names[d])}</th>{cells}</tr>')
-    caption = "Change of the predicted metric; blue is lower, red is higher; shades compare within a column"
+    caption = "Change of the predicted metric; blue is better, red is worse; shades compare within a column"
     heat = (
         f'<div class="scroll heat" tabindex="0" role="region" aria-label="{esc(caption)}"><table>'
         f'<caption>{esc(caption)}</caption><thead><tr><th scope="col" class="t">domain</th>{head}</tr></thead>'
@@ -252,6 +261,14 @@ def _rows(result: FitResult) -> str:
         )
     else:
         parts.append(paragraph("Every row of both files was used."))
+    if columns := result.sweep.left_out_columns:
+        listed = table(
+            ("column", "file", "why"),
+            [(column.name, column.file, column.reason) for column in columns],
+            caption="Columns that are neither shares nor metrics",
+            text_columns=3,
+        )
+        parts.append(fold(f"{plural(len(columns), 'column')} left out", listed))
     return section("Rows", "".join(parts), name="rows")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from opmix_ray.decision.propose import Proposal
+from opmix_ray.fit.direction import turned
 from opmix_ray.fit.options import Objective
 from opmix_ray.fit.sweep import Sweep
 from opmix_ray.laws import FittedLaw
@@ -20,15 +23,16 @@ class FitResult:
 
     Args:
         sweep: the rows.
-        law: fitted to them.
+        law: fitted to them; metrics that are better when higher as losses.
         prior: mixture that KL holds on to.
         objective: what was minimised.
         kl: weight of the KL term.
         lower, upper: least and greatest shares by domain, of bounds and caps together.
-        proposal: the mixture found.
+        proposal: the mixture found; its predictions as losses.
         notes: what was done on the way, in words.
         inputs: the files and options given.
         seconds: `fit` and `propose`.
+        tops: metric that is better when higher -> value that it is subtracted from.
     """
 
     sweep: Sweep
@@ -42,6 +46,19 @@ class FitResult:
     notes: list[str]
     inputs: dict[str, Any]
     seconds: dict[str, float]
+    tops: dict[str, float] = field(default_factory=dict)
+
+    def predicted(self, ratios: np.ndarray) -> np.ndarray:
+        """Metrics of mixtures in their own units and direction, (n, D) -> (n, M)."""
+        return turned(self.law.predict(ratios), self.law.metric_names, self.tops)
+
+    def proposed(self) -> dict[str, Any]:
+        """`mixture.json`: the proposal with the domains that no run has, and metrics in their own direction."""
+        found = self.proposal.to_dict()
+        found["mixture"] |= dict.fromkeys(self.sweep.unused, 0.0)
+        at = self.proposal.mixture.array(self.law.domains)
+        found["predicted"] = dict(zip(self.law.metric_names, self.predicted(at)[0].tolist(), strict=True))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """`fit.json`."""
@@ -51,6 +68,7 @@ class FitResult:
             "rows": len(self.sweep.runs),
             "domains": self.sweep.domains,
             "metrics": self.sweep.metric_names,
+            "maximised": list(self.tops),
             "law": self.law.name,
             "quality": self.law.quality,
             "details": self.law.details,
@@ -58,8 +76,10 @@ class FitResult:
             "prior": self.prior.shares,
             "kl": self.kl,
             "bounds": {n: [self.lower.get(n, 0.0), self.upper.get(n, 1.0)] for n in self.sweep.domains},
-            "proposal": self.proposal.to_dict(),
+            "proposal": self.proposed(),
+            "unused_domains": self.sweep.unused,
             "left_out": [asdict(item) for item in self.sweep.left_out],
+            "left_out_columns": [asdict(item) for item in self.sweep.left_out_columns],
             "notes": self.notes,
             "seconds": self.seconds,
         }

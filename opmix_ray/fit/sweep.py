@@ -1,24 +1,26 @@
 """Two CSV files as one sweep: mixtures and metrics joined by run, and a word on every row left out.
 
 Reads olmix's files (`run` or `run_id`, `name`, `index`, then one column per source; the same, then metrics) and
-RegMix's (`index`, then columns) as they are. Every other column of numbers is a domain, or a metric.
+RegMix's (`index`, then columns) as they are. Which of the other columns are domains and metrics: `columns`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from opmix_ray.errors import UserError
-from opmix_ray.fit.csv_table import CsvTable, is_missing, is_text, number, read_csv
+from opmix_ray.fit.columns import ROUNDING, Column, Taken, metric_columns, share_columns, values
+from opmix_ray.fit.csv_table import CsvTable, read_csv
+from opmix_ray.fit.join import KEYS, join_columns, partners, plain
 from opmix_ray.laws.fit import LEAST_ROWS
 
-KEYS = (("run", "run_id"), ("index",), ("name",))  # what rows are joined by, the best first
-METADATA = frozenset({"run", "run_id", "name", "index", "", "unnamed: 0"})
-ROUNDING = 0.01  # how far a row's sum may be from 1 and still be a mixture with rounded shares
 SHOWN = 3  # reasons that an error gives
+LEFT_OUT = "left out of "  # how a note on columns begins
+SAME = 1e-3  # shares that differ by less are the same mixture
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Mixtures:
         shares: (N, D), rows sum to 1.
         left_out: the other rows.
         notes: what was done to the file, in words.
+        columns: which columns are shares, and which are not.
     """
 
     table: CsvTable
@@ -50,6 +53,7 @@ class Mixtures:
     shares: np.ndarray
     left_out: list[LeftOut]
     notes: list[str]
+    columns: Taken
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Sweep:
         domains, metric_names: D and M names, as in the files.
         left_out: rows that are not in here.
         notes: what was done to the files, in words.
+        unused: domains of the files that no row has; they are not among the others.
+        left_out_columns: columns that were neither taken as shares nor as metrics.
     """
 
     runs: list[str]
@@ -72,34 +78,48 @@ class Sweep:
     metric_names: list[str]
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    left_out_columns: list[Column] = field(default_factory=list)
 
 
-def read_sweep(ratios: str | Path, metrics: str | Path) -> Sweep:
+def read_sweep(
+    ratios: str | Path,
+    metrics: str | Path,
+    *,
+    share_names: Sequence[str] | None = None,
+    metric_names: Sequence[str] | None = None,
+) -> Sweep:
     """Read and join the two files of a sweep.
 
+    Args:
+        ratios, metrics: the files.
+        share_names, metric_names: columns that are shares and metrics, as names or patterns; None: found out.
+
     Raises:
-        UserError: a file is broken, they share no column to join by, or fewer than 3 runs are left.
+        UserError: a file is broken, they share no column to join by, fewer than 3 runs or mixtures are left, or no
+            metric varies.
     """
     mixtures_table, metrics_table = read_csv(ratios), read_csv(metrics)
-    keys = _keys(mixtures_table, metrics_table)
-    mixtures = read_mixtures(mixtures_table, keys[0])
-    left_out, notes = list(mixtures.left_out), list(mixtures.notes)
-    names, values, said = _metric_columns(metrics_table)
-    notes += said
-    mixture_runs = [_canonical(cell) for cell in mixtures_table.column(keys[0])]
-    metric_runs = [_canonical(cell) for cell in metrics_table.column(keys[1])]
-    place_of = {run: place for place, run in enumerate(metric_runs)}
-    known = set(mixture_runs)
+    keys = join_columns(mixtures_table, metrics_table)
+    found = read_mixtures(mixtures_table, keys[0], share_names)
+    taken = metric_columns(metrics_table, metric_names, found.domains)
+    left_out, notes = list(found.left_out), list(found.notes)
+    mixture_runs, metric_runs = mixtures_table.column(keys[0]), metrics_table.column(keys[1])
+    partner = partners(mixture_runs, metric_runs)
+    joined = set(partner)
     for place, run in enumerate(metric_runs):
-        if run not in known:
-            left_out.append(_left(metrics_table, place, run, f"not in {mixtures_table.path.name}"))
+        if place not in joined:
+            left_out.append(_left(metrics_table, place, run, _not_in(run, mixture_runs, mixtures_table)))
+    taken = _without_shares(taken, found, metrics_table, partner)
+    measured, said = _measured(metrics_table, taken)
+    notes += said
     kept, places = [], []
-    for row, place in enumerate(mixtures.rows):
+    for row, place in enumerate(found.rows):
         run = mixture_runs[place]
-        there = place_of.get(run)
+        there = partner[place]
         if there is None:
-            left_out.append(_left(mixtures_table, place, run, f"not in {metrics_table.path.name}"))
-        elif not np.isfinite(values[there]).any():
+            left_out.append(_left(mixtures_table, place, run, _not_in(run, metric_runs, metrics_table)))
+        elif not np.isfinite(measured[there]).any():
             left_out.append(_left(metrics_table, there, run, "none of its metrics is a number"))
         else:
             kept.append(row)
@@ -107,59 +127,57 @@ def read_sweep(ratios: str | Path, metrics: str | Path) -> Sweep:
     if len(kept) < LEAST_ROWS:
         raise _too_few(len(kept), mixtures_table, left_out)
     sweep = Sweep(
-        runs=[mixture_runs[mixtures.rows[row]] for row in kept],
-        ratios=mixtures.shares[kept],
-        metrics=values[places],
-        domains=mixtures.domains,
-        metric_names=names,
+        runs=[plain(mixture_runs[found.rows[row]]) for row in kept],
+        ratios=found.shares[kept],
+        metrics=measured[places],
+        domains=found.domains,
+        metric_names=taken.names,
         left_out=left_out,
         notes=notes,
+        left_out_columns=[*found.columns.left_out, *taken.left_out],
     )
-    return _without_thin_metrics(sweep, metrics_table)
+    sweep = _without_unused(_without_thin_metrics(sweep, metrics_table))
+    _check_varies(sweep, mixtures_table, metrics_table)
+    return replace(sweep, notes=[*_column_notes(sweep.left_out_columns), *sweep.notes])
 
 
-def read_mixtures(table: CsvTable, key: str | None = None) -> Mixtures:
+def read_mixtures(table: CsvTable, key: str | None = None, wanted: Sequence[str] | None = None) -> Mixtures:
     """The mixtures of a file; rows that are none are left out with a reason.
 
     Args:
         table: the file.
         key: column that names the runs; none: the first one there is, else the line number.
+        wanted: columns of shares, as names or patterns; None: found out.
 
     Raises:
         UserError: no column holds shares.
     """
     key = key or next((name for group in KEYS for name in table.header if name.lower() in group), None)
     notes = []
-    domains = []
-    for name in table.header:
-        if name.lower() in METADATA:
-            continue
-        if is_text(table.column(name)):
-            notes.append(f"column `{name}` of {table.path.name} holds words and was not used")
-        else:
-            domains.append(name)
-    if not domains:
-        raise UserError(
-            "no column holds shares", file=table.path, remedy="give one column of numbers per domain"
-        )
-    columns = [[number(cell) for cell in table.column(name)] for name in domains]
+    taken = share_columns(table, wanted)
+    domains = taken.names
+    if any(table.notation_of(name).decimal_comma for name in domains):
+        notes.append(f"commas in the numbers of {table.path.name} were read as decimal commas")
+    columns = [table.numbers(name) for name in domains]
     sums = [
         sum(value for value in row if value is not None and value == value)
         for row in zip(*columns, strict=True)
     ]
-    unit = 100.0 if abs(float(np.median(sums)) - 100) < 100 * ROUNDING else 1.0
-    if unit != 1:
-        notes.append(f"the rows of {table.path.name} sum to 100 and were read as per cent")
+    per_cent = np.array([abs(total - 100) <= 100 * ROUNDING for total in sums], dtype=bool)
+    if per_cent.any():
+        which = "the rows" if per_cent.all() else f"{per_cent.sum()} rows"
+        notes.append(f"{which} of {table.path.name} sum to 100 and were read as per cent")
     runs = table.column(key) if key is not None else [f"line {line}" for line in table.lines]
     rows, shares, left_out, rounded = [], [], [], []
     for place, row in enumerate(zip(*columns, strict=True)):
-        values = np.array([np.nan if value is None else value for value in row]) / unit
+        values = np.array([np.nan if value is None else value for value in row])
+        values = values / 100 if per_cent[place] else values
         reason = _no_mixture(row, values, domains, table.rows[place], table.header)
         if reason is not None:
-            left_out.append(_left(table, place, _canonical(runs[place]), reason))
+            left_out.append(_left(table, place, plain(runs[place]), reason))
             continue
         values = np.nan_to_num(values)
-        if abs(values.sum() - 1) > 1e-6:
+        if abs(values.sum() - 1) > 1e-5:
             rounded.append(float(values.sum()))
         rows.append(place)
         shares.append(values / values.sum())
@@ -168,7 +186,9 @@ def read_mixtures(table: CsvTable, key: str | None = None) -> Mixtures:
             f"{len(rounded)} rows of {table.path.name} sum to {min(rounded):.4g} to {max(rounded):.4g}; "
             "they were divided by their sum"
         )
-    return Mixtures(table, domains, rows, np.array(shares).reshape(len(rows), len(domains)), left_out, notes)
+    return Mixtures(
+        table, domains, rows, np.array(shares).reshape(len(rows), len(domains)), left_out, notes, taken
+    )
 
 
 def _no_mixture(
@@ -190,68 +210,47 @@ def _no_mixture(
     return None
 
 
-def _keys(ratios: CsvTable, metrics: CsvTable) -> tuple[str, str]:
-    """The column of each file to join by: the first kind that both have and that names every row once."""
-    doubled: UserError | None = None
-    for group in KEYS:
-        pair = [
-            next((name for wanted in group for name in table.header if name.lower() == wanted), None)
-            for table in (ratios, metrics)
-        ]
-        if pair[0] is None or pair[1] is None:
-            continue
-        faults = [_doubled(ratios, pair[0]), _doubled(metrics, pair[1])]
-        if not any(faults):
-            return pair[0], pair[1]
-        doubled = doubled or next(fault for fault in faults if fault)
-    if doubled:
-        raise doubled
-    raise UserError(
-        f"shares no column with {metrics.path.name} to join runs by",
-        file=ratios.path,
-        remedy="give both files a column `run` (or `run_id`, `index`, `name`)",
-    )
+def _not_in(run: str, others: Sequence[str], table: CsvTable) -> str:
+    """That a run is missing in a file, and which name there only looks alike."""
+    alike = [other for other in others if other != run and _looks(other) == _looks(run)]
+    hint = f" (`{alike[0]}` there is another name)" if alike else ""
+    return f"not in {table.path.name}{hint}"
 
 
-def _doubled(table: CsvTable, key: str) -> UserError | None:
-    first: dict[str, int] = {}
-    for line, cell in zip(table.lines, table.column(key), strict=True):
-        run = _canonical(cell)
-        if is_missing(cell):
-            return UserError(f"line {line} names no run", file=table.path, key=key, remedy="fill it in")
-        if run in first:
-            return UserError(
-                f"lines {first[run]} and {line} are the same run",
-                file=table.path,
-                key=key,
-                value=run,
-                remedy="keep one line per run",
-            )
-        first[run] = line
-    return None
-
-
-def _canonical(cell: str) -> str:
-    """A run's name: whole numbers without a decimal point, so that 7 and 7.0 are the same."""
+def _looks(run: str) -> str | float:
     try:
-        value = float(cell)
+        return float(run)
     except ValueError:
-        return cell
-    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else cell
+        return run.strip().lower()
 
 
-def _metric_columns(table: CsvTable) -> tuple[list[str], np.ndarray, list[str]]:
-    """Names (M), values (rows, M) and notes."""
-    names, columns, notes = [], [], []
-    for name in table.header:
-        if name.lower() in METADATA:
-            continue
-        cells = table.column(name)
-        if is_text(cells):
-            notes.append(f"column `{name}` of {table.path.name} holds words and was not used")
-            continue
-        values = [number(cell) for cell in cells]
-        wrong = [line for line, value in zip(table.lines, values, strict=True) if value is None]
+def _without_shares(taken: Taken, found: Mixtures, table: CsvTable, partner: Sequence[int | None]) -> Taken:
+    """The metrics without columns that repeat the shares of the domain that they are named after."""
+    if taken.asked:
+        return taken
+    rows = [(row, partner[place]) for row, place in enumerate(found.rows) if partner[place] is not None]
+    repeated = [
+        name
+        for name in taken.names
+        if name in found.domains
+        and np.allclose(
+            values(table, name)[[there for _, there in rows if there is not None]],
+            found.shares[[row for row, _ in rows], found.domains.index(name)],
+            atol=1e-6,
+        )
+    ]
+    if not repeated or len(repeated) == len(taken.names):
+        return taken
+    gone = [Column(table.path.name, name, "it holds the shares of that domain") for name in repeated]
+    return Taken([name for name in taken.names if name not in repeated], [*taken.left_out, *gone])
+
+
+def _measured(table: CsvTable, taken: Taken) -> tuple[np.ndarray, list[str]]:
+    """Values (rows, M) and notes."""
+    columns, notes = [], []
+    for name in taken.names:
+        found = table.numbers(name)
+        wrong = [line for line, value in zip(table.lines, found, strict=True) if value is None]
         if wrong:
             lines = ", ".join(map(str, wrong[:SHOWN])) + (", ..." if len(wrong) > SHOWN else "")
             notes.append(f"`{name}` in {table.path.name} is not a number in line {lines}: taken as missing")
@@ -259,13 +258,60 @@ def _metric_columns(table: CsvTable) -> tuple[list[str], np.ndarray, list[str]]:
             raise UserError(
                 "a metric cannot be called `objective`", file=table.path, key=name, remedy="rename it"
             )
-        names.append(name)
-        columns.append([np.nan if value is None or np.isinf(value) else value for value in values])
-    if not names:
+        columns.append([np.nan if value is None or np.isinf(value) else value for value in found])
+    if any(table.notation_of(name).decimal_comma for name in taken.names):
+        notes.append(f"commas in the numbers of {table.path.name} were read as decimal commas")
+    if percent := [name for name in taken.names if table.notation_of(name).percent]:
+        notes.append(f"per cent in {', '.join(f'`{n}`' for n in percent[:SHOWN])} was read as parts of 1")
+    return np.array(columns, dtype=np.float64).T, notes
+
+
+def _column_notes(columns: Sequence[Column]) -> list[str]:
+    """Columns left out for the same reason, in one line."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for column in columns:
+        by_reason.setdefault((column.file, column.reason), []).append(column.name)
+    return [
+        f"{LEFT_OUT}{file}: {', '.join(f'`{name}`' for name in names)}: {reason}"
+        for (file, reason), names in by_reason.items()
+    ]
+
+
+def _without_unused(sweep: Sweep) -> Sweep:
+    """Without the domains that no run has: nothing is known of them, so they have no say."""
+    used = np.asarray((sweep.ratios > 0).any(axis=0)).tolist()
+    unused = [name for name, there in zip(sweep.domains, used, strict=True) if not there]
+    return replace(
+        sweep,
+        ratios=sweep.ratios[:, used],
+        domains=[name for name in sweep.domains if name not in unused],
+        unused=unused,
+        notes=sweep.notes + [f"`{name}` is 0 in every run, so the proposal leaves it out" for name in unused],
+    )
+
+
+def _check_varies(sweep: Sweep, ratios: CsvTable, metrics: CsvTable) -> None:
+    """Refuse a sweep of one mixture, or of metrics that are the same everywhere."""
+    spread = np.ptp(sweep.ratios, axis=0)
+    if spread.max() < SAME:
         raise UserError(
-            "no column holds a metric", file=table.path, remedy="give one column of numbers per metric"
+            f"all {len(sweep.runs)} runs have the same mixture, so nothing is known about any other",
+            file=ratios.path,
+            remedy="add runs on other mixtures",
         )
-    return names, np.array(columns, dtype=np.float64).T, notes
+    different = len(np.unique(np.round(sweep.ratios, 6), axis=0))
+    if different < LEAST_ROWS:
+        raise UserError(
+            f"the {len(sweep.runs)} runs have {different} different mixtures, a law needs at least {LEAST_ROWS}",
+            file=ratios.path,
+            remedy="add runs on other mixtures",
+        )
+    if not any(np.ptp(column[np.isfinite(column)]) > 0 for column in sweep.metrics.T):
+        raise UserError(
+            "every metric is the same in all runs, so no mixture is better than another",
+            file=metrics.path,
+            remedy="give metrics that were measured run by run",
+        )
 
 
 def _without_thin_metrics(sweep: Sweep, table: CsvTable) -> Sweep:
@@ -286,11 +332,11 @@ def _without_thin_metrics(sweep: Sweep, table: CsvTable) -> Sweep:
         for run, there in zip(sweep.runs, rows, strict=True)
         if not there
     ]
-    return Sweep(
+    return replace(
+        sweep,
         runs=[run for run, there in zip(sweep.runs, rows, strict=True) if there],
         ratios=sweep.ratios[rows],
         metrics=sweep.metrics[np.ix_(rows, full)],
-        domains=sweep.domains,
         metric_names=[name for name, there in zip(sweep.metric_names, full, strict=True) if there],
         left_out=sweep.left_out + gone,
         notes=sweep.notes + notes,
@@ -298,7 +344,7 @@ def _without_thin_metrics(sweep: Sweep, table: CsvTable) -> Sweep:
 
 
 def _left(table: CsvTable, place: int, run: str, reason: str) -> LeftOut:
-    return LeftOut(run, table.path.name, table.lines[place], reason)
+    return LeftOut(plain(run), table.path.name, table.lines[place], reason)
 
 
 def _too_few(kept: int, table: CsvTable, left_out: list[LeftOut]) -> UserError:

@@ -237,7 +237,7 @@ def test_limits_that_exclude_each_other(tmp_path: Path) -> None:
 def test_wrong_options(tmp_path: Path, options: dict[str, Any], word: str) -> None:
     ratios, metrics = write_sweep(tmp_path, rows=12)
     with pytest.raises(UserError, match=word):
-        fit_command(ratios, metrics, tmp_path / "out", **({"law": "linear", "bootstrap": 0} | options))
+        fit_command(ratios, metrics, tmp_path / "out", **{"law": "linear", "bootstrap": 0, **options})
 
 
 def test_auto_from_files_to_files(tmp_path: Path) -> None:

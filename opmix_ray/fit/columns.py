@@ -1,0 +1,249 @@
+"""Which columns of a sweep's files are shares and which are metrics, and why the others are neither.
+
+Trackers export seeds, steps, learning rates and a saved index beside the losses. A column is left out for its name, or
+for values that no metric has: the same in every run, counting the runs, a few settings. `--metric-columns` and
+`--share-columns` overrule all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import combinations
+
+import numpy as np
+
+from opmix_ray.errors import UserError
+from opmix_ray.fit.csv_table import CsvTable
+from opmix_ray.fit.words import bookkeeping, counts, is_metric
+from opmix_ray.laws.base import nearest
+
+METADATA = frozenset({"run", "run_id", "name", "index", "", "unnamed: 0"})
+ROUNDING = 0.01  # how far a row's sum may be from 1 and still be a mixture with rounded shares
+JUDGED = 5  # runs from which values alone say that a column is no metric
+SETTING = 4  # runs per value from which a column is a setting
+MOST_SUSPECTS = 12  # columns of which every combination is tried
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that was not taken, and why."""
+
+    file: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The columns of one file.
+
+    Args:
+        names: those taken.
+        left_out: the others but for those that name the runs.
+        asked: whether they were named by the user.
+    """
+
+    names: list[str]
+    left_out: list[Column] = field(default_factory=list)
+    asked: bool = False
+
+
+def choose(wanted: Sequence[str], header: Sequence[str], file: object, key: str) -> list[str]:
+    """Columns by names, patterns (`eval/*`) or several of them separated by commas, in the file's order.
+
+    Raises:
+        UserError: nothing has that name.
+    """
+    found: set[str] = set()
+    for entry in wanted:
+        for part in [entry] if entry in header else [part.strip() for part in entry.split(",")]:
+            hits = [name for name in header if name == part or fnmatchcase(name, part)]
+            if not hits:
+                remedy = nearest(part, [name for name in header if name])
+                raise UserError("no such column", file=file, key=key, value=part, remedy=remedy)
+            found.update(hits)
+    return [name for name in header if name in found]
+
+
+def metric_columns(table: CsvTable, wanted: Sequence[str] | None, domains: Sequence[str]) -> Taken:
+    """The columns of metrics.
+
+    Raises:
+        UserError: a wanted column is not there or holds words, or no column is left.
+    """
+    if wanted:
+        return _asked(table, wanted, "--metric-columns")
+    names, left_out = [], []
+    candidates = {name: values(table, name) for name in table.header if name.lower() not in METADATA}
+    fractions = any(_has_fractions(found) for name, found in candidates.items() if not bookkeeping(name))
+    for name, found in candidates.items():
+        reason = "it holds words" if table.is_text(name) else _no_metric(name, found, domains, fractions)
+        if reason is None:
+            names.append(name)
+        else:
+            left_out.append(Column(table.path.name, name, reason))
+    if not names:
+        said = "; ".join(f"`{c.name}`: {c.reason}" for c in left_out[:3])
+        raise UserError(
+            "no column holds a metric" + (f" ({said})" if said else ""),
+            file=table.path,
+            remedy="give one column of numbers per metric, or name them with --metric-columns",
+        )
+    return Taken(names, left_out)
+
+
+def _no_metric(name: str, found: np.ndarray, domains: Sequence[str], fractions: bool) -> str | None:
+    """Why a column of numbers is no metric, or None.
+
+    Args:
+        fractions: whether the file has other columns that are not of whole numbers.
+    """
+    own = name in domains
+    if not own and (reason := bookkeeping(name)):
+        return reason
+    known = found[np.isfinite(found)]
+    if len(known) < 2:
+        return None
+    if len(known) > 2 and _same(known):
+        return f"it is {known[0]:g} in every run"
+    if is_metric(name) and not counts(name):
+        return None
+    whole = not _has_fractions(known)
+    if whole and not own and counts(name):
+        return "by its name and whole numbers it counts something"
+    if len(known) < JUDGED or is_metric(name):
+        return None
+    if whole and np.array_equal(np.sort(known), known.min() + np.arange(len(known))):
+        return "it numbers the runs"
+    if whole and fractions:
+        return "it holds whole numbers only"
+    if not own and len(np.unique(known)) * SETTING <= len(known):
+        return f"it has {len(np.unique(known))} values in {len(known)} runs, as a setting has"
+    return None
+
+
+def share_columns(table: CsvTable, wanted: Sequence[str] | None) -> Taken:
+    """The columns of shares: those of numbers without which the fewest rows sum to 1.
+
+    Raises:
+        UserError: a wanted column is not there or holds words, or no column is left.
+    """
+    if wanted:
+        return _asked(table, wanted, "--share-columns")
+    names, left_out = [], []
+    for name in table.header:
+        if name.lower() in METADATA:
+            continue
+        if table.is_text(name):
+            left_out.append(Column(table.path.name, name, "it holds words"))
+        else:
+            names.append(name)
+    if names:
+        columns = np.column_stack([values(table, name) for name in names])
+        for place, reason in _no_shares(names, columns).items():
+            left_out.append(Column(table.path.name, names[place], reason))
+        gone = {column.name for column in left_out}
+        names = [name for name in names if name not in gone]
+    if not names:
+        raise UserError(
+            "no column holds shares",
+            file=table.path,
+            remedy="give one column of numbers per domain, or name them with --share-columns",
+        )
+    return Taken(names, left_out)
+
+
+def _no_shares(names: Sequence[str], columns: np.ndarray) -> dict[int, str]:
+    """Places of columns (N, D) that are no shares, and why."""
+    count = len(columns)
+    filled = np.nan_to_num(columns)
+    odd = {
+        place: reason for place, name in enumerate(names) if (reason := _no_share(name, columns[:, place]))
+    }
+    total = filled.sum(axis=1)
+    if mixtures(total).all():  # what is called like a setting and only spoils the sums is one
+        return {
+            p: reason for p, reason in odd.items() if _spoils(total, filled[:, p]) and len(odd) < len(names)
+        }
+    if len(odd) < len(names) and mixtures(total - filled[:, list(odd)].sum(axis=1)).all():
+        return odd
+    suspects = list(odd)[:MOST_SUSPECTS]
+    always = {p: odd[p] for p in list(odd)[MOST_SUSPECTS:]}
+    rest = total - filled[:, list(always)].sum(axis=1)
+    best, most = always, int(mixtures(rest).sum())
+    for size in range(1, len(suspects) + 1):
+        for parts in combinations(suspects, size):
+            right = int(mixtures(rest - filled[:, list(parts)].sum(axis=1)).sum())
+            if right > most:
+                best, most = always | {p: odd[p] for p in parts}, right
+    if most:
+        idle = {p: reason for p, reason in odd.items() if p not in best and not filled[:, p].any()}
+        best = best | idle
+    if 2 * most >= count:
+        return best
+    # names do not say all: one or two more columns without which the rows are mixtures
+    for gone in (odd, {}) if len(odd) < len(names) else ({},):
+        rest = total - filled[:, list(gone)].sum(axis=1)
+        others = [place for place in range(len(names)) if place not in gone]
+        for size in (1, 2):
+            for parts in combinations(others, size):
+                if 2 * mixtures(rest - filled[:, list(parts)].sum(axis=1)).sum() > count:
+                    return gone | dict.fromkeys(parts, "the other columns sum to 1 without it")
+    return best
+
+
+def _spoils(total: np.ndarray, column: np.ndarray) -> bool:
+    """Whether rows (N,) are mixtures without a column, and no farther from 1 or 100 than with it."""
+    unit = np.where(total > 50, 100.0, 1.0)
+    without = np.abs(total - column - unit) / unit
+    return bool(mixtures(total - column).all() and without.mean() <= (np.abs(total - unit) / unit).mean())
+
+
+def _no_share(name: str, found: np.ndarray) -> str | None:
+    """Why a column may be something else than shares, or None."""
+    if reason := bookkeeping(name):
+        return reason.replace("no metric", "no share")
+    known = found[np.isfinite(found)]
+    if is_metric(name):
+        return "by its name it is a metric"
+    if counts(name):
+        return "by its name it counts something"
+    if len(known) and float(np.median(np.abs(known))) > 100 * (1 + ROUNDING):
+        return "its values are no shares"
+    if len(known) > 2 and _same(known) and known[0] > 1 + ROUNDING:
+        return f"it is {known[0]:g} in every run"
+    if len(known) >= JUDGED and not _has_fractions(known) and known.max() > 1:
+        return "it holds whole numbers only"
+    if len(known) >= JUDGED and float(np.median(known)) < 0:
+        return "its values are below 0"
+    return None
+
+
+def mixtures(sums: np.ndarray) -> np.ndarray:
+    """Which rows are mixtures by their sums (N,): 1, or 100 where shares are per cent."""
+    return (np.abs(sums - 1) <= ROUNDING) | (np.abs(sums - 100) <= 100 * ROUNDING)
+
+
+def values(table: CsvTable, name: str) -> np.ndarray:
+    """A column as numbers (N,), NaN where there is none."""
+    return np.array([np.nan if value is None else value for value in table.numbers(name)])
+
+
+def _asked(table: CsvTable, wanted: Sequence[str], key: str) -> Taken:
+    names = choose(wanted, table.header, table.path, key)
+    for name in names:
+        if table.is_text(name):
+            raise UserError("holds words", file=table.path, key=name, remedy=f"leave it out of {key}")
+    others = [name for name in table.header if name not in names and name.lower() not in METADATA]
+    return Taken(names, [Column(table.path.name, name, f"not in {key}") for name in others], asked=True)
+
+
+def _has_fractions(found: np.ndarray) -> bool:
+    known = found[np.isfinite(found)]
+    return bool((known != np.round(known)).any())
+
+
+def _same(known: np.ndarray) -> bool:
+    return bool(np.ptp(known) <= 1e-9 * max(1e-300, float(np.abs(known).max())))
