@@ -17,7 +17,7 @@ ORDER = """
 visible secret
 errors version signals node resources paths
 mixture plugins yaml_file
-remote
+remote checksums
 storage
 record
 exchange
@@ -41,7 +41,7 @@ __init__
 __main__ spot
 """
 LEVEL = {room: level for level, line in enumerate(ORDER.split("\n")) for room in line.split()}
-LINES, FILES = 3000, 270  # at most: lines of a room, files of the package
+LINES, FILES = 3000, 272  # at most: lines of a room, files of the package
 
 
 def _modules() -> dict[str, Path]:

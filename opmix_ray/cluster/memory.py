@@ -34,8 +34,8 @@ from opmix_ray.config import RunConfig
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.peak import StepMemory, count_forward, count_step
-from opmix_ray.model.probe import adapted_layers, layer_shape
 from opmix_ray.model.spread import Spread, blocks_of
+from opmix_ray.model.targets import Target, adapted_layers, target
 from opmix_ray.trials.slopes import with_slopes
 
 PROCESS = 700 << 20  # of a process with Python, torch, transformers and Ray, before it does anything
@@ -87,10 +87,8 @@ class _Plan:
         plan: dict[str, Any] = {"parameters": self.parameters, "worker": self.worker()}
         if self.decides:
             names = adapted_layers(self.model, self.config.probe.target_modules)
-            self.adapted = {name: self.model.get_submodule(name) for name in names}
-            self.layers = list(self.adapted.values())
-            shapes = [layer_shape(layer) for layer in self.layers]
-            self.adapter = sum(self.config.probe.rank * (rows + columns) for rows, columns in shapes)
+            self.layers = [target(self.model, name) for name in names]
+            self.adapter = self.config.probe.rank * sum(layer.width for layer in self.layers)
             plan |= {"probe": self.probe(), "evaluator": self.evaluator()}
         return plan | {"machine": self.machine(), "driver": self.driver()}
 
@@ -159,7 +157,7 @@ class _Plan:
         if config.probe.gpus > 1:
             rank, times = config.probe.rank, 4 if kept else 3
             found["fullest"] = stays = self._fullest(
-                config.probe.gpus, lambda layer: times * _FLOAT * rank * sum(layer_shape(layer))
+                config.probe.gpus, lambda layer: times * _FLOAT * rank * layer.width
             )
         return _closed(found, stays, step.peak, config.probe.gpus, PROCESS)
 
@@ -181,9 +179,7 @@ class _Plan:
         own = sum(_numel(layer) * width for layer in self.layers)
         rounding = _FLOAT * max(map(_numel, self.layers)) if width < _FLOAT else 0
         # Left and right factor of the largest layer, side by side, when the model is moved.
-        moving = _FLOAT * max(
-            sum(layer_shape(layer)) * config.probe.rank * self._components() for layer in self.layers
-        )
+        moving = _FLOAT * max(layer.width * config.probe.rank * self._components() for layer in self.layers)
         shared = self.weights + self._factors() if search.gpus else 0
         found = {"shared": shared, "weights": own, "activations": step.saved, "logits": step.head}
         most = step.saved + step.head + _FLOAT * max(map(_numel, self.layers)) if slopes else step.peak
@@ -192,7 +188,7 @@ class _Plan:
             rank = config.probe.rank * self._components()
             found["fullest"] = stays = self._fullest(
                 search.gpus,
-                lambda layer: _numel(layer) * width + _FLOAT * rank * sum(layer_shape(layer)),
+                lambda layer: _numel(layer) * width + _FLOAT * rank * layer.width,
             )
         return _closed(found, stays + rounding, max(most, moving), search.gpus, PROCESS)
 
@@ -233,11 +229,11 @@ class _Plan:
     def _factors(self) -> int:
         return _FLOAT * self.adapter * self._components()
 
-    def _fullest(self, gpus: float, beside: Callable[[Any], int]) -> int:
+    def _fullest(self, gpus: float, beside: Callable[[Target], int]) -> int:
         """Bytes on the fullest of several GPUs: weights, and what there is beside those of each adapted layer."""
         costs = {name: parameter.nbytes for name, parameter in self.model.named_parameters()}
-        for name, layer in self.adapted.items():
-            costs[f"{name}.weight"] += beside(layer)
+        for layer in self.layers:
+            costs[layer.parameter] += beside(layer)
         return max(Spread.planned(self.model, gpus, costs).held(costs).values())
 
     def _width(self) -> int:
@@ -256,7 +252,7 @@ def _bytes(module: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def _numel(layer: Any) -> int:
+def _numel(layer: Target) -> int:
     return int(layer.weight.numel())
 
 

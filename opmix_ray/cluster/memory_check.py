@@ -13,10 +13,13 @@ import torch
 from opmix_ray.cluster.autoscaler import machine_types
 from opmix_ray.cluster.connect import address_of, connected, own_cpus
 from opmix_ray.cluster.demand import machines_now
-from opmix_ray.cluster.memory import PROCESS, plan_memory
+from opmix_ray.cluster.memory import PROCESS, plan_memory, vocabulary
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError, first_line
+from opmix_ray.model.architecture import architecture
+from opmix_ray.model.targets import adapted_layers, reached
 
+_FEW = 0.3  # share of the weights below which probes say little
 _WORDS = {
     "worker": "a worker of the main run",
     "probe": "a probe",
@@ -45,8 +48,27 @@ def check_memory(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         `memory`: see `plan_memory`, or None for a model whose passes cannot be counted without doing them;
-        `warnings`: a line each.
+        `warnings`: a line each; `probes_reach`: share of the weights that probes adapt, None without decisions.
     """
+    share = probe_share(config)
+    few = [] if share is None or share >= _FEW else [
+        f"probes reach only {100 * share:.0f} % of the model's weights, so that decisions see little of what training "
+        "does; see probe.target_modules"
+    ]  # fmt: skip
+    found = _planned(config)
+    return {**found, "warnings": few + found["warnings"], "probes_reach": share}
+
+
+def probe_share(config: RunConfig) -> float | None:
+    """Share of the model's weights that lie in what probes adapt; None for a run without decisions."""
+    if not any(stage.decide_at for stage in config.stages):
+        return None
+    size, eos = vocabulary(config)
+    model = architecture(config.model, vocab_size=size, eos_token_id=eos)
+    return reached(model, adapted_layers(model, config.probe.target_modules))
+
+
+def _planned(config: RunConfig) -> dict[str, Any]:
     try:
         plan = plan_memory(config)
     except UserError:
@@ -69,6 +91,9 @@ def memory_words(checked: Mapping[str, Any]) -> str:
                 if n and name != "peak"
             ]
             lines.append(f"  {words:24} {size(plan[part]['peak']):>8}   ({', '.join(parts)})")
+    share = checked.get("probes_reach")
+    if share is not None:
+        lines.append(f"probes reach {100 * share:.0f} % of the model's weights")
     return "\n".join([*lines, *(f"warning: {line}" for line in checked["warnings"])])
 
 

@@ -72,7 +72,9 @@ class ProbeConfig(Section):
         0.9, gt=0, le=1, description="Share of its own domain in a probe's data; the rest is the old mixture."
     )
     target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="Layers adapted; `all-linear` leaves out embedding and head."
+        "all-linear",
+        description="Layers adapted, fused experts among them; `all-linear` leaves out embedding, head and what a LoRA "
+        "would not be felt in.",
     )
     cpus: float = Field(1, gt=0, description="CPUs asked for per probe.")
     gpus: float = Field(

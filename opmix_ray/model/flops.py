@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from opmix_ray.config import ProbeConfig
-from opmix_ray.model.probe import adapted_layers, base_causal_lm, layer_shape
+from opmix_ray.model.probe import base_causal_lm
+from opmix_ray.model.targets import adapted_layers, target
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ def probe_flops(model: PreTrainedModel, probe: ProbeConfig, tokens: float, seq_l
     """
     count = count_matrices(model)
     base = base_causal_lm(model)
-    shapes = [layer_shape(base.get_submodule(name)) for name in adapted_layers(base, probe.target_modules)]
-    adapters = sum(probe.rank * (rows + columns) for rows, columns in shapes)
+    active = _active_experts(base.config.get_text_config())
+    found = [target(base, name) for name in adapted_layers(base, probe.target_modules)]
+    adapters = sum(probe.rank * each.width * (active if each.experts else 1.0) for each in found)
     return tokens * (4.0 * count.weights + 12.0 * count.attention_width * seq_len + 6.0 * adapters)
 
 

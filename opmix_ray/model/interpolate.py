@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from opmix_ray.data.held_out import Held
 from opmix_ray.errors import UserError
 from opmix_ray.model.load import build_empty, fill, model_spec
 from opmix_ray.model.loss import SetLoss, batches, compute_context, evaluate_sets, sequence_losses
-from opmix_ray.model.probe import Probe, layer_shape
+from opmix_ray.model.probe import Probe
 from opmix_ray.model.spread import Devices, Spread
+from opmix_ray.model.targets import Target, target
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ProbeSet:
         spec: the architecture, see `model_spec`.
         weights: parameter or buffer -> array; bfloat16 as its bits in uint16.
         bfloat16: names of the arrays that hold such bits.
-        A: layer -> float32 (C, r, in).
-        B: layer -> float32 (C, out, r).
+        A: layer -> float32 (C, r, in); of E experts (C, E, r, in).
+        B: layer -> float32 (C, out, r); of E experts (C, E, out, r).
         scale: alpha / rank of each probe, float64 (C,).
         components: names of the probes.
         domains: names of the columns of `data`.
@@ -99,7 +99,7 @@ class ProbeSet:
         """Bytes that an interpolator needs for each weight: of an adapted layer twice, and its factors."""
         found = {name: array.nbytes for name, array in self.weights.items()}
         for layer in self.A:
-            name = f"{layer}.weight"
+            name = layer if layer in self.weights else f"{layer}.weight"
             found[name] = 2 * found.get(name, 0) + self.A[layer].nbytes + self.B[layer].nbytes
         return found
 
@@ -135,19 +135,19 @@ class Interpolator:
         fill(self.model, probe_set.spec, tensors)
         spread.connect(self.model)
         self._layers: dict[str, _Layer] = {}
-        bases = {name: self.model.get_submodule(name).weight for name in probe_set.A}
-        cast = autocast and self._holds_in_bfloat16(list(bases))
-        for name in probe_set.A:
-            module: Any = self.model.get_submodule(name)
-            base: Any = bases[name].data  # type: ignore[union-attr]
-            if not cast:
-                module.weight = nn.Parameter(base.clone(), requires_grad=False)
+        found = {name: target(self.model, name) for name in probe_set.A}
+        bases = {name: each.weight.data for name, each in found.items()}
+        cast = autocast and self._holds_in_bfloat16([each for each in found.values() if not each.experts])
+        for name, each in found.items():
+            if not cast or each.experts:
+                each.module._parameters[each.leaf] = nn.Parameter(bases[name].clone(), requires_grad=False)
+            weight: Any = each.weight
             self._layers[name] = _Layer(
-                weight=module.weight,
-                base=base,
-                a=view_of(probe_set.A[name], False).to(base.device),
-                b=view_of(probe_set.B[name], False).to(base.device),
-                transposed=isinstance(module, Conv1D),
+                weight=weight,
+                base=bases[name],
+                a=view_of(probe_set.A[name], False).to(bases[name].device),
+                b=view_of(probe_set.B[name], False).to(bases[name].device),
+                transposed=each.transposed,
             )
         largest = max((layer.base.numel() for layer in self._layers.values() if layer.rounds), default=0)
         self._scratch = {
@@ -156,13 +156,13 @@ class Interpolator:
         self.w = np.zeros(len(probe_set.components), dtype=np.float64)
 
     @torch.no_grad()
-    def _holds_in_bfloat16(self, layers: Sequence[str]) -> bool:
+    def _holds_in_bfloat16(self, layers: Sequence[Target]) -> bool:
         """Put bfloat16 copies of these layers' weights in place, if the model computes with such.
 
         Autocast casts the float32 weights of Linear and Conv1D layers in every pass, to the same numbers. A model
         that leaves autocast somewhere on its way does not take them; it is put back.
         """
-        modules: list[Any] = [self.model.get_submodule(name) for name in layers]
+        modules: list[Any] = [layer.module for layer in layers]
         bases = [module.weight for module in modules]
         if any(base.dtype != torch.float32 for base in bases):
             return False
@@ -267,8 +267,8 @@ class _Layer:
 
     weight: nn.Parameter
     base: torch.Tensor
-    a: torch.Tensor  # (C, r, in)
-    b: torch.Tensor  # (C, out, r)
+    a: torch.Tensor  # (C, r, in), of experts (C, E, r, in)
+    b: torch.Tensor  # (C, out, r), of experts (C, E, out, r)
     transposed: bool  # the weight is (in, out)
 
     @property
@@ -282,24 +282,26 @@ class _Layer:
             self.weight.copy_(self.base)
             return
         a, b = (self.a, self.b) if index is None else (self.a[index], self.b[index])
-        left = (b * factor[:, None, None]).permute(1, 0, 2).reshape(b.shape[1], -1)  # (out, C*r)
-        right = a.reshape(-1, a.shape[2])  # (C*r, in)
+        scaled = b * factor.view(-1, *[1] * (b.ndim - 1))
+        left = scaled.movedim(0, -2).flatten(-2)  # (out, C*r)
+        right = a.movedim(0, -3).flatten(-3, -2)  # (C*r, in)
         if self.transposed:
-            left, right = right.T, left.T
+            left, right = right.mT, left.mT
+        add = torch.baddbmm if self.base.ndim == 3 else torch.addmm
         if not self.rounds:
-            torch.addmm(self.base, left, right, out=self.weight.data)
+            add(self.base, left, right, out=self.weight.data)
             return
         total = scratch[: self.base.numel()].view(self.base.shape)
         total.copy_(self.base)
-        total.addmm_(left, right)
+        add(total, left, right, out=total)
         self.weight.copy_(total)
 
     def along_components(self, gradient: torch.Tensor) -> torch.Tensor:
         """<gradient, B_c A_c> of every component, float64 (C,)."""
         gradient = gradient.float()
         if self.transposed:
-            gradient = gradient.T
-        return (torch.matmul(self.b.transpose(1, 2), gradient) * self.a).double().sum(dim=(1, 2))
+            gradient = gradient.mT
+        return (torch.matmul(self.b.mT, gradient) * self.a).double().flatten(1).sum(dim=1)
 
 
 def arrays_of(model: nn.Module) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -336,27 +338,26 @@ def view_of(array: np.ndarray, bfloat16: bool) -> torch.Tensor:
 
 
 def _stack(model: nn.Module, probes: Sequence[Probe], layer: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """One layer's factors of all probes: A (C, r, in) and B (C, out, r)."""
-    try:
-        rows, columns = layer_shape(model.get_submodule(layer))
-    except (AttributeError, ValueError):
-        raise UserError(
-            "the model has no such linear layer", key=layer, remedy="use its own probes"
-        ) from None
-    a = np.zeros((len(probes), rank, columns), dtype=np.float32)
-    b = np.zeros((len(probes), rows, rank), dtype=np.float32)
+    """One layer's factors of all probes: A (C, r, in) and B (C, out, r); of E experts (C, E, r, in), (C, E, out, r)."""
+    found = target(model, layer)
+    rows, columns = found.shape
+    count = max(1, found.experts)
+    a = np.zeros((len(probes), count, rank, columns), dtype=np.float32)
+    b = np.zeros((len(probes), count, rows, rank), dtype=np.float32)
     for index, probe in enumerate(probes):
         if layer not in probe.factors:
             continue
         small_a, small_b = probe.factors[layer]
-        if small_a.shape != (probe.rank, columns) or small_b.shape != (rows, probe.rank):
+        inner = count * probe.rank
+        if small_a.shape != (inner, columns) or small_b.shape != (rows, inner):
             raise UserError(
                 f"probe `{probe.name}` is of another shape than the model's layer",
                 key=layer,
                 remedy="use its own probes",
             )
-        a[index, : probe.rank], b[index, :, : probe.rank] = small_a, small_b
-    return a, b
+        a[index, :, : probe.rank] = small_a.reshape(count, probe.rank, columns)
+        b[index, :, :, : probe.rank] = small_b.reshape(rows, probe.rank, count).transpose(2, 0, 1)
+    return (a, b) if found.experts else (a[:, 0], b[:, 0])
 
 
 def _shares(probe: Probe, domains: Sequence[str]) -> list[float]:

@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging, quantization_config
 
+from opmix_ray.checksums import check, is_sealed
 from opmix_ray.config import ModelConfig
 from opmix_ray.errors import UserError, first_line
 
@@ -229,6 +230,11 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
             )
         if local.is_dir() and not (local / config.gguf_file).is_file():
             raise UserError(f"no such file in {local}", key="model.gguf_file", value=config.gguf_file)
+    if is_sealed(local):
+        check(
+            local,
+            remedy="restore it, or run again with --resume; delete checksums.json if you changed it yourself",
+        )
     options = _dense_gguf(config.gguf_file) if config.gguf_file else {}
     try:
         with _without_bar():

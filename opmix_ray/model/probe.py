@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,17 @@ from transformers.pytorch_utils import Conv1D
 
 from opmix_ray.config import ProbeConfig
 from opmix_ray.errors import UserError
+from opmix_ray.model.targets import adapted_layers as adapted_layers
+from opmix_ray.model.targets import as_peft_has_them, target
 
 ADAPTER = "default"
 PREFIX = "base_model.model."
+_BASE = re.compile(r"\.base_layer(?=\.|$)")
 _RECORDED = ("name", "data", "tokens", "seconds", "flops", "losses")
-Factors = dict[str, tuple[np.ndarray, np.ndarray]]  # layer -> (A (rank, in), B (out, rank)), float32
+_EXPERTS = "experts"  # in the record: names of adapted parameters that hold experts, in the model's order
+# Layer -> (A (rank, in), B (out, rank)), float32; of E experts (E * rank, in), an expert's rows together, and
+# (out, rank * E), an expert's columns E apart, as PEFT has them.
+Factors = dict[str, tuple[np.ndarray, np.ndarray]]
 WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "probe.json"
 
 # Keys of adapter_config.json that leave the weight change at scale * B @ A; any other must be unset.
@@ -57,6 +64,7 @@ _HARMLESS = {
     "r": ...,
     "revision": ...,
     "target_modules": ...,
+    "target_parameters": ...,
     "task_type": ...,
 }
 _HARMLESS_INIT = (True, False, "gaussian", "eva", "orthogonal")  # others change the base weights too
@@ -74,6 +82,7 @@ class Probe:
         rank: inner size of every layer's factors.
         alpha: LoRA alpha.
         target_modules: ends of the adapted layers' names, as PEFT matches them.
+        target_parameters: the same of weights that PEFT adapts as parameters, experts above all.
         base_name: the model it belongs to, if it has a name.
         fan_in_fan_out: whether the layers are GPT-2's Conv1D, whose weights are (in, out).
         tokens: tokens trained on.
@@ -90,6 +99,7 @@ class Probe:
     rank: int
     alpha: float
     target_modules: list[str]
+    target_parameters: list[str] = field(default_factory=list)
     base_name: str | None = None
     fan_in_fan_out: bool = False
     tokens: int = 0
@@ -104,51 +114,6 @@ def base_causal_lm(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def layer_shape(layer: nn.Module) -> tuple[int, int]:
-    """(out, in) of a Linear or Conv1D layer."""
-    rows, columns = layer.weight.shape  # type: ignore[misc,union-attr]
-    return (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
-
-
-def adapted_layers(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
-    """Names of the layers that a probe adapts, in the model's order.
-
-    Args:
-        model: causal LM without adapters.
-        target_modules: `all-linear` for every Linear and Conv1D but the head, or ends of layer names.
-
-    Raises:
-        UserError: a name matches no such layer, or it matches a head that is tied to the embedding.
-    """
-    head = base_causal_lm(model).get_output_embeddings()
-    layers = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    }
-    if isinstance(target_modules, str):
-        return [name for name, module in layers.items() if module is not head]
-    chosen = {target: [n for n in layers if f".{n}".endswith(f".{target}")] for target in target_modules}
-    for target, names in chosen.items():
-        if not names:
-            ends = sorted({name.rpartition(".")[2] for name in layers})
-            raise UserError(
-                "matches no linear layer of the model",
-                key="probe.target_modules",
-                value=target,
-                remedy=f"the model has {', '.join(ends)}",
-            )
-    wanted = {name for names in chosen.values() for name in names}
-    embedding = base_causal_lm(model).get_input_embeddings()
-    for name in wanted:
-        if layers[name].weight is embedding.weight:
-            raise UserError(
-                "the head shares its weights with the embedding and cannot be adapted alone",
-                key="probe.target_modules",
-                value=name,
-                remedy="leave it out",
-            )
-    return [name for name in layers if name in wanted]
-
-
 def lora_config(probe_config: ProbeConfig, model: nn.Module) -> LoraConfig:
     """The PEFT configuration of a probe on this model: no dropout, no bias, plain LoRA.
 
@@ -156,13 +121,15 @@ def lora_config(probe_config: ProbeConfig, model: nn.Module) -> LoraConfig:
         UserError: see `adapted_layers`.
     """
     layers = adapted_layers(model, probe_config.target_modules)
+    modules, parameters = as_peft_has_them(model, layers)
     return LoraConfig(
         r=probe_config.rank,
         lora_alpha=probe_config.alpha,  # type: ignore[arg-type]
-        target_modules=_shortest_names(model, layers),
+        target_modules=modules,
+        target_parameters=parameters or None,
         lora_dropout=0.0,
         bias="none",
-        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
+        fan_in_fan_out=any(isinstance(target(model, name).module, Conv1D) for name in layers),
         task_type="CAUSAL_LM",
     )
 
@@ -223,7 +190,8 @@ def extract(
         scale=config.lora_alpha / config.r,
         rank=config.r,
         alpha=float(config.lora_alpha),
-        target_modules=sorted(config.target_modules),
+        target_modules=sorted(config.target_modules or []),
+        target_parameters=sorted(config.target_parameters or []),
         base_name=config.base_model_name_or_path or None,
         fan_in_fan_out=config.fan_in_fan_out,
         tokens=tokens,
@@ -274,6 +242,7 @@ def save_probe(probe: Probe, directory: Path | str, base_model_name: str | None 
         r=probe.rank,
         lora_alpha=probe.scale * probe.rank,  # type: ignore[arg-type]
         target_modules=list(probe.target_modules),
+        target_parameters=list(probe.target_parameters) or None,
         fan_in_fan_out=probe.fan_in_fan_out,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_model_name or probe.base_name,
@@ -281,11 +250,15 @@ def save_probe(probe: Probe, directory: Path | str, base_model_name: str | None 
     )
     config.save_pretrained(str(directory))
     tensors = {}
+    experts = [layer for layer in probe.factors if _is_parameter(probe, layer)]
+    places = _places(probe.factors, experts)
     for layer, (a, b) in probe.factors.items():
-        tensors[f"{PREFIX}{layer}.lora_A.weight"] = np.ascontiguousarray(a)
-        tensors[f"{PREFIX}{layer}.lora_B.weight"] = np.ascontiguousarray(b)
+        tensors[f"{PREFIX}{places[layer]}.lora_A.weight"] = np.ascontiguousarray(a)
+        tensors[f"{PREFIX}{places[layer]}.lora_B.weight"] = np.ascontiguousarray(b)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     record = {key: getattr(probe, key) for key in _RECORDED}
+    if experts:
+        record[_EXPERTS] = experts
     (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -303,8 +276,19 @@ def load_probe(directory: Path | str) -> Probe:
     if rank != int(rank) or rank < 1:
         raise UserError("is not a rank", file=directory / CONFIG, key="r", value=rank)
     rank = int(rank)
-    factors = _read_factors(directory / WEIGHTS, rank)
     record = _read_record(directory / RECORD, directory.name)
+    parameters = config.get("target_parameters") or []
+    experts = record.pop(_EXPERTS, None)
+    if parameters and experts is None and not _only_weights(parameters):
+        remedy = "use a probe of this package: PEFT does not note which factors belong to which parameter"
+        raise UserError(
+            "is not supported",
+            file=directory / CONFIG,
+            key="target_parameters",
+            value=parameters,
+            remedy=remedy,
+        )
+    factors = _read_factors(directory / WEIGHTS, rank, experts or [])
     targets = config.get("target_modules")
     return Probe(
         factors=factors,
@@ -312,6 +296,7 @@ def load_probe(directory: Path | str) -> Probe:
         rank=rank,
         alpha=alpha,
         target_modules=sorted(targets) if isinstance(targets, list) else sorted(factors),
+        target_parameters=sorted(parameters),
         base_name=config.get("base_model_name_or_path"),
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         **record,
@@ -319,19 +304,39 @@ def load_probe(directory: Path | str) -> Probe:
 
 
 def _lora_layers(model: nn.Module) -> dict[str, Any]:
-    """LoRA layers by the name they have in the model without adapters."""
-    return {
-        name.removeprefix(PREFIX): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
+    """LoRA layers by the name they have without adapters; of several around a module the innermost first."""
+    around: dict[str, list[Any]] = {}
+    for place, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            around.setdefault(_BASE.sub("", place.removeprefix(PREFIX)), []).append(module)
+    found = {}
+    for name, modules in around.items():
+        for module in reversed(modules):
+            alone = isinstance(module.get_base_layer(), nn.Linear | Conv1D)
+            found[name if alone else f"{name}.{module.parameter_name}"] = module
+    return found
 
 
-def _shortest_names(model: nn.Module, layers: list[str]) -> list[str]:
-    """Last parts of the names where these match the layers and nothing else, else the whole names."""
-    ends = sorted({name.rpartition(".")[2] for name in layers})
-    matched = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends]
-    return ends if sorted(matched) == sorted(layers) else list(layers)
+def _only_weights(parameters: Any) -> bool:
+    """Whether parameters that PEFT adapts are the weights of layers, each alone in its module."""
+    return isinstance(parameters, list) and all(str(name).endswith(".weight") for name in parameters)
+
+
+def _is_parameter(probe: Probe, layer: str) -> bool:
+    """Whether a layer is a parameter by its own name: experts."""
+    return any(f".{layer}".endswith(f".{end}") for end in probe.target_parameters)
+
+
+def _places(layers: Iterable[str], experts: Iterable[str]) -> dict[str, str]:
+    """Where PEFT has each layer's factors: it wraps a module once for each of its parameters, the first innermost."""
+    owners: dict[str, list[str]] = {}
+    for name in experts:
+        owners.setdefault(name.rpartition(".")[0], []).append(name)
+    places = {layer: layer for layer in layers}
+    for owner, names in owners.items():
+        for depth, name in enumerate(reversed(names)):
+            places[name] = owner + ".base_layer" * depth
+    return places
 
 
 def _array(parameter: torch.Tensor) -> np.ndarray:
@@ -364,7 +369,9 @@ def _read_record(file: Path, name: str) -> dict[str, Any]:
     numbers = [record["tokens"], record["seconds"], record["flops"]]
     if isinstance(record["data"], dict) and isinstance(record["losses"], list):
         numbers += [*record["data"].values(), *record["losses"]]
-        known = set(record) == set(_RECORDED) and isinstance(record["name"], str)
+        known = set(record) - {_EXPERTS} == set(_RECORDED) and isinstance(record["name"], str)
+        experts = record.get(_EXPERTS, [])
+        known = known and isinstance(experts, list) and all(isinstance(each, str) for each in experts)
         if known and all(isinstance(number, int | float) for number in numbers):
             return record
     raise UserError("is not a probe's record", file=file, remedy="delete it, or restore the file")
@@ -385,22 +392,26 @@ def _refuse_other_kinds(config: Mapping[str, Any], file: Path) -> None:
             raise UserError("is missing", file=file, key=key, remedy=remedy)
 
 
-def _read_factors(file: Path, rank: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _read_factors(file: Path, rank: int, experts: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     try:
         tensors = load_file(file)
     except FileNotFoundError:
         raise UserError("no such file", file=file, remedy="save it with safe_serialization=True") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be read: {error}", file=file) from None
+    names = {place: name for name, place in _places(experts, experts).items()}
     layers: dict[str, dict[str, np.ndarray]] = {}
     for key, tensor in tensors.items():
-        layer, _, kind = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        place, _, kind = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if kind not in ("lora_A", "lora_B") or tensor.ndim != 2:
             raise UserError("is not a factor of a linear layer", file=file, key=key)
-        layers.setdefault(layer, {})[kind] = _array(tensor)
+        layers.setdefault(names.get(place, place), {})[kind] = _array(tensor)
     factors = {}
-    for layer, pair in layers.items():
-        if len(pair) < 2 or pair["lora_A"].shape[0] != rank or pair["lora_B"].shape[1] != rank:
+    for layer in [*(name for name in layers if name not in experts), *experts]:
+        pair = layers.get(layer, {})
+        sizes = (pair["lora_A"].shape[0], pair["lora_B"].shape[1]) if len(pair) == 2 else (0, 0)
+        fits = sizes[0] == rank or (layer in experts and sizes[0] > 0 and sizes[0] % rank == 0)
+        if not fits or sizes[0] != sizes[1]:
             raise UserError(f"the factors are not a pair of rank {rank}", file=file, key=layer)
         factors[layer] = (pair["lora_A"], pair["lora_B"])
     return factors

@@ -22,13 +22,13 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.harness import check_harness
 from opmix_ray.model.load import load_model
-from opmix_ray.model.probe import adapted_layers
 from opmix_ray.model.spread import check_spread
 from opmix_ray.remote import refuse_credentials
 from opmix_ray.runner.base import beginning, with_base
 from opmix_ray.runner.check_plan import check_plan
 from opmix_ray.runner.enter import enter
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, wanted_mixture
+from opmix_ray.runner.trial import try_probes
 from opmix_ray.secret import HIDDEN, placeholders
 from opmix_ray.sources.source import validate_sources
 from opmix_ray.train.probes import probe_data
@@ -202,15 +202,16 @@ def _tokenizer_and_model(config: RunConfig) -> None:
         )
     if config.model.config is not None:
         with init_empty_weights():
-            model = load_model(
+            load_model(
                 config.model,
                 vocab_size=size,
                 eos_token_id=tokenizer.eos_token_id,
                 seed=config.seed,
                 seq_len=config.data.seq_len,
             )
-        if any(stage.decide_at for stage in config.stages):
-            adapted_layers(model, config.probe.target_modules)
+    if any(stage.decide_at for stage in config.stages):
+        model = architecture(config.model, vocab_size=size, eos_token_id=tokenizer.eos_token_id)
+        try_probes(model, config.probe, autocast=config.model.autocast)
     gpus = max(config.search.gpus, config.probe.gpus)
     if gpus > 1:
         check_spread(architecture(config.model, vocab_size=size, eos_token_id=tokenizer.eos_token_id), gpus)
