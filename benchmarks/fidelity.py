@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import pearsonr, spearmanr, t
 
-from opmix_ray.config import ProposalConfig
+from opmix_ray.config.run import ProposalConfig
+from opmix_ray.decision.rule import EPS_STEPS, SLOPE_GROWTH, TRANSFER_TRUST
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
 
@@ -79,13 +80,11 @@ def predictions(
         )
 
     settings = ProposalConfig()
-    assert settings.eps_steps is not None
-    assert settings.slope_growth is not None
     read = Extrapolation(
-        eps=settings.eps_steps / horizon,
-        growth=stage_growth(settings.slope_growth, settings.eps_steps, horizon, block["steps"]),
+        eps=EPS_STEPS / horizon,
+        growth=stage_growth(SLOPE_GROWTH, EPS_STEPS, horizon, block["steps"]),
         slope_trust=settings.slope_trust,
-        transfer_trust=settings.transfer_trust,
+        transfer_trust=TRANSFER_TRUST,
         anchor=old,
     )
     found = {

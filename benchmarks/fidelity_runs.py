@@ -28,6 +28,7 @@ from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import HeldOut, report_sets, search_sets
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.decision.old_part import probe_data
 from opmix_ray.decision.task import load_weights
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
@@ -37,7 +38,7 @@ from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.model.probe import Probe
 from opmix_ray.resources import shipped
 from opmix_ray.train.loop import _optimizer
-from opmix_ray.train.probes import ProbeTask, probe_data, train_probe
+from opmix_ray.train.probes import ProbeTask, train_probe
 from opmix_ray.train.schedule import learning_rate
 from opmix_ray.trials.trial import CandidateScorer
 

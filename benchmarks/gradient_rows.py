@@ -93,13 +93,13 @@ def measured(domains: int, rows: int, unseen: int, seed: int, quick: bool) -> di
     for candidate in np.vstack([near, far]):
         model.set(candidate)
         began = time.perf_counter()
-        found = model.losses(case.sets, case.config.search.batch_size)
+        found = model.losses(case.sets, case.config.evaluation.batch_size)
         seconds["value"].append(time.perf_counter() - began)
         truth.append([found[name].mean for name in names])
     for candidate in weights:
         model.set(candidate)
         began = time.perf_counter()
-        both = model.gradients(case.sets, case.config.search.batch_size)  # type: ignore[arg-type]
+        both = model.gradients(case.sets, case.config.evaluation.batch_size)  # type: ignore[arg-type]
         seconds["slopes"].append(time.perf_counter() - began)
         losses.append([both[name][0].mean for name in names])
         slopes.append([both[name][1] for name in names])

@@ -75,7 +75,7 @@ def measure(part: str, file: str, settings: list[str]) -> dict[str, int]:
             ids, mask = rng.integers(0, model.config.vocab_size, shape), np.ones(shape, dtype=bool)
             for _ in range(2):
                 found.set(np.full(len(config.data.domains), 0.1))
-                found.losses({"one": (ids, mask)}, config.search.batch_size)
+                found.losses({"one": (ids, mask)}, config.evaluation.batch_size)
 
     def _probe_set(model: Any) -> ProbeSet:
         probes = []

@@ -98,7 +98,7 @@ class Decisions:
         losses, few = [], []
         for w in self.weights:
             model.set(w)
-            found = model.losses(self.sets, self.config.search.batch_size)
+            found = model.losses(self.sets, self.config.evaluation.batch_size)
             losses.append([loss.mean for loss in found.values()])
             few.append([loss.nats[:FEW].sum() / loss.tokens[:FEW].sum() for loss in found.values()])
         return Scores(np.array(losses), np.array(few))

@@ -243,7 +243,11 @@ def by_domains(subject: Subject, sets: HeldOut, repeats: int, sizes: tuple[int, 
         probes = subject.probe_set(size)
         uniform = np.full(size, 1 / size)
         scorer = CandidateScorer(
-            probes, sets, equal(sets), batch_size=subject.config.search.batch_size, autocast=autocast(subject)
+            probes,
+            sets,
+            equal(sets),
+            batch_size=subject.config.evaluation.batch_size,
+            autocast=autocast(subject),
         )
         scorer.score(uniform)
         scorers[size] = (scorer, uniform)
@@ -290,7 +294,7 @@ def measure(subject: Subject, setting: Setting, quick: bool) -> dict[str, Any]:
     threads = max(1, cores() // evaluators)
     task = SearchTask.put(
         ray.put(base), factors_only(probes), sets, equal(sets),
-        batch_size=subject.config.search.batch_size, autocast=autocast(subject),
+        batch_size=subject.config.evaluation.batch_size, autocast=autocast(subject),
     )  # fmt: skip
     count = setting.trials + 1  # the proposal is one more
     found: dict[str, Any] = {
@@ -314,7 +318,7 @@ def measure(subject: Subject, setting: Setting, quick: bool) -> dict[str, Any]:
         searches.append(search_seconds(subject, task, setting.trials, evaluators))
         torch.set_num_threads(cores())
         published += [
-            published_seconds(subject.model, probes, sets, subject.config.search.batch_size, bf16)
+            published_seconds(subject.model, probes, sets, subject.config.evaluation.batch_size, bf16)
             for _ in range(setting.published + 1)
         ][1:]
     floor = min(median(values) for values in floors.values())

@@ -84,7 +84,7 @@ def search(
 
     Args:
         model: Hugging Face directory or hub id.
-        domains: name -> path of its files, or the keys of `SourceConfig`.
+        domains: name -> path of its files, or the keys of `DomainConfig`.
         mixture: shares of training tokens so far by domain, `proportional` to tokens, or `uniform`.
         steps: optimiser steps that the answer is meant for.
         batch_size: sequences in each.

@@ -13,6 +13,36 @@ import ray
 
 from tests.support import TinyRun
 
+# Rooms whose tests start processes, or train: left out by --fast.
+WHOLE_RUNS = (
+    "cli",
+    "cluster",
+    "commands",
+    "compare",
+    "docs",
+    "exchange",
+    "init",
+    "runner",
+    "strategies",
+    "watch",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--fast`: what one runs while working."""
+    parser.addoption("--fast", action="store_true", help="only tests that need neither Ray nor a whole run")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--fast` keep the tests that one process answers for in moments."""
+    if config.getoption("--fast"):
+        items[:] = [item for item in items if _is_fast(item)]
+
+
+def _is_fast(item: pytest.Item) -> bool:
+    room = item.path.relative_to(Path(__file__).parent).parts[0]
+    return room not in WHOLE_RUNS and "ray_session" not in getattr(item, "fixturenames", ())
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:

@@ -63,7 +63,6 @@ def tiny_tree(data: Path) -> dict[str, Any]:
         "stages": [{"name": "only", "steps": 12, "start": "uniform", "decide_at": [0.5]}],
         "probe": {"steps": 4, "rank": 4, "alpha": 8},
         "search": {"budget": None, "trials": 6, "round_size": 3, "sequences": 6, "evaluators": 2},
-        "proposal": {"bootstrap": 200},
         "evaluation": {"sequences": 8},
     }
 

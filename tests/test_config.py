@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import yaml
 
 from opmix_ray.config import RunConfig, dump_config, load_config, load_partly, read_yaml
+from opmix_ray.config.gone import GONE, without_gone
+from opmix_ray.config.section import Section, inner_section
 from opmix_ray.errors import UserError, UserErrors
-from opmix_ray.output.state import identity
+from opmix_ray.output.state import identity, read_config
 from opmix_ray.resources import shipped
+from opmix_ray.storage import Storage
 from opmix_ray.yaml_file import parse_yaml
 from tests.support import TinyRun
 
@@ -131,3 +135,61 @@ def test_nothing_can_be_understood_without_what_has_no_default(tiny: TinyRun) ->
     config, errors = load_partly(tiny.write())
     assert config is None
     assert [(error.key, error.problem) for error in errors] == [("stages", "is missing")]
+
+
+def leaf_keys(section: type[Section], prefix: str = "") -> list[str]:
+    """Every key that a file may give a value, by its path; names of domains and positions of stages left out."""
+    found: list[str] = []
+    for name, field in section.model_fields.items():
+        inner = inner_section(field.annotation)
+        found += leaf_keys(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return found
+
+
+def test_there_are_few_keys() -> None:
+    """A key needs a measured gain or a user's reason (docs/decisions.md)."""
+    keys = leaf_keys(RunConfig)
+    assert len(keys) <= 150
+    assert len([key for key in keys if not key.startswith("strategies.")]) <= 120
+
+
+def test_a_key_that_is_gone_says_what_to_do_instead(tiny: TinyRun) -> None:
+    tiny.tree["probe"]["settle"] = 0.9
+    tiny.tree["search"]["chunks"] = 4
+    tiny.tree["evaluation"]["sets"] = {"more": {"path": "x.jsonl", "max_share": 0.5}}
+    config, errors = load_partly(tiny.write())
+    assert config is not None
+    assert {error.key: (error.problem, error.remedy) for error in errors} == {
+        key: ("there is no such key any more", GONE[pattern])
+        for key, pattern in {
+            "probe.settle": "probe.settle",
+            "search.chunks": "search.chunks",
+            "evaluation.sets.more.max_share": "evaluation.sets.*.max_share",
+        }.items()
+    }
+
+
+def test_no_key_is_gone_and_there(tiny: TinyRun) -> None:
+    there = {key.replace("evaluation.sets.", "evaluation.sets.*.") for key in leaf_keys(RunConfig)}
+    there = {key.replace("stages.", "stages.*.") for key in there}
+    assert not there & set(GONE)
+
+
+def test_an_earlier_release_s_own_record_of_a_run_is_still_read(tiny: TinyRun) -> None:
+    """It wrote every key there was, so a run could not be continued or reported any more."""
+    tiny.tree["evaluation"]["sets"] = {"more": {"path": "/x.jsonl"}}
+    kept = tiny.load().model_dump(mode="json")
+    tree = copy.deepcopy(kept)
+    tree["evaluation"]["sets"]["more"] |= {"max_share": 1.0, "group": None}
+    tree["stages"][0]["overlap_steps"] = None
+    for key in GONE:
+        *sections, name = key.split(".")
+        if "*" not in sections and sections != ["evaluation", "harness"]:
+            node = tree
+            for section in sections:
+                node = node[section]
+            node[name] = None
+    assert without_gone(tree) == kept
+    place = Storage(str(tiny.directory / "earlier"))
+    place.write_text("config.yaml", yaml.safe_dump(tree))
+    assert read_config(place) == RunConfig.model_validate(kept)

@@ -161,7 +161,7 @@ def test_the_example_imports_public_names_only() -> None:
 
 
 def test_without_the_package_its_names_are_unknown(tiny: TinyRun) -> None:
-    tiny.tree["proposal"]["law"] = "entropy"
+    tiny.tree["proposal"] = {"law": "entropy"}
     tiny.tree["evaluation"]["objective"] = "by-group"
     tiny.tree["data"]["domains"]["code"]["format"] = "paragraphs"
     config = tiny.load()

@@ -32,6 +32,8 @@ def sections_of(annotation: Any) -> list[type[Section]]:
 def type_name(annotation: Any) -> str:
     """A type in the words of a YAML file."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(args[0])
     if origin is typing.Literal:
         return " \\| ".join(f"`{value}`" for value in args)
     if origin in (types.UnionType, typing.Union):

@@ -163,7 +163,7 @@ class _Plan:
 
     def evaluator(self) -> dict[str, int]:
         config, search = self.config, self.config.search
-        sequences = min(search.batch_size, search.sequences)
+        sequences = min(config.evaluation.batch_size, search.sequences)
         slopes = with_slopes(config, self._components())
         if slopes:  # activations are kept, weights' gradients let go one by one
             step = self._step(sequences, fused=False)

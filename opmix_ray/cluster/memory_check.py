@@ -30,7 +30,7 @@ _WORDS = {
 _KEYS = {
     "worker": "train.micro_batch_size, model.recompute or more train.workers with fsdp2",
     "probe": "probe.gpus, probe.batch_size or model.recompute",
-    "evaluator": "search.gpus (0: evaluators on CPUs), search.batch_size or model.dtype",
+    "evaluator": "search.gpus (0: evaluators on CPUs), evaluation.batch_size or model.dtype",
 }
 
 

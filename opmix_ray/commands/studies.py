@@ -20,7 +20,7 @@ from opmix_ray.storage import Storage
 from opmix_ray.trials.rows import TRIALS, TrialRow
 
 METRIC = "objective (nats per token)"
-_STATES = {"ok": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+_STATES = {"ok": TrialState.COMPLETE}
 
 
 def write_studies(directory: str, file: Path) -> dict[str, int]:

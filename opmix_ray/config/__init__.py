@@ -8,6 +8,7 @@ from __future__ import annotations
 from opmix_ray.config.data import (
     BaseConfig,
     DataConfig,
+    DomainConfig,
     EvaluationConfig,
     EvaluationSetConfig,
     HarnessConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "BaseConfig",
     "ClusterConfig",
     "DataConfig",
+    "DomainConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
     "HarnessConfig",

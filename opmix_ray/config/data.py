@@ -14,7 +14,7 @@ BuiltInFormat = Literal["auto", "jsonl", "parquet", "arrow", "hf", "megatron", "
 
 
 class SourceConfig(Section):
-    """Where one domain's text or tokens come from."""
+    """Where text or tokens lie, and how they are read."""
 
     path: str | list[str] = Field(
         description="File, directory, glob or any `pyarrow.fs` URI; several as a list."
@@ -45,21 +45,26 @@ class SourceConfig(Section):
         description="Type of the ids in raw .bin and .npy files without a header. None: what each file "
         "proves; one that proves nothing is refused.",
     )
+
+
+class DomainConfig(SourceConfig):
+    """A domain: where its text or tokens lie, and what bounds its share."""
+
     max_epochs: float | None = Field(
         None,
         gt=0,
-        description="How often the domain may be repeated, what runs before this one read included; none: no cap.",
+        description="How often the domain may be read, earlier runs included; none: no limit.",
     )
     min_share: float = Field(0.0, ge=0, le=1, description="Least share a decision may give this domain.")
-    max_share: float = Field(1.0, ge=0, le=1, description="Greatest share a decision may give it.")
+    max_share: float = Field(1.0, ge=0, le=1, description="Greatest share a decision may give this domain.")
     group: str | None = Field(None, description="Group for the `grouped` search space.")
     renamed_from: str | None = Field(
-        None, description="Name under which an earlier run read this domain; reading goes on where it stood."
+        None, description="Name of this domain in an earlier run; reading goes on where it stood."
     )
     split_from: str | None = Field(
         None,
-        description="Domain read earlier of which this one is a part: it takes its part of that one's share, and "
-        "begins after as many passes.",
+        description="Domain of an earlier run that this one is a part of: it takes over its part of that domain's "
+        "share and begins after as many passes.",
     )
 
     @property
@@ -71,7 +76,7 @@ class SourceConfig(Section):
 class DataConfig(Section):
     """Domains and how they become token sequences."""
 
-    domains: dict[Name, SourceConfig] = Field(min_length=1, description="The sources, by name.")
+    domains: dict[Name, DomainConfig] = Field(min_length=1, description="The sources, by name.")
     seq_len: int = Field(1024, ge=8, description="Tokens in one sequence.")
     eval_fraction: float = Field(
         0.05,
@@ -95,14 +100,13 @@ class BaseConfig(Section):
     )
     mixture: dict[str, float] | str | None = Field(
         None,
-        description="What the model was trained on before, where no `run` says it: share by domain, or a file that "
-        "holds it, a `mixture.json` or one of another trainer; the part of it that is still among the domains is "
-        "replayed.",
+        description="What the model was trained on before, where no `run` says it: shares by domain, or a file with "
+        "them (a `mixture.json`, or one of another trainer). Domains that are gone are left out.",
     )
     mixture_unit: Literal["tokens", "documents"] | None = Field(
         None,
-        description="What the numbers of `mixture` count; documents become tokens with the measured mean lengths. "
-        "None: what the file's format counts, and tokens for shares given here.",
+        description="What the numbers of `mixture` count. Documents become tokens by the measured mean lengths. "
+        "None: what the file's format counts; tokens for shares given here.",
     )
     optimizer: bool = Field(
         True, description="Take over the optimiser's moments where the earlier run still holds them."
@@ -138,27 +142,28 @@ class HarnessConfig(Section):
     include_path: str | None = Field(None, description="Directory with YAML files of tasks of your own.")
     num_fewshot: int | None = Field(None, ge=0, description="Examples in a prompt; none: as the task says.")
     limit: int | None = Field(None, ge=1, description="Questions of each task; none: all.")
-    batch_size: int = Field(8, ge=1, description="Sequences in one forward pass.")
 
 
 class EvaluationConfig(Section):
     """Held-out sets that are reported and that the decision minimises."""
 
     sequences: int = Field(64, ge=1, description="Held-out sequences or questions per set used in reports.")
-    batch_size: int = Field(16, ge=1, description="Sequences in one forward pass.")
+    batch_size: int = Field(
+        16, ge=1, description="Held-out sequences in one forward pass, in reports, trials and `harness`."
+    )
     sets: dict[Name, EvaluationSetConfig] = Field(
         default_factory=dict, description="Further sets that are only evaluated on, never trained on."
     )
     weights: dict[str, float] | None = Field(
         None,
-        description="Weight of each set in the objective; none: the same for every set. A domain that only comes in a "
-        "later stage has no weight in decisions before.",
+        description="Weight of each set in the objective; none: all weigh the same. A domain that comes in a later "
+        "stage has no weight in the decisions before it.",
     )
     harness: HarnessConfig | None = Field(
         None, description="Tasks for the finished model; reported, and no part of the objective."
     )
     objective: str | None = Field(
         None,
-        description="Objective that another package brings, in the place of `weights` (docs/plugins.md): it says "
-        "what each set weighs.",
+        description="Objective of another package, instead of `weights`: it says what each set weighs "
+        "(docs/plugins.md).",
     )

@@ -6,7 +6,7 @@ Every field's description is the documentation of its key (`docs/configuration.m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -25,9 +25,10 @@ class StageConfig(Section):
     domains: list[str] | None = Field(None, description="Domains used; none: all.")
     start: Literal["uniform", "proportional", "carry", "join"] | dict[str, float] = Field(
         "proportional",
-        description="First mixture: `uniform`, `proportional` to tokens, `carry` (the last stage's or the base's, new "
-        "domains without a share), `join` (the same with every new domain at its uniform share; both proportional "
-        "where there is neither), or shares by name.",
+        description="First mixture: `uniform`; `proportional` to tokens; `carry`: the mixture of the last stage or "
+        "of the base, in which new domains have no share; `join`: the same with every new domain at its "
+        "uniform share; or shares by name. `carry` and `join` are proportional where nothing came "
+        "before.",
     )
     decide_at: list[float] = Field(
         default_factory=list, description="Fractions of the stage at which to decide, each in [0, 1)."
@@ -37,33 +38,21 @@ class StageConfig(Section):
         description="Search space of this stage's decisions, or one for each in the order of `decide_at`; none: "
         "`search.space`.",
     )
-    overlap: bool = Field(
+    overlap: bool | Annotated[int, Field(ge=1)] = Field(
         False,
-        description="Train on under the old mixture while a decision is made; the new one comes into force "
-        "`overlap_steps` steps after the decision's weights were taken.",
+        description="Train on under the old mixture while a decision is made. A number: the new mixture comes into "
+        "force after so many steps. True: after a tenth of the stage. The number is fixed beforehand, "
+        "so a run does not depend on how long a decision takes.",
     )
-    overlap_steps: int | None = Field(
-        None,
-        ge=1,
-        description="Steps trained beside a decision with `overlap`. They are announced beforehand, so that a run does "
-        "not depend on how long a decision takes. None: a tenth of the stage.",
+    restart: bool = Field(
+        False, description="Begin with the configured model instead of the last stage's weights."
     )
-    restart: bool = Field(False, description="Begin with the configured model, not the last stage's weights.")
 
 
 class ProbeConfig(Section):
     """The LoRA probes of a decision."""
 
-    steps: int = Field(25, ge=1, description="Optimiser steps of each probe; with `settle`, at most.")
-    settle: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Train probes in parts of `settle_every` steps, and stop them all once the ranking of 12 fixed "
-        "candidates, each the sum of probes, has this Spearman correlation with that of one part earlier; none: all "
-        "`steps` are made. Sets of questions play no part in it.",
-    )
-    settle_every: int = Field(5, ge=1, description="Steps after which candidates are ranked, with `settle`.")
+    steps: int = Field(25, ge=1, description="Optimiser steps of each probe.")
     batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
     rank: int = Field(16, ge=1, description="LoRA rank.")
     alpha: float = Field(32.0, gt=0, description="LoRA alpha; the scale is alpha / rank.")
@@ -81,13 +70,10 @@ class ProbeConfig(Section):
         0, ge=0, description="GPUs asked for per probe; over several, the model's blocks are spread."
     )
     resources: dict[str, float] = Field(default_factory=dict, description="What else is asked for per probe.")
-    max_retries: int = Field(
-        3, ge=0, description="How often a probe is tried again when its machine goes away or it fails."
-    )
     check: bool = Field(
         True,
-        description="Train one more probe, on a mixture of all domains: a decision is only taken if adding up the "
-        "others does nearly what this one does.",
+        description="Train one more probe, on a mixture of all domains. A decision is taken only if the sum of the "
+        "other probes measures nearly the same as this one.",
     )
 
 
@@ -108,15 +94,9 @@ class SearchConfig(Section):
     trials: int = Field(12, ge=1, description="Candidates scored per decision, at most.")
     gradients: bool | Literal["auto"] = Field(
         "auto",
-        description="Measure with each candidate how its losses change with every share, which costs as much as two "
-        "more candidates; so a third of `trials` is made. `auto`: where it pays, from 16 probes on while `trials` is "
-        "below twice their number.",
-    )
-    patience: int | None = Field(
-        None,
-        ge=1,
-        description="End the search before `trials` once the gain expected of the proposal has not moved for so many "
-        "rounds; none: all trials are made.",
+        description="Measure how the losses of each candidate change with every share. A candidate then costs three "
+        "times as much, so a third of `trials` is made. `auto`: only with 16 probes or more and fewer "
+        "than two `trials` for each of them.",
     )
     sampler: Literal["gp", "tpe", "qmc", "cmaes", "random"] = Field(
         "gp", description="Optuna sampler that proposes candidates."
@@ -124,20 +104,11 @@ class SearchConfig(Section):
     round_size: int = Field(
         4,
         ge=1,
-        description="Candidates asked for together; part of the result, so that it does not depend on the number "
-        "of evaluators.",
+        description="Candidates asked for together. The result depends on it, so that it need not depend on the "
+        "number of evaluators.",
     )
     evaluators: int = Field(2, ge=1, description="Trials scored at the same time.")
     sequences: int = Field(32, ge=1, description="Held-out sequences per evaluation set that a trial sees.")
-    chunks: int = Field(
-        1, ge=1, description="Parts of the sequences after each of which a candidate may be stopped early."
-    )
-    scheduler: Literal["none", "race", "asha"] = Field(
-        "none",
-        description="Early stopping, with `chunks` above 1: `race` stops a candidate once paired sequences show that "
-        "it is worse than the best so far; `asha` the worse half after every part.",
-    )
-    batch_size: int = Field(16, ge=1, description="Sequences in one forward pass of a trial.")
     cpus: float = Field(1, gt=0, description="CPUs asked for per evaluator.")
     gpus: float = Field(
         0,
@@ -146,9 +117,6 @@ class SearchConfig(Section):
     )
     resources: dict[str, float] = Field(
         default_factory=dict, description="What else is asked for per evaluator."
-    )
-    max_retries: int = Field(
-        3, ge=0, description="How often a candidate is tried again when its machine goes away or it fails."
     )
 
 
@@ -162,33 +130,13 @@ class ProposalConfig(Section):
         description="Mixture that the KL term holds on to; `best`: of those in force, uniform, proportional and "
         "tempered, the one that the law likes best (with another law than `auto`: the mixture in force).",
     )
-    eps_steps: float | None = Field(
-        2.0,
-        gt=0,
-        description="`auto`, `own-share` and `log-share`: the law is fitted on added-up probes and read for models "
-        "that are trained for the rest of the stage; there the loss follows `log(share + eps)` with an `eps` worth "
-        "this many optimiser steps of data. None: read as fitted.",
-    )
-    slope_growth: float | None = Field(
-        1.4,
-        gt=0,
-        description="The same: a trained model's losses are steeper in the log of the shares than added-up probes are, "
-        "by this factor times `log(1 + steps / eps_steps)` of the stage over that of the probes. None: as steep.",
-    )
     slope_trust: float = Field(
         0.4,
         ge=0,
         le=1,
-        description="How far the probes' word is taken on how much steeper one set falls with its own domain's share "
-        "than another: 1 wholly, 0 not at all.",
+        description="How far sets may differ in how steeply their losses fall with the share of their own domain. "
+        "1: as far as the probes measured; 0: all fall alike.",
     )
-    transfer_trust: float = Field(
-        0.25, ge=0, le=1, description="The same for what domains do for one another's sets."
-    )
-    confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="Level of the paired bootstrap interval that must exclude 0."
-    )
-    bootstrap: int = Field(2000, ge=100, description="Resamples of the paired bootstrap.")
     verify: bool = Field(
         True, description="Take a proposal only if its check shows a gain; false: take it as it is."
     )
@@ -203,8 +151,13 @@ class ClusterConfig(Section):
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a Ray of our own; none: all.")
     grows: bool = Field(
         False,
-        description="Wait for machines that are not there, rather than refuse the run. What an autoscaler may bring is "
-        "seen by jobs on its head; this is for drivers elsewhere.",
+        description="Wait for machines that are not there yet instead of refusing the run. A job on the cluster's "
+        "head sees what the autoscaler may bring; set this where the driver runs elsewhere.",
+    )
+    max_retries: int = Field(
+        3,
+        ge=0,
+        description="How often a probe or a candidate is tried again when its machine goes away or it fails.",
     )
     connect_timeout: float = Field(30, gt=0, description="Seconds to wait for an address to answer.")
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticUndefined
 
+from opmix_ray.config.gone import gone
 from opmix_ray.errors import UserError, UserErrors
 
 SEE = "see docs/configuration.md"
@@ -77,6 +78,7 @@ def parse_partly(
 
 
 _MISSING = "is missing"
+_GONE = "there is no such key any more"
 
 
 def _translated(
@@ -119,6 +121,8 @@ def _path(tree: Any, location: tuple[Any, ...], error: str) -> tuple[str, ...]:
 def _translate(items: Sequence[Any], path: tuple[str, ...], kind: type[Section], file: object) -> UserError:
     item, key = items[0], ".".join(path)
     if item["type"] == "extra_forbidden":
+        if (instead := gone(key)) is not None:
+            return UserError(_GONE, file=file, key=key, value=item["input"], remedy=instead)
         near, known = _nearest(item, kind)
         remedy = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}"
         return UserError("unknown key", file=file, key=key, value=item["input"], remedy=remedy)
@@ -161,16 +165,17 @@ def _section(kind: type[Section], location: Sequence[Any]) -> type[Section] | No
             return None
         field = current.model_fields.get(str(part))
         if field is not None:
-            current = _inside(field.annotation)
+            current = inner_section(field.annotation)
         # else a name in dict[str, Section] or a position in list[Section]: the same model
     return current
 
 
-def _inside(annotation: Any) -> type[Section] | None:
+def inner_section(annotation: Any) -> type[Section] | None:
+    """The section that a field's type mentions, alone or in a list or mapping; None where there is none."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     for part in getattr(annotation, "__args__", ()):
-        found = _inside(part)
+        found = inner_section(part)
         if found is not None:
             return found
     return None
@@ -191,7 +196,7 @@ def _mend(tree: dict[str, Any], item: Any, kind: type[Section]) -> None:
     value = node.pop(path[-1], None)
     if item["type"] == "extra_forbidden":
         near, _ = _nearest(item, kind)
-        if near is not None:
+        if near is not None and gone(".".join(path)) is None:
             node.setdefault(near, value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -53,12 +53,6 @@ class SwarmConfig(Section):
     """Small models on sampled mixtures, a law, a proposal (RegMix, arXiv 2407.01492; olmix)."""
 
     proxies: int = Field(16, ge=4, description="Models trained, each on its own mixture.")
-    concentration: tuple[float, float] = Field(
-        (0.5, 5.0),
-        description="Mixtures are drawn from Dirichlet(c * domains * tokens' shares) with log-uniform c between these.",
-    )
-    law: str = Field("log-linear", description="Mixing law that is fitted on their losses.")
-    kl: float = Field(0.05, ge=0, description="Weight of KL to the shares of tokens in the proposal.")
     proxy: ProxyConfig = Field(default_factory=ProxyConfig, description="How each is trained.")
 
 
@@ -66,8 +60,6 @@ class MergeMixConfig(Section):
     """One expert per domain by full weights, merged as proxies of mixtures (arXiv 2601.17858)."""
 
     trials: int = Field(20, ge=4, description="Merged models that are scored.")
-    law: str = Field("log-linear", description="Mixing law that is fitted on their losses.")
-    kl: float = Field(0.05, ge=0, description="Weight of KL to the mixture in force in the proposal.")
     steps: int = Field(25, ge=1, description="Optimiser steps of each expert, at a constant learning rate.")
     batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
     learning_rate_ratio: float = Field(
@@ -80,9 +72,6 @@ class DoReMiConfig(Section):
 
     eta: float = Field(1.0, gt=0, description="Step size of the domain weights.")
     smoothing: float = Field(1e-3, ge=0, lt=1, description="Share of the uniform mixture in the weights.")
-    reference: Literal["proportional", "uniform"] = Field(
-        "proportional", description="Mixture that the reference model is trained on."
-    )
     proxy: ProxyConfig = Field(default_factory=ProxyConfig, description="How both models are trained.")
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opmix_ray.config import SourceConfig
+from opmix_ray.config import DomainConfig
 from opmix_ray.data.prepare import PreparedDomain
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.mixture import Mixture
@@ -49,7 +49,7 @@ class Origin:
     split_from: str | None = None
 
     @classmethod
-    def of(cls, source: SourceConfig) -> Origin:
+    def of(cls, source: DomainConfig) -> Origin:
         """As configured."""
         return cls(source.renamed_from, source.split_from)
 

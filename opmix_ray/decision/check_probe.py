@@ -5,21 +5,18 @@ Adding up the others' weights should do nearly what it does (`opmix_ray.decision
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
+from opmix_ray.decision.old_part import Chosen
 from opmix_ray.decision.task import probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import Probe
 from opmix_ray.record import read_record
 from opmix_ray.storage import Storage
-from opmix_ray.train.probes import ProbeTask, probe_data
-from opmix_ray.trials.components import Components
+from opmix_ray.train.probes import ProbeTask
 
 CHECK = "all domains"  # no component can have this name
 FILE = "check.json"
@@ -27,24 +24,20 @@ _KEYS = ("name", "data", "tokens", "seconds", "flops", "losses", "measured")
 _SHAPE: dict[str, Any] = {"factors": {}, "scale": 0.0, "rank": 0, "alpha": 0.0, "target_modules": []}
 
 
-def check_task(
-    config: RunConfig, prepared: Prepared, names: Sequence[str], replayed: Mixture, stream: str
-) -> ProbeTask:
+def check_task(config: RunConfig, prepared: Prepared, chosen: Chosen, stream: str) -> ProbeTask:
     """A probe on the mixture nearest to the uniform one that the components span, which is a candidate too.
 
     Args:
         config: the run.
         prepared: its data.
-        names: components.
-        replayed: old mixture in the components' data, over every domain.
+        chosen: components.
         stream: names its order of the data.
     """
-    domains = replayed.domains
-    seen = [probe_data(name, replayed, config.probe.new_share).array(domains) for name in names]
-    components = Components(tuple(names), tuple(domains), np.array(seen))
+    components = chosen.components(config.probe.new_share)
+    domains = components.domains
     shares = components.ratios(components.weights_for(Mixture.uniform(domains)))
     return replace(
-        probe_task(config, prepared, names[0], replayed, stream),
+        probe_task(config, prepared, chosen.names[0], chosen.replayed, stream),
         name=CHECK,
         data=dict(zip(domains, shares.tolist(), strict=True)),
         measure=(config.evaluation.sequences, config.search.sequences),

@@ -23,12 +23,10 @@ from opmix_ray.decision.counting import counts_for
 from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.health import examine, with_health
 from opmix_ray.decision.lost import can_do_without, holding, undecided
-from opmix_ray.decision.old_part import OldPart
-from opmix_ray.decision.probe_ranking import Look
+from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.probing import Probing, Trained
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Answer, Decision, Question, answer, conclude, prior_mixture
-from opmix_ray.decision.settle import Settled
 from opmix_ray.decision.task import load_weights, put_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
@@ -37,11 +35,10 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.record import read_record
 from opmix_ray.storage import Storage
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
-from opmix_ray.train.probes import probe_data
 from opmix_ray.trials.components import Components
-from opmix_ray.trials.rows import RowLog, TrialRow, passes
+from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.slopes import candidates, with_slopes
-from opmix_ray.trials.space import choose_components, load_space, read_space
+from opmix_ray.trials.space import load_space, read_space
 from opmix_ray.trials.tuner import run_search
 
 
@@ -147,8 +144,8 @@ class _Maker:
         self.situation, self.progress = situation, progress
         self.domains = situation.current.domains
         kind = read_space(situation.space)[0].kind
-        self.names = choose_components(kind, situation.old or situation.current, self.domains)
-        self.old = OldPart.of(situation.old, situation.current) if kind == "old_new" else None
+        self.chosen = choose_components(kind, situation.old, situation.current)
+        self.names, self.old = self.chosen.names, self.chosen.old
         self.sets = tuple(config.eval_sets())
         stage = next(stage for stage in config.stages if stage.name == situation.stage)
         weighted = sum(1 for weight in config.objective().values() if weight)
@@ -169,7 +166,7 @@ class _Maker:
     def _by_counting(self) -> Decision:
         """A decision that costs no FLOPs: the law of what counting says, without a candidate."""
         situation, began = self.situation, time.monotonic()
-        question = self._question(self._components(), None)
+        question = self._question(self.chosen.components(self.config.probe.new_share), None)
         found = answer([], question)
         decision = conclude(
             [], None, found, question, index=situation.index, step=situation.step, stage=situation.stage
@@ -187,14 +184,6 @@ class _Maker:
         if found.law is not None:
             self.place.write_json("law.json", found.law.to_dict())
         return decision
-
-    def _components(self) -> Components:
-        """What the probes would be trained on."""
-        replayed = self.situation.current if self.old is None else self.old.inside
-        rows = [
-            probe_data(name, replayed, self.config.probe.new_share).array(self.domains) for name in self.names
-        ]
-        return Components(tuple(self.names), tuple(self.domains), np.array(rows))
 
     @staticmethod
     def _components_data(components: Components) -> Iterator[tuple[str, dict[str, float]]]:
@@ -242,8 +231,8 @@ class _Maker:
                 start=self._warm_starts(components),
                 propose=find,
                 on_row=lambda row: self.progress.trial(row, best.update(row), self.trials),
-                settled=Settled(question, config.search.patience) if config.search.patience else None,
                 slopes=self.slopes,
+                retries=config.cluster.max_retries,
             )
         log.settle()
         self.times["search"] = time.monotonic() - began
@@ -272,10 +261,8 @@ class _Maker:
                 base.nbytes,
                 factors.nbytes,
             ),
-            length=found.length(config),
             size=self.size.words,
             wall_seconds=self.times,
-            passes=passes(rows, self.trials),
             gradients=self.slopes,
             objective=config.objective(),
             effective_step=situation.step if situation.effective is None else situation.effective,
@@ -288,10 +275,8 @@ class _Maker:
     def _probes(self, base: Any) -> Trained:
         return Probing(
             self.config, self.prepared, self.place, self.progress,
-            names=self.names,
-            replayed=self.situation.current if self.old is None else self.old.inside,
+            chosen=self.chosen,
             index=self.situation.index,
-            seed=decision_seed(self.config.seed, self.situation.index),
         ).train(base)  # fmt: skip
 
     def _undecided(self, found: Trained, base_bytes: int, began: float) -> Decision:
@@ -391,7 +376,7 @@ class _Best:
 
 
 def _cost(
-    probes: Sequence[Probe | Look],
+    probes: Sequence[Probe],
     rows: Sequence[TrialRow],
     found: Answer,
     base_bytes: int,
@@ -409,7 +394,7 @@ def _cost(
     }
 
 
-def _probe_cost(probes: Sequence[Probe | Look], base_bytes: int) -> dict[str, float]:
+def _probe_cost(probes: Sequence[Probe], base_bytes: int) -> dict[str, float]:
     return {
         "tokens": sum(p.tokens for p in probes),
         "flops": sum(p.flops for p in probes),

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
-
-OLD = "old"
+from opmix_ray.trials.components import Components
+from opmix_ray.trials.space import OLD as OLD
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,63 @@ class OldPart:
     def reduced(self, mixture: Mixture) -> Mixture:
         """A mixture of domains as one of `old` and the new domains."""
         return Mixture.from_array(self.names, self.reduce(mixture.array(self.domains))[0])
+
+
+def probe_data(name: str, replayed: Mixture, new_share: float) -> Mixture:
+    """What a component's probe sees: the replayed mixture, or `new_share` of its domain and the rest replayed."""
+    if name == OLD:
+        return replayed
+    leaves = dict.fromkeys([*replayed, name], 0.0)
+    for domain, share in replayed.items():
+        leaves[domain] += (1 - new_share) * share
+    leaves[name] += new_share
+    return Mixture(leaves)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The components of a decision and what they replay.
+
+    Args:
+        names: C components, each with a probe of its own.
+        replayed: shares of every domain in the old data that the probes see; `old` is trained on nothing else.
+        old: what is old; None where every domain is a component.
+    """
+
+    names: list[str]
+    replayed: Mixture
+    old: OldPart | None
+
+    def components(self, new_share: float) -> Components:
+        """What the probe of each component sees, with `new_share` of its own domain."""
+        domains = self.replayed.domains
+        data = [probe_data(name, self.replayed, new_share).array(domains) for name in self.names]
+        return Components(tuple(self.names), tuple(domains), np.array(data))
+
+
+def choose_components(kind: str, old: Mixture | None, current: Mixture) -> Chosen:
+    """The components of a decision: one per domain; in `old_new` the old mixture and the domains it gives no share.
+
+    With one probe per domain, `p = E^T w` has exactly one solution. A further probe of the old mixture would give
+    many, and they are not equal: sums of several probes average the noise of their training away, so the same
+    data mixture would look better the more probes its weights are spread over.
+
+    Args:
+        kind: of the search space.
+        old: what was trained on before the stage; None: nothing.
+        current: in force, over the stage's domains.
+
+    Raises:
+        UserError: `old_new` where no domain is new.
+    """
+    if kind != "old_new":
+        return Chosen(current.domains, current, None)
+    part = OldPart.of(old, current)
+    if part is None:
+        raise UserError(
+            "`old_new` needs a domain that the mixture so far gives no share",
+            key="search.space",
+            value="old_new",
+            remedy="use `simplex`",
+        )
+    return Chosen(part.names, part.inside.over(current), part)

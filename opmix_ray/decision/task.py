@@ -11,12 +11,13 @@ from transformers import PreTrainedModel
 from opmix_ray.config import RunConfig
 from opmix_ray.data.held_out import part_of, search_sets
 from opmix_ray.data.prepare import Prepared
+from opmix_ray.decision.old_part import probe_data
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import factors_only
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.load import load_model
 from opmix_ray.model.probe import Probe
-from opmix_ray.train.probes import ProbeTask, probe_data
+from opmix_ray.train.probes import ProbeTask
 from opmix_ray.trials.trial import SearchTask
 
 
@@ -45,6 +46,7 @@ def probe_task(config: RunConfig, prepared: Prepared, name: str, old: Mixture, s
         optimizer=config.train.optimizer,
         model=config.model,
         prepared=prepared,
+        retries=config.cluster.max_retries,
     )
 
 
@@ -70,8 +72,7 @@ def put_task(
         factors,
         sets,
         config.objective(),
-        batch_size=config.search.batch_size,
-        chunks=config.search.chunks,
+        batch_size=config.evaluation.batch_size,
         autocast=config.model.autocast,
     )
     return task, factors

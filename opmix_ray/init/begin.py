@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from opmix_ray.config import DataConfig, ModelConfig, RunConfig, SourceConfig, TokenizerConfig, load_config
+from opmix_ray.config import DataConfig, DomainConfig, ModelConfig, RunConfig, TokenizerConfig, load_config
 from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train_bpe, vocabulary_size
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.init.discover import KEY, discover, safe_name
@@ -82,7 +82,7 @@ def begin(
     machine = Machine(os.cpu_count() or 1, torch.cuda.device_count())
     longest = None if model is None else _positions(model)
     sequences = choose_sequences(domains, minutes, machine, longest)
-    sources = {d.name: SourceConfig(path=d.part.paths, **d.columns) for d in domains}  # type: ignore[arg-type]
+    sources = {d.name: DomainConfig(path=d.part.paths, **d.columns) for d in domains}  # type: ignore[arg-type]
     own, wanted = _tokenizer(domains, model, tokenizer)
     config = RunConfig.model_validate(
         {

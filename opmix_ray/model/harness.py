@@ -44,13 +44,14 @@ def check_harness(config: HarnessConfig | None) -> list[UserError]:
 
 
 def measure_tasks(
-    directory: str | Path, config: HarnessConfig, trust_remote_code: bool = False
+    directory: str | Path, config: HarnessConfig, batch_size: int = 8, trust_remote_code: bool = False
 ) -> dict[str, Any]:
     """Run the tasks on a Hugging Face directory, on a GPU where there is one.
 
     Args:
         directory: model and tokenizer.
         config: which tasks, and how.
+        batch_size: sequences in one forward pass.
         trust_remote_code: run model code that comes with the weights.
 
     Returns:
@@ -63,7 +64,7 @@ def measure_tasks(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _quiet():
         model = HFLM(
-            pretrained=str(directory), device=device, batch_size=config.batch_size, dtype="auto",
+            pretrained=str(directory), device=device, batch_size=batch_size, dtype="auto",
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         found = simple_evaluate(

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12
 
 from opmix_ray.config import RunConfig, dump_config
+from opmix_ray.config.gone import without_gone
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
 from opmix_ray.record import checked
@@ -56,8 +57,8 @@ _MAY_CHANGE: dict[str, set[str]] = {
         "max_failures",
         "micro_batch_size",
     },
-    "probe": {"cpus", "gpus", "resources", "max_retries"},
-    "search": {"evaluators", "cpus", "gpus", "resources", "max_retries"},
+    "probe": {"cpus", "gpus", "resources"},
+    "search": {"evaluators", "cpus", "gpus", "resources"},
 }
 
 
@@ -229,7 +230,7 @@ def read_config(storage: Storage) -> RunConfig:
         UserError: config.yaml is missing or broken.
     """
     try:
-        return RunConfig.model_validate(yaml.safe_load(storage.read_text(CONFIG)))
+        return RunConfig.model_validate(without_gone(yaml.safe_load(storage.read_text(CONFIG))))
     except (yaml.YAMLError, ValidationError, ValueError) as error:
         if isinstance(error, UserError):
             raise

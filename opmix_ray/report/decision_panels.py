@@ -45,9 +45,6 @@ def candidates(files: DecisionFiles, objective: dict[str, float]) -> Panel | Non
     titles = [f"candidate {row.run}: {n.loss(row.objective)}" for row in files.rows]
     marks: list[Mark] = [Whiskers(x, low, high), Line(x, best, "ink", "best so far", steps=True)]
     marks.append(Dots(x, whole, "muted", "candidate", titles=titles))
-    stopped = [v if row.status == "stopped" else math.nan for v, row in zip(values, files.rows, strict=True)]
-    if any(map(math.isfinite, stopped)):
-        marks.append(Dots(x, stopped, "muted", "stopped early", hollow=True, titles=titles))
     broken = [i for i, row in enumerate(files.rows) if row.status in ("nan", "failed")]
     if broken:
         top = max([value for value in [*values, *high] if math.isfinite(value)], default=1.0)

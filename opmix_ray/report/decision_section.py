@@ -25,7 +25,6 @@ def decision_section(files: DecisionFiles, objective: dict[str, float]) -> str:
         figure(panels.candidates(files, objective)),
         tables.candidate_table(files, objective),
         grid([panels.proposal(files), panels.set_gains(files, objective), panels.probes(files)]),
-        _length(files),
         tables.share_table(files),
         tables.loss_table(files, objective),
         _binding(files),
@@ -62,19 +61,6 @@ def _health(files: DecisionFiles) -> str:
         help_ = f"; what would help: {check.get('remedy')}" if passed is False else ""
         lines.append(f"{mark}: {check.get('words', '')}{help_}")
     return section("Whether it can be trusted", items(lines), level=4)
-
-
-def _length(files: DecisionFiles) -> str:
-    """After how many steps the probes were stopped, and why there."""
-    length = files.details.get("length")
-    agreed = n.numbers(length.get("agreement")) if isinstance(length, dict) else {}
-    if not isinstance(length, dict) or not agreed:
-        return ""
-    path = ", ".join(f"{n.fixed(value, 2)} after {steps}" for steps, value in agreed.items())
-    return paragraph(
-        f"Probes took {n.count(length.get('steps'))} of at most {n.count(length.get('most'))} steps. Rank correlation "
-        f"of fixed candidates with one part earlier (enough: {n.power(length.get('settle'))}): {path} steps."
-    )
 
 
 def _binding(files: DecisionFiles) -> str:

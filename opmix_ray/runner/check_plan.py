@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from opmix_ray.config import RunConfig, SourceConfig, StageConfig
+from opmix_ray.config import DomainConfig, RunConfig, StageConfig
 from opmix_ray.errors import UserError
 from opmix_ray.laws.base import nearest
 from opmix_ray.laws.fit import law_names
@@ -36,8 +36,6 @@ def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
     check.numbers()
     check.strategy()
     check.objective()
-    check.search()
-    check.probes()
     check.watch()
     if config.evaluation.weights is not None:
         check.shares(config.evaluation.weights, "evaluation.weights", list(config.eval_sets()))
@@ -94,37 +92,14 @@ class _Check:
                 f"names {len(spaces)} search spaces for {len(points)} decisions", f"{key}.search_space", spaces,
                 "name one for each, or a single one",
             )  # fmt: skip
-        if stage.overlap_steps is not None and not stage.overlap:
-            self.wrong(
-                "is of no use without overlap", f"{key}.overlap_steps", ahead or stage.overlap_steps,
-                "set overlap to true, or leave it out",
-            )  # fmt: skip
         for point, end in pairwise([*points, stage.steps]):
             if ahead and point + ahead >= end:
                 following = "the end of the stage" if end == stage.steps else "the next decision"
                 self.wrong(
                     f"the mixture decided at step {point} of the stage would come into force at step "
                     f"{point + ahead}, not before {following} at step {end}",
-                    f"{key}.overlap_steps", ahead, f"set it below {end - point}, or move decide_at",
+                    f"{key}.overlap", ahead, f"set it below {end - point}, or move decide_at",
                 )  # fmt: skip
-
-    def search(self) -> None:
-        """Derivatives are of whole candidates, and of losses."""
-        search = self.config.search
-        if search.gradients is True and search.scheduler != "none":
-            self.wrong(
-                "leaves candidates before their losses are whole, so these have no gradients", "search.scheduler",
-                search.scheduler, "set it to none, or search.gradients to false",
-            )  # fmt: skip
-
-    def probes(self) -> None:
-        """With `settle` two rankings are compared, and there must be a step left to spare after the second."""
-        probe = self.config.probe
-        if probe.settle is not None and 2 * probe.settle_every >= probe.steps:
-            self.wrong(
-                f"leaves no two rankings before the {probe.steps} steps are made", "probe.settle_every",
-                probe.settle_every, "make it smaller, or set probe.settle to null",
-            )  # fmt: skip
 
     def base(self) -> None:
         """The old mixture and the names that domains had before."""
@@ -195,7 +170,7 @@ class _Check:
             if names:
                 self._room(key, {name: domains[name] for name in names})
 
-    def _room(self, key: str, sources: Mapping[str, SourceConfig]) -> None:
+    def _room(self, key: str, sources: Mapping[str, DomainConfig]) -> None:
         least = {name: source.min_share for name, source in sources.items()}
         most = {name: source.max_share for name, source in sources.items()}
         floor, ceiling = sum(least.values()), sum(most.values())
@@ -242,19 +217,9 @@ class _Check:
                 f"warm-up and decay take {spent:g} of the stage, more than all of it",
                 "train.schedule.warmup_fraction", schedule.warmup_fraction, "lower it, or decay_fraction",
             )  # fmt: skip
-        if search.chunks > search.sequences:
-            self.wrong(
-                f"is more than the {search.sequences} sequences of a trial", "search.chunks", search.chunks,
-                "raise search.sequences or use fewer chunks",
-            )  # fmt: skip
         for key, gpus in (("probe.gpus", self.config.probe.gpus), ("search.gpus", search.gpus)):
             if gpus > 1 and gpus != int(gpus):
                 self.wrong("is neither a part of a GPU nor some whole ones", key, gpus, f"set {int(gpus)}")
-        if search.scheduler == "asha" and search.chunks == 1:
-            self.wrong(
-                "has nothing to stop a trial at: search.chunks is 1", "search.scheduler", search.scheduler,
-                "set search.chunks to 2 or more, or the scheduler to none",
-            )  # fmt: skip
         for section in ("train", "probe", "search"):
             self.resources(section, getattr(self.config, section).resources)
         law = self.config.proposal.law

@@ -33,4 +33,9 @@ def run_harness(config: RunConfig, storage: Storage) -> dict[str, Any]:
 def _measure(uri: str, config: RunConfig) -> dict[str, Any]:
     assert config.evaluation.harness is not None
     with Storage(uri).local("model") as directory:
-        return measure_tasks(directory, config.evaluation.harness, config.model.trust_remote_code)
+        return measure_tasks(
+            directory,
+            config.evaluation.harness,
+            batch_size=config.evaluation.batch_size,
+            trust_remote_code=config.model.trust_remote_code,
+        )

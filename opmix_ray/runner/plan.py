@@ -63,7 +63,7 @@ def decision_points(stage: StageConfig) -> list[int]:
 
 def overlap_steps(stage: StageConfig) -> int:
     """Steps trained beside each decision of a stage."""
-    return (stage.overlap_steps or max(1, stage.steps // 10)) if stage.overlap else 0
+    return max(1, stage.steps // 10) if stage.overlap is True else int(stage.overlap)
 
 
 def space_of(config: RunConfig, stage: StageConfig, nth: int) -> str:

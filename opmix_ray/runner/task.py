@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 
 from opmix_ray.config import RunConfig
+from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.task import load_weights, probe_task, put_task
 from opmix_ray.model.base import snapshot
 from opmix_ray.runner.base import beginning, with_base
@@ -18,7 +19,7 @@ from opmix_ray.runner.enter import enter
 from opmix_ray.runner.plan import in_stage
 from opmix_ray.runner.validate import validate
 from opmix_ray.train.probes import train_all
-from opmix_ray.trials.space import choose_components, read_space
+from opmix_ray.trials.space import read_space
 from opmix_ray.trials.trial import SearchTask
 
 
@@ -37,13 +38,11 @@ def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
         before = beginning(config)
         entry = enter(config, 0, before, prepared)
         config = in_stage(config, 0, before.read)
-        current, old = entry.mixture, entry.old or entry.mixture
         kind = read_space(config.search.space)[0].kind
-        names = choose_components(kind, old, current.domains)
+        chosen = choose_components(kind, entry.old, entry.mixture)
         weights = load_weights(config, prepared, model)
         base_ref = ray.put(snapshot(weights))
-        replayed = old if kind == "old_new" else current
-        tasks = [probe_task(config, prepared, name, replayed, "task") for name in names]
+        tasks = [probe_task(config, prepared, name, chosen.replayed, "task") for name in chosen.names]
         found = train_all(tasks, base_ref)
-        probes = [found[name] for name in names]
-        return put_task(config, prepared, weights, base_ref, probes, current.domains)[0]
+        probes = [found[name] for name in chosen.names]
+        return put_task(config, prepared, weights, base_ref, probes, entry.mixture.domains)[0]

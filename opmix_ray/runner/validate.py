@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import init_empty_weights
 from transformers import AutoConfig
 
@@ -17,6 +16,7 @@ from opmix_ray.data.lineage import Origin, follow
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.questions import validate_questions
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
+from opmix_ray.decision.old_part import choose_components
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
@@ -31,9 +31,7 @@ from opmix_ray.runner.plan import decision_points, space_of, stage_domains, want
 from opmix_ray.runner.trial import try_probes
 from opmix_ray.secret import HIDDEN, placeholders
 from opmix_ray.sources.source import validate_sources
-from opmix_ray.train.probes import probe_data
-from opmix_ray.trials.components import Components
-from opmix_ray.trials.space import choose_components, load_space, read_space
+from opmix_ray.trials.space import Space, load_space, read_space
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth")
 _MODEL_REMEDY = "give a directory with config.json and weights, or a hub id that this machine can reach"
@@ -48,7 +46,7 @@ def check_before(config: RunConfig, file: Any = None) -> list[UserError]:
     if not named and (config.tokenizer.train_vocab_size is None or not errors):
         errors += _collected(lambda: _tokenizer_and_model(config))
     if not plan:
-        errors += _collected(lambda: _spaces(config))
+        errors += _collected(lambda: spaces(config))
     return [error.within(file) for error in errors] if file is not None else errors
 
 
@@ -239,8 +237,13 @@ def _embedding_rows(model: ModelConfig) -> int | None:
     return getattr(found.get_text_config(), "vocab_size", None)
 
 
-def _spaces(config: RunConfig) -> None:
-    """Build every decision's search space once, on the mixture its stage begins with."""
+def spaces(config: RunConfig) -> list[Space]:
+    """Every decision's search space, on the mixture its stage begins with; domains count as equally large.
+
+    Raises:
+        UserError: one of them cannot be built.
+    """
+    found: list[Space] = []
     current = beginning(config).mixture
     for position, stage in enumerate(config.stages):
         names = stage_domains(config, stage)
@@ -249,18 +252,16 @@ def _spaces(config: RunConfig) -> None:
         here = wanted_mixture(stage, old, tokens)
         for nth in range(len(decision_points(stage))):
             key = "search.space" if stage.search_space is None else f"stages.{position}.search_space"
-            _space(config, space_of(config, stage, nth), key, here, old or here)
+            found.append(_space(config, space_of(config, stage, nth), key, here, old))
         current = here.shares
+    return found
 
 
-def _space(config: RunConfig, space: str, key: str, start: Mixture, old: Mixture) -> None:
-    names = start.domains
+def _space(config: RunConfig, space: str, key: str, start: Mixture, old: Mixture | None) -> Space:
     try:
         kind = read_space(space)[0].kind
-        components = choose_components(kind, old, names)
-        replayed = old if kind == "old_new" else start
-        data = [probe_data(name, replayed, config.probe.new_share).array(names) for name in components]
-        load_space(space, Components(tuple(components), tuple(names), np.array(data)), config.data.domains)
+        components = choose_components(kind, old, start).components(config.probe.new_share)
+        return load_space(space, components, config.data.domains)
     except UserErrors:
         raise
     except UserError as error:

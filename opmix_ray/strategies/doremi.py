@@ -120,8 +120,6 @@ class DoReMi(Strategy):
         start = making.start_weights()
         if not place.exists(f"{REFERENCE}/{SPEC}"):
             mixture = Mixture.proportional(making.tokens)
-            if settings.reference == "uniform":
-                mixture = Mixture.uniform(making.domains)
             task = making.proxy(REFERENCE, mixture, settings.proxy, keep=True)
             for proxy in run_tasks(
                 train_proxy, [(task, (start, making.sets))], making.progress.probe_started

@@ -32,6 +32,8 @@ from opmix_ray.strategies.proxies import ProxyTask
 from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import RowLog, TrialRow
 
+LAW, KL = "log-linear", 0.05  # of every strategy that fits a law on models of its own
+
 
 @dataclass
 class Making:
@@ -117,6 +119,7 @@ class Making:
             "stream": f"{config.strategy}-{self.situation.index}",
             "steps": settings.steps,
             "batch_size": batch,
+            "retries": config.cluster.max_retries,
             "micro_batch_size": min(batch, config.train.micro_batch_size or batch),
             "seed": self.seed(),
             "model": model,
@@ -148,19 +151,17 @@ class Making:
             status="ok" if finite else "nan", **cost,
         )  # fmt: skip
 
-    def by_law(self, rows: Sequence[TrialRow], law: str, kl: float, prior: str, what: str) -> Decision:
-        """Fit a law on scored mixtures and take the one it proposes.
+    def by_law(self, rows: Sequence[TrialRow], prior: str, what: str) -> Decision:
+        """Fit the log-linear law on scored mixtures and take the one it proposes.
 
         Args:
             rows: scored mixtures.
-            law: name of the law; read as it was fitted.
-            kl: weight of KL to the prior.
             prior: `current`, `proportional` or `uniform`.
             what: rows in words.
         """
         config, current = self.config, self.situation.current
         identity = Components(tuple(self.domains), tuple(self.domains), np.eye(len(self.domains)))
-        settings = ProposalConfig(law=law, kl=kl, eps_steps=None)
+        settings = ProposalConfig(law=LAW, kl=KL)
         lower = {name: min(config.data.domains[name].min_share, self.caps[name]) for name in self.domains}
         question = Question(
             components=identity, sets=tuple(config.eval_sets()), objective=config.objective(), current=current,

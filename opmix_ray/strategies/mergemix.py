@@ -32,7 +32,7 @@ from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.costs import Costs, Planned
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import CONSTANT, run_tasks, train_proxy, trainable_copy
-from opmix_ray.strategies.swarm import sample_mixtures
+from opmix_ray.strategies.swarm import CONCENTRATION, sample_mixtures
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class MergeMix(Strategy):
         _train_experts(making)
         prior = Mixture.uniform(making.domains)
         corners = [Mixture({d: float(d == name) for d in making.domains}) for name in making.domains]
-        drawn = sample_mixtures(prior, settings.trials, (0.5, 5.0), making.seed())
+        drawn = sample_mixtures(prior, settings.trials, CONCENTRATION, making.seed())
         mixtures = [making.situation.current, *corners, *drawn][: settings.trials]
         names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
         log = making.log()
@@ -129,7 +129,7 @@ class MergeMix(Strategy):
         log.settle()
         for row in log.rows:
             making.add("search", row.tokens, row.flops, row.seconds)
-        return making.by_law(log.rows, settings.law, settings.kl, "current", "merged models")
+        return making.by_law(log.rows, "current", "merged models")
 
     def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
         own = config.strategies.mergemix
@@ -179,9 +179,9 @@ def _score(making: Making, mixtures: Sequence[Mapping[str, float]]) -> list[Merg
     count = min(config.search.evaluators, len(candidates))
     parts = [candidates[start::count] for start in range(count)]
     remote = ray.remote(score_merges).options(
-        num_cpus=config.search.cpus, num_gpus=config.search.gpus, max_retries=config.probe.max_retries
+        num_cpus=config.search.cpus, num_gpus=config.search.gpus, max_retries=config.cluster.max_retries
     )
-    size, length = config.search.batch_size, making.prepared.seq_len
+    size, length = config.evaluation.batch_size, making.prepared.seq_len
     waiting = [
         remote.remote(part, making.sets, size, length, config.model, config.probe, base, *experts)
         for part in parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.make import Situation, make_decision
+from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
@@ -14,7 +15,7 @@ from opmix_ray.storage import Storage
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.costs import Costs, Planned
 from opmix_ray.trials.slopes import PRICE, candidates, with_slopes
-from opmix_ray.trials.space import choose_components, read_space
+from opmix_ray.trials.space import read_space
 
 
 class OPMix(Strategy):
@@ -30,7 +31,8 @@ class OPMix(Strategy):
         names = planned.domains
         old = {name: float(name in planned.known) for name in names}
         mixture = Mixture(old) if any(old.values()) else Mixture.uniform(names)
-        components = len(choose_components(read_space(planned.space)[0].kind, mixture, names))
+        kind = read_space(planned.space)[0].kind
+        components = len(choose_components(kind, mixture, Mixture.uniform(names)).names)
         count = components + config.probe.check  # one more, on all domains
         batch = config.probe.batch_size or config.train.batch_size
         tokens = count * config.probe.steps * batch * costs.length

@@ -44,7 +44,8 @@ class ProxyTask:
         seed: of fresh weights and of the order.
         rate: learning rate over `optimizer.learning_rate`.
         schedule: of the learning rate over `steps`.
-        resources: CPUs, GPUs, other resources and retries, as for a probe.
+        resources: CPUs, GPUs and other resources, as for a probe.
+        retries: how often it is trained again when its machine goes away.
         evaluate: whether its held-out losses are wanted.
         keep: whether its weights are wanted.
     """
@@ -60,6 +61,7 @@ class ProxyTask:
     optimizer: OptimizerConfig
     prepared: Prepared
     resources: ProbeConfig
+    retries: int = 3
     rate: float = 1.0
     schedule: ScheduleConfig = field(default_factory=lambda: CONSTANT)
     evaluate: bool = False
@@ -211,7 +213,7 @@ def run_tasks(
         UserError: one failed because of its input.
         RuntimeError: one failed for good; names it.
     """
-    jobs = [Job(task.name, (task, *arguments), task.resources) for task, arguments in tasks]
+    jobs = [Job(task.name, (task, *arguments), task.resources, task.retries) for task, arguments in tasks]
     for name, result in side_by_side(function, jobs, "proxy", on_start):
         if isinstance(result, Failed):
             raise RuntimeError(f"the proxy {name} failed: {result.cause}") from result.cause

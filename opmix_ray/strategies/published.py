@@ -23,12 +23,11 @@ class Published(OPMix):
             "learning_rate_ratio": 2.0,
             "new_share": 0.9,
             "check": False,
-            "settle": None,
         }
         if own.probe_steps is not None:
             probe["steps"] = own.probe_steps
-        search = {"trials": own.trials, "sampler": "random", "scheduler": "none", "gradients": False}
-        proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "eps_steps": None, "verify": False}
+        search = {"trials": own.trials, "sampler": "random", "gradients": False}
+        proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "verify": False}
         return config.model_copy(
             update={
                 "probe": config.probe.model_copy(update=probe),

@@ -17,6 +17,8 @@ from opmix_ray.strategies.costs import Costs, Planned
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import run_tasks, train_proxy
 
+CONCENTRATION = (0.5, 5.0)  # bounds of c: from mixtures near the corners to mixtures near the prior
+
 
 def sample_mixtures(
     prior: Mixture, count: int, concentration: tuple[float, float], seed: int
@@ -50,7 +52,7 @@ class Swarm(Strategy):
         """Train what is missing of the swarm, fit, propose."""
         settings = making.config.strategies.swarm
         prior = Mixture.proportional(making.tokens)
-        mixtures = sample_mixtures(prior, settings.proxies, settings.concentration, making.seed())
+        mixtures = sample_mixtures(prior, settings.proxies, CONCENTRATION, making.seed())
         names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
         log = making.log()
         done = {row.run for row in log.rows}
@@ -67,7 +69,7 @@ class Swarm(Strategy):
         log.settle()
         for row in log.rows:
             making.add("probes", row.tokens, row.flops, row.seconds)
-        return making.by_law(log.rows, settings.law, settings.kl, "proportional", "proxy models")
+        return making.by_law(log.rows, "proportional", "proxy models")
 
     def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
         own = config.strategies.swarm

@@ -1,21 +1,17 @@
-"""One probe in training: it can stop after any step and go on in another process as if it had never stopped.
+"""One probe in training, which can be looked at after any step.
 
 run = ProbeRun(task, base)
 run.advance(10)
-paused = run.paused()                          # plain arrays
-ProbeRun(task, base, paused).advance(25)       # the same bits as 25 steps in one go
+run.probe()             # as it is after 10 steps
+run.advance(25)         # 25 in all
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import ItemsView
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
 from opmix_ray.data.gather import gather
@@ -27,21 +23,8 @@ from opmix_ray.model.base import BaseModel, model_from
 from opmix_ray.model.flops import forward_flops, probe_flops
 from opmix_ray.model.load import set_recompute
 from opmix_ray.model.loss import compute_context, evaluate_sets, training_loss
-from opmix_ray.model.probe import (
-    Factors,
-    Probe,
-    attach,
-    extract,
-    load_probe,
-    lora_weights,
-    put_factors,
-    save_probe,
-)
+from opmix_ray.model.probe import Factors, Probe, attach, extract, put_factors
 from opmix_ray.model.spread import visible_devices
-
-Moments = dict[str, tuple[np.ndarray, ...]]  # layer -> first and second moments of A, then of B
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW calls them
-_MOMENTS_FILE = "moments.safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,6 +40,7 @@ class ProbeTask:
         seed: of the run.
         measure: numbers of held-out sequences for reports and for the search, see `search_sets`: measure the trained
             probe on the latter; None: do not.
+        retries: how often it is trained again when its machine goes away.
     """
 
     name: str
@@ -70,46 +54,7 @@ class ProbeTask:
     model: ModelConfig
     prepared: Prepared
     measure: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Paused:
-    """A probe between two steps of its training.
-
-    Args:
-        probe: as far as it is trained, and what it cost so far.
-        moments: AdamW's, by layer.
-    """
-
-    probe: Probe
-    moments: Moments
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps done."""
-        return len(self.probe.losses)
-
-
-def save_paused(paused: Paused, directory: Path | str) -> None:
-    """Write a probe's directory with its moments beside it."""
-    save_probe(paused.probe, directory)
-    arrays = {
-        f"{layer}.{number}": values
-        for layer, moments in paused.moments.items()
-        for number, values in enumerate(moments)
-    }
-    save_file(arrays, Path(directory) / _MOMENTS_FILE)
-
-
-def load_paused(directory: Path | str) -> Paused:
-    """What `save_paused` wrote."""
-    probe = load_probe(directory)
-    arrays = load_file(Path(directory) / _MOMENTS_FILE)
-    moments = {
-        layer: tuple(arrays[f"{layer}.{number}"] for number in range(2 * len(_MOMENTS)))
-        for layer in probe.factors
-    }
-    return Paused(probe, moments)
+    retries: int = 3
 
 
 class ProbeRun:
@@ -118,13 +63,10 @@ class ProbeRun:
     Args:
         task: what to train.
         base: the main run's weights; read, never written.
-        paused: where to go on; None: at the beginning.
         start: first factors; None: A at random and B of 0.
     """
 
-    def __init__(
-        self, task: ProbeTask, base: BaseModel, paused: Paused | None = None, start: Factors | None = None
-    ) -> None:
+    def __init__(self, task: ProbeTask, base: BaseModel, start: Factors | None = None) -> None:
         self._began = time.monotonic()
         self.task = task
         devices = visible_devices(task.probe.gpus)
@@ -151,10 +93,7 @@ class ProbeRun:
             stream=f"{task.stream}/{task.name}",
         )
         self._losses: list[float] = []
-        self._before = 0.0  # seconds spent elsewhere
-        if paused is not None:
-            self._go_on(paused)
-        elif start is not None:
+        if start is not None:
             put_factors(self._adapted, start)
 
     def advance(self, steps: int) -> None:
@@ -199,42 +138,12 @@ class ProbeRun:
             name=task.name,
             data=task.data,
             tokens=tokens,
-            seconds=self._before + time.monotonic() - self._began,
+            seconds=time.monotonic() - self._began,
             flops=flops,
             losses=self._losses,
         )
         probe.measured = losses
         return probe
-
-    def paused(self) -> Paused:
-        """Everything that is needed to go on."""
-        states = {layer: [self._optimizer.state[w] for w in pair] for layer, pair in self._weights()}
-        return Paused(
-            self.probe(),
-            {
-                layer: tuple(state[name].to("cpu", copy=True).numpy() for state in pair for name in _MOMENTS)
-                for layer, pair in states.items()
-            },
-        )
-
-    def _weights(self) -> ItemsView[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]:
-        return lora_weights(self._adapted).items()
-
-    def _go_on(self, paused: Paused) -> None:
-        put_factors(self._adapted, paused.probe.factors)
-        self._losses = list(paused.probe.losses)
-        self._before = paused.probe.seconds
-        self._sampler.skip(paused.steps)
-        for layer, pair in self._weights():
-            for number, weight in enumerate(pair):
-                kept = paused.moments[layer][2 * number : 2 * number + 2]
-                self._optimizer.state[weight] = {
-                    "step": torch.tensor(float(paused.steps)),
-                    **{
-                        name: torch.from_numpy(np.array(values)).to(weight.device)
-                        for name, values in zip(_MOMENTS, kept, strict=True)
-                    },
-                }
 
 
 def _seed(task: ProbeTask) -> int:

@@ -6,20 +6,16 @@ main run's cursors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from opmix_ray.errors import first_line
-from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel
 from opmix_ray.model.probe import Probe
-from opmix_ray.train.probe_run import Paused, ProbeRun
+from opmix_ray.train.probe_run import ProbeRun
 from opmix_ray.train.probe_run import ProbeTask as ProbeTask
 from opmix_ray.train.side_by_side import Failed, Job, side_by_side
-
-OLD = "old"
 
 
 @dataclass(frozen=True)
@@ -30,46 +26,20 @@ class LostProbe:
     reason: str
 
 
-def probe_data(name: str, old: Mixture, new_share: float) -> Mixture:
-    """What a component's probe sees: the old mixture, or `new_share` of its domain and the rest old."""
-    if name == OLD:
-        return old
-    leaves = dict.fromkeys([*old, name], 0.0)
-    for domain, share in old.items():
-        leaves[domain] += (1 - new_share) * share
-    leaves[name] += new_share
-    return Mixture(leaves)
-
-
-def train_probe(
-    task: ProbeTask, base: BaseModel, paused: Paused | None = None, steps: int | None = None
-) -> Probe:
+def train_probe(task: ProbeTask, base: BaseModel) -> Probe:
     """Train one probe in this process, and measure it where the task asks for that.
 
     Args:
         task: what to train.
         base: the main run's weights; read, never written.
-        paused: where to go on; None: at the beginning.
-        steps: in all; None: as many as the task says.
     """
-    run = ProbeRun(task, base, paused)
-    run.advance(task.probe.steps if steps is None else steps)
+    run = ProbeRun(task, base)
+    run.advance(task.probe.steps)
     return run.probe(measured=True)
 
 
-def train_part(task: ProbeTask, base: BaseModel, paused: Paused | None, steps: int) -> Paused:
-    """Train one probe in this process until so many steps are done."""
-    run = ProbeRun(task, base, paused)
-    run.advance(steps)
-    return run.paused()
-
-
 def train_probes(
-    tasks: Iterable[ProbeTask],
-    base: Any,
-    on_start: Callable[[str], None] | None = None,
-    paused: Mapping[str, Paused] = MappingProxyType({}),
-    steps: int | None = None,
+    tasks: Iterable[ProbeTask], base: Any, on_start: Callable[[str], None] | None = None
 ) -> Iterator[Probe | LostProbe]:
     """Train probes side by side; each is given as soon as it is done, or known to have failed for good.
 
@@ -77,36 +47,12 @@ def train_probes(
         tasks: what to train.
         base: object reference of a `BaseModel`.
         on_start: called with the name of each probe when it is submitted.
-        paused: where to go on, by name.
-        steps: in all; None: as many as the tasks say.
 
     Raises:
         UserError: a probe failed because of its input.
     """
-    return _side_by_side(train_probe, tasks, base, on_start, paused, steps)
-
-
-def train_parts(
-    tasks: Iterable[ProbeTask],
-    base: Any,
-    on_start: Callable[[str], None] | None,
-    paused: Mapping[str, Paused],
-    steps: int,
-) -> Iterator[Paused | LostProbe]:
-    """The same for probes that may have to go on afterwards; see `train_probes`."""
-    return _side_by_side(train_part, tasks, base, on_start, paused, steps)
-
-
-def _side_by_side(
-    function: Callable[..., Any],
-    tasks: Iterable[ProbeTask],
-    base: Any,
-    on_start: Callable[[str], None] | None,
-    paused: Mapping[str, Paused],
-    steps: int | None,
-) -> Iterator[Any]:
-    jobs = [Job(task.name, (task, base, paused.get(task.name), steps), task.probe) for task in tasks]
-    for name, result in side_by_side(function, jobs, "probe", on_start):
+    jobs = [Job(task.name, (task, base), task.probe, task.retries) for task in tasks]
+    for name, result in side_by_side(train_probe, jobs, "probe", on_start):
         yield LostProbe(name, _words(result.cause)) if isinstance(result, Failed) else result
 
 

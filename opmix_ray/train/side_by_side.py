@@ -19,12 +19,14 @@ class Job:
     Args:
         name: of what is trained.
         arguments: of the function.
-        asks: CPUs, GPUs, other resources and retries.
+        asks: CPUs, GPUs and other resources.
+        retries: how often it is tried again when its machine goes away.
     """
 
     name: str
     arguments: Sequence[Any]
     asks: ProbeConfig
+    retries: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def side_by_side(
             num_cpus=job.asks.cpus,
             num_gpus=job.asks.gpus,
             resources=dict(job.asks.resources),
-            max_retries=job.asks.max_retries,
+            max_retries=job.retries,
             name=f"{what}:{job.name}",
         )
         waiting[remote.remote(*job.arguments)] = job.name

@@ -19,7 +19,7 @@ from opmix_ray.storage import Storage
 TRIALS = "trials.jsonl"
 RATIOS = "ratios.csv"
 METRICS = "metrics.csv"
-Status = Literal["ok", "stopped", "nan", "failed"]
+Status = Literal["ok", "nan", "failed"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class TrialRow:
         run: `000`, `001`, ... or `proposal`.
         weights: component -> interpolation weight.
         ratios: domain -> share of training tokens it simulates.
-        losses: set -> nats per token; of the sequences seen.
+        losses: set -> nats per token.
         objective: weighted mean of the losses; NaN where a loss is.
-        status: `ok`; `stopped` early by the scheduler; `nan`: a loss is not a number; `failed`: the trial died.
+        status: `ok`; `nan`: a loss is not a number; `failed`: the trial died.
         nats: set -> nats of every sequence.
         targets: set -> target tokens of every sequence.
         slopes: set -> derivative of its loss by every component's weight, in their order; empty where not measured.
@@ -61,7 +61,7 @@ class TrialRow:
     @property
     def usable(self) -> bool:
         """Whether a law can be fitted on it."""
-        return self.status in ("ok", "stopped")
+        return self.status == "ok"
 
 
 class RowLog:
@@ -109,38 +109,8 @@ class RowLog:
 
 
 def usable_losses(rows: Sequence[TrialRow], sets: Sequence[str]) -> np.ndarray:
-    """Losses of usable rows, (N, M), nats per token, all as if every sequence had been seen.
-
-    A row that was stopped early is compared with the first complete row on the sequences that both saw, and
-    takes the rest from that one: paired differences, not means over different sequences.
-    """
-    complete = next((row for row in rows if row.status == "ok"), None)
-    table = np.full((len(rows), len(sets)), np.nan)
-    for i, row in enumerate(rows):
-        for m, name in enumerate(sets):
-            table[i, m] = row.losses[name]
-            if row.status == "stopped" and complete is not None:
-                seen = len(row.nats[name])
-                part = sum(complete.nats[name][:seen]) / max(1, sum(complete.targets[name][:seen]))
-                table[i, m] += complete.losses[name] - part
-    return table
-
-
-def passes(rows: Sequence[TrialRow], trials: int) -> dict[str, int]:
-    """What early stopping spared: sequences passed through the model, and what all trials in full would have taken.
-
-    Args:
-        rows: of a decision, the proposal's not among them.
-        trials: candidates that there might have been.
-    """
-    seen = [sum(len(nats) for nats in row.nats.values()) for row in rows]
-    return {
-        "trials": len(rows),
-        "trials_at_most": trials,
-        "stopped_early": sum(row.status == "stopped" for row in rows),
-        "sequences": sum(seen),
-        "sequences_at_most": max(seen, default=0) * trials,
-    }
+    """Losses of usable rows, (N, M), nats per token."""
+    return np.array([[row.losses[name] for name in sets] for row in rows])
 
 
 def _line(row: TrialRow) -> str:

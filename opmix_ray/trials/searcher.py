@@ -18,7 +18,6 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,7 @@ import optuna
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from opmix_ray.trials.race import Rival
-from opmix_ray.trials.rows import TrialRow, usable_losses
+from opmix_ray.trials.rows import TrialRow
 from opmix_ray.trials.samplers import make_sampler
 from opmix_ray.trials.space import Space
 
@@ -54,10 +52,6 @@ class MixtureSearch(Searcher):
         propose: from all rows to the weights (C,) of one more candidate, the proposal; None: no proposal.
         objective: weight per evaluation set.
         evaluators: that work at the same time; decides how a round is dealt out, not what is in it.
-        race: whether candidates run against the best one so far.
-        batches: whether an evaluator may take several candidates at a time; else they are configured one by one as
-            `weights`, and may report more than once.
-        settled: from the rows told so far to whether more would change nothing; None: all trials are made.
         slopes: whether each candidate brings its losses' derivatives.
         retries: how often a candidate is tried again when its evaluator fails or goes away.
     """
@@ -76,18 +70,15 @@ class MixtureSearch(Searcher):
         propose: Callable[[list[TrialRow]], np.ndarray | None],
         objective: Mapping[str, float],
         evaluators: int = 1,
-        race: bool = False,
-        batches: bool = True,
-        settled: Callable[[list[TrialRow]], bool] | None = None,
         slopes: bool = False,
         retries: int = 0,
     ) -> None:
         super().__init__(metric="objective", mode="min")
         self._space = space
         self._trials, self._round = trials, round_size
-        self._on_row, self._propose, self._settled = on_row, propose, settled
+        self._on_row, self._propose = on_row, propose
         self._objective, self._evaluators = dict(objective), evaluators
-        self._race, self._batches, self._slopes = race, batches, slopes
+        self._slopes = slopes
         self._recorded = dict(recorded)
         self.rows: dict[str, TrialRow] = {}
         self._exact: dict[int, np.ndarray] = {}
@@ -146,13 +137,9 @@ class MixtureSearch(Searcher):
                 return Searcher.FINISHED
         taken = [self._queue.popleft() for _ in range(self._share())]
         self._running[trial_id] = taken
-        if not self._batches:
-            return {"weights": taken[0][1].tolist()}
         config: dict[str, Any] = {"batch": [weights.tolist() for _, weights in taken]}
-        if self._slopes:  # the proposal too: what is compared is measured in the same way
-            return config | {"slopes": True}
-        rival = self._rival() if self._race and taken[0][0] != PROPOSAL else None
-        return config | ({"rival": asdict(rival)} if rival is not None else {})
+        # The proposal too brings slopes: what is compared is measured in the same way.
+        return config | ({"slopes": True} if self._slopes else {})
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -162,8 +149,8 @@ class MixtureSearch(Searcher):
         if error:
             taken = self._given_up(taken)
         given: list[dict[str, Any] | None] = [None] * len(taken)
-        if result is not None and not error:
-            given = list(result["scored"]) if "scored" in result else [result] * len(taken)
+        if result is not None and not error and taken:
+            given = list(result["scored"])
         for (run, weights), one in zip(taken, given, strict=True):
             row = self._row(run, weights, one)
             self.rows[run] = row
@@ -187,22 +174,10 @@ class MixtureSearch(Searcher):
 
     def _share(self) -> int:
         """How many candidates an evaluator takes: of what is left of a round no more than its part."""
-        if not self._batches or self._seconds is None:
+        if self._seconds is None:
             return 1
         worth = int(_CALL_SECONDS / max(self._seconds, 1e-3))
         return max(1, min(worth, math.ceil(len(self._queue) / self._evaluators)))
-
-    def _rival(self) -> Rival | None:
-        """The best of the rows told so far."""
-        told = [self.rows[f"{i:03d}"] for i in range(self._told)]
-        whole = [row for row in told if row.status == "ok" and math.isfinite(row.objective)]
-        if not whole:
-            return None
-        best = min(whole, key=lambda row: row.objective)
-        return Rival(
-            {name: list(values) for name, values in best.nats.items()},
-            {name: list(values) for name, values in best.targets.items()},
-        )
 
     def _known(self, count: int) -> bool:
         """Whether the first candidates' rows are all there."""
@@ -211,10 +186,6 @@ class MixtureSearch(Searcher):
     def _ask_round(self) -> None:
         """Tell all but the last round, then ask for the next one, unless there are candidates enough."""
         self._tell(self._asked - self._round)
-        told = [self.rows[f"{i:03d}"] for i in range(self._told)]
-        if self._told and self._settled is not None and self._settled(told):
-            self._enough = True
-            return
         for index in range(self._asked, min(self._asked + self._round, self._trials)):
             self._enqueue(f"{index:03d}", self._ask(index))
             self._asked += 1
@@ -262,15 +233,10 @@ class MixtureSearch(Searcher):
         self._told = end
 
     def _values(self, rows: Sequence[TrialRow]) -> list[float]:
-        """Objectives, those of candidates left early estimated from paired sequences.
-
-        One without a finite value gets one that is clearly worse than all, near enough to keep the scale.
-        """
+        """Objectives; one that is not finite becomes clearly worse than all others, near enough to keep the scale."""
         usable = [row for row in rows if row.usable and math.isfinite(row.objective)]
-        names = [name for name, weight in self._objective.items() if weight]
-        weights = np.array([self._objective[name] for name in names])
-        found = usable_losses(usable, names) @ weights if usable else np.zeros(0)
-        values = dict(zip([row.run for row in usable], found.tolist(), strict=True))
+        found = [row.objective for row in usable]
+        values = dict(zip([row.run for row in usable], found, strict=True))
         worst = max(found) + max(0.5 * np.ptp(found), 1e-3) if usable else 0.0
         return [values.get(row.run, float(worst)) for row in rows]
 
@@ -281,12 +247,12 @@ class MixtureSearch(Searcher):
         components = self._space.components
         named = dict(zip(components.names, weights.tolist(), strict=True))
         ratios = dict(zip(components.domains, components.ratios(weights).tolist(), strict=True))
-        if result is None or "complete" not in result:
+        if result is None or "finite" not in result:
             return TrialRow(run, named, ratios, status="failed")
         nats, targets = _by_set(result, "nats"), _by_set(result, "targets")
         losses = {name: sum(nats[name]) / max(1, sum(targets[name])) for name in nats}
         finite = bool(result["finite"]) and all(math.isfinite(loss) for loss in losses.values())
-        status = "nan" if not finite else "ok" if result["complete"] else "stopped"
+        status = "ok" if finite else "nan"
         return TrialRow(
             run=run,
             weights=named,

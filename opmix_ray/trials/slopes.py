@@ -20,18 +20,18 @@ IN_LOG_SHARES = (
 def with_slopes(config: RunConfig, components: int) -> bool:
     """Whether a decision on so many components measures derivatives.
 
-    `auto`: from 16 components on, with less than two candidates for each, where the law uses them, every candidate is
-    seen whole, and all that counts is text.
+    `auto`: from 16 components on, with less than two candidates for each, where the law uses them and all that counts
+    is text.
     """
     wanted = config.search.gradients
     if wanted != "auto":
         return bool(wanted)
     law = config.proposal.law
-    uses = law in IN_LOG_SHARES and (law != "auto" or config.proposal.eps_steps is not None)
+    uses = law in IN_LOG_SHARES
     asked = {name for name, source in config.evaluation.sets.items() if source.metric != "loss"}
     text = not any(weight for name, weight in config.objective().items() if name in asked)
     many = components >= LEAST_COMPONENTS and config.search.trials < MOST_TRIALS * components
-    return uses and text and many and config.search.scheduler == "none"
+    return uses and text and many
 
 
 def candidates(config: RunConfig, components: int) -> int:

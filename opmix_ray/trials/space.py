@@ -19,14 +19,15 @@ import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
 from pydantic import Field
 
-from opmix_ray.config import Section, SourceConfig, parse_config, read_yaml
+from opmix_ray.config import DomainConfig, Section, parse_config, read_yaml
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture, fill_box
 from opmix_ray.resources import shipped
 from opmix_ray.trials.components import Components
 
-LOW, HIGH = 1e-4, 1 - 1e-6  # range of u: shares from about 1e-6 to 1
 OLD = "old"
+
+LOW, HIGH = 1e-4, 1 - 1e-6  # range of u: shares from about 1e-6 to 1
 
 
 class SpaceConfig(Section):
@@ -177,29 +178,6 @@ def _uniforms(weights: np.ndarray) -> list[float]:
     return np.clip(np.exp(-total * np.asarray(weights, dtype=np.float64)), LOW, HIGH).tolist()
 
 
-def choose_components(kind: str, old: Mixture, domains: Sequence[str]) -> list[str]:
-    """The components of a decision: one per domain; in `old_new` the old mixture and the domains it gives no share.
-
-    With one probe per domain, `p = E^T w` has exactly one solution. A further probe of the old mixture would give
-    many, and they are not equal: sums of several probes average the noise of their training away, so the same
-    data mixture would look better the more probes its weights are spread over.
-
-    Raises:
-        UserError: `old_new` where no domain is new.
-    """
-    if kind != "old_new":
-        return list(domains)
-    new = [name for name in domains if old.get(name, 0.0) == 0]
-    if not new:
-        raise UserError(
-            "`old_new` needs a domain that the mixture so far gives no share",
-            key="search.space",
-            value="old_new",
-            remedy="use `simplex`",
-        )
-    return [OLD, *new]
-
-
 def read_space(name: str) -> tuple[SpaceConfig, str]:
     """A search space that ships, by name, or a YAML file; and the file it came from.
 
@@ -218,7 +196,7 @@ def read_space(name: str) -> tuple[SpaceConfig, str]:
     return parse_config(SpaceConfig, read_yaml(file), file), str(file)
 
 
-def load_space(name: str, components: Components, sources: Mapping[str, SourceConfig] | None = None) -> Space:
+def load_space(name: str, components: Components, sources: Mapping[str, DomainConfig] | None = None) -> Space:
     """Build a search space for a decision.
 
     Args:

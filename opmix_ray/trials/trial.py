@@ -26,7 +26,6 @@ from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import SetLoss
 from opmix_ray.model.spread import Devices, visible_devices
 from opmix_ray.trials.components import Components
-from opmix_ray.trials.race import Rival, lead
 from opmix_ray.trials.slopes import PRICE
 from opmix_ray.trials.space import Simplex, Space
 
@@ -44,9 +43,8 @@ class SearchTask:
         components: the probes' names and data.
         objective: weight per evaluation set.
         batch_size: sequences in a forward pass.
-        chunks: parts of the sequences, after each of which a candidate may be left.
+        chunks: parts of the sequences, after each of which a trial with `weights` reports.
         autocast: compute in bfloat16.
-        race_confidence: at which a candidate must be worse than the best to be left early.
         space: turns drawn parameters into weights; none: the simplex.
     """
 
@@ -58,7 +56,6 @@ class SearchTask:
     batch_size: int = 16
     chunks: int = 1
     autocast: bool = True
-    race_confidence: float = 0.999
     space: Space | None = None
 
     @classmethod
@@ -177,7 +174,8 @@ class CandidateScorer:
 
     def score(self, weights: np.ndarray) -> Score:
         """The score on every sequence."""
-        return self.race(weights, None)
+        *_, score = self.scores(weights)
+        return score
 
     def score_with_slopes(self, weights: np.ndarray) -> Score:
         """The score on every sequence and, for sets of sequences, its derivatives; costs about three times `score`."""
@@ -198,15 +196,6 @@ class CandidateScorer:
             slopes={name: slopes for name, (_, slopes) in found.items()},
         )
 
-    def race(self, weights: np.ndarray, rival: Rival | None, confidence: float = 0.999) -> Score:
-        """The score on every sequence, or on those after which the candidate is certainly worse than the rival."""
-        for score in self.scores(weights):
-            if score.done or not math.isfinite(score.objective):
-                break
-            if rival is not None and lead(score.losses, rival, self._objective, confidence) > 0:
-                break
-        return score
-
 
 class MixtureTrial(tune.Trainable):
     """A candidate mixture as a class Trainable; its actor is reused, so the model is built once per actor.
@@ -216,8 +205,7 @@ class MixtureTrial(tune.Trainable):
     and per sequence `nats` and `targets`.
 
     The product's own search saves trips between driver and actor: `batch` is a list of candidates' weights, scored
-    in one step and reported as the list `scored`; with `rival`, a candidate that is certainly worse is left early;
-    with `slopes`, each brings its losses' derivatives by the weights.
+    in one step and reported as the list `scored`; with `slopes`, each brings its losses' derivatives by the weights.
     `rest` is a number of seconds to wait for other evaluators, which keeps the actor from being given up meanwhile.
     """
 
@@ -240,7 +228,6 @@ class MixtureTrial(tune.Trainable):
             autocast=task.autocast,
             device=visible_devices(asked.get("GPU", 0)),
         )
-        self._confidence = task.race_confidence
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -252,8 +239,6 @@ class MixtureTrial(tune.Trainable):
         self._rest = config.get("rest")
         self._batch = config.get("batch")
         if self._rest is not None or self._batch is not None:
-            given = config.get("rival")
-            self._rival = None if given is None else Rival(**given)
             self._slopes = bool(config.get("slopes"))
             return
         given = config.get("weights")
@@ -282,10 +267,7 @@ class MixtureTrial(tune.Trainable):
 
     def _score(self, weights: np.ndarray) -> dict[str, Any]:
         began = time.monotonic()
-        if self._slopes:
-            score = self._scorer.score_with_slopes(weights)
-        else:
-            score = self._scorer.race(weights, self._rival, self._confidence)
+        score = self._scorer.score_with_slopes(weights) if self._slopes else self._scorer.score(weights)
         return self._report(weights, score, time.monotonic() - began)
 
     def _report(self, weights: np.ndarray, score: Score, seconds: float) -> dict[str, Any]:
@@ -301,7 +283,6 @@ class MixtureTrial(tune.Trainable):
             "scoring_seconds": seconds,
             "nats": {name: loss.nats.tolist() for name, loss in score.losses.items()},
             "targets": {name: loss.tokens.tolist() for name, loss in score.losses.items()},
-            "complete": score.done,
             "slopes": {name: values.tolist() for name, values in score.slopes.items()},
         }
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from opmix_ray.config import SearchConfig
@@ -41,10 +40,10 @@ def run_search(
     start: Sequence[np.ndarray],
     propose: Callable[[list[TrialRow]], np.ndarray | None],
     on_row: Callable[[TrialRow], None],
-    settled: Callable[[list[TrialRow]], bool] | None = None,
     slopes: bool = False,
+    retries: int = 0,
 ) -> tuple[list[TrialRow], TrialRow | None]:
-    """Score candidates until there are `config.trials` or `settled` says so, then the proposal.
+    """Score `config.trials` candidates, then the proposal.
 
     Args:
         task: base, factors and held-out sequences in the object store.
@@ -55,8 +54,8 @@ def run_search(
         start: weights (C,) of the warm starts, the mixture in force first.
         propose: from the rows to the proposal's weights, or None.
         on_row: called with every new row, after it is on disk.
-        settled: from the rows of whole rounds to whether more would change nothing; None: all trials are made.
         slopes: whether each candidate brings its losses' derivatives (see `opmix_ray.decision.slopes`).
+        retries: how often a candidate is tried again when its evaluator fails or goes away.
 
     Returns:
         The candidates' rows in order, and the proposal's row, if one was made.
@@ -78,11 +77,8 @@ def run_search(
         propose=propose,
         objective=task.objective,
         evaluators=config.evaluators,
-        race=config.scheduler == "race",
-        batches=config.scheduler != "asha",
-        settled=settled,
         slopes=slopes,
-        retries=config.max_retries,
+        retries=retries,
     )
     if search.suggest("first") != Searcher.FINISHED:  # something is missing
         search.hand_back("first")
@@ -109,7 +105,6 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
                 metric="objective",
                 mode="min",
                 search_alg=search,
-                scheduler=_scheduler(config),
                 num_samples=-1,  # the searcher says when it is over
                 max_concurrent_trials=config.evaluators,
                 reuse_actors=True,
@@ -136,11 +131,3 @@ class _Silent(tune.ProgressReporter):
 
     def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
         """Nothing."""
-
-
-def _scheduler(config: SearchConfig) -> TrialScheduler:
-    if config.scheduler == "asha" and config.chunks > 1:
-        return ASHAScheduler(
-            time_attr="training_iteration", max_t=config.chunks, grace_period=1, reduction_factor=2
-        )
-    return FIFOScheduler()

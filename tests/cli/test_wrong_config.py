@@ -60,11 +60,8 @@ CASES: dict[str, tuple[Callable[[Tree], None], str, str]] = {
     ),
     "decision after the end": (_set("stages", 0, "decide_at", value=[1.0]), "stages.0.decide_at = 1.0", "[0, 1)"),
     "decision beside training that ends after the stage": (
-        lambda tree: tree["stages"][0].update(overlap=True, overlap_steps=6), "stages.0.overlap_steps = 6",
+        lambda tree: tree["stages"][0].update(overlap=6), "stages.0.overlap = 6",
         "set it below 6",
-    ),
-    "overlap without overlap": (
-        _set("stages", 0, "overlap_steps", value=2), "stages.0.overlap_steps = 2", "set overlap to true",
     ),
     "search spaces for other decisions": (
         _set("stages", 0, "search_space", value=["simplex", "old_new"]), "stages.0.search_space",
@@ -133,7 +130,6 @@ CASES: dict[str, tuple[Callable[[Tree], None], str, str]] = {
     ),
     "nothing new to search": (_set("search", "space", value="old_new"), "search.space = old_new", "use `simplex`"),
     "unknown law": (_set("proposal", "law", value="log-lin"), "proposal.law = log-lin", "did you mean `log-linear`?"),
-    "more chunks than sequences": (_set("search", "chunks", value=9), "search.chunks = 9", "the 6 sequences"),
     "unknown sampler": (_set("search", "sampler", value="best"), "search.sampler = best", "'gp', 'tpe'"),
     "model and configuration": (_set("model", "path", value="/a/b"), "model = /a/b", "both `path` and `config`"),
     "neither": (_set("model", value={}), "model: ", "either `path` or `config`"),

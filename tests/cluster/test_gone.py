@@ -31,8 +31,9 @@ def prepared(tiny: TinyRun) -> TinyRun:
     tiny.tree["stages"] = [
         {"name": "only", "steps": STEPS, "start": "uniform", "decide_at": [BEFORE / STEPS]}
     ]
-    tiny.tree["probe"] |= {"steps": 40, "max_retries": 50, "batch_size": 8}
-    tiny.tree["search"] |= {"trials": 12, "sequences": 24, "max_retries": 50}
+    tiny.tree["probe"] |= {"steps": 40, "batch_size": 8}
+    tiny.tree["cluster"] = {"max_retries": 50}
+    tiny.tree["search"] |= {"trials": 12, "sequences": 24}
     return tiny
 
 
@@ -176,7 +177,8 @@ def test_a_probe_that_fails_for_good_leaves_its_domain_its_share(
     machines: Machines, tiny: TinyRun, tmp_path: Path
 ) -> None:
     prepared(tiny)
-    tiny.tree["probe"] |= {"max_retries": 0, "steps": 150}
+    tiny.tree["probe"] |= {"steps": 150}
+    tiny.tree["cluster"] = {"max_retries": 0}
     run = Running(tiny, tmp_path / "out", "--address", machines.address)
     node = wait_for(lambda: next(iter(machines.hosting("probe:german")), None), what="the probe")
     replace(machines, node)
@@ -197,7 +199,7 @@ def test_a_trial_that_fails_for_good_is_said_and_left_out(
     machines: Machines, tiny: TinyRun, tmp_path: Path
 ) -> None:
     prepared(tiny)
-    tiny.tree["search"] |= {"max_retries": 0}
+    tiny.tree["cluster"] = {"max_retries": 0}
     run = Running(tiny, tmp_path / "out", "--address", machines.address)
     node = wait_for(lambda: (run.step(), while_trials_run(machines, run))[1], what="a trial")
     replace(machines, node)

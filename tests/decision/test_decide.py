@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from opmix_ray.config import ProposalConfig
+from opmix_ray.decision.old_part import probe_data
 from opmix_ray.decision.rule import Decision, Question, answer, conclude, measure_gain, prior_mixture
 from opmix_ray.mixture import Mixture
-from opmix_ray.train.probes import probe_data
 from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import TrialRow
 
@@ -32,7 +32,7 @@ def question(**changes: object) -> Question:
         "prior": OLD,
         "lower": dict.fromkeys(DOMAINS, 0.01),
         "upper": dict.fromkeys(DOMAINS, 1.0),
-        "settings": ProposalConfig(bootstrap=500),
+        "settings": ProposalConfig(),
         "seed": 0,
         "steps": 200.0,
     }
@@ -130,7 +130,7 @@ def test_bounds_hold() -> None:
 
 @pytest.mark.parametrize("law", ["log-linear", "linear", "log-share"])
 def test_other_laws_can_be_asked_for(law: str) -> None:
-    decision = decide(rows(), settings=ProposalConfig(law=law, bootstrap=200))
+    decision = decide(rows(), settings=ProposalConfig(law=law))
     assert decision.law_name == law
     assert decision.proposal["c"] > OLD["c"]
 

@@ -84,7 +84,7 @@ def test_without_verification_the_checks_are_only_noted() -> None:
         (ROWS, None),
         (ROWS, check(0.5, share=0.6)),  # no candidate has that mixture
         (ROWS[:1], check(0.5)),
-        ([ROWS[0], replace(ROWS[1], status="stopped"), ROWS[2]], check(0.5)),
+        ([ROWS[0], replace(ROWS[1], status="failed"), ROWS[2]], check(0.5)),
     ],
 )
 def test_what_cannot_be_compared_is_unknown_and_not_held_against_it(

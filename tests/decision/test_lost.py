@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from opmix_ray.decision.lost import can_do_without, holding
+from opmix_ray.decision.old_part import probe_data
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import Probe
-from opmix_ray.train.probes import probe_data
 from opmix_ray.trials.components import Components
 
 OLD = Mixture({"a": 0.5, "b": 0.3, "c": 0.15, "d": 0.05})

@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 
 from opmix_ray.config import ProposalConfig
-from opmix_ray.decision.old_part import OldPart
+from opmix_ray.decision.old_part import OldPart, choose_components
 from opmix_ray.decision.rule import Question, answer, conclude
 from opmix_ray.mixture import Mixture
-from opmix_ray.train.probes import probe_data
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import TrialRow
-from opmix_ray.trials.space import choose_components
 
 DOMAINS = ("a", "b", "x", "y")
 OLD = Mixture({"a": 0.75, "b": 0.25, "x": 0.0, "y": 0.0})
@@ -23,21 +20,19 @@ NEED = {"a": 0.3, "b": 0.1, "x": 0.2, "y": 0.05}
 
 
 def question(current: Mixture = OLD, old: Mixture | None = OLD, **changes: object) -> Question:
-    part = OldPart.of(old, current)
-    assert part is not None
-    names = choose_components("old_new", old or current, DOMAINS)
-    data = np.array([probe_data(name, part.inside, 0.9).array(DOMAINS) for name in names])
+    chosen = choose_components("old_new", old, current)
+    components = chosen.components(0.9)
     fields = {
-        "components": Components(tuple(names), DOMAINS, data),
+        "components": components,
         "sets": DOMAINS,
         "objective": dict.fromkeys(DOMAINS, 0.25),
         "current": current,
         "prior": Mixture.uniform(DOMAINS),
-        "lower": dict(zip(DOMAINS, data.min(axis=0).tolist(), strict=True)),
+        "lower": dict(zip(DOMAINS, components.data.min(axis=0).tolist(), strict=True)),
         "upper": dict.fromkeys(DOMAINS, 1.0),
-        "settings": ProposalConfig(bootstrap=200, kl=0.01),
+        "settings": ProposalConfig(kl=0.01),
         "seed": 0,
-        "old": part,
+        "old": chosen.old,
         "steps": 200.0,
     }
     return Question(**(fields | changes))  # type: ignore[arg-type]

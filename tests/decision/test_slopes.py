@@ -18,7 +18,6 @@ from opmix_ray.laws import Slopes, fit_law
 from opmix_ray.laws.fit import check_table
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.interpolate import ProbeSet
-from opmix_ray.runner.check_plan import check_plan
 from opmix_ray.strategies.published import published
 from opmix_ray.trials.rows import TrialRow
 from opmix_ray.trials.slopes import candidates, with_slopes
@@ -180,10 +179,4 @@ def test_many_components_ask_for_slopes_and_fewer_candidates(tiny_data: Path, tm
     assert with_slopes(load("search.gradients=true"), 3)
     assert not with_slopes(load("search.gradients=false"), 64)
     assert not with_slopes(load("proposal.law=linear"), 64)
-    assert not with_slopes(load("search.scheduler=race", "search.chunks=2"), 64)
     assert not with_slopes(published(auto), 64)
-
-
-def test_gradients_of_partthat_may_be_left_are_refused(tiny_data: Path, tmp_path: Path) -> None:
-    config = TinyRun(tiny_data, tmp_path).load("search.gradients=true", "search.scheduler=race")
-    assert [error.key for error in check_plan(config)] == ["search.scheduler"]

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.config import ProposalConfig
+from opmix_ray.config.run import ProposalConfig
+from opmix_ray.decision.rule import EPS_STEPS, SLOPE_GROWTH, TRANSFER_TRUST
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
 from tests.support import ROOT
@@ -29,16 +30,14 @@ def read(file: Path, horizon: int) -> tuple[FittedLaw, np.ndarray, np.ndarray]:
     block = next(block for block in kept["probes"] if block["steps"] == 25)
     data = np.array([[probe.get(name, 0.0) for name in names] for probe in block["data"]])
     rows = block["rows"][:12]
-    assert settings.eps_steps is not None
-    assert settings.slope_growth is not None
     law = fit_law(
         np.array([row["weights"] for row in rows]) @ data,
         np.array([[row["losses"][name] for name in names] for row in rows]),
         domains=names, metric_names=names,
         extrapolate=Extrapolation(
-            eps=settings.eps_steps / horizon,
-            growth=stage_growth(settings.slope_growth, settings.eps_steps, horizon, 25),
-            slope_trust=settings.slope_trust, transfer_trust=settings.transfer_trust,
+            eps=EPS_STEPS / horizon,
+            growth=stage_growth(SLOPE_GROWTH, EPS_STEPS, horizon, 25),
+            slope_trust=settings.slope_trust, transfer_trust=TRANSFER_TRUST,
             anchor=[kept["old"][name] for name in names],
         ),
     )  # fmt: skip

@@ -47,7 +47,7 @@ def make_run(
         domains: each is also an evaluation set.
         decisions, trials: how many, and candidates in each.
         steps: of the one stage.
-        bad_rows: make one candidate NaN, one failed and one stopped early in every decision.
+        bad_rows: make one candidate NaN and one failed in every decision.
         seed: of everything.
     """
     rng = np.random.default_rng(seed)
@@ -133,7 +133,7 @@ def _decide(
     def score(run: str, weights: np.ndarray, status: str = "ok") -> TrialRow:
         return _row(run, weights, components, question, levels, strength, hard, rng, status)
 
-    unusual = {5: "nan", 9: "failed", 12: "stopped"} if bad_rows else {}
+    unusual = {5: "nan", 9: "failed"} if bad_rows else {}
     for trial in range(config.search.trials):
         weights = np.eye(len(domains) + 1)[0] if trial == 0 else rng.dirichlet(np.full(len(domains) + 1, 0.7))
         log.add(score(f"{trial:03d}", weights, unusual.get(trial, "ok")))
@@ -189,8 +189,6 @@ def _row(
         return TrialRow(run, given, shares, status="failed")
     loss = levels - strength * np.log(ratios + 0.3)
     nats = TARGETS * loss[:, None] + hard + rng.normal(0, 0.01 * TARGETS, hard.shape)
-    if status == "stopped":
-        nats = nats[:, : SEQUENCES // 2]
     if status == "nan":
         nats[0, 3] = math.nan
     means = nats.sum(axis=1) / (TARGETS * nats.shape[1])

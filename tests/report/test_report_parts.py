@@ -10,7 +10,6 @@ import pytest
 from opmix_ray.decision.rule import measure_gain
 from opmix_ray.report import numbers as n
 from opmix_ray.report.decision_panels import candidates, probes
-from opmix_ray.report.decision_section import decision_section
 from opmix_ray.report.delivery import delivery
 from opmix_ray.report.gather import gather
 from opmix_ray.report.law_check import check_law
@@ -86,12 +85,6 @@ def test_intervals_agree_with_the_bootstrap(full: Storage) -> None:
         assert ours.high - ours.low == pytest.approx(theirs.high - theirs.low, rel=0.15)
 
 
-def test_candidates_that_saw_other_sequences_are_not_compared(full: Storage) -> None:
-    run = gather(full)
-    stopped = next(row for row in run.decisions[0].rows if row.status == "stopped")
-    assert math.isnan(difference(run.decisions[0].rows[0], stopped, run.objective).mean)
-
-
 def test_the_law_is_drawn_as_it_was_fitted(full: Storage) -> None:
     for files in gather(full).decisions:
         check = check_law(files)
@@ -120,17 +113,6 @@ def test_best_so_far_never_rises(full: Storage) -> None:
     assert panel is not None
     best = next(mark for mark in panel.marks if isinstance(mark, Line))
     assert (np.diff(best.y) <= 0).all()
-
-
-def test_the_length_of_probes_is_told_where_it_was_found_out(full: Storage) -> None:
-    objective = {"code": 1.0}
-    files = gather(full).decisions[0]
-    assert "Probes took" not in decision_section(files, objective)
-    length = {"steps": 15, "most": 25, "settle": 0.95, "agreement": {"10": 0.8123, "15": 0.96}}
-    files.decision["details"]["length"] = length
-    text = decision_section(files, objective)
-    assert "Probes took 15 of at most 25 steps." in text
-    assert "(enough: 0.95): 0.81 after 10, 0.96 after 15 steps." in text
 
 
 def test_more_probes_than_colours_are_told_apart_by_what_matters(full: Storage) -> None:

@@ -155,8 +155,7 @@ OVERLAP = {
     "steps": 14,
     "start": "uniform",
     "decide_at": [0.3],
-    "overlap": True,
-    "overlap_steps": 5,
+    "overlap": 5,
 }
 
 

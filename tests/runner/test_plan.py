@@ -155,7 +155,7 @@ def test_caps_move_a_first_mixture_or_refuse_it(tiny: TinyRun) -> None:
 
 def test_a_decision_beside_training_comes_into_force_at_a_step_known_beforehand() -> None:
     config = _config([
-        {"name": "a", "steps": 20, "decide_at": [0.0, 0.5], "overlap": True, "overlap_steps": 3},
+        {"name": "a", "steps": 20, "decide_at": [0.0, 0.5], "overlap": 3},
         {"name": "b", "steps": 20, "decide_at": [0.5], "overlap": True},
     ])  # fmt: skip
     assert [(s.kind, s.start, s.end, s.index) for s in plan(config) if s.kind != "stage"] == [

@@ -86,29 +86,3 @@ def test_killed_at_five_moments_in_one_run(tiny: TinyRun, undisturbed: dict) -> 
         kill_when(start(tiny, output, *(["--resume"] if number else [])), output, moment, 200)
     finish(start(tiny, output, "--resume"), 240)
     _assert_same(_outcome(output), undisturbed)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_between_parts_of_the_probes(
-    tiny_data: Path, tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Probes that are trained in parts go on where they stood, and stop where they would have stopped."""
-    whole = TinyRun(tiny_data, tmp_path_factory.mktemp("whole"))
-    for run in (whole, tiny):
-        run.tree["probe"] |= {"steps": 8, "settle_every": 2, "settle": 0.9}
-    finish(start(whole, whole.directory / "out"), 240)
-    output = tiny.directory / "out"
-    kept = output / "decisions/000/lengths"
-    kill_when(start(tiny, output), output, lambda out: any(kept.glob("*/*/probe.json")), 200)
-    ranked = output / "decisions/000/lengths.json"
-    kill_when(start(tiny, output, "--resume"), output, lambda out: ranked.exists(), 200)
-    finish(start(tiny, output, "--resume"), 240)
-    _assert_same(_outcome(output), _outcome(whole.directory / "out"))
-    mine, theirs = (
-        read_json(place / "out/decisions/000/decision.json")["details"]
-        for place in (tiny.directory, whole.directory)
-    )
-    assert mine["length"] == theirs["length"]
-    assert mine["length"]["agreement"]
-    assert not kept.exists()

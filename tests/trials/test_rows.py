@@ -1,4 +1,4 @@
-"""Trial rows on disk: whole after a crash, in olmix's columns, comparable when stopped early."""
+"""Trial rows on disk: whole after a crash, in olmix's columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from opmix_ray.errors import UserError
 from opmix_ray.storage import Storage
-from opmix_ray.trials.rows import METRICS, RATIOS, TRIALS, RowLog, TrialRow, usable_losses
+from opmix_ray.trials.rows import METRICS, RATIOS, TRIALS, RowLog, TrialRow
 
 
 def row(run: str, nats: list[float], *, status: str = "ok") -> TrialRow:
@@ -75,14 +75,6 @@ def test_a_file_that_is_not_a_list_of_trials_is_named(tmp_path: Path) -> None:
     (tmp_path / TRIALS).write_text("hello\n")
     with pytest.raises(UserError, match=r"trials\.jsonl"):
         log(tmp_path)
-
-
-def test_a_stopped_candidate_is_compared_on_the_sequences_it_saw() -> None:
-    """It saw only the two easy sequences; its loss there is 0.1 below the complete row's."""
-    complete, stopped = row("000", [1.0, 1.0, 5.0, 5.0]), row("001", [0.9, 0.9], status="stopped")
-    losses = usable_losses([complete, stopped], ["a"])[:, 0]
-    assert losses[0] == pytest.approx(3.0)
-    assert losses[1] == pytest.approx(2.9)
 
 
 def test_numbers_that_are_none_are_written_as_nan(tmp_path: Path) -> None:

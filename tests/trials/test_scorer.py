@@ -1,4 +1,4 @@
-"""One candidate after the other in one process: what is measured, and what is left unmeasured in a race."""
+"""One candidate after the other in one process: every set gets its own losses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
-from opmix_ray.trials.race import Rival
 from opmix_ray.trials.trial import CandidateScorer
 from tests.model.tiny_models import made_probes, tiny, tokens
 
@@ -33,18 +32,3 @@ def test_batches_across_sets_give_every_set_its_own_losses(probe_set: ProbeSet, 
     assert found.done
     assert found.tokens == 12 * 12
     assert found.objective == pytest.approx((exact["a"].mean + exact["b"].mean) / 2, rel=1e-5)
-
-
-def test_a_candidate_far_behind_is_left_after_the_first_part(probe_set: ProbeSet) -> None:
-    scorer = CandidateScorer(probe_set, SETS, OBJECTIVE, batch_size=4, chunks=2, autocast=False)
-    whole = scorer.score(W)
-    ahead = Rival(
-        {name: (loss.nats - loss.tokens).tolist() for name, loss in whole.losses.items()},
-        {name: loss.tokens.tolist() for name, loss in whole.losses.items()},
-    )
-    level = Rival({name: loss.nats.tolist() for name, loss in whole.losses.items()}, ahead.targets)
-    left = scorer.race(W, ahead)
-    assert not left.done
-    assert left.tokens < whole.tokens
-    assert scorer.race(W, level).done
-    assert scorer.race(W, None).done

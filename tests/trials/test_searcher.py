@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from opmix_ray.decision.old_part import probe_data
 from opmix_ray.mixture import Mixture
-from opmix_ray.train.probes import probe_data
 from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import TrialRow
 from opmix_ray.trials.searcher import PROPOSAL, MixtureSearch
@@ -200,41 +200,6 @@ def test_a_proposal_whose_evaluator_fails_is_made_again(evaluators: int) -> None
 def test_every_trial_of_the_study_is_told() -> None:
     found, _ = search()
     assert [trial.state.name for trial in found.study.trials] == ["COMPLETE"] * 11
-
-
-def test_candidates_run_against_the_best_of_the_rounds_told() -> None:
-    found, _ = search(race=True, trials=12)
-    configs: list[dict[str, Any]] = []
-    again = made_search(race=True, trials=12)
-    while isinstance(config := again.suggest("t"), dict):
-        configs.append(config)
-        again.on_trial_complete("t", {"scored": [measure(w) for w in config["batch"]]})
-    told = again.ordered()
-    assert table(again) == table(found)
-    rivals = [config.get("rival") for config in configs for _ in config["batch"]]
-    assert rivals[:6] == [None] * 6  # two rounds of three are asked before any is told
-    for index in range(6, 12):
-        before = told[: index // 3 * 3 - 3]
-        rival = rivals[index]
-        assert rival is not None
-        assert list(rival["nats"]["x"]) == [min(r.objective for r in before)] * 2
-        assert list(rival["targets"]["x"]) == [1, 1]
-    assert rivals[12] is None  # the proposal is measured on every sequence
-
-
-def test_a_search_ends_when_more_candidates_change_nothing() -> None:
-    seen: list[int] = []
-
-    def settled(rows: list[TrialRow]) -> bool:
-        seen.append(len(rows))
-        return len(rows) >= 6
-
-    for evaluators in (1, 4):
-        found, _ = search(trials=30, evaluators=evaluators, settled=settled)
-        assert len(found.ordered()) == 9  # the round that was being worked on is made use of
-        assert found.rows[PROPOSAL]
-    assert seen == [3, 6] * 2
-    assert table(found) == table(search(trials=9)[0])
 
 
 def test_an_idle_evaluator_rests() -> None:

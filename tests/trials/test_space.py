@@ -10,18 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opmix_ray.config import SourceConfig
+from opmix_ray.config import DomainConfig
+from opmix_ray.decision.old_part import choose_components, probe_data
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.resources import shipped
-from opmix_ray.train.probes import probe_data
 from opmix_ray.trials.components import Components
 from opmix_ray.trials.space import (
     Bounded,
     Grouped,
     Simplex,
     Space,
-    choose_components,
     load_space,
     mixture_space,
     read_space,
@@ -121,10 +120,10 @@ def test_a_domain_no_probe_has_seen_is_an_error() -> None:
 
 def test_old_new_has_one_component_per_new_domain() -> None:
     current = Mixture({"a": 0.5, "b": 0.5, "c": 0.0})
-    assert choose_components("old_new", current, ["a", "b", "c"]) == ["old", "c"]
-    assert choose_components("simplex", current, ["a", "b", "c"]) == ["a", "b", "c"]
+    assert choose_components("old_new", current, current).names == ["old", "c"]
+    assert choose_components("simplex", current, current).names == ["a", "b", "c"]
     with pytest.raises(UserError, match="needs a domain"):
-        choose_components("old_new", OLD, list(DOMAINS))
+        choose_components("old_new", OLD, OLD)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in shipped("search_spaces").glob("*.yaml")))
@@ -134,7 +133,7 @@ def test_every_space_that_ships_loads(name: str) -> None:
 
 def test_bounds_of_the_sources_count_too() -> None:
     sources = {
-        name: SourceConfig(path="x", min_share=0.2 if name == "d" else 0, max_share=1) for name in DOMAINS
+        name: DomainConfig(path="x", min_share=0.2 if name == "d" else 0, max_share=1) for name in DOMAINS
     }
     space = load_space("bounded", components(), sources)
     assert isinstance(space, Bounded)
@@ -142,7 +141,7 @@ def test_bounds_of_the_sources_count_too() -> None:
 
 
 def test_groups_come_from_the_sources() -> None:
-    sources = {n: SourceConfig(path="x", group="web" if n in "ab" else None) for n in DOMAINS}
+    sources = {n: DomainConfig(path="x", group="web" if n in "ab" else None) for n in DOMAINS}
     space = load_space("grouped", components(), sources)
     assert isinstance(space, Grouped)
     assert space.groups == {"web": ("a", "b"), "c": ("c",), "d": ("d",)}

@@ -110,15 +110,6 @@ def test_every_candidate_brings_its_slopes_where_asked_for(ready: Ready, tmp_pat
     }
 
 
-def test_asha_stops_candidates_after_a_part_of_the_sequences(ready: Ready, tmp_path: Path) -> None:
-    task = replace(ready.task, chunks=3)
-    rows, _, _ = search(ready, tmp_path, task=task, scheduler="asha", chunks=3, trials=10, evaluators=1)
-    stopped = [row for row in rows if row.status == "stopped"]
-    assert stopped
-    assert all(0 < len(row.nats["code"]) < 6 for row in stopped)
-    assert sum(row.tokens for row in rows) < 10 * 3 * 6 * 32
-
-
 def test_a_probe_that_blew_up_is_flagged_and_never_wins(ready: Ready, tmp_path: Path) -> None:
     factors = ray.get(ready.task.factors)
     spoiled = {name: array.copy() for name, array in factors.B.items()}
