@@ -62,7 +62,7 @@ def first(ray_session: None, tiny_data: Path, tmp_path_factory: pytest.TempPathF
     return Path(config.output_uri())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_goes_on_is_a_run_with_one_more_stage(first: Path, tiny: TinyRun) -> None:
     """Weights, moments, schedule, mixture and positions: nothing tells two runs from one but the count of steps."""
@@ -108,7 +108,7 @@ def test_only_a_finished_run_can_be_gone_on_from(first: Path, tiny: TinyRun, tmp
     assert not (tiny.directory / "out").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_domains_change_between_runs(first: Path, tiny: TinyRun, tiny_data: Path, tmp_path: Path) -> None:
     """One is renamed, one is revised, one is new: the positions and the old mixture follow."""
@@ -159,7 +159,7 @@ OVERLAP = {
 }
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_decision_beside_training_is_exact_on_resume(tiny: TinyRun, tmp_path: Path) -> None:
     """Killed while both go on; the result is the undisturbed one, and nobody waited while there was work."""
