@@ -1,6 +1,6 @@
 # make demo    install, then train a small model that decides its own mixture (a few minutes on two cores)
 # make test    install with the development tools, then run the tests (under 10 minutes on two cores)
-# make test-fast  what one runs while working (under 90 seconds)
+# make test-fast  what one runs while working: no Ray, no whole runs
 # make help    everything else
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ demo: $(VENV)/.runs
 test: $(VENV)/.develops
 	$(BIN)/python -m pytest
 
-# What one runs while working: no Ray, no whole runs (under 90 seconds on two quiet cores).
+# What one runs while working: no Ray, no whole runs.
 test-fast: $(VENV)/.develops
 	$(BIN)/python -m pytest --fast
 

@@ -1,6 +1,6 @@
 """Keys that configurations once had: a file that still has one is told what to do instead.
 
-gone("probe.settle")       # "probes have a fixed length: set probe.steps"
+gone("probe.settle")       # "all probes have the same length: set probe.steps"
 without_gone(tree)         # an earlier run's own config.yaml, which was written with every key
 """
 

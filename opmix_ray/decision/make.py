@@ -234,7 +234,7 @@ class _Maker:
                 slopes=self.slopes,
                 retries=config.cluster.max_retries,
             )
-        log.settle()
+        log.sort()
         self.times["search"] = time.monotonic() - began
         decision = conclude(
             rows, checked, answers[-1], question,

@@ -126,7 +126,7 @@ class MergeMix(Strategy):
             for name, score in zip(missing, _score(making, [names[n] for n in missing]), strict=True):
                 cost = {"tokens": score.tokens, "flops": score.flops, "seconds": score.seconds}
                 log.add(making.row(name, names[name].shares, score.losses, **cost))
-        log.settle()
+        log.sort()
         for row in log.rows:
             making.add("search", row.tokens, row.flops, row.seconds)
         return making.by_law(log.rows, "current", "merged models")

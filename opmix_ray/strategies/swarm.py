@@ -66,7 +66,7 @@ class Swarm(Strategy):
             cost = {"tokens": proxy.tokens, "flops": proxy.flops, "seconds": proxy.seconds}
             log.add(making.row(proxy.name, names[proxy.name].shares, proxy.losses, **cost))
             making.progress.message(f"proxy {proxy.name}: objective {log.rows[-1].objective:.4f}")
-        log.settle()
+        log.sort()
         for row in log.rows:
             making.add("probes", row.tokens, row.flops, row.seconds)
         return making.by_law(log.rows, "proportional", "proxy models")

@@ -87,7 +87,7 @@ class RowLog:
         self.rows.append(row)
         self._write_tables([row], new=False)
 
-    def settle(self) -> None:
+    def sort(self) -> None:
         """Bring the rows into the order of their runs, whichever trial ended first."""
         self.rows.sort(key=lambda row: row.run)
         self._storage.write_text(TRIALS, "".join(_line(row) for row in self.rows))

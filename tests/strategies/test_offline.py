@@ -48,7 +48,7 @@ def test_the_law_of_a_swarm_leads_to_the_best_mixture(making: Making) -> None:
         search.row(f"{i:03d}", m.shares, {d: 1 + worth[d] * np.exp(-4 * m[d]) for d in search.domains})
         for i, m in enumerate(mixtures)
     ]
-    decision = search.by_law(rows, "log-linear", 0.01, "proportional", "proxy models")
+    decision = search.by_law(rows, "proportional", "proxy models")
     assert decision.kept == "proposal"
     assert max(decision.mixture, key=decision.mixture.__getitem__) == "german"
     assert decision.law["objective"]["spearman_cv"] > 0.8
@@ -59,7 +59,7 @@ def test_too_few_finite_losses_keep_the_mixture(making: Making) -> None:
     search = making("swarm")
     shares = Mixture.uniform(search.domains).shares
     rows = [search.row(f"{i}", shares, dict.fromkeys(search.domains, float("nan"))) for i in range(5)]
-    decision = search.by_law(rows, "log-linear", 0.05, "proportional", "proxy models")
+    decision = search.by_law(rows, "proportional", "proxy models")
     assert decision.kept == "old"
     assert "0 of 5 proxy models" in decision.reason
 
