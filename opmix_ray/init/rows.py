@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import KEY
 from opmix_ray.paths import file_format
 from opmix_ray.sources.files import InputFile, filesystem, reading
+from opmix_ray.sources.lines import refuse_pointer, unpacked
 from opmix_ray.sources.readers import arrow_batches
 
 ROWS = 2000  # of a file that are looked at, at most
 BYTES = 1 << 21  # of a file that are read, at most
+UNPACKED = 1 << 26  # bytes that these are unpacked to, at most
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def sample(file: InputFile) -> Sample:
     """
     read = {"jsonl": _jsonl, "parquet": _parquet, "arrow": _arrow}[str(file_format(file.path))]
     with reading(file.path, KEY):
+        refuse_pointer(file, KEY)
         return read(file)
 
 
@@ -49,7 +52,8 @@ def _jsonl(file: InputFile) -> Sample:
     with system.open_input_stream(inner, compression=None) as stream:
         raw = stream.read(BYTES)
     whole = len(raw) >= file.size
-    text = b"".join(_unpacked(raw, file.path, whole))
+    text = _unpacked(raw, file.path, whole)
+    whole = whole and len(text) < UNPACKED >> 16 << 16
     lines = text.split(b"\n")
     if not whole:
         lines.pop()  # it may be cut off
@@ -58,19 +62,17 @@ def _jsonl(file: InputFile) -> Sample:
     return Sample(rows, len(lines) * (1.0 if whole else file.size / max(1, len(raw))))
 
 
-def _unpacked(raw: bytes, path: str, whole: bool) -> Iterator[bytes]:
-    name = path.partition("?")[0].lower()
-    kind = "gzip" if name.endswith(".gz") else "zstd" if name.endswith(".zst") else None
-    if kind is None:
-        yield raw
-        return
-    stream = pa.CompressedInputStream(pa.BufferReader(raw), kind)
+def _unpacked(raw: bytes, path: str, whole: bool) -> bytes:
+    """What a file's beginning holds, at most UNPACKED bytes of it."""
+    parts: list[bytes] = []
     try:
-        while part := stream.read(1 << 16):
-            yield part
-    except OSError:
+        stream = unpacked(pa.BufferReader(raw), path, raw)
+        while len(parts) < UNPACKED >> 16 and (part := stream.read(1 << 16)):
+            parts.append(part)
+    except (OSError, EOFError, zstandard.ZstdError):
         if whole:
             raise
+    return b"".join(parts)
 
 
 def _object(line: bytes, path: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import zstandard
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError, first_line
@@ -24,6 +25,9 @@ from opmix_ray.paths import is_uri
 from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
 
 _CHUNK = 1 << 22
+_BROKEN = (
+    pa.ArrowException, zstandard.ZstdError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError,
+)  # fmt: skip
 STALE_SECONDS = 24 * 3600  # age at which what a killed process left is removed
 
 
@@ -70,7 +74,16 @@ def reading(file: str, key: str) -> Iterator[None]:
         raise UserError("no such file", file=file, key=key, remedy="check the path") from None
     except PermissionError:
         raise UserError("may not be read", file=file, key=key, remedy="change its permissions") from None
-    except (pa.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
+    except (
+        pa.ArrowException,
+        zstandard.ZstdError,
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+    ) as error:
         raise UserError(
             f"cannot be read: {first_line(error)}",
             file=file,

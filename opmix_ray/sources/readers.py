@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from opmix_ray.errors import UserError
 from opmix_ray.sources.files import filesystem, reading
+from opmix_ray.sources.lines import lines
 
 OPTIONAL = {"tools_column"}  # columns that a file may lack
 _ROWS = 1024  # rows decoded at a time
@@ -65,23 +66,16 @@ def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
     """Rows of a JSONL file, plain or compressed; a key that later rows leave out is null there."""
     seen: set[str] = set()
     with reading(file, f"{key}.path"):
-        system, inner = filesystem(file)
-        with system.open_input_stream(inner, compression=_compression(file)) as stream:
-            for number, line in enumerate(io.BufferedReader(stream, 1 << 20), start=1):
-                if line.isspace():
-                    continue
-                row = _json_object(line, file, f"{key}.path", number)
-                for option, column in columns.items():
-                    if column not in seen and option not in OPTIONAL:
-                        if column not in row:
-                            raise missing_column(file, f"{key}.{option}", column, list(row))
-                        seen.add(column)
-                yield Row([row.get(column) for column in columns.values()], f"line {number}")
-
-
-def _compression(file: str) -> str | None:
-    name = file.partition("?")[0].lower()
-    return "gzip" if name.endswith(".gz") else "zstd" if name.endswith((".zst", ".zstd")) else None
+        for number, line in enumerate(lines(file, f"{key}.path"), start=1):
+            if line.isspace():
+                continue
+            row = _json_object(line, file, f"{key}.path", number)
+            for option, column in columns.items():
+                if column not in seen and option not in OPTIONAL:
+                    if column not in row:
+                        raise missing_column(file, f"{key}.{option}", column, list(row))
+                    seen.add(column)
+            yield Row([row.get(column) for column in columns.values()], f"line {number}")
 
 
 def _json_object(line: bytes, file: str, key: str, number: int) -> dict[str, Any]:

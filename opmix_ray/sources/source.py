@@ -22,6 +22,7 @@ from opmix_ray.paths import BIN, IDX, Kind, file_format
 from opmix_ray.sources import megatron, readers
 from opmix_ray.sources.files import InputFile, reading
 from opmix_ray.sources.hub import data_set_files
+from opmix_ray.sources.lines import refuse_pointer
 from opmix_ray.sources.listing import expand, identity
 from opmix_ray.sources.messages import messages, tools
 from opmix_ray.sources.own_formats import check_format, reader
@@ -129,6 +130,9 @@ def open_source(
     for path in paths:
         for file in _files(path, source, f"{key}.path"):
             files.setdefault(identity(file.path), file)
+    for file in files.values():
+        with reading(file.path, f"{key}.path"):
+            refuse_pointer(file, f"{key}.path")
     kind = _kind(source, key)
     formats = {_format(file, source, f"{key}.path") for file in files.values()}
     if formats & {"tokens", "megatron"}:
