@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -107,7 +107,9 @@ def _render(encoder: Encoder, messages: Messages, tools: Tools | None, prompt: b
             compiled = _compile_jinja_template(tokenizer.get_chat_template(tools=tools))
             compiled.globals["strftime_now"] = DATE.strftime
         return str(
-            tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+            tokenizer.apply_chat_template(
+                messages, tools=cast(Any, tools), tokenize=False, add_generation_prompt=prompt
+            )
         )
     except Exception as error:  # a template is a program of its own
         raise ChatError(f"the chat template does not take these messages: {error}") from None

@@ -159,7 +159,7 @@ def candidates(model: nn.Module) -> dict[str, str]:
                 why = f"{type(module).__name__} computes more than a product"
             elif id(module.weight) in shared:
                 why = "its weight is used in several places"
-            elif (leaf, "weight") in _reads(type(owner)) or refused(leaf):
+            elif (leaf, "weight") in _reads(type(owner)) or refused(leaf):  # type: ignore[arg-type]
                 why = f"{type(owner).__name__} reads its weight itself, so that a LoRA would not be felt"
             else:
                 why = ""
@@ -169,11 +169,11 @@ def candidates(model: nn.Module) -> dict[str, str]:
                 if parameter is None or parameter.ndim != 3 or min(parameter.shape[1:]) < 2:
                     continue
                 owner = model.get_submodule(owner_name)
-                if not _takes_states(type(module)):
+                if not _takes_states(type(module)):  # type: ignore[arg-type]
                     why = f"{type(module).__name__} is not called with hidden states"
                 elif id(parameter) in shared:
                     why = "its weight is used in several places"
-                elif (leaf, own) in _reads(type(owner)) or refused(leaf):
+                elif (leaf, own) in _reads(type(owner)) or refused(leaf):  # type: ignore[arg-type]
                     why = f"{type(owner).__name__} reads its weight itself, so that a LoRA would not be felt"
                 else:
                     why = ""
