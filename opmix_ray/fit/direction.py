@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from opmix_ray.errors import UserError
-from opmix_ray.fit.columns import choose
-from opmix_ray.fit.words import is_higher_better
+from opmix_ray.fit.columns import choose, is_higher_better
 
 SHOWN = 5
 Ask = Callable[[str], bool]
