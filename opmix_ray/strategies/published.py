@@ -26,7 +26,7 @@ class Published(OPMix):
         }
         if own.probe_steps is not None:
             probe["steps"] = own.probe_steps
-        search = {"trials": own.trials, "sampler": "random", "gradients": False}
+        search = {"budget": None, "trials": own.trials, "sampler": "random", "gradients": False}
         proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "verify": False}
         return config.model_copy(
             update={

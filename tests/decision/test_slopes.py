@@ -18,7 +18,7 @@ from opmix_ray.laws import Slopes, fit_law
 from opmix_ray.laws.fit import check_table
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.interpolate import ProbeSet
-from opmix_ray.strategies.published import published
+from opmix_ray.strategies.published import Published
 from opmix_ray.trials.rows import TrialRow
 from opmix_ray.trials.slopes import candidates, with_slopes
 from opmix_ray.trials.trial import CandidateScorer
@@ -179,4 +179,4 @@ def test_many_components_ask_for_slopes_and_fewer_candidates(tiny_data: Path, tm
     assert with_slopes(load("search.gradients=true"), 3)
     assert not with_slopes(load("search.gradients=false"), 64)
     assert not with_slopes(load("proposal.law=linear"), 64)
-    assert not with_slopes(published(auto), 64)
+    assert not with_slopes(Published().plan(auto), 64)
