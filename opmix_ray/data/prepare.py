@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from opmix_ray.config import EvaluationSetConfig, RunConfig, SourceConfig
+from opmix_ray.config import DomainConfig, EvaluationSetConfig, RunConfig, SourceConfig
 from opmix_ray.data.blocks import read_blocks
 from opmix_ray.data.encode import Recipe
 from opmix_ray.data.questions import Questions, encoded, open_questions, questions_of
@@ -200,7 +200,8 @@ class _Job:
         self.on_progress(name, size, size)
         manifest = read_manifest(local_directory(path))
         _check_sizes(source, manifest, held_out)
-        return PreparedDomain(name, path, manifest, key, config.max_epochs)
+        cap = config.max_epochs if isinstance(config, DomainConfig) else None
+        return PreparedDomain(name, path, manifest, key, cap)
 
     def ask(self, name: str, config: EvaluationSetConfig) -> PreparedDomain:
         """Find or make a prepared set of questions."""
