@@ -39,6 +39,17 @@ def main() -> None:
         for name in asked:
             train(Problem.load(name), lambda line: print(line, flush=True), seeds, arguments.rounds)
 
+    elif arguments.what == "judge":
+        from problem_bench.judge import judge, table
+
+        kept = [name for name in asked if Problem.load(name).file.exists()]
+        print(table({name: judge(Problem.load(name)) for name in kept}))
+    else:
+        from problem_bench.real import run
+
+        for name in asked:
+            run(Problem.load(name))
+
 
 if __name__ == "__main__":
     main()

@@ -41,7 +41,9 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_six_domains_of_unequal_size_in_less_than_four_megabytes(texts: dict[str, list[str]]) -> None:
-    assert sorted(path.name.split(".")[0] for path in DATA.glob("*.jsonl.gz")) == NAMES
+    assert sorted(path.name.split(".")[0] for path in DATA.glob("*.jsonl.gz")) == sorted(
+        [*NAMES, "addresses"]
+    )
     assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 4_000_000
     sizes = sorted(sum(map(len, documents)) for documents in texts.values())
     assert sizes[0] > 400_000
@@ -56,7 +58,7 @@ def test_no_document_comes_twice(texts: dict[str, list[str]]) -> None:
 def test_every_domain_has_its_licence(builder: ModuleType) -> None:
     licences = (DATA / "LICENSES.md").read_text(encoding="utf-8")
     assert sorted(domain.name for domain in builder.DOMAINS) == NAMES
-    for domain in builder.DOMAINS:
+    for domain in [*builder.DOMAINS, *builder.TARGETS]:
         part = licences.split(f"## {domain.name}.jsonl.gz")[1].split("\n## ")[0]
         package = domain.package
         for said in (package.name, package.version, package.sha256, package.licence, package.copyright):

@@ -1,0 +1,157 @@
+"""Replay the product's decision on problems whose truth is kept: what it chose, and how much of what could be had.
+
+The decision is the one that costs no FLOPs: `decision.rule.answer` without a candidate, on counts of the problem's
+data. What its mixture would have come to is read off a Gaussian process on all trained mixtures; where the nearest of
+them is far, the figure is as doubtful as the column `doubt` says (root mean square error, left out one by one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from opmix_ray.config import ProposalConfig
+from opmix_ray.counts.ngrams import DataLeft
+from opmix_ray.decision.choice import choose
+from opmix_ray.decision.counting import counts_for
+from opmix_ray.decision.data_law import Known
+from opmix_ray.decision.rule import Question, answer
+from opmix_ray.laws.fitted import FittedLaw
+from opmix_ray.mixture import Mixture
+from opmix_ray.trials.components import Components
+from problem_bench.problem import Problem, as_array
+from problem_bench.surrogate import Surrogate
+from problem_bench.truth import Bench, objective
+
+FREE = ("proportional", "uniform", "temperature", "in force")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a decision came to on one problem; losses in nats per token.
+
+    Args:
+        free: objective of the best free rule that was trained, and its name.
+        best: of the best mixture that was trained.
+        got: of the decision's mixture.
+        doubt: root mean square error of what `got` is read from.
+        spearman: of the law and the trained mixtures.
+        promised: gain over the mixture in force that the law expects.
+        chosen: name of the choice.
+        mixture: share by domain.
+    """
+
+    free: tuple[str, float]
+    best: float
+    got: float
+    doubt: float
+    spearman: float
+    promised: float
+    chosen: str
+    mixture: dict[str, float]
+
+    @property
+    def room(self) -> float:
+        """What could be had, in per cent of the loss."""
+        return 100 * (self.free[1] - self.best) / self.free[1]
+
+    @property
+    def gain(self) -> float:
+        """What was had, in per cent of the loss."""
+        return 100 * (self.free[1] - self.got) / self.free[1]
+
+    @property
+    def captured(self) -> float:
+        """Share of what could be had."""
+        return (self.free[1] - self.got) / (self.free[1] - self.best)
+
+
+def judge(problem: Problem) -> Verdict:
+    """Decide, and read off what the decision would have come to."""
+    kept = problem.kept()
+    seeds = list(kept["seeds"])
+    bench = Bench(problem, int(seeds[0]))
+    domains, end = bench.domains, str(problem.prefix + problem.steps)
+    names, shares, values = [], [], []
+    for number, run in enumerate(kept["seeds"][seeds[0]]["runs"]):
+        same = [kept["seeds"][s]["runs"] for s in seeds]
+        names.append(run["name"])
+        shares.append(as_array(run["mixture"], domains))
+        values.append(np.mean([objective(bench, r[number]["losses"][end]) for r in same if len(r) > number]))
+    trained, losses = np.array(shares), np.array(values)
+    surrogate = Surrogate(trained, losses)
+    law, others, current = _decide(bench, kept["seeds"][seeds[0]]["prefix"])
+    choice = choose(law, others, current)
+    mixture = others.get(choice.name, current)
+    at = mixture.array(domains)
+    free = {name: losses[names.index(name)] for name in FREE if name in names}
+    best_free = min(free, key=lambda name: free[name])
+    return Verdict(
+        (best_free, float(free[best_free])), float(losses.min()), float(surrogate(at)[0]),
+        float(np.sqrt(np.mean((surrogate.left_out() - losses) ** 2))),
+        float(spearmanr(law.objective(trained), losses).statistic), choice.gain, choice.name, mixture.shares,
+    )  # fmt: skip
+
+
+def _decide(bench: Bench, prefix: dict[str, Any]) -> tuple[FittedLaw, dict[str, Mixture], Mixture]:
+    problem, config, prepared = bench.problem, bench.config, bench.prepared
+    before = Mixture({name: prefix["mixture"].get(name, 0.0) for name in bench.domains})
+    share = len(problem.new) / len(bench.domains)
+    joined = {
+        n: 1 / len(bench.domains) if n in problem.new else (1 - share) * before[n] for n in bench.domains
+    }
+    current = Mixture(joined) if problem.new else before
+    length = prepared.seq_len
+    data = DataLeft(
+        float(problem.steps * config.train.batch_size * length),
+        np.array([prefix["sampler"]["consumed"].get(name, 0) * float(length) for name in bench.domains]),
+        np.array([bench.tokens[name] for name in bench.domains]),
+    )
+    weights = {name: weight for name, weight in config.objective().items() if weight}
+    counts = counts_for(
+        prepared, weights, current, data,
+        reported=config.evaluation.sequences, searched=config.search.sequences,
+    )  # fmt: skip
+    floor = 1 - config.probe.new_share
+    names = tuple(bench.domains)
+    free = {
+        "uniform": Mixture.uniform(names),
+        "proportional": Mixture.proportional(bench.tokens),
+        "temperature": Mixture({name: count**0.5 for name, count in bench.tokens.items()}),
+    }
+    question = Question(
+        components=Components(
+            names, names, (1 - floor) * np.eye(len(names)) + floor * current.array()[None]
+        ),
+        sets=tuple(weights), objective=weights, current=current, prior=current,
+        lower={name: floor * current[name] for name in names}, upper=dict.fromkeys(names, 1.0),
+        settings=ProposalConfig(), seed=0, steps=float(problem.steps), known=Known(counts, data),
+        free={"current": current, **free},
+    )  # fmt: skip
+    found = answer([], question)
+    assert found.law is not None
+    assert found.mixture is not None
+    return found.law, {"proposal": found.mixture, **free}, current
+
+
+def table(verdicts: dict[str, Verdict]) -> str:
+    """All problems, one a line."""
+    lines = [
+        f"{'problem':10s} {'best free rule':>22s} {'best':>7s} {'decision':>8s} {'doubt':>6s} {'room %':>7s} "
+        f"{'gain %':>7s} {'captured':>8s} {'Spearman':>8s} {'promised':>8s}  chosen"
+    ]
+    for name, v in verdicts.items():
+        share = f"{v.captured:8.2f}" if v.room >= 0.5 else "       -"
+        lines.append(
+            f"{name:10s} {v.free[0]:>14s} {v.free[1]:7.4f} {v.best:7.4f} {v.got:8.4f} {v.doubt:6.3f} {v.room:7.2f} "
+            f"{v.gain:7.2f} {share} {v.spearman:8.3f} {v.promised:8.4f}  {v.chosen}"
+        )
+    room = [v.captured for v in verdicts.values() if v.room >= 0.5]
+    if room:
+        lines.append(
+            f"captured where there is at least .5 % of room: median {np.median(room):.2f}, least {min(room):.2f}"
+        )
+    return "\n".join(lines)
