@@ -345,7 +345,9 @@ def validate_sources(config: RunConfig) -> list[UserError]:
         One error for each thing wrong; none when all is well.
     """
     errors = validate_names(config)
-    sources = {f"data.domains.{name}": source for name, source in config.data.domains.items()}
+    sources: dict[str, SourceConfig] = {
+        f"data.domains.{name}": source for name, source in config.data.domains.items()
+    }
     sources |= {
         f"evaluation.sets.{name}": source
         for name, source in config.evaluation.sets.items()
