@@ -81,16 +81,7 @@ class Counts:
 
     def loss(self, shares: np.ndarray, data: DataLeft) -> np.ndarray:
         """Held-out loss of the n-gram model of each mixture, (n, D) -> (n,), nats per token."""
-        shares = np.atleast_2d(shares)
-        seen, _ = self._seen(shares, data)
-        found = np.empty(len(shares))
-        for first in range(0, len(shares), 64):
-            part = slice(first, first + 64)
-            likely = np.full((len(self.weights), 1), 1 / self.vocabulary)
-            for beta, words, contexts in zip(SMOOTHING, self.words, self.contexts, strict=True):
-                likely = (words @ seen[part].T + beta * likely) / (contexts @ seen[part].T + beta)
-            found[part] = -self.weights @ np.log(likely)
-        return found
+        return self._losses(self._seen(np.atleast_2d(shares), data)[0])
 
     def gradient(self, shares: np.ndarray, data: DataLeft) -> np.ndarray:
         """Its derivative by the shares, (n, D) -> (n, D)."""
@@ -124,7 +115,7 @@ class Counts:
         seen = self._seen(share[None], data)[0][0]
 
         def cost(serves: np.ndarray) -> tuple[float, np.ndarray]:
-            return self._loss(serves * seen), self._slope(serves * seen) * seen
+            return float(self._losses((serves * seen)[None])[0]), self._slope(serves * seen) * seen
 
         found = minimize(
             cost, np.full(len(seen), 0.5), jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(seen),
@@ -132,11 +123,16 @@ class Counts:
         )  # fmt: skip
         return replace(self, words=self.words * found.x, contexts=self.contexts * found.x)
 
-    def _loss(self, seen: np.ndarray) -> float:
-        likely = np.full(len(self.weights), 1 / self.vocabulary)
-        for beta, words, contexts in zip(SMOOTHING, self.words, self.contexts, strict=True):
-            likely = (words @ seen + beta * likely) / (contexts @ seen + beta)
-        return -float(self.weights @ np.log(likely))
+    def _losses(self, seen: np.ndarray) -> np.ndarray:
+        """Loss for how often each domain's sample was read, (n, D) -> (n,); 64 at a time, for memory."""
+        found = np.empty(len(seen))
+        for first in range(0, len(seen), 64):
+            part = slice(first, first + 64)
+            likely = np.full((len(self.weights), 1), 1 / self.vocabulary)
+            for beta, words, contexts in zip(SMOOTHING, self.words, self.contexts, strict=True):
+                likely = (words @ seen[part].T + beta * likely) / (contexts @ seen[part].T + beta)
+            found[part] = -self.weights @ np.log(likely)
+        return found
 
     def to_text(self) -> str:
         """Everything as one short string."""
