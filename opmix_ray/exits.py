@@ -37,17 +37,18 @@ def exit_code(call: Callable[[], Any]) -> int:
         call: the command; an int that it returns is the exit code.
     """
     signals = Watch()
+    raised = False
     try:
         returned = call()
         sys.stdout.flush()
         code = returned if isinstance(returned, int) else 0
     except BaseException as error:
-        code = _code(error)
+        code, raised = _code(error), True
         if code == BROKE and not signals.stopped():
             traceback.print_exception(error)
     stopped = signals.stopped()
     signals.close()
-    if code != 0 and stopped:
+    if stopped and (code != 0 or raised):
         code = 128 + stopped
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         print(_STOPPED, file=sys.stderr)
@@ -62,10 +63,10 @@ def _code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 128 + signal.SIGINT
     if isinstance(error, SystemExit):
-        # Ray Train leaves with 0 after Ctrl-C, Ray with the number of the signal after SIGTERM.
+        # Ray leaves with the number of the signal after SIGTERM; what left with 0 after Ctrl-C is seen by `exit_code`.
         if error.code == signal.SIGTERM:
             return 128 + signal.SIGTERM
-        return 128 + signal.SIGINT if not error.code else error.code if isinstance(error.code, int) else BROKE
+        return error.code if isinstance(error.code, int) else BROKE if error.code else 0
     if isinstance(error, typer.Exit):
         return error.exit_code
     if isinstance(error, _USAGE):

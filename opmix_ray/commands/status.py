@@ -31,7 +31,7 @@ def run_status(directory: str) -> dict[str, Any]:
         "output": storage.uri,
         "name": config.name,
         "finished": state.finished,
-        "running": False if state.finished else _running(storage),
+        "running": False if state.finished else is_held(storage),
         "step": state.step,
         "last_step": shot.step,
         "resumes_at": resumes_at(config, storage, state),
@@ -50,12 +50,6 @@ def run_status(directory: str) -> dict[str, Any]:
             found["objective"] = evaluations[-1].get("objective")
     found["decisions"] = shot.decisions
     return found | _times(shot, found)
-
-
-def _running(storage: Storage) -> bool | None:
-    """Whether a process works on the run; None where that cannot be known."""
-    held = is_held(storage)
-    return False if held is None and storage.is_local else held
 
 
 def _times(shot: Snapshot, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from opmix_ray.errors import UserError
 
 _BUILDING = ("__init__", "_init", "init", "reset", "extra_repr")  # beginnings of methods that compute nothing
 _READ = re.compile(r"\bself\.(\w+)\.(\w+)\b(?!\()")
+_BY_NAME = re.compile(r"\bself\.(\w+)\(\s*\w+\s*=(?!=)")  # calls that give no argument by place
 # Names that PEFT takes for parts of experts in models of some kinds, wherever they are.
 _RENAMED = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
@@ -169,7 +170,7 @@ def candidates(model: nn.Module) -> dict[str, str]:
                 if parameter is None or parameter.ndim != 3 or min(parameter.shape[1:]) < 2:
                     continue
                 owner = model.get_submodule(owner_name)
-                if not _takes_states(type(module)):  # type: ignore[arg-type]
+                if not _takes_states(type(module)) or leaf in _called_by_name(type(owner)):  # type: ignore[arg-type]
                     why = f"{type(module).__name__} is not called with hidden states"
                 elif id(parameter) in shared:
                     why = "its weight is used in several places"
@@ -249,6 +250,12 @@ def _takes_states(kind: type[nn.Module]) -> bool:
     """Whether a module's forward has a first argument, as PEFT's wrapper of a parameter gives it."""
     names = list(inspect.signature(kind.forward).parameters)
     return len(names) > 1
+
+
+@cache
+def _called_by_name(kind: type[nn.Module]) -> frozenset[str]:
+    """Children that a module's own code calls with named arguments alone; PEFT's wrapper of a parameter needs a place."""
+    return frozenset(child for source in _sources(kind) for child in _BY_NAME.findall(source))
 
 
 def _sources(kind: type[nn.Module]) -> Iterator[str]:

@@ -61,10 +61,12 @@ def locked(storage: Storage) -> Iterator[None]:
 
 
 def is_held(storage: Storage) -> bool | None:
-    """Whether a process is writing to an output; None where that cannot be known (an object store, no lock file)."""
-    lock = Path(storage.uri) / LOCK
-    if not storage.is_local or not lock.exists():
+    """Whether a process is writing to an output; None where that cannot be known (an object store, no locks)."""
+    if not storage.is_local:
         return None
+    lock = Path(storage.uri) / LOCK
+    if not lock.exists():  # a copy of an output, or a run in its first moment
+        return False
     handle = os.open(lock, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

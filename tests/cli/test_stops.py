@@ -54,7 +54,7 @@ def test_interrupted_while_it_trains_and_while_it_searches(tiny: TinyRun) -> Non
     assert (first["done"], first["finished"]) == (1, False)
     ended = _interrupt_after(tiny, output, "decisions/000/trials.jsonl", 2, "--resume")
     assert (ended.returncode, ended.stderr) == (130, STOPPED)
-    assert "resuming" in ended.stdout
+    assert "resumed from step 9 of 300" in ended.stdout
     assert read_json(output / "state.json")["step"] == 9
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+import opmix_ray
 from opmix_ray.config import load_config
 from opmix_ray.runner.check_plan import check_plan
 from tests.support import ROOT
@@ -208,13 +209,7 @@ def test_every_pod_has_shared_memory_the_token_and_the_pinned_ray(job: dict[str,
         assert 0.3 <= share <= 0.5
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
-        assert container["image"].endswith(f"opmix_ray:{version()}")
-
-
-def version() -> str:
-    found = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert found
-    return found[1]
+        assert container["image"].endswith(f"opmix_ray:{opmix_ray.__version__}")
 
 
 def test_the_command_of_the_rayjob_is_a_run_that_its_groups_can_hold(job: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def test_the_gradient_reaches_the_student_alone_and_draws_it_to_the_teacher(
     losses = []
     for _ in range(16):
         torch.manual_seed(1)  # the same answers to compare on
-        loss, targets = module(IDS, MASK)
+        loss, targets, _ = module(IDS, MASK)
         assert int(targets) == 7
         optimizer.zero_grad()
         loss.backward()
@@ -64,7 +64,7 @@ def test_tokens_are_counted_by_what_was_done_with_them(module: DistillationModul
 
 
 def test_rows_without_a_prompt_give_no_loss_but_a_gradient_of_zero(module: DistillationModule) -> None:
-    loss, _ = module(IDS, torch.ones_like(MASK))
+    loss, _, _ = module(IDS, torch.ones_like(MASK))
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(p.grad is None or not p.grad.any() for p in module.parameters())
@@ -82,7 +82,7 @@ def test_the_teacher_follows_slowly_and_a_checkpoint_takes_it_along(module: Dist
     optimizer = torch.optim.AdamW(module.model.parameters(), lr=0.1)
     first = [p.clone() for p in module.teacher.parameters()]
     for _ in range(3):
-        loss, _ = module(IDS, MASK)
+        loss, _, _ = module(IDS, MASK)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -100,6 +100,6 @@ def test_the_teacher_follows_slowly_and_a_checkpoint_takes_it_along(module: Dist
     other.recall(again)
     for mine, theirs in zip(other.teacher.parameters(), module.teacher.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    loss, _ = other(IDS, MASK)
+    loss, _, _ = other(IDS, MASK)
     loss.backward()
     again.step()
