@@ -254,7 +254,7 @@ def _takes_states(kind: type[nn.Module]) -> bool:
 
 @cache
 def _called_by_name(kind: type[nn.Module]) -> frozenset[str]:
-    """Children that a module's own code calls with named arguments alone; PEFT's wrapper of a parameter needs a place."""
+    """Children that a module's own code calls with named arguments alone; PEFT wraps none of these."""
     return frozenset(child for source in _sources(kind) for child in _BY_NAME.findall(source))
 
 
