@@ -1,19 +1,22 @@
 """What a strategy's search will cost, from shapes and counts alone, and how many steps that leaves in a budget.
 
-Costs of searching do not depend on how long the main run is, so they are known before it begins.
+What a search may cost can itself depend on how long the stages are (`search.budget`), so a scale is searched for.
 """
 
 from __future__ import annotations
 
 import math
 
+from opmix_ray.compare.plan import scaled
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
 from opmix_ray.runner.base import beginning
-from opmix_ray.runner.plan import plan, stage_domains
+from opmix_ray.runner.plan import in_stage, plan, stage_domains
 from opmix_ray.strategies.costs import Costs, Planned
 from opmix_ray.strategies.registry import strategy_of
+
+ROUNDS, CLOSE = 20, 1e-4  # of looking for a scale: at most, and how near two of them are at the end
 
 
 class Forecast:
@@ -27,15 +30,15 @@ class Forecast:
     def __init__(self, config: RunConfig, prepared: Prepared) -> None:
         self._config, self._costs = config, Costs(config, prepared)
 
-    def training(self, strategy: str) -> float:
-        """FLOPs of the main run."""
-        config = self._planned(strategy)
+    def training(self, strategy: str, scale: float = 1.0) -> float:
+        """FLOPs of the main run, with so many times its steps."""
+        config = self._planned(strategy, scale)
         steps = sum(stage.steps for stage in config.stages)
         return steps * config.train.batch_size * self._costs.length * self._costs.train
 
-    def searching(self, strategy: str) -> float:
-        """FLOPs of probes, proxies and scoring, over all decisions and stages."""
-        config = self._planned(strategy)
+    def searching(self, strategy: str, scale: float = 1.0) -> float:
+        """FLOPs of probes, proxies and scoring, over all decisions and stages, in a run of so many times its steps."""
+        config = self._planned(strategy, scale)
         way, total = strategy_of(config), 0.0
         begun = {name for name, share in beginning(config).mixture.items() if share > 0}
         for stage in config.stages:
@@ -44,8 +47,9 @@ class Forecast:
             if step.index >= 0:
                 earlier = config.stages[: step.stage]
                 known = begun | {name for stage in earlier for name in stage_domains(config, stage)}
-                domains = stage_domains(config, config.stages[step.stage])
-                total += way.cost(config, Planned(domains, known, step.space), self._costs)
+                stage = config.stages[step.stage]
+                planned = Planned(stage, stage_domains(config, stage), known, step.space)
+                total += way.cost(in_stage(config, step.stage, begun), planned, self._costs)
         return total
 
     def scale(self, strategy: str, budget: float) -> float:
@@ -54,17 +58,24 @@ class Forecast:
         Raises:
             UserError: searching alone costs more.
         """
-        left = budget - self.searching(strategy)
-        if left <= 0:
-            raise UserError(
-                f"its search alone costs {self.searching(strategy) / budget:.1f} times the whole run",
-                key="--equal-compute", value=strategy,
-                remedy="train for more steps, shorten its search, or leave the strategy out",
-            )  # fmt: skip
-        return left / self.training(strategy)
+        whole = self.training(strategy)
+        factor = 1.0
+        for _ in range(ROUNDS):
+            left = budget - self.searching(strategy, factor)
+            if left <= 0:
+                raise UserError(
+                    f"its search alone costs {self.searching(strategy, factor) / budget:.1f} times the whole run",
+                    key="--equal-compute", value=strategy,
+                    remedy="train for more steps, shorten its search, or leave the strategy out",
+                )  # fmt: skip
+            before, factor = factor, left / whole
+            if abs(factor - before) < CLOSE:
+                break
+        return factor
 
-    def _planned(self, strategy: str) -> RunConfig:
-        named = self._config.model_copy(update={"strategy": strategy})
+    def _planned(self, strategy: str, scale: float) -> RunConfig:
+        stages = [scaled(stage, scale) for stage in self._config.stages]
+        named = self._config.model_copy(update={"strategy": strategy, "stages": stages})
         return strategy_of(named).plan(named)
 
 

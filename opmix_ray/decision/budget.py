@@ -38,6 +38,12 @@ class Size:
     words: str
 
 
+def decision_size(config: RunConfig, stage: StageConfig, components: int) -> Size:
+    """Sizes for one decision of a stage, for the sets that have a weight in the run's objective."""
+    weighted = sum(1 for weight in config.objective().values() if weight)
+    return sized(config, stage, components=components, sets=weighted)
+
+
 def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) -> Size:
     """Sizes for one decision of a stage.
 
@@ -78,6 +84,14 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
         sequences = min(search.sequences, int(passes / (trials + 1)))
     percent = f"{100 * search.budget:g} % of the stage's FLOPs for {max(1, len(stage.decide_at))} decision(s)"
     if steps < LEAST_STEPS or sequences < LEAST_SEQUENCES:
+        if config.proposal.law != "auto":  # a law that cannot be had by counting
+            share = cost(probe.steps, probe.batch_size or train.batch_size, search.trials, search.sequences)
+            return Size(
+                config, search.sequences, share,
+                f"{stage.steps} steps are too few for probes of {components} components within search.budget "
+                f"({percent}), and proposal.law {config.proposal.law} needs them: sizes as configured, "
+                f"about {100 * share:.0f} %",
+            )  # fmt: skip
         return Size(
             None, 0, 0.0,
             f"{stage.steps} steps are too few for probes of {components} components within search.budget ({percent}): "

@@ -17,7 +17,7 @@ from opmix_ray.config import RunConfig
 from opmix_ray.counts.ngrams import DataLeft
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
-from opmix_ray.decision.budget import Size, sized
+from opmix_ray.decision.budget import Size, decision_size
 from opmix_ray.decision.check_probe import CHECK
 from opmix_ray.decision.counting import counts_for
 from opmix_ray.decision.data_law import Known
@@ -148,8 +148,7 @@ class _Maker:
         self.names, self.old = self.chosen.names, self.chosen.old
         self.sets = tuple(config.eval_sets())
         stage = next(stage for stage in config.stages if stage.name == situation.stage)
-        weighted = sum(1 for weight in config.objective().values() if weight)
-        self.size: Size = sized(config, stage, components=len(self.names), sets=weighted)
+        self.size: Size = decision_size(config, stage, len(self.names))
         self.config = config = self.size.config or config
         self.slopes = with_slopes(config, len(self.names))
         self.trials = candidates(config, len(self.names))
@@ -159,7 +158,7 @@ class _Maker:
 
     def make(self) -> Decision:
         self.progress.message(self.size.words)
-        if self.size.config is None and self.config.proposal.law == "auto":
+        if self.size.config is None:
             return self._by_counting()
         return self._by_probes()
 

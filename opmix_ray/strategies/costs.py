@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from opmix_ray.config import RunConfig
+from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.config.strategy import ProxyConfig
-from opmix_ray.data.held_out import search_sets, tokens_of
+from opmix_ray.data.held_out import part_of, search_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.flops import forward_flops, train_flops
@@ -18,11 +18,13 @@ class Planned:
     """A decision that a run will come to.
 
     Args:
+        stage: that it is in, as long as it will be.
         domains: of its stage.
         known: domains trained on before the stage.
         space: its search space.
     """
 
+    stage: StageConfig
     domains: list[str]
     known: set[str]
     space: str
@@ -42,18 +44,21 @@ class Costs:
         self.model = self._built({})
         self.train = train_flops(self.model, 1.0, self.length)
         self.forward = forward_flops(self.model, 1.0, self.length)
-        sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences)
-        self._seen = sum(map(tokens_of, sets.values()))
+        self._sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences)
 
     @property
     def seen(self) -> float:
         """Tokens of one look at the held-out sets."""
-        return float(self._seen)
+        return self.seen_of(None)
+
+    def seen_of(self, sequences: int | None) -> float:
+        """Tokens of one look at so many sequences of each set, at most; None: `search.sequences`."""
+        return float(sum(tokens_of(part_of(held, slice(0, sequences))) for held in self._sets.values()))
 
     @property
     def look(self) -> float:
         """FLOPs of one look at the held-out sets with the run's own model."""
-        return self._seen * self.forward
+        return self.seen * self.forward
 
     def proxy(self, settings: ProxyConfig) -> tuple[float, float]:
         """FLOPs of training one proxy, and of a token forward through it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
+from opmix_ray.decision.budget import decision_size
 from opmix_ray.decision.make import Situation, make_decision
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.progress import Progress
@@ -33,10 +34,15 @@ class OPMix(Strategy):
         mixture = Mixture(old) if any(old.values()) else Mixture.uniform(names)
         kind = read_space(planned.space)[0].kind
         components = len(choose_components(kind, mixture, Mixture.uniform(names)).names)
+        size = decision_size(config, planned.stage, components)
+        if size.config is None:
+            return 0.0  # it counts, and trains and scores nothing
+        config = size.config
         count = components + config.probe.check  # one more, on all domains
         batch = config.probe.batch_size or config.train.batch_size
         tokens = count * config.probe.steps * batch * costs.length
         probes = probe_flops(costs.model, config.probe, tokens, costs.length)
         scored = candidates(config, components) + 1  # the proposal is one more
-        looks = scored * (PRICE if with_slopes(config, components) else 1) + config.probe.check
-        return probes + looks * costs.look
+        looks = scored * (PRICE if with_slopes(config, components) else 1)
+        seen = looks * costs.seen_of(size.sequences) + config.probe.check * costs.seen
+        return probes + seen * costs.forward

@@ -11,6 +11,7 @@ from opmix_ray.compare import compare
 from opmix_ray.compare.forecast import Forecast, factors
 from opmix_ray.compare.plan import check_strategies, entries
 from opmix_ray.compare.run import learned_at
+from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError
 from tests.cli.conftest import Opmix
@@ -48,6 +49,35 @@ def test_equal_compute_shortens_what_searches(tiny: TinyRun) -> None:
         assert steps == round(400 * factor)
         total = forecast.searching(name) + steps / 400 * budget
         assert total == pytest.approx(budget, rel=0.002)
+
+
+def _within_budget(tiny: TinyRun, steps: int, budget: float = 0.3) -> RunConfig:
+    """A run whose decision is sized to a budget: nothing of it is set by hand."""
+    tiny.tree["stages"][0]["steps"] = steps
+    tiny.tree["search"] = {"budget": budget, "round_size": 3}
+    tiny.tree["probe"] = {"rank": 4, "alpha": 8}
+    return tiny.load()
+
+
+def test_a_forecast_counts_the_sizes_that_the_budget_allows(tiny: TinyRun) -> None:
+    config = _within_budget(tiny, 120)
+    prepared = prepare(config)
+    forecast = Forecast(config, prepared)
+    share = forecast.searching("opmix") / forecast.training("opmix")
+    assert 0.1 < share <= 0.3  # as configured it would cost more than the run
+    free = config.model_copy(update={"search": config.search.model_copy(update={"budget": None})})
+    assert Forecast(free, prepared).searching("opmix") > forecast.training("opmix")
+    assert Forecast(_within_budget(tiny, 12, 0.01), prepared).searching("opmix") == 0  # it counts
+
+
+def test_equal_compute_holds_where_a_shorter_run_searches_less(tiny: TinyRun) -> None:
+    config = _within_budget(tiny, 120)
+    prepared = prepare(config)
+    scale = factors(config, prepared, ["uniform", "opmix"])["opmix"]
+    forecast = Forecast(config, prepared)
+    total = forecast.training("opmix", scale) + forecast.searching("opmix", scale)
+    assert total == pytest.approx(forecast.training("uniform"), rel=0.02)
+    assert 0.7 < scale < 0.95
 
 
 def test_a_search_that_eats_the_whole_budget_is_refused(tiny: TinyRun) -> None:
@@ -142,3 +172,13 @@ def test_forecasts_are_what_the_ledger_says(tiny: TinyRun) -> None:
         name, flops, search = entry["strategy"], entry["flops"]["mean"], entry["search_flops"]["mean"]
         assert search == pytest.approx(forecast.searching(name), rel=0.01), name
         assert flops - search == pytest.approx(forecast.training(name), rel=0.01), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_session")
+def test_the_forecast_of_a_budget_is_what_the_ledger_says(tiny: TinyRun) -> None:
+    config = _within_budget(tiny, 120)
+    (entry,) = compare(config, ["opmix"], seeds=1, output=str(tiny.directory / "all"))["summary"]
+    forecast = Forecast(config, prepare(config)).searching("opmix")
+    assert entry["search_flops"]["mean"] == pytest.approx(forecast, rel=0.01)

@@ -48,6 +48,14 @@ def test_a_short_stage_has_no_probes_and_a_long_one_the_configured_ones() -> Non
     assert (size.config.search.trials, size.sequences) == (12, 32)
 
 
+def test_a_law_that_needs_probes_has_them_in_a_short_stage_too() -> None:
+    short = config(60, proposal={"law": "log-linear"})
+    size = sized(short, short.stages[0], components=4, sets=4)
+    assert size.config is short
+    assert size.sequences == short.search.sequences
+    assert "proposal.law log-linear needs them" in size.words
+
+
 def test_what_is_set_by_hand_stays() -> None:
     run = config(1000, probe={"steps": 7}, search={"trials": 20})
     size = sized(run, run.stages[0], components=4, sets=1)
