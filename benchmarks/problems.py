@@ -27,7 +27,12 @@ def main() -> None:
     parser.add_argument("what", choices=["list", "train", "judge", "run"])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--rounds", type=int, default=2, help="1: without the mixtures near a fitted optimum")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=2,
+        help="1: without the mixtures near a fitted optimum; 3: also what is decided today",
+    )
     arguments = parser.parse_args()
     asked = arguments.names or names()
     if arguments.what == "list":

@@ -1,8 +1,8 @@
 """Replay the product's decision on problems whose truth is kept: what it chose, and how much of what could be had.
 
 The decision is the one that costs no FLOPs: `decision.rule.answer` without a candidate, on counts of the problem's
-data. What its mixture would have come to is read off a Gaussian process on all trained mixtures; where the nearest of
-them is far, the figure is as doubtful as the column `doubt` says (root mean square error, left out one by one).
+data. What its mixture came to is measured where `train --rounds 3` trained it; else it is read off a Gaussian process
+on all trained mixtures, and as doubtful as the column `doubt` says (root mean square error, left out one by one).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from opmix_ray.config import ProposalConfig
 from opmix_ray.counts.ngrams import DataLeft
-from opmix_ray.decision.choice import choose
+from opmix_ray.decision.choice import Choice, choose
 from opmix_ray.decision.counting import counts_for
 from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.rule import Question, answer
@@ -24,7 +24,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.trials.components import Components
 from problem_bench.problem import Problem, as_array
 from problem_bench.surrogate import Surrogate
-from problem_bench.truth import Bench, objective
+from problem_bench.truth import SAME, Bench, objective
 
 FREE = ("proportional", "uniform", "temperature", "in force")
 
@@ -37,7 +37,7 @@ class Verdict:
         free: objective of the best free rule that was trained, and its name.
         best: of the best mixture that was trained.
         got: of the decision's mixture.
-        doubt: root mean square error of what `got` is read from.
+        doubt: root mean square error of what `got` is read from; 0: it was trained.
         spearman: of the law and the trained mixtures.
         promised: gain over the mixture in force that the law expects.
         chosen: name of the choice.
@@ -76,24 +76,36 @@ def judge(problem: Problem) -> Verdict:
     bench = Bench(problem, int(seeds[0]))
     domains, end = bench.domains, str(problem.prefix + problem.steps)
     names, shares, values = [], [], []
-    for number, run in enumerate(kept["seeds"][seeds[0]]["runs"]):
-        same = [kept["seeds"][s]["runs"] for s in seeds]
+    first = kept["seeds"][seeds[0]]
+    for number, run in enumerate(first["runs"]):
+        same = [kept["seeds"][s]["runs"] for s in seeds] if run["round"] < 2 else [first["runs"]]
         names.append(run["name"])
         shares.append(as_array(run["mixture"], domains))
         values.append(np.mean([objective(bench, r[number]["losses"][end]) for r in same if len(r) > number]))
     trained, losses = np.array(shares), np.array(values)
-    surrogate = Surrogate(trained, losses)
-    law, others, current = _decide(bench, kept["seeds"][seeds[0]]["prefix"])
+    law, others, current = _decide(bench, first["prefix"])
     choice = choose(law, others, current)
     mixture = others.get(choice.name, current)
     at = mixture.array(domains)
+    near = np.abs(trained - at).max(axis=1)
+    if near.min() < SAME:
+        got, doubt = float(losses[near.argmin()]), 0.0
+    else:
+        surrogate = Surrogate(trained, losses)
+        got, doubt = float(surrogate(at)[0]), float(np.sqrt(np.mean((surrogate.left_out() - losses) ** 2)))
     free = {name: losses[names.index(name)] for name in FREE if name in names}
     best_free = min(free, key=lambda name: free[name])
     return Verdict(
-        (best_free, float(free[best_free])), float(losses.min()), float(surrogate(at)[0]),
-        float(np.sqrt(np.mean((surrogate.left_out() - losses) ** 2))),
+        (best_free, float(free[best_free])), float(losses.min()), got, doubt,
         float(spearmanr(law.objective(trained), losses).statistic), choice.gain, choice.name, mixture.shares,
     )  # fmt: skip
+
+
+def decided(bench: Bench, prefix: dict[str, Any]) -> tuple[Choice, Mixture]:
+    """What the product chooses, and the mixture."""
+    law, others, current = _decide(bench, prefix)
+    choice = choose(law, others, current)
+    return choice, others.get(choice.name, current)
 
 
 def _decide(bench: Bench, prefix: dict[str, Any]) -> tuple[FittedLaw, dict[str, Mixture], Mixture]:

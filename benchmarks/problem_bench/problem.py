@@ -33,8 +33,8 @@ class Problem:
         start: mixture of the prefix, as in a stage.
         known: domains of the prefix, for a pretrained base; none: all.
         prefix, steps: optimiser steps before the decision and after it.
-        options: further keys of the configuration, dotted.
-        max_epochs: by domain.
+        model: sizes of the model.
+        eval_fraction: part of each domain that is held out.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Problem:
     prefix: int
     steps: int
     model: dict[str, int]
+    eval_fraction: float
 
     @classmethod
     def load(cls, name: str) -> Problem:
@@ -65,6 +66,7 @@ class Problem:
             prefix=tree.get("prefix", 100),
             steps=tree.get("steps", 600),
             model=SMALL | tree.get("model", {}),
+            eval_fraction=tree.get("eval_fraction", 0.08),
         )
 
     @property
@@ -115,7 +117,7 @@ class Problem:
             "tokenizer": {"train_vocab_size": self.model["vocabulary"]},
             "data": {
                 "seq_len": 64,
-                "eval_fraction": 0.08,
+                "eval_fraction": self.eval_fraction,
                 "domains": {name: source(name, entry) for name, entry in self.domains.items()},
             },
             "train": {

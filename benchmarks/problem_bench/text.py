@@ -27,7 +27,7 @@ def texts(source: str) -> list[str]:
     paths = sysconfig.get_paths()
     found: list[str] = []
     for root in dict.fromkeys((paths["purelib"], paths["stdlib"])):
-        for file in sorted(Path(root).glob(name)):
+        for file in sorted(each for each in Path(root).glob(name) if each.is_file()):
             text = file.read_text(encoding="utf-8", errors="ignore")
             found += [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
         if found:
@@ -54,7 +54,7 @@ def write(entry: str | Mapping[str, Any], path: Path) -> None:
     """One domain's or target's documents as JSONL.
 
     Args:
-        entry: a source, or `{text: SOURCE, part: [k, n], bytes: N, kind: hashes | answers}`.
+        entry: a source, or `{text: SOURCE, cut: CHARACTERS, part: [k, n], bytes: N, kind: hashes | answers}`.
         path: of the file, which is left alone where it exists.
     """
     if path.exists():
@@ -62,6 +62,9 @@ def write(entry: str | Mapping[str, Any], path: Path) -> None:
     given = {"text": entry} if isinstance(entry, str) else dict(entry)
     kind = given.get("kind")
     documents = hashes(given["text"]) if kind == "hashes" else texts(given["text"])
+    if "cut" in given:
+        size = given["cut"]
+        documents = [text[i : i + size] for text in documents for i in range(0, len(text), size)]
     if "part" in given:
         number, count = given["part"]
         documents = documents[number::count]

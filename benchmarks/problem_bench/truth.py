@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from problem_bench.stacked import StackedLlamas
 
 SEEDS = (0, 1)
 FIRST, LATER = 16, 8  # mixtures trained at first, and near the optimum of a law fitted to them
+SAME = 2e-3  # greatest difference of shares between mixtures that are called the same
 
 
 class Bench:
@@ -119,6 +120,8 @@ class Bench:
 
     def load_prefix(self, count: int) -> StackedLlamas:
         """Models that all stand where the prefix ended."""
+        if not self.problem.weights_file(self.seed).exists():  # too large to be kept with the results
+            self.prefix()
         kept = np.load(self.problem.weights_file(self.seed))
         weights = {name[2:]: kept[name] for name in kept if name.startswith("w/")}
         models = StackedLlamas(self.config, weights, count)
@@ -205,6 +208,9 @@ def optimum(bench: Bench, done: list[dict[str, Any]]) -> np.ndarray:
     return Surrogate(shares, values).minimum()
 
 
+ROUNDS = (first_mixtures, later_mixtures)
+
+
 def train(problem: Problem, say: Any = print, seeds: Sequence[int] = SEEDS, rounds: int = 2) -> None:
     """Everything about one problem; what is kept already is not done again."""
     result = problem.kept()
@@ -218,7 +224,7 @@ def train(problem: Problem, say: Any = print, seeds: Sequence[int] = SEEDS, roun
             mine["prefix"] = bench.prefix()
             problem.keep(result)
             say(f"{problem.name} seed {seed}: prefix, {time.monotonic() - began:.0f} s")
-        for number, choose in enumerate((first_mixtures, later_mixtures)[:rounds]):
+        for number, choose in enumerate(ROUNDS[:rounds]):
             done = [run for run in mine["runs"] if run["round"] == number]
             if done:
                 continue
@@ -232,3 +238,24 @@ def train(problem: Problem, say: Any = print, seeds: Sequence[int] = SEEDS, roun
             mine["seconds"] += time.monotonic() - began
             problem.keep(result)
             say(f"{problem.name} seed {seed}: round {number}, {time.monotonic() - began:.0f} s")
+        if rounds > len(ROUNDS):
+            _train_decided(problem, bench, result, seed, say)
+
+
+def _train_decided(
+    problem: Problem, bench: Bench, result: dict[str, Any], seed: int, say: Callable[[str], None]
+) -> None:
+    """Train the mixture that the product decides for today, unless it was trained already."""
+    from problem_bench.judge import decided
+
+    mine = result["seeds"][str(seed)]
+    choice, mixture = decided(bench, mine["prefix"])
+    at = mixture.array(bench.domains)
+    if any(np.abs(as_array(run["mixture"], bench.domains) - at).max() < SAME for run in mine["runs"]):
+        return
+    (record,) = bench.runs([mixture], mine["prefix"]["sampler"])
+    mine["runs"] = [run for run in mine["runs"] if run["round"] < len(ROUNDS)]
+    mine["runs"].append({"name": "decided", "round": len(ROUNDS), **record})
+    problem.keep(result)
+    end = str(problem.prefix + problem.steps)
+    say(f"{problem.name} seed {seed}: {choice.name}, {objective(bench, record['losses'][end]):.4f}")
