@@ -13,7 +13,8 @@ never, and that two domains are the same thing. Jelinek and Mercer's interpolati
     P_k(w | h) = (c(h, w) + beta_k P_(k-1)(w | h')) / (c(h) + beta_k),      P_0 = 1 / vocabulary
 
 with `c` the counts in the tokens that the run will have read: a domain's sample, scaled. Text read again counts for
-less: `U + U R (1 - exp(-r / R))` after `r` repeats of `U` tokens (Muennighoff et al. 2023, arXiv 2305.16264). That
+less: `U + U R (1 - exp(-r / R))` after `r` repeats of `U` tokens (Muennighoff et al. 2023, arXiv 2305.16264), and what
+is read too often is learned by heart and does harm (Hernandez et al. 2022, arXiv 2205.10487). That
 n-grams tell which data serve a target is known from data selection (Xie et al. 2023, arXiv 2302.03169).
 """
 
@@ -28,9 +29,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-SMOOTHING = (1000.0, 300.0, 100.0)  # beta of one, two and three words: docs/decisions.md
-REPEATS = 3.0  # R; Muennighoff et al. have 15 for large models, small ones tire sooner: docs/decisions.md
-READ_BEFORE = 0.1  # what a token read before the stage counts beside one read in it: models forget
+SMOOTHING = (2000.0, 600.0, 200.0)  # beta of one, two and three words: docs/decisions.md
+REPEATS = 8.0  # R; Muennighoff et al. have 15 for large models, small ones tire sooner: docs/decisions.md
+ENOUGH = 15.0  # passes over a domain after which more do harm
+HARM = 3.0  # nats per token that far more do, if all that is read were read so often: docs/decisions.md
+LEARNED = 3.0  # times as many passes again, until most of it is learned by heart
+READ_BEFORE = 0.03  # what a token read before the stage counts beside one read in it: models forget
 SAMPLE = 1 << 19  # tokens of a domain that are counted
 POSITIONS = 2048  # target tokens of a set that are kept
 
@@ -60,6 +64,14 @@ class DataLeft:
         worth = np.where(passes <= 1, passes, 1 + REPEATS * (1 - faded))
         return worth * distinct, np.where(passes <= 1, 1.0, faded) * self.tokens_left
 
+    def harm(self, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Nats per token that are lost to text read too often, (n,), and their derivative by the shares, (n, D)."""
+        distinct = np.maximum(self.distinct, 1.0)
+        above = np.maximum((self.used + shares * self.tokens_left) / distinct / ENOUGH - 1, 0.0) / LEARNED
+        left = np.exp(-(above**1.5))
+        steep = 1.5 * above**0.5 * left * self.tokens_left / distinct / ENOUGH / LEARNED
+        return HARM * (shares * (1 - left)).sum(axis=-1), HARM * (1 - left + shares * steep)
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -81,13 +93,14 @@ class Counts:
 
     def loss(self, shares: np.ndarray, data: DataLeft) -> np.ndarray:
         """Held-out loss of the n-gram model of each mixture, (n, D) -> (n,), nats per token."""
-        return self._losses(self._seen(np.atleast_2d(shares), data)[0])
+        shares = np.atleast_2d(shares)
+        return self._losses(self._seen(shares, data)[0]) + data.harm(shares)[0]
 
     def gradient(self, shares: np.ndarray, data: DataLeft) -> np.ndarray:
         """Its derivative by the shares, (n, D) -> (n, D)."""
         shares = np.atleast_2d(shares)
         seen, by_share = self._seen(shares, data)
-        return np.array([self._slope(row) for row in seen]) * by_share
+        return np.array([self._slope(row) for row in seen]) * by_share + data.harm(shares)[1]
 
     def _seen(self, shares: np.ndarray, data: DataLeft) -> tuple[np.ndarray, np.ndarray]:
         """How often each domain's sample was read after the stage, (n, D), and its derivative by the shares."""
