@@ -66,8 +66,21 @@ def test_text_read_again_counts_for_less(counts: Counts) -> None:
     worth, slope = data.effective(np.array([[0.01, 0.2, 0.79]]))
     assert worth[0, 0] == pytest.approx(1000)
     assert slope[0, 0] == pytest.approx(1e5)
-    assert worth[0, 1] < 0.5 * 0.2e5
-    assert slope[0, 2] < 1.0
+    assert worth[0, 1] < 0.7 * 0.2e5
+    assert slope[0, 2] < 0.02 * 1e5
+
+
+def test_text_read_too_often_does_harm(counts: Counts) -> None:
+    data = left(1e5)
+    shares = np.array([[0.01, 0.19, 0.8], [0.25, 0.25, 0.5], [0.0, 0.0, 1.0]])  # up to 8, 26 and 52 passes
+    assert data.harm(np.array([[0.2, 0.25, 0.25]]))[0] == 0
+    harm, slope = data.harm(shares)
+    assert 0 < harm[1] < harm[0] < harm[2] < 3.0
+    assert slope[1, 0] == 0
+    step = 1e-6 * np.eye(3)[2]
+    change = data.harm(shares + step)[0] - data.harm(shares - step)[0]
+    assert slope[:, 2] == pytest.approx(change / 2e-6, rel=1e-4)
+    assert np.abs(counts.gradient(shares, data)[2, 2] - slope[2, 2]) < slope[2, 2]  # and it is part of the loss
 
 
 def test_what_does_not_count_in_the_loss_is_not_counted() -> None:
