@@ -62,7 +62,7 @@ def check_wheel(wheel: Path, version: str) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"opmix_ray", f"opmix_ray-{version}.dist-info"}, tops
-    for needed in ("py.typed", "report/style.css", "_shipped/examples/quickstart.yaml"):
+    for needed in ("py.typed", "draw/style.css", "_shipped/examples/quickstart.yaml"):
         assert f"opmix_ray/{needed}" in names, needed
     assert any(name.startswith("opmix_ray/_shipped/search_spaces/") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, summary
+from opmix_ray.output.result import perplexity_of
 from opmix_ray.runner.base import beginning
 from opmix_ray.runner.enter import enter
 
@@ -33,8 +35,8 @@ def closing_words(result: Mapping[str, Any], report: str) -> str:
         [
             f"mixture   {shares}",
             f"decisions {len(result['decisions'])}, of which {changed} changed the mixture",
-            f"loss      {first['mean_loss']:.4f} -> {last['mean_loss']:.4f} nats per token, "
-            f"mean perplexity {first['mean_perplexity']:.1f} -> {last['mean_perplexity']:.1f}",
+            f"objective {first['objective']:.4f} -> {last['objective']:.4f}"
+            f"{_perplexity(first, last, result.get('objective', {}))}",
             *_accuracy(first, last),
             *(f"harness   {task}: {_cell(scores)}" for task, scores in result.get("harness", {}).items()),
             f"cost      {main['tokens']:,.0f} tokens trained in {main['seconds']:.0f} worker seconds; deciding took "
@@ -42,6 +44,14 @@ def closing_words(result: Mapping[str, Any], report: str) -> str:
             f"report    {report}",
         ]
     )
+
+
+def _perplexity(first: Mapping[str, Any], last: Mapping[str, Any], objective: Mapping[str, float]) -> str:
+    """The targets' perplexity and its change, as the report has them."""
+    before, after = (perplexity_of(row, objective) for row in (first, last))
+    if math.isnan(before):
+        return ""
+    return f" nats per token, perplexity {before:.1f} -> {after:.1f} ({100 * (after / before - 1):+.1f} %)"
 
 
 def _accuracy(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:

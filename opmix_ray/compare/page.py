@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files as resources
 from typing import Any
 
 from opmix_ray.compare.table import legend, percentage, table_rows, with_interval
-from opmix_ray.report import numbers as n
-from opmix_ray.report.figure import figure, grid
-from opmix_ray.report.html import esc, fold, paragraph, section, table
-from opmix_ray.report.palette import css
-from opmix_ray.report.panel import Dots, Mark, Panel, Rects, Whiskers
+from opmix_ray.draw import numbers as n
+from opmix_ray.draw.figure import figure, grid
+from opmix_ray.draw.html import esc, fold, paragraph, section, table
+from opmix_ray.draw.panel import Dots, Mark, Panel, Rects, Whiskers
+from opmix_ray.draw.shell import shell
 
 
 def render(content: Mapping[str, Any]) -> str:
@@ -20,22 +19,17 @@ def render(content: Mapping[str, Any]) -> str:
     Args:
         content: of compare.json; strategies without a finished run are left out.
     """
-    style = resources("opmix_ray.report").joinpath("style.css").read_text(encoding="utf-8")
     body = [_opening(content)]
     if content["summary"]:
         body += [_quality(content), _sets(content), _costs(content), _runs(content)]
     body.append(
         section("Configuration", fold("config.yaml", f"<pre><code>{esc(content['config'])}</code></pre>"))
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(content['name'])}: comparison</title><style>{css()}{style}</style></head>\n"
-        f"<body><main>{chr(10).join(body)}</main>\n"
-        "<footer>Losses are in nats per token on held-out documents. ± is half of the 95 % interval of Student's t "
-        "over seeds. FLOPs hold the main run and everything done to decide; evaluations for reports are left out."
-        "</footer></body></html>\n"
+    footer = (
+        "Losses are in nats per token on held-out documents. ± is half of the 95 % interval of Student's t over seeds. "
+        "FLOPs hold the main run and everything done to decide; evaluations for reports are left out."
     )
+    return shell(f"{content['name']}: comparison", f"<main>{chr(10).join(body)}</main>", footer=footer)
 
 
 def _opening(content: Mapping[str, Any]) -> str:

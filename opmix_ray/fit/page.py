@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from importlib.resources import files as resources
 from pathlib import Path
 
 import numpy as np
 
+from opmix_ray.draw.figure import figure, grid
+from opmix_ray.draw.html import code_marks, esc, fold, items, paragraph, section, table
+from opmix_ray.draw.numbers import fixed, percent, plural, seconds, share
+from opmix_ray.draw.panel import Dots, Line, Panel, Rects, Whiskers
+from opmix_ray.draw.shell import shell
 from opmix_ray.fit.direction import turned
 from opmix_ray.fit.result import FitResult
-from opmix_ray.report.figure import figure, grid
-from opmix_ray.report.html import code_marks, esc, fold, items, paragraph, section, table
-from opmix_ray.report.numbers import fixed, percent, plural, seconds, share
-from opmix_ray.report.palette import css
-from opmix_ray.report.panel import Dots, Line, Panel, Rects, Whiskers
 
 STEP = 0.01  # of a share, in the interaction matrix
 MOST_DOTS = 200  # in one panel
@@ -34,20 +33,16 @@ def render(result: FitResult) -> str:
         _rows(result),
         _settings(result),
     ]
-    style = resources("opmix_ray.report").joinpath("style.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{css()}{style}{_HEAT}</style></head>\n"
-        f"<body><header><h1>{esc(title)}</h1>{_opening(result)}</header>\n<main>{chr(10).join(body)}</main>\n"
-        "<footer>A share is a share of training tokens. Metrics are in their own units, lower is better"
-        f"{_but(result)}. "
-        "Out of fold: predicted by a law fitted without that run.</footer></body></html>\n"
+    footer = (
+        f"A share is a share of training tokens. Metrics are in their own units, lower is better{_but(result)}. "
+        "Out of fold: predicted by a law fitted without that run."
     )
+    head = f"<header><h1>{esc(title)}</h1>{_opening(result)}</header>"
+    return shell(title, f"{head}\n<main>{chr(10).join(body)}</main>", footer=footer, style=_HEAT)
 
 
 def _but(result: FitResult) -> str:
-    return f" but for {esc(', '.join(result.tops))}" if result.tops else ""
+    return f" but for {', '.join(result.tops)}" if result.tops else ""
 
 
 def _opening(result: FitResult) -> str:

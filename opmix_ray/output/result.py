@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -51,6 +53,7 @@ def make_result(
             for package in ("opmix_ray", "ray", "torch", "transformers", "peft", "optuna")
         },
         "seed": config.seed,
+        "objective": objective,
         "steps": state.step,
         "domains": list(config.data.domains),
         "initial_mixture": state.mixtures[0]["mixture"] if state.mixtures else {},
@@ -80,6 +83,29 @@ def make_result(
         },
         "ledger": {**ledger.to_dict(), "overhead": ledger.overhead()},
     }
+
+
+def perplexity_of(row: Mapping[str, Any], objective: Mapping[str, float]) -> float:
+    """The perplexity of the targets: e to the weighted mean loss of the objective's sets of text; NaN without any.
+
+    Args:
+        row: an evaluation, from metrics.jsonl or result.json.
+        objective: weight per set; where it weighs no set of text, every one counts the same.
+    """
+    losses, text = row.get("losses") or {}, row.get("perplexity") or {}
+    weights = {
+        name: weight for name, weight in objective.items() if weight and name in text and name in losses
+    }
+    weights = weights or {name: 1.0 for name in text if name in losses}
+    if not weights:
+        return math.nan
+    mean = sum(weight * losses[name] for name, weight in weights.items()) / sum(weights.values())
+    return math.exp(min(mean, 700.0))
+
+
+def perplexity_change(nats: float) -> float:
+    """What a change of the mean loss does to the perplexity, as a fraction: -.05 nats are -4.9 %."""
+    return math.expm1(min(nats, 700.0))
 
 
 def _evaluation(row: dict[str, Any], objective: dict[str, float]) -> dict[str, Any]:

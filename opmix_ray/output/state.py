@@ -14,6 +14,7 @@ from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.config.gone import without_gone
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
+from opmix_ray.output.sessions import SESSIONS
 from opmix_ray.record import checked
 from opmix_ray.storage import Storage
 
@@ -26,6 +27,7 @@ STATE, CONFIG, METRICS, MIXTURE, RESULT = (
 )
 LOCK = ".lock"
 HARNESS = "harness.json"
+COMPARISON = "comparison.html"
 _FILES = {
     STATE,
     CONFIG,
@@ -34,6 +36,8 @@ _FILES = {
     RESULT,
     LOCK,
     HARNESS,
+    SESSIONS,
+    COMPARISON,
     "report.html",
     "figures",
     "tensorboard",

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from opmix_ray.report import numbers as n
+from opmix_ray.draw import numbers as n
+from opmix_ray.draw.panel import COLOURS, Dots, Line, Mark, Panel, Rule, Whiskers
 from opmix_ray.report.gather import DecisionFiles
 from opmix_ray.report.law_check import LawCheck
 from opmix_ray.report.paired import LEVEL, UNKNOWN, Difference, difference
-from opmix_ray.report.panel import COLOURS, Dots, Line, Mark, Panel, Rule, Whiskers
-from opmix_ray.report.run_panels import MOST_SETS, NATS, paired_bars
+from opmix_ray.report.run_panels import MOST_SETS, NATS
 from opmix_ray.trials.space import OLD
 
 
 def decision_panels(files: DecisionFiles, objective: dict[str, float], check: LawCheck | None) -> list[Panel]:
     """Every figure of a decision that there is something for."""
-    found = [candidates(files, objective), proposal(files), set_gains(files, objective)]
-    found += [probes(files), *law_panels(files, check)]
+    found = [candidates(files, objective), set_gains(files, objective), probes(files)]
+    found += law_panels(files, check)
     return [panel for panel in found if panel is not None]
 
 
@@ -84,22 +84,6 @@ def candidates(files: DecisionFiles, objective: dict[str, float]) -> Panel | Non
         x_range=(-0.5, len(x) + 0.5),
         x_scale="whole",
         wide=True,
-    )
-
-
-def proposal(files: DecisionFiles) -> Panel | None:
-    """The proposal's shares against those of the mixture in force."""
-    old, new = n.numbers(files.decision.get("current")), n.numbers(files.decision.get("proposal"))
-    if not old or not new:
-        return None
-    names = files.domains
-    return paired_bars(
-        "proposal",
-        "Proposal against the mixture in force",
-        "Share of training tokens by domain: in force until here, and proposed.",
-        names,
-        ("in force until here", [old.get(name, 0.0) for name in names]),
-        ("proposed", [new.get(name, 0.0) for name in names]),
     )
 
 
@@ -173,7 +157,10 @@ def law_panels(files: DecisionFiles, check: LawCheck | None) -> list[Panel]:
     quality = files.decision.get("law")
     quality = quality if isinstance(quality, dict) else {}
     found = []
-    for place, name in enumerate(check.sets[:MOST_SETS]):
+    shown = check.sets[:MOST_SETS]
+    middle, half = _shared([[*check.observed[:, k], *check.predicted[:, k], *check.checked.get(name, ())]
+                            for k, name in enumerate(shown)])  # fmt: skip
+    for place, name in enumerate(shown):
         observed, predicted = check.observed[:, place], check.predicted[:, place]
         marks = _diagonal(observed.tolist(), check.checked.get(name))
         titles = [
@@ -194,11 +181,22 @@ def law_panels(files: DecisionFiles, check: LawCheck | None) -> list[Panel]:
                 f"{n.fixed(score.get('spearman_cv'), 2)} out of fold",
                 description=f"Loss of {name} as the law has it against loss measured, with the line of equality.",
                 marks=marks,
+                x_range=(middle[place] - half, middle[place] + half),
+                y_range=(middle[place] - half, middle[place] + half),
                 x_label=f"observed, {NATS}",
                 y_label="law as fitted",
             )
         )
     return found
+
+
+def _shared(values: Sequence[Sequence[float]]) -> tuple[list[float], float]:
+    """The middle of several groups of values, and half of the widest one's extent with some room."""
+    known = [[value for value in group if math.isfinite(value)] or [0.0] for group in values]
+    middles = [(min(group) + max(group)) / 2 for group in known]
+    half = max((max(group) - min(group) for group in known), default=0.0) / 2
+    least = 1e-9 * max((abs(middle) for middle in middles), default=1.0)
+    return middles, 1.08 * half if half > least else max(1e-3, 10 * least)
 
 
 def deciding_gain(files: DecisionFiles) -> Difference:

@@ -5,26 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from opmix_ray.draw import numbers as n
+from opmix_ray.draw.figure import figure, grid
+from opmix_ray.draw.html import code_marks, esc, items, paragraph, section
 from opmix_ray.report import decision_panels as panels
 from opmix_ray.report import decision_tables as tables
-from opmix_ray.report import numbers as n
-from opmix_ray.report.figure import figure, grid
+from opmix_ray.report.doubts import WEAK, decision_doubts
 from opmix_ray.report.gather import DecisionFiles
-from opmix_ray.report.html import code_marks, esc, items, paragraph, section
 from opmix_ray.report.law_check import LawCheck, check_law
 from opmix_ray.report.paired import LEVEL
-from opmix_ray.report.words import moved, verdict
+from opmix_ray.report.side_by_side import of_decision
+from opmix_ray.report.why import why_not_best
+from opmix_ray.report.words import moved, outcome
 
-WEAK = 0.5  # rank correlation below which a law hardly ranks
 
-
-def decision_section(files: DecisionFiles, objective: dict[str, float]) -> str:
-    """Reason, candidates, proposal, gains, law and probes of one decision."""
+def decision_section(files: DecisionFiles, objective: dict[str, float], tokens: dict[str, float]) -> str:
+    """Reason, doubts, mixtures side by side, candidates, gains, law and probes of one decision."""
     parts = [
         _verdict(files),
+        _doubts(files),
+        of_decision(files, tokens),
+        _why(files, objective),
         figure(panels.candidates(files, objective)),
         tables.candidate_table(files, objective),
-        grid([panels.proposal(files), panels.set_gains(files, objective), panels.probes(files)]),
+        grid([panels.set_gains(files, objective), panels.probes(files)]),
         tables.share_table(files),
         tables.loss_table(files, objective),
         _binding(files),
@@ -37,7 +41,7 @@ def decision_section(files: DecisionFiles, objective: dict[str, float]) -> str:
 
 def _verdict(files: DecisionFiles) -> str:
     kind = "changed" if files.decision.get("kept") == "proposal" else "kept"
-    mark = f'<p><span class="{kind}">{esc(verdict(files))}</span></p>'
+    mark = f'<p><span class="{kind}">{esc(outcome(files))}</span></p>'
     if not files.decision:
         return mark + paragraph("There is no decision.json yet; candidates so far:")
     reason = str(files.decision.get("reason") or "no reason is recorded")
@@ -47,6 +51,16 @@ def _verdict(files: DecisionFiles) -> str:
     change = moved(n.numbers(files.decision.get("current")), n.numbers(files.decision.get("proposal")), 4)
     proposed = f" Proposed: {change}." if change else " The proposal is the mixture in force."
     return mark + f"<p>{code_marks(f'{reason[:1].upper()}{reason[1:]}. {used}{proposed}')}</p>"
+
+
+def _doubts(files: DecisionFiles) -> str:
+    lines = decision_doubts(files) if files.decision else []
+    return f'<div class="bad" role="note"><b>Not to be trusted</b>{items(lines)}</div>' if lines else ""
+
+
+def _why(files: DecisionFiles, objective: dict[str, float]) -> str:
+    text = "".join(paragraph(part) for part in why_not_best(files, objective))
+    return section("The proposal and the best candidate", text, level=4) if text else ""
 
 
 def _health(files: DecisionFiles) -> str:
@@ -60,7 +74,7 @@ def _health(files: DecisionFiles) -> str:
         mark = "holds" if passed is True else "fails" if passed is False else "unknown"
         help_ = f"; what would help: {check.get('remedy')}" if passed is False else ""
         lines.append(f"{mark}: {check.get('words', '')}{help_}")
-    return section("Whether it can be trusted", items(lines), level=4)
+    return section("What was checked", items(lines), level=4)
 
 
 def _binding(files: DecisionFiles) -> str:
@@ -84,7 +98,12 @@ def _law(files: DecisionFiles, check: LawCheck | None) -> str:
     absent = (
         ""
         if check
-        else paragraph("law.json or the candidates are missing: the law is not drawn.", kind="soft")
+        else paragraph(
+            "law.json or the candidates are missing: the law is not drawn."
+            if files.rows
+            else "No candidate was scored, so there is nothing to hold the law against.",
+            kind="soft",
+        )
     )
     drawn = grid(panels.law_panels(files, check), legend=False)
     content = text + drawn + more + absent + tables.quality_table(quality)

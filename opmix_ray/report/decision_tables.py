@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from opmix_ray.draw import numbers as n
+from opmix_ray.draw.html import fold, paragraph, table
 from opmix_ray.report import decision_panels as panels
-from opmix_ray.report import numbers as n
 from opmix_ray.report.gather import DecisionFiles
-from opmix_ray.report.html import fold, paragraph, table
 from opmix_ray.report.paired import UNKNOWN, Difference
 from opmix_ray.report.run_panels import PURPOSES
 
@@ -66,6 +66,8 @@ def loss_table(files: DecisionFiles, objective: dict[str, float]) -> str:
     """Losses of the two simulated models, the gain by set, and what the law says."""
     old, new = n.numbers(files.details.get("losses_old")), n.numbers(files.details.get("losses_proposal"))
     predicted = n.numbers(files.details.get("predicted"))
+    if not files.rows:  # a law that counts alone says nothing of sets without weight
+        predicted = {name: value for name, value in predicted.items() if objective.get(name)}
     if not (old or predicted):
         return ""
     rows = []
@@ -91,7 +93,7 @@ def loss_table(files: DecisionFiles, objective: dict[str, float]) -> str:
         rows,
         caption="Loss in nats per token on the search's held-out sequences; the law's column is its prediction for "
         "training on the proposal",
-        marked=[""] * (len(rows) - 1) + ["best"],
+        marked=[""] * (len(rows) - 1) + ["best foot"],
     )
     return fold("Losses as numbers", drawn)
 

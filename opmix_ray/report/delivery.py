@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from opmix_ray.draw.numbers import number, numbers
 from opmix_ray.report.gather import RunFiles
-from opmix_ray.report.numbers import number, numbers
 
 MANY_EPOCHS = 4.0  # repetition up to about here is as good as new data (Muennighoff et al. 2023)
 

@@ -14,13 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from opmix_ray.draw.html import lines_of
+from opmix_ray.draw.palette import LIGHT, light
+from opmix_ray.draw.panel import Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
+from opmix_ray.draw.ticks import tick_labels, ticks
 from opmix_ray.errors import UserError
-from opmix_ray.report import decision_panels, run_panels
+from opmix_ray.report import decision_panels, run_panels, side_by_side
 from opmix_ray.report.gather import RunFiles, gather
 from opmix_ray.report.law_check import check_law
-from opmix_ray.report.palette import LIGHT, light
-from opmix_ray.report.panel import Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
-from opmix_ray.report.ticks import tick_labels, ticks
 from opmix_ray.storage import Storage
 
 FORMATS = ("png", "svg")
@@ -79,7 +80,11 @@ def _groups(run: RunFiles) -> Iterator[_Group]:
     for files in run.decisions:
         check = check_law(files)
         law = decision_panels.law_panels(files, check)
-        rest = [p for p in decision_panels.decision_panels(files, run.objective, None) if p not in law]
+        mixtures = side_by_side.panel(files, run.tokens)
+        rest = [
+            *([mixtures] if mixtures else []),
+            *decision_panels.decision_panels(files, run.objective, None),
+        ]
         yield from (_Group(f"decision-{files.name}-{panel.name}", [panel]) for panel in rest)
         if law:
             yield _Group(f"decision-{files.name}-law", law)
@@ -101,7 +106,7 @@ def _draw(group: _Group) -> Figure:
             else:
                 axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         if len(group.panels) > 1:
-            axes.set_title(_short(panel.title, 32), loc="left", fontweight="bold")
+            axes.set_title(_whole(panel.title, 34), loc="left", fontweight="bold")
         else:
             figure.suptitle(_plain(panel.title), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
     for axes in grid[len(group.panels) :]:
@@ -123,7 +128,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
     places = ticks(*x_limits, 5, panel.x_scale)
     axes.set_xticks(places, tick_labels(places, panel.x_scale))
     if panel.categories:
-        axes.set_yticks(range(len(panel.categories)), [_short(name) for name in panel.categories])
+        axes.set_yticks(range(len(panel.categories)), [_whole(name) for name in panel.categories])
         axes.invert_yaxis()
     else:
         places = ticks(*y_limits, 5, panel.y_scale)
@@ -133,7 +138,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
 
 
 def _mark(axes: Axes, mark: Mark) -> None:
-    label = _short(getattr(mark, "label", "")) or "_nolegend_"
+    label = _whole(getattr(mark, "label", "")) or "_nolegend_"
     if isinstance(mark, Line):
         dashes = "--" if mark.dashed else "-"
         draw = "steps-post" if mark.steps else "default"
@@ -174,9 +179,9 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _short(text: str, most: int = 24) -> str:
-    text = text.lstrip("_")  # a leading underscore hides a label
-    return _plain(text if len(text) <= most else text[: most - 1] + "…")
+def _whole(text: str, most: int = 28) -> str:
+    """All of a name, in lines."""
+    return _plain("\n".join(lines_of(text.lstrip("_"), most)))  # a leading underscore hides a label
 
 
 def _bytes(figure: Figure, ending: str) -> bytes:

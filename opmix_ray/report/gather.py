@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 import yaml
 
 from opmix_ray.config import RunConfig
+from opmix_ray.config.gone import without_gone
 from opmix_ray.counts import response as _response  # noqa: F401  its laws can be read then
+from opmix_ray.draw.numbers import number, numbers
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
 from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.sessions import read_sessions
 from opmix_ray.output.state import CONFIG, METRICS, MIXTURE, RESULT, STATE
-from opmix_ray.report.numbers import number, numbers
 from opmix_ray.storage import Storage
 from opmix_ray.trials.rows import TRIALS, TrialRow
 
@@ -92,6 +94,8 @@ class RunFiles:
         train: rows of metrics.jsonl about training, one per step.
         evaluations: rows about held-out loss, one per step.
         decisions: in order.
+        tokens: training tokens there are, by domain; empty where that is not written.
+        sessions: when, where and by which command it was worked on.
         notes: what is missing or broken, in words.
     """
 
@@ -104,6 +108,8 @@ class RunFiles:
     train: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[DecisionFiles] = field(default_factory=list)
+    tokens: dict[str, float] = field(default_factory=dict)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -156,7 +162,28 @@ class RunFiles:
         """Weight per evaluation set, as configured; the same for all where that is unknown."""
         if self.config:
             return self.config.objective()
+        if recorded := next((files.objective for files in self.decisions if files.objective), {}):
+            return recorded
         return {name: 1 / len(self.sets) for name in self.sets}
+
+    @property
+    def has_perplexity(self) -> bool:
+        """Whether all that is minimised is text, so that a difference in the objective is one in perplexity."""
+        text: set[str] = set()
+        for row in self.evaluations:
+            text |= set(numbers(row.get("perplexity")))
+        if not self.evaluations and self.config:
+            text = {
+                name
+                for name, kind in self.config.eval_sets().items()
+                if getattr(kind, "metric", "loss") == "loss"
+            }
+        return bool(self.objective) and all(name in text for name, weight in self.objective.items() if weight)
+
+    @property
+    def unit(self) -> str:
+        """Of the objective."""
+        return "nats per token" if self.has_perplexity else "in the objective"
 
     @property
     def ledger(self) -> dict[str, dict[str, float]]:
@@ -197,6 +224,9 @@ def gather(storage: Storage) -> RunFiles:
     run.result = _mapping(_read(storage, RESULT, run.notes, storage.read_json))
     mixture = _mapping(_read(storage, MIXTURE, run.notes, storage.read_json))
     history = mixture.get("history") or run.state.get("mixtures") or run.result.get("mixtures")
+    counted = _mapping(mixture.get("domains"))
+    run.tokens = {name: number(_mapping(entry).get("tokens")) for name, entry in counted.items()}
+    run.sessions = read_sessions(storage)
     run.history = [entry for entry in _mappings(history) if numbers(entry.get("mixture"))]
     rows = _lines(storage, METRICS, run.notes)
     run.train = _by_step(row for row in rows if row.get("kind") == "train")
@@ -280,7 +310,7 @@ def _config(text: str, notes: list[str]) -> RunConfig | None:
     if not text:
         return None
     try:
-        return RunConfig.model_validate(yaml.safe_load(text))
+        return RunConfig.model_validate(without_gone(yaml.safe_load(text)))
     except (ValueError, yaml.YAMLError):
         notes.append(f"{CONFIG} is not a configuration of this version")
         return None

@@ -7,6 +7,7 @@ simulated candidates have; here it is taken as it was fitted.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,10 +55,10 @@ def check_law(files: DecisionFiles) -> LawCheck | None:
         fitted = _as_fitted(law)
         columns = [law.metric_names.index(name) for name in sets]
         observed = usable_losses(rows, sets)
-        predicted = fitted.predict(np.array([_shares(row.ratios, law) for row in rows]))[:, columns]
+        predicted = fitted.predict(np.array([shares_of(row.ratios, law) for row in rows]))[:, columns]
         check = LawCheck([row.run for row in rows], sets, observed, predicted, {}, _eps(law), _steeper(law))
         if files.checked is not None and files.checked.losses:
-            at = fitted.predict(np.array([_shares(files.checked.ratios, law)]))[0, columns]
+            at = fitted.predict(np.array([shares_of(files.checked.ratios, law)]))[0, columns]
             losses = files.checked.losses
             check.checked = {
                 name: (losses.get(name, math.nan), float(value)) for name, value in zip(sets, at, strict=True)
@@ -67,7 +68,7 @@ def check_law(files: DecisionFiles) -> LawCheck | None:
     return check
 
 
-def _shares(ratios: dict[str, float], law: FittedLaw) -> list[float]:
+def shares_of(ratios: Mapping[str, float], law: FittedLaw) -> list[float]:
     """Shares of the law's domains; `old` is all that is not one of the others."""
     rest = 1 - sum(ratios.get(name, 0.0) for name in law.domains)
     return [rest if name == OLD else ratios.get(name, 0.0) for name in law.domains]

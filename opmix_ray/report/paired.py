@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from opmix_ray.report.numbers import NBSP
+from opmix_ray.draw.numbers import NBSP
 from opmix_ray.trials.rows import TrialRow
 
 LEVEL = f"95{NBSP}%"  # of the two-sided intervals here

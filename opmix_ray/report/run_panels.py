@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from opmix_ray.report import numbers as n
+from opmix_ray.draw import numbers as n
+from opmix_ray.draw.panel import COLOURS, Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
+from opmix_ray.report.curves import domain_curves
 from opmix_ray.report.delivery import delivery
 from opmix_ray.report.gather import RunFiles
-from opmix_ray.report.panel import COLOURS, Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
 
 MOST_SETS = 12  # small panels; the table has the other sets
 STEPS = "optimiser steps"
@@ -82,16 +83,50 @@ def objective_over_time(run: RunFiles) -> Panel | None:
 
 
 def set_losses(run: RunFiles) -> list[Panel]:
-    """Held-out loss over steps, one small panel per evaluation set."""
-    if len(run.evaluations) < 1:
-        return []
+    """Learning curves on the same axes, one small panel each: held-out loss by set, training loss by domain."""
+    curves = domain_curves(run)
     steps = [n.number(row.get("step")) for row in run.evaluations]
-    found = []
-    for place, name in enumerate(run.sets[:MOST_SETS]):
+    names = list(dict.fromkeys([*run.sets, *curves]))
+    names = sorted(names, key=lambda name: not run.objective.get(name))[:MOST_SETS]  # targets first
+    asked = {name for row in run.evaluations for name in n.numbers(row.get("accuracy"))}
+    marks: dict[str, list[Mark]] = {}
+    for name in names:
         values = [n.numbers(row.get("losses")).get(name, math.nan) for row in run.evaluations]
-        text = f"Held-out loss of {name} over steps."
-        found.append(_over_steps(run, f"loss-{place:02d}", name, text, steps, values))
-    return found
+        marks[name] = [Line(*curves[name], "muted", "training")] if name in curves else []
+        if name in run.sets:
+            titles = [f"step {step:,.0f}: {n.loss(value)}" for step, value in zip(steps, values, strict=True)]
+            marks[name] += [Line(steps, values, label="held out"), Dots(steps, values, titles=titles)]
+    ranges = {
+        kind: _range(marks[name] for name in names if (name in asked) == kind) for kind in (True, False)
+    }
+    return [
+        Panel(
+            name=f"loss-{place:02d}",
+            title=name,
+            note=_ends(run, name),
+            description=f"Loss of {name} over steps: in training, and held out.",
+            marks=[*marks[name], *_decision_rules(run)],
+            x_label=STEPS,
+            y_label="rate of wrong answers" if name in asked else NATS,
+            x_range=(0.0, float(max(run.planned_steps, 1)) * 1.02),
+            y_range=ranges[name in asked],
+            x_scale="whole",
+        )
+        for place, name in enumerate(names)
+    ]
+
+
+def _range(groups: Iterable[list[Mark]]) -> tuple[float, float] | None:
+    """Limits that hold all of several panels."""
+    found = [Panel("", "", "", marks) for marks in groups]
+    limits = [panel.limits()[1] for panel in found if not panel.empty()]
+    return (min(low for low, _ in limits), max(high for _, high in limits)) if limits else None
+
+
+def _ends(run: RunFiles, name: str) -> str:
+    values = [n.numbers(row.get("losses")).get(name, math.nan) for row in run.evaluations]
+    known = [value for value in values if math.isfinite(value)]
+    return f"held out {n.loss(known[0])} → {n.loss(known[-1])}" if known else "not held out"
 
 
 def training_loss(run: RunFiles) -> Panel | None:
@@ -108,7 +143,7 @@ def training_loss(run: RunFiles) -> Panel | None:
         marks=[Line(steps, values, "ink"), *_decision_rules(run)],
         x_label=STEPS,
         y_label=NATS,
-        x_range=(0.0, float(max(run.planned_steps, 1))),
+        x_range=(0.0, float(max(run.planned_steps, 1)) * 1.02),
         x_scale="whole",
     )
 

@@ -5,22 +5,48 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from opmix_ray.report import numbers as n
+from opmix_ray.draw import numbers as n
+from opmix_ray.draw.figure import figure, grid
+from opmix_ray.draw.html import esc, fold, items, paragraph, section, table
 from opmix_ray.report import run_panels as panels
 from opmix_ray.report.delivery import MANY_EPOCHS, delivery
-from opmix_ray.report.figure import figure, grid
+from opmix_ray.report.doubts import doubts
 from opmix_ray.report.gather import RunFiles
-from opmix_ray.report.html import esc, fold, items, paragraph, section, table
-from opmix_ray.report.words import summary, verdict
+from opmix_ray.report.verdict import verdict
+from opmix_ray.report.words import outcome, summary
 
 
 def opening(run: RunFiles) -> str:
-    """Title, the summary in words, the main numbers, and what is missing."""
-    where = f'<p class="soft">{esc(run.uri)}</p>'
+    """Title, verdict, what is not to be trusted, what is missing, the summary, the main numbers, where and when."""
     first, *rest = summary(run)
     text = paragraph(first, kind="lead") + "".join(paragraph(part) for part in rest)
     tiles = "" if run.searched else _tiles(run)
-    return f"<h1>{esc(run.name)}</h1>{where}{text}{tiles}{missing(run)}"
+    head = f"<h1>{esc(run.name)}</h1>{paragraph(verdict(run), kind='verdict')}{_distrust(run)}{missing(run)}"
+    return f"{head}{text}{tiles}{origin(run)}"
+
+
+def _distrust(run: RunFiles) -> str:
+    lines = doubts(run)
+    if not lines:
+        return ""
+    return f'<div class="bad" role="note"><b>Not to be trusted</b>{items(lines)}</div>'
+
+
+def origin(run: RunFiles) -> str:
+    """Where the run lies, and when, on which machine and by which command it was made."""
+    entries = [("output", run.uri)]
+    if run.sessions:
+        first, last = run.sessions[0], run.sessions[-1]
+        seconds = sum(n.number(entry.get("seconds")) for entry in run.sessions)
+        again = f", taken up {n.plural(len(run.sessions), 'time')}" if len(run.sessions) > 1 else ""
+        entries += [
+            ("begun", str(first.get("began", n.NOTHING)).replace("T", " ").replace("+00:00", " UTC")),
+            ("host", ", ".join(dict.fromkeys(str(entry.get("host", n.NOTHING)) for entry in run.sessions))),
+            ("command", str(last.get("command", n.NOTHING))),
+            ("wall time", f"{n.seconds(seconds)}{again}"),
+        ]
+    lines = "".join(f"<dt>{esc(name)}</dt><dd>{esc(value)}</dd>" for name, value in entries)
+    return f'<dl class="origin">{lines}</dl>'
 
 
 def missing(run: RunFiles) -> str:
@@ -60,11 +86,17 @@ def mixtures(run: RunFiles) -> str:
 def losses(run: RunFiles) -> str:
     """Held-out loss over time and at the end, and training loss."""
     shown = panels.set_losses(run)
-    drawn = grid([panels.objective_over_time(run), *shown, panels.training_loss(run)])
-    if not drawn:
+    whole = grid([panels.objective_over_time(run), panels.training_loss(run)])
+    if not (whole or shown):
         return section("Loss", paragraph("Nothing has been measured yet."), name="loss")
     rest = len(run.sets) - len(shown)
     more = paragraph(f"{n.plural(rest, 'more set')} in the table.", kind="soft") if shown and rest > 0 else ""
+    key = paragraph(
+        "Below, one curve for each domain and set, on the same axes: the grey line is the training loss on the "
+        "domain's own sequences, blue what is held out.",
+        kind="soft",
+    )
+    drawn = whole + (key + grid(shown, legend=False) if shown else "")
     return section("Loss", drawn + more + _loss_table(run), name="loss")
 
 
@@ -74,14 +106,6 @@ def tokens(run: RunFiles) -> str:
     if not any(math.isfinite(row.share) for row in rows):
         return section("Tokens delivered", paragraph("Nothing has been delivered yet."), name="tokens")
     repeated = [row for row in rows if row.epochs > MANY_EPOCHS]
-    warning = "".join(
-        paragraph(
-            f"{row.domain} was seen {n.fixed(row.epochs, 1)} times. Beyond about {MANY_EPOCHS:g} epochs, repeated data "
-            "teaches less than new data: set max_epochs, or add data.",
-            kind="warn",
-        )
-        for row in repeated
-    )
     body = [
         [
             row.domain,
@@ -100,9 +124,7 @@ def tokens(run: RunFiles) -> str:
         marked=["bad" if row in repeated else "" for row in rows],
     )
     unknown = "" if run.finished else paragraph("Epochs are counted when the run is finished.", kind="soft")
-    return section(
-        "Tokens delivered", warning + grid([panels.delivered(run)]) + drawn + unknown, name="tokens"
-    )
+    return section("Tokens delivered", grid([panels.delivered(run)]) + drawn + unknown, name="tokens")
 
 
 def cost(run: RunFiles) -> str:
@@ -166,7 +188,7 @@ def gains(run: RunFiles) -> str:
             else n.NOTHING
         )
         rows.append(
-            [files.title, verdict(files), n.loss(gain.get("mean"), sign=True), spread, str(len(files.rows))]
+            [files.title, outcome(files), n.loss(gain.get("mean"), sign=True), spread, str(len(files.rows))]
         )
     head = ["decision", "outcome", "gain", "interval", "candidates"]
     return grid([panels.gains(run)]) + table(
@@ -249,7 +271,7 @@ def _loss_table(run: RunFiles) -> str:
         [list(row) for row in rows],
         caption=f"Held-out loss in nats per token; perplexity and bits per byte at step {steps[1]}; "
         "weight in the objective" + (f"; for {', '.join(asked)} the rate of wrong answers" if asked else ""),
-        marked=[""] * (len(rows) - 1) + ["best"],
+        marked=[""] * (len(rows) - 2) + ["foot", "best foot"],
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from opmix_ray.draw import numbers as n
 from opmix_ray.output.ledger import DECIDING
-from opmix_ray.report import numbers as n
+from opmix_ray.output.result import perplexity_of
 from opmix_ray.report.gather import DecisionFiles, RunFiles
+from opmix_ray.report.why import taken_words
 
 LEAST_CHANGE = 0.005  # of a share, to be named
 
@@ -28,11 +30,14 @@ def moved(old: dict[str, float], new: dict[str, float], most: int = 3) -> str:
     return ", ".join(parts)
 
 
-def verdict(files: DecisionFiles) -> str:
+def outcome(files: DecisionFiles) -> str:
     """What came of a decision, in a few words."""
     if not files.decision:
         return f"in the making, {n.plural(len(files.rows), 'candidate')} scored"
-    return "proposal taken" if files.decision.get("kept") == "proposal" else "old mixture kept"
+    if files.decision.get("kept") != "proposal":
+        return "old mixture kept"
+    taken = taken_words(files)
+    return "proposal taken" if taken == "the proposal" else f"{taken} taken"
 
 
 def _trained(run: RunFiles) -> str:
@@ -111,12 +116,6 @@ def _times(many: int) -> str:
     return {0: "never", 1: "once", 2: "twice"}.get(many, f"{many} times")
 
 
-def _mean_perplexity(row: dict[str, Any]) -> float:
-    """Over the sets of text of an evaluation, as `opmix run` and result.json say it; NaN where there is none."""
-    values = [value for value in n.numbers(row.get("perplexity")).values() if value > 0]
-    return sum(values) / len(values) if values else math.nan
-
-
 def _changed(run: RunFiles) -> str:
     values = [(n.number(row.get("step")), run.weighted(row)) for row in run.evaluations]
     known = [(step, value) for step, value in values if math.isfinite(value)]
@@ -124,22 +123,29 @@ def _changed(run: RunFiles) -> str:
         unknown = not run.finished and not run.searched
         return "Held-out loss has not been measured twice yet." if unknown else ""
     (first, before), (last, after) = known[0], known[-1]
-    perplexities = [_mean_perplexity(row) for row in (run.evaluations[0], run.evaluations[-1])]
-    change = (
-        perplexities[1] / perplexities[0] - 1
-        if all(math.isfinite(value) for value in perplexities)
-        else math.nan
-    )
-    mean = f" ({n.percent(change, sign=True)} in mean perplexity)" if math.isfinite(change) else ""
+    (old, new) = (_perplexity(run, row) for row in (run.evaluations[0], run.evaluations[-1]))
+    change = new / old - 1 if old > 0 else math.nan
+    mean = f" ({n.percent(change, sign=True)} in perplexity)" if math.isfinite(change) else ""
     verb = "fell" if after < before else "rose"
     return (
-        f"The objective, the weighted mean loss over {n.plural(len(run.sets), 'held-out set')}, {verb} from "
+        f"The objective, {_objective(run)}, {verb} from "
         f"{n.loss(before)} to {n.loss(after)} nats per token between step {first:,.0f} and step {last:,.0f}"
         f"{mean}. It is measured on documents that were not trained on. "
         "One run cannot say how much of this is due to the mixture: the evidence for that is the gain measured "
         "in each decision, which is by how much the objective falls on simulated models when nothing but the mixture "
         "differs."
     )
+
+
+def _objective(run: RunFiles) -> str:
+    weighed = [name for name, weight in run.objective.items() if weight and name in run.sets]
+    if len(weighed) == 1:
+        return f"the held-out loss of {weighed[0]}"
+    return f"the weighted mean loss over {n.plural(len(weighed), 'held-out set')}"
+
+
+def _perplexity(run: RunFiles, row: dict[str, Any]) -> float:
+    return perplexity_of({key: n.numbers(row.get(key)) for key in ("losses", "perplexity")}, run.objective)
 
 
 def _cost(run: RunFiles) -> str:

@@ -34,6 +34,7 @@ from opmix_ray.output.lock import locked
 from opmix_ray.output.mixture_file import write_mixture
 from opmix_ray.output.result import make_result
 from opmix_ray.output.rows import read_rows
+from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import METRICS, RESULT, RunState, open_output
 from opmix_ray.record import read_record
 from opmix_ray.report import write_report
@@ -125,6 +126,7 @@ class _Runner:
         self.rows = read_rows(storage)[: state.rows]
         self._flops: tuple[float, float] | None = None
         self._begun = ""  # segment whose workers began last
+        self.session = Session(storage)
 
     def run(self) -> dict[str, Any]:
         steps = plan(self.config)
@@ -133,6 +135,7 @@ class _Runner:
             self.state.done = number + 1
             self.state.ledger = self.ledger.to_dict()
             self.state.save(self.storage)
+            self.session.save()
             self.watch.costs(self.state.step, self.state.ledger, self.ledger.overhead())
             self._drop_old_checkpoints()
         return self._finish()
@@ -367,6 +370,7 @@ class _Runner:
         )
         result["harness"] = run_harness(self.config, self.storage)
         self.storage.write_json(RESULT, result)
+        self.session.save()
         write_report(self.storage)
         self.state.finished = True
         self.state.save(self.storage)

@@ -14,6 +14,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import locked
 from opmix_ray.output.mixture_file import write_mixture
+from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import beginning, with_base
@@ -80,7 +81,7 @@ def search_once(
             tokens_used=entry.used,
             old=entry.old,
         )
-        ledger = Ledger()
+        ledger, session = Ledger(), Session(storage)
         with connected(config):
             decision = make_decision(config, prepared, storage, situation, progress, ledger)
         state.mixture = Mixture(decision.mixture).shares
@@ -91,5 +92,6 @@ def search_once(
         state.step, state.stage, state.ledger = step, stage.name, ledger.to_dict()
         write_mixture(storage, decision.mixture, state.mixtures, prepared)
         state.save(storage)
+        session.save()
         progress.message(f"report: {write_report(storage)}")
         return decision

@@ -39,7 +39,7 @@ class Page(HTMLParser):
             self.errors.append(f"</{tag}> closes nothing")
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
+        if not {"style", "script"} & set(self._open):
             self._words.append(data)
 
     def names(self) -> set[str]:

@@ -20,7 +20,7 @@ def test_every_figure_is_written_in_every_format(hostile: Storage) -> None:
     written = [Path(path) for path in figures(hostile)]
     names = {path.stem for path in written}
     assert {"mixture", "held-out-loss", "training-loss", "delivered", "cost", "gains"} <= names
-    assert {f"decision-000-{name}" for name in ("candidates", "proposal", "probes", "law")} <= names
+    assert {f"decision-000-{name}" for name in ("candidates", "mixtures", "probes", "law")} <= names
     for path in written:
         if path.suffix == ".png":
             assert path.read_bytes().startswith(b"\x89PNG")

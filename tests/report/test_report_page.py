@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import re
+from importlib.resources import files as shipped
 from pathlib import Path
 
 import pytest
 
+from opmix_ray.draw import numbers as n
 from opmix_ray.errors import UserError
-from opmix_ray.report import numbers as n
 from opmix_ray.report import write_report
 from opmix_ray.storage import Storage
 from tests.report.reading import Page, fetched_by_style
@@ -32,11 +35,23 @@ def test_tags_balance(page: str) -> None:
 
 def test_nothing_is_fetched_and_nothing_is_run(page: str) -> None:
     parsed = Page(page)
-    assert parsed.references() == []
-    assert not parsed.names() & {"script", "link", "iframe", "img", "object", "embed", "form"}
+    ids = {attrs["id"] for _, attrs in parsed.tags if "id" in attrs}
+    assert all(target.startswith("#") and target[1:] in ids for target in parsed.references())
+    assert not parsed.names() & {"link", "iframe", "img", "object", "embed", "form"}
     assert not [key for _, attrs in parsed.tags for key in attrs if key.startswith("on")]
     assert fetched_by_style(page) == []
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
+
+
+def test_the_one_script_is_ours_and_the_browser_is_told_so(page: str) -> None:
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert script == shipped("opmix_ray.draw").joinpath("sort.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (attrs["content"] for _, attrs in Page(page).tags if "http-equiv" in attrs)
+    assert policy is not None
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
 
 
 def test_five_decisions_with_twenty_candidates_stay_below_a_megabyte(page: str) -> None:
@@ -139,7 +154,7 @@ def test_no_coordinate_is_not_a_number(page: str) -> None:
 
 def test_names_are_shown_and_never_run(hostile: Storage) -> None:
     parsed = report(hostile)
-    assert "script" not in parsed.names()
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 1, "ours, and none of a name"
     assert sum(tag == "title" and not attrs for tag, attrs in parsed.tags) >= 1
     for name in HOSTILE:
         assert said(name) in parsed.text

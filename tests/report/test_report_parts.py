@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from opmix_ray.decision.rule import measure_gain
-from opmix_ray.report import numbers as n
+from opmix_ray.draw import numbers as n
+from opmix_ray.draw.panel import Line, Panel
+from opmix_ray.draw.svg import draw
+from opmix_ray.draw.ticks import tick_labels, ticks
 from opmix_ray.report.decision_panels import candidates, probes
 from opmix_ray.report.delivery import delivery
 from opmix_ray.report.gather import gather
 from opmix_ray.report.law_check import check_law
 from opmix_ray.report.paired import difference
-from opmix_ray.report.panel import Line, Panel
-from opmix_ray.report.svg import draw
-from opmix_ray.report.ticks import tick_labels, ticks
 from opmix_ray.storage import Storage
 
 

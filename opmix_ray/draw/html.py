@@ -6,6 +6,8 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
+from opmix_ray.draw.numbers import parsed
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
@@ -38,33 +40,52 @@ def table(
     text_columns: int = 1,
     marked: Sequence[str] = (),
 ) -> str:
-    """A table that scrolls inside its own box.
+    """A table that scrolls inside its own box and is sorted by a click on a heading.
 
     Args:
         head: column titles.
         rows: cells as plain text; the first one names the row.
         caption: what it shows, with units.
         text_columns: columns from the left that hold words; the others are set as numbers.
-        marked: class of each row, where it has one.
+        marked: classes of each row, where it has any; `foot`: it stays at the bottom.
     """
     top = "".join(
-        f'<th scope="col"{_class("t" if i < text_columns else "")}>{esc(cell)}</th>'
+        f'<th scope="col"{_class("t" if i < text_columns else "")}><button type="button">{esc(cell)}</button></th>'
         for i, cell in enumerate(head)
     )
     body = []
     for number, row in enumerate(rows):
         cells = "".join(
-            f"<td{_class('t' if i < text_columns else '')}>{code_marks(cell)}</td>"
+            f'<td class="t">{code_marks(cell)}</td>'
+            if i < text_columns
+            else f'<td data-value="{parsed(cell)}">{code_marks(cell)}</td>'
             for i, cell in enumerate(row[1:], 1)
         )
         kind = marked[number] if number < len(marked) else ""
-        first = f'<th scope="row" class="t" title="{esc(row[0])}">{esc(row[0])}</th>'
+        first = f'<th scope="row" class="t">{esc(row[0])}</th>'
         body.append(f"<tr{_class(kind)}>{first}{cells}</tr>")
     return (
         f'<p class="caption">{esc(caption)}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(caption)}"><table>'
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def contents(entries: Iterable[tuple[str, str]]) -> str:
+    """Links to sections of the page: their names and titles."""
+    lines = "".join(f'<li><a href="#{esc(name)}">{esc(title)}</a></li>' for name, title in entries)
+    return f'<nav aria-label="contents"><ul>{lines}</ul></nav>' if lines else ""
+
+
+def lines_of(text: str, most: int) -> list[str]:
+    """A name in lines of at most so many characters; nothing of it is lost but spaces at the breaks."""
+    lines = []
+    while len(text) > most:
+        at = max(text.rfind(mark, 1, most) for mark in " _-/.") + 1
+        at = at if at > most // 3 else most
+        lines.append(text[:at].rstrip())
+        text = text[at:].lstrip()
+    return [*lines, text]
 
 
 def fold(title: str, content: str, *, opened: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,3 +107,24 @@ def size(value: Any) -> str:
 def plural(many: int, noun: str, nouns: str | None = None) -> str:
     """`1 step`, `3 steps`."""
     return f"{many:,} {noun if many == 1 else nouns or noun + 's'}"
+
+
+_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
+_FIRST = re.compile(
+    r"^[<~]?\s*([+-]?[\d,]*\.?\d+)(?:\s*×\s*10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?\s*(KiB|MiB|GiB|TiB|h|min)?(?=$|\s|[,;)%])"
+)
+_SCALE = {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40, "h": 3600.0, "min": 60.0}
+
+
+def parsed(text: object) -> str:
+    """What a text of this module sorts by: its first number with the unit counted in; empty where there is none."""
+    found = _FIRST.match(str(text).replace(MINUS, "-").replace(NBSP, " ").strip())
+    if found is None:
+        return ""
+    value = float(found[1].replace(",", "")) * _SCALE.get(found[3] or "", 1.0)
+    if found[2]:
+        value *= 10.0 ** int(found[2].translate(_DIGITS))
+    rest = re.match(r"\s*(\d+)\s*(min|s)\b", str(text).replace(NBSP, " ").strip()[found.end() :])
+    if rest and found[3] in ("h", "min"):
+        value += float(rest[1]) * _SCALE.get(rest[2], 1.0)
+    return f"{value:g}" if abs(value) < 1e5 and value == round(value, 4) else repr(value)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from opmix_ray.report.html import esc
-from opmix_ray.report.panel import COLOURS, Colour, Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
-from opmix_ray.report.ticks import tick_labels, ticks
+from opmix_ray.draw.html import esc, lines_of
+from opmix_ray.draw.panel import COLOURS, Colour, Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
+from opmix_ray.draw.ticks import tick_labels, ticks
 
-WIDTH, WIDE = 360, 1080  # units; a unit is a pixel at the width the panels are laid out for
-HEIGHT, ROW = 210, 30  # of a panel of numbers, of one category
+WIDTH, HALF, WIDE = 360, 550, 1080  # units; a unit is a pixel at the width the panels are laid out for
+HEIGHT, ROW, LINE = 210, 30, 13  # of a panel of numbers, of one category, of a line of its name
 CHARACTER = 6.6  # width of one at the font size of tick labels
 _DASHES = " d"
 
@@ -49,13 +49,15 @@ class _Frame:
     def of(cls, panel: Panel, width: int) -> _Frame:
         x_limits, y_limits = panel.limits()
         count = len(panel.categories)
-        height = 46 + ROW * count if count else HEIGHT + (30 if panel.wide else 0)
         y_ticks = [] if count else ticks(*y_limits, 5, panel.y_scale)
         labels = panel.categories or tick_labels(y_ticks, panel.y_scale)
         left = 10 + CHARACTER * max((len(label) for label in labels), default=1)
         texts = [text for mark in panel.marks if isinstance(mark, Texts) for text in mark.texts]
         right = width - 14 - (CHARACTER * max(map(len, texts)) if texts else 0)
         left = min(left, 0.36 * width)
+        lines = max((len(wrapped(name, left)) for name in panel.categories), default=1)
+        row = max(ROW, 4 + LINE * lines)
+        height = 46 + row * count if count else HEIGHT + (30 if width == WIDE else 0)
         return cls(
             width=width,
             height=height,
@@ -91,17 +93,22 @@ def _axes(panel: Panel, frame: _Frame) -> Iterable[str]:
         y = frame.y(value)
         yield f'<path class="g" d="M{_n(frame.left)} {_n(y)}H{_n(frame.right)}"/>'
         yield f'<text x="{_n(frame.left - 6)}" y="{_n(y + 4)}" class="end">{esc(label)}</text>'
-    room = int((frame.left - 8) / CHARACTER)
     for place, name in enumerate(panel.categories):
-        text = name if len(name) <= room else name[: room - 1] + "…"
-        title = f"<title>{esc(name)}</title>" if text != name else ""
-        at = f'x="{_n(frame.left - 6)}" y="{_n(frame.y(place) + 4)}"'
-        yield f'<text {at} class="end">{title}{esc(text)}</text>'
+        lines = wrapped(name, frame.left)
+        top = frame.y(place) + 4 - LINE * (len(lines) - 1) / 2
+        for number, text in enumerate(lines):
+            at = f'x="{_n(frame.left - 6)}" y="{_n(top + LINE * number)}"'
+            yield f'<text {at} class="end">{esc(text)}</text>'
     if panel.x_label:
         middle = (frame.left + frame.right) / 2
         yield f'<text x="{_n(middle)}" y="{frame.height - 6}" class="mid q">{esc(panel.x_label)}</text>'
     if panel.y_label and not panel.categories:
         yield f'<text x="2" y="11" class="q">{esc(panel.y_label)}</text>'
+
+
+def wrapped(name: str, left: float) -> list[str]:
+    """A category's name in lines that fit beside the plot area, broken at a mark where there is one."""
+    return lines_of(name, max(4, int((left - 8) / CHARACTER)))
 
 
 def _mark(mark: Mark, frame: _Frame) -> Iterable[str]:

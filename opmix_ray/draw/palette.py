@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opmix_ray.report.panel import COLOURS, Colour
+from opmix_ray.draw.panel import COLOURS, Colour
 
 LIGHT = {
     "bg": "#ffffff",
@@ -13,6 +13,8 @@ LIGHT = {
     "accent": "#1f6fd0",
     "warn": "#a8500a",
     "warnbox": "#fff4e8",
+    "bad": "#b3151f",
+    "badbox": "#fdeeee",
     "muted": "#9aa3ad",
 }
 DARK = {
@@ -24,6 +26,8 @@ DARK = {
     "accent": "#6fb0ff",
     "warn": "#f0a868",
     "warnbox": "#33261a",
+    "bad": "#ff8a84",
+    "badbox": "#3a1d1e",
     "muted": "#8e98a4",
 }
 SERIES_LIGHT = ["#2f74c0", "#e08a1e", "#1f9a75", "#c2408d", "#7d62b8", "#8a7030", "#2aa3bb", "#cf5f4b"]

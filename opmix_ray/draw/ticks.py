@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from opmix_ray.report.numbers import MINUS, NBSP, power
-from opmix_ray.report.panel import Scale
+from opmix_ray.draw.numbers import MINUS, NBSP, power
+from opmix_ray.draw.panel import Scale
 
 
 def ticks(low: float, high: float, most: int, scale: Scale = "number") -> list[float]:
