@@ -33,7 +33,7 @@ from opmix_ray.commands.show import show
 from opmix_ray.commands.study import study
 from opmix_ray.commands.watch import watch
 from opmix_ray.errors import UserError, UserErrors
-from opmix_ray.exits import exit_code
+from opmix_ray.exits import UNDECIDED, exit_code
 from opmix_ray.version import __version__
 
 app = typer.Typer(
@@ -217,6 +217,13 @@ def _run(
         result = run_config(loaded, resume=resume, overwrite=overwrite, progress=progress, file=config)
     report_path = Storage(loaded.output_uri()).path("report.html")
     show(result, closing_words(result, report_path), as_json)
+    failed = [decision["reason"] for decision in result["decisions"] if decision.get("failed")]
+    if failed and len(failed) == len(result["decisions"]):
+        typer.echo(
+            f"warning: every decision failed, so that the mixture was never decided on: {failed[-1]}",
+            err=True,
+        )
+        raise typer.Exit(UNDECIDED)
 
 
 def _old_mixture(file: str | None) -> list[str]:

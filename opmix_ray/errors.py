@@ -6,14 +6,18 @@ Raise `UserError` for anything wrong in input; the command line prints it and ex
 from __future__ import annotations
 
 import errno
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from opmix_ray.visible import visible
 
 GO_ON = "the same command with --resume goes on from the last checkpoint"
 _GONE = {"LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "RaySystemError", "RpcError"}  # of Ray
+_places: list[Path] = []  # where the command writes
 
 
 class UserError(ValueError):
@@ -86,14 +90,21 @@ class UserErrors(UserError):
 def user_errors(error: BaseException) -> list[UserError]:
     """The user's errors inside an exception: itself, or what Ray and others have wrapped; empty if there is none.
 
-    A full disk counts as the user's wherever it shows.
+    A full disk counts as the user's wherever it shows, and so does one that may only be read.
     """
     for current, wrapped in _inside(error):
         if isinstance(current, UserError) and not wrapped:
             return current.errors if isinstance(current, UserErrors) else [current]
         if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
-            return [disk_full(current.filename)]
-    return [disk_full()] if "No space left on device" in str(error) else []
+            return [disk_full(current.filename or _path_in(str(current)))]
+        if isinstance(current, OSError) and current.errno == errno.EROFS:
+            return [read_only(current.filename or _path_in(str(current)))]
+    text = str(error)
+    if "No space left on device" in text:
+        return [disk_full(_path_in(text, "No space left on device"))]
+    if "Read-only file system" in text:
+        return [read_only(_path_in(text, "Read-only file system"))]
+    return []
 
 
 def ray_errors(error: BaseException) -> list[UserError]:
@@ -141,10 +152,43 @@ def first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def write_to(*places: object) -> None:
+    """Note where a command writes, to name the full one of them where an error does not say which it is."""
+    _places[:] = [Path(str(place)).absolute() for place in places]
+
+
+def read_only(file: object = None) -> UserError:
+    """The error for a file system that may not be written to any more."""
+    return UserError(
+        "cannot be written: the file system is read-only",
+        file=file or (_places[0] if _places else None),
+        remedy="make it writable and run again with --resume; nothing before the last checkpoint is lost",
+    )
+
+
+def _path_in(text: str, about: str = "") -> str | None:
+    """The path in quotes on the line of a foreign error that says what is wrong."""
+    line = next((line for line in text.splitlines() if about in line), "")
+    found = re.findall(r"[\"'](/[^\"'\n]+)[\"']", line)
+    return str(found[-1]) if found else None
+
+
+def _fullest() -> Path:
+    """Of the places that are written to, the one with the least room."""
+    temporary = Path(tempfile.gettempdir())
+    found = {place: _free(place) for place in (*_places, temporary)}
+    return min(found, key=lambda place: found[place])
+
+
+def _free(place: Path) -> int:
+    there = next((each for each in (place, *place.parents) if each.exists()), Path("/"))
+    return shutil.disk_usage(there).free
+
+
 def disk_full(file: object = None) -> UserError:
     """The error for a disk without space."""
     return UserError(
         "cannot be written: no space left on the disk",
-        file=file or tempfile.gettempdir(),
+        file=file or _fullest(),
         remedy="free some space and run again with --resume; nothing before the last checkpoint is lost",
     )

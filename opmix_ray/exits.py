@@ -5,6 +5,7 @@
 | 0 | success |
 | 1 | something broke; the traceback says where |
 | 2 | wrong input, a full disk, an address that does not answer, a Ray that died, a machine without memory left |
+| 3 | a run that is done, but every decision of it failed: its mixture was never decided on |
 | 130, 143 | stopped by Ctrl-C, by SIGTERM; the run can be resumed |
 | 141 | nobody reads the output any more |
 """
@@ -25,7 +26,7 @@ from opmix_ray.errors import GO_ON, ray_errors, user_errors
 from opmix_ray.signals import Watch
 from opmix_ray.visible import visible
 
-BROKE, WRONG, BROKEN_PIPE = 1, 2, 141
+BROKE, WRONG, UNDECIDED, BROKEN_PIPE = 1, 2, 3, 141
 _STOPPED = f"stopped; {GO_ON}"
 _USAGE: Any = typer.BadParameter.__mro__[2]  # of all errors in options and arguments; typer has its own click
 

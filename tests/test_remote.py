@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from opmix_ray.checksums import seal
 from opmix_ray.errors import UserError
 from opmix_ray.remote import refuse_credentials, without_credentials
 from opmix_ray.runner.validate import check_uris
@@ -81,10 +82,12 @@ def test_an_object_is_not_there_before_it_is_whole(store: ObjectStore) -> None:
     assert len(storage.read_bytes("large")) == 12 << 20
 
 
-def test_checkpoints_that_were_never_finished_are_removed(store: ObjectStore) -> None:
+def test_checkpoints_that_were_never_finished_are_removed(store: ObjectStore, tmp_path: Path) -> None:
     storage = Storage(store.uri("segments"))
+    (tmp_path / "state.json").write_text("{}")
+    seal(tmp_path)
     for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"):
-        storage.write_text(f"train/00/{name}/state.json", "{}")
+        storage.upload(tmp_path, f"train/00/{name}")
     storage.write_json(f"train/00/{NOTES}", {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_2"}]})
     assert salvage(storage, "train/00") is None
     assert storage.names("train/00") == ["checkpoint_2", NOTES]

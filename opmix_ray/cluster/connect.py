@@ -23,6 +23,7 @@ from opmix_ray.cluster.demand import (
     machines_now,
     words,
 )
+from opmix_ray.cluster.place import ray_place
 from opmix_ray.cluster.pulse import pulse
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
@@ -47,9 +48,10 @@ def connected(config: RunConfig) -> Iterator[None]:
     if address is not None:
         _join(address, config.cluster.connect_timeout)
     else:
+        place = ray_place()
         with _quiet():
             ray.init(address="local", num_cpus=own_cpus(config), resources=own_resources(config),
-                     include_dashboard=False, **_QUIET)  # fmt: skip
+                     include_dashboard=False, _temp_dir=None if place is None else str(place), **_QUIET)  # fmt: skip
     try:
         check_resources(config)
         with pulse(ray.get_runtime_context().gcs_address):
@@ -91,6 +93,10 @@ def check_cluster(config: RunConfig) -> list[UserError]:
             "GPU": float(torch.cuda.device_count()),
             **own_resources(config),
         }
+        try:
+            ray_place()
+        except UserError as error:
+            return [error]
         return missing_resources(config, have, [have])
     try:
         if address is not None:

@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
+from opmix_ray.cluster.place import LONGEST, default_place, ray_place
 from opmix_ray.config import DataConfig
 from opmix_ray.errors import UserError
 from opmix_ray.version import __version__
@@ -203,7 +203,16 @@ def _memory() -> Iterator[Finding]:
 
 def _places() -> Iterator[Finding]:
     cache = Path(DataConfig.model_fields["cache"].default).expanduser()
-    places = {"results (here)": Path.cwd(), "data cache": cache, "ray's files": Path(tempfile.gettempdir())}
+    files = default_place()
+    try:
+        shorter = ray_place()
+    except UserError as error:
+        yield Finding("ray's files", f"{files} {error.problem}", "wrong", str(error.remedy))
+        shorter = None
+    if shorter is not None:
+        found = f"in {shorter}: sockets in {files} would have longer paths than the {LONGEST} bytes there are"
+        yield Finding("ray's sockets", found)
+    places = {"results (here)": Path.cwd(), "data cache": cache, "ray's files": shorter or files}
     for what, place in places.items():
         there = next(each for each in (place, *place.parents) if each.exists())
         usage = shutil.disk_usage(there)

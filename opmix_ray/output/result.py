@@ -68,6 +68,7 @@ def make_result(
                 "proposal": d["proposal"],
                 "kept": d["kept"],
                 "reason": d["reason"],
+                "failed": not d["usable"] and bool(d["trials"] or d["details"].get("lost")),
                 "gain": d["gain"],
                 "law": d["law"],
             }

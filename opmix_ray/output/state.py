@@ -25,16 +25,20 @@ STATE, CONFIG, METRICS, MIXTURE, RESULT = (
     "mixture.json",
     "result.json",
 )
+BEFORE = "state.before.json"  # the state before the checkpoint in force was made
 LOCK = ".lock"
+FENCE = ".writer"  # who may write checkpoints; see `opmix_ray.output.fence`
 HARNESS = "harness.json"
 COMPARISON = "comparison.html"
 _FILES = {
     STATE,
+    BEFORE,
     CONFIG,
     METRICS,
     MIXTURE,
     RESULT,
     LOCK,
+    FENCE,
     HARNESS,
     SESSIONS,
     COMPARISON,
@@ -64,6 +68,9 @@ _MAY_CHANGE: dict[str, set[str]] = {
     "probe": {"cpus", "gpus", "resources"},
     "search": {"evaluators", "cpus", "gpus", "resources"},
 }
+_LEAST = {"done", "step", "checkpoint", "mixture", "sampler", "rows"}  # what every state holds
+# What may change besides once a run has diverged.
+_AFTER_DIVERGENCE = ("train.optimizer.learning_rate", "train.optimizer.clip_norm", "train.schedule")
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -93,6 +100,7 @@ class RunState:
         begun: sequences of each domain that had been read when this run took it up.
         old: mixture that the stage began on, in the names of its domains; empty where nothing came before.
         curves: `DomainCurves.to_dict()` since the weights in force were begun with; empty before the first step.
+        diverged: step at which the loss was no number; what the error advises to change may then change.
         finished: whether result.json is written.
     """
 
@@ -110,6 +118,7 @@ class RunState:
     begun: dict[str, int] = field(default_factory=dict)
     old: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
+    diverged: int | None = None
     finished: bool = False
     version: int = VERSION
 
@@ -118,23 +127,24 @@ class RunState:
         storage.write_json(STATE, asdict(self))
 
 
-def load_state(storage: Storage) -> RunState:
+def load_state(storage: Storage, name: str = STATE) -> RunState:
     """Read state.json.
 
     Raises:
         UserError: it is missing, broken, or of another version.
     """
-    values = storage.read_json(STATE)
+    values = storage.read_json(name)
     names = {entry.name for entry in fields(RunState)}
-    if not isinstance(values, dict) or values.get("version") != VERSION or set(values) - names:
+    known = isinstance(values, dict) and values.get("version") == VERSION
+    if not known or set(values) - names or _LEAST - set(values):
         raise UserError(
             "is not the state of a run of this version",
-            file=storage.path(STATE),
+            file=storage.path(name),
             remedy="use --overwrite to begin again",
         )
-    state = checked(RunState, values, file=storage.path(STATE))
-    checked(list[Entered], state.mixtures, file=f"{storage.path(STATE)}: mixtures")
-    checked(SamplerState, state.sampler, file=f"{storage.path(STATE)}: sampler")
+    state = checked(RunState, values, file=storage.path(name))
+    checked(list[Entered], state.mixtures, file=f"{storage.path(name)}: mixtures")
+    checked(SamplerState, state.sampler, file=f"{storage.path(name)}: sampler")
     return state
 
 
@@ -170,8 +180,8 @@ def open_output(config: RunConfig, storage: Storage, *, resume: bool, overwrite:
     others = [name for name in names if not _is_ours(name)]
     if STATE in names and CONFIG in names:
         state = load_state(storage)
-        if state.done or set(names) - {STATE, CONFIG}:  # else nothing was done yet that could be lost
-            _compare(config, storage, resume)
+        if state.done or set(names) - {STATE, CONFIG, FENCE}:  # else nothing was done yet that could be lost
+            _compare(config, storage, resume, state)
         storage.write_text(CONFIG, dump_config(config))
         return state
     if STATE in names:
@@ -180,6 +190,13 @@ def open_output(config: RunConfig, storage: Storage, *, resume: bool, overwrite:
             file=storage.uri,
             key="output",
             remedy="use --overwrite or another --output",
+        )
+    if resume:
+        raise UserError(
+            "holds no run to resume",
+            file=storage.uri,
+            key="--resume",
+            remedy="leave --resume out to begin one, or name the run's --output",
         )
     if others or set(names) - {CONFIG}:
         raise UserError(
@@ -243,9 +260,11 @@ def read_config(storage: Storage) -> RunConfig:
         ) from None
 
 
-def _compare(config: RunConfig, storage: Storage, resume: bool) -> None:
+def _compare(config: RunConfig, storage: Storage, resume: bool, state: RunState) -> None:
     before = read_config(storage)
     changed = sorted(_differences(identity(before), identity(config)))
+    if state.diverged is not None:
+        changed = [each for each in changed if not each[0].startswith(_AFTER_DIVERGENCE)]
     if not changed:
         return
     shown = "; ".join(f"{key}: {old} there, {new} here" for key, old, new in changed[:_SHOWN])

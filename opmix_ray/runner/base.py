@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from opmix_ray.checksums import check, seal
 from opmix_ray.config import RunConfig
 from opmix_ray.data.lineage import Content
 from opmix_ray.data.prepare import Prepared
@@ -21,6 +22,7 @@ from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.output.state import STATE, RunState, load_state
 from opmix_ray.storage import Storage
+from opmix_ray.train.checkpoint import TrainState
 
 BASE = "train/base"  # the checkpoint that an adopted run begins with
 _MOMENTS = ("optimizer.pt", "rng.pt")
@@ -105,10 +107,17 @@ def adopt(config: RunConfig, storage: Storage, state: RunState) -> None:
     source = found.checkpoint if whole and config.base.optimizer else None
     with base.local(source or "") as there, tempfile.TemporaryDirectory() as directory:
         here = Path(directory)
+        if source:
+            check(
+                there,
+                remedy="set base.optimizer to false: weights alone are taken over",
+                shown=base.path(source),
+            )
         for name in ["model", *(_MOMENTS if source else ())]:
             (here / name).symlink_to((there / name).resolve())
-        first = {"sampler": state.sampler, "segment": "base"}
-        (here / "state.json").write_text(json.dumps(first))
+        first = TrainState(sampler=state.sampler, segment="base")
+        (here / "state.json").write_text(json.dumps(asdict(first)))
+        seal(here)
         storage.upload(here, BASE)
     state.checkpoint = BASE
 

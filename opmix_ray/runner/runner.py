@@ -11,11 +11,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from opmix_ray.checksums import check, seal
 from opmix_ray.cluster.connect import connected
 from opmix_ray.cluster.demand import of_main_run
+from opmix_ray.cluster.place import scratch
 from opmix_ray.cluster.reach import check_reach
 from opmix_ray.cluster.waiting import waiting
 from opmix_ray.config import RunConfig, StageConfig
@@ -26,16 +29,17 @@ from opmix_ray.data.tokenizer import load_saved_tokenizer
 from opmix_ray.decision.make import Decide, Situation
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
+from opmix_ray.errors import UserError, write_to
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.flops import forward_flops, train_flops
+from opmix_ray.output.fence import raise_fence
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import locked
 from opmix_ray.output.mixture_file import write_mixture
 from opmix_ray.output.result import make_result
-from opmix_ray.output.rows import read_rows
 from opmix_ray.output.sessions import Session
-from opmix_ray.output.state import METRICS, RESULT, RunState, open_output
+from opmix_ray.output.state import BEFORE, METRICS, RESULT, RunState, load_state, open_output
 from opmix_ray.record import read_record
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import BASE, Before, adopt, beginning, same_content, with_base
@@ -45,11 +49,12 @@ from opmix_ray.runner.enter import enter
 from opmix_ray.runner.harness import run_harness
 from opmix_ray.runner.plan import Step, in_stage, plan, stage_domains
 from opmix_ray.runner.standing import resumes_at, total_steps
+from opmix_ray.runner.trust import DAMAGED, checkpoints, final_rows, trusted
 from opmix_ray.runner.validate import check_before, prepare_checked, refuse
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
-from opmix_ray.train.loop import Segment
+from opmix_ray.train.loop import RATE, Segment
 from opmix_ray.train.trainer import TRAIN, SegmentResult, run_segment
 from opmix_ray.watch import Watch, watching
 
@@ -83,6 +88,8 @@ def run(
     config = strategy.plan(config)
     progress = progress or Progress()
     storage = Storage(config.output_uri())
+    local = [storage.uri] if storage.is_local else []
+    write_to(*local, Path(config.data.cache).expanduser(), *scratch())
     with with_base(config) as based:
         refuse(check_before(based, file))
         with locked(storage):
@@ -96,6 +103,8 @@ def run(
                     )
                 progress.message(f"{storage.uri} holds this run, finished; use --overwrite to run it again")
                 return storage.read_json(RESULT)
+            writer = raise_fence(storage)
+            state = trusted(storage, state, progress.message)
             if state.done:
                 progress.message(
                     f"resumed from step {resumes_at(based, storage, state)} of {total_steps(based)}"
@@ -111,19 +120,23 @@ def run(
             with connected(config), watching(config, storage, _done(storage, state)) as watch:
                 refuse(check_reach(config, storage, prepared))
                 decide = decide or strategy.decide
-                return _Runner(based, prepared, storage, state, progress, decide, watch).run()
+                return _Runner(based, prepared, storage, state, progress, decide, watch, writer).run()
+
+
+_KEPT = 2  # checkpoints, the one in force among them
 
 
 class _Runner:
     def __init__(
         self, config: RunConfig, prepared: Prepared, storage: Storage, state: RunState, progress: Progress,
-        decide: Decide, watch: Watch,
+        decide: Decide, watch: Watch, writer: str,
     ) -> None:  # fmt: skip
         self.config, self.prepared, self.decide, self.watch = config, prepared, decide, watch
-        self.storage, self.state, self.progress = storage, state, progress
+        self.storage, self.state, self.progress, self.writer = storage, state, progress, writer
         self.ledger = Ledger(state.ledger)
         self.tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
-        self.rows = read_rows(storage)[: state.rows]
+        self.rows = final_rows(storage, state, progress.message)
+        state.rows = len(self.rows)
         self._flops: tuple[float, float] | None = None
         self._begun = ""  # segment whose workers began last
         self.session = Session(storage)
@@ -131,7 +144,10 @@ class _Runner:
     def run(self) -> dict[str, Any]:
         steps = plan(self.config)
         for number in range(self.state.done, len(steps)):
+            before = asdict(self.state)
             getattr(self, f"_{steps[number].kind}")(steps[number])
+            if self.state.checkpoint != before["checkpoint"]:
+                self.storage.write_json(BEFORE, before)
             self.state.done = number + 1
             self.state.ledger = self.ledger.to_dict()
             self.state.save(self.storage)
@@ -181,15 +197,24 @@ class _Runner:
             prepared=self.prepared,
             live=strategy_of(config).live(self._as_of(stage.name), self._caps(stage)),
             sampler=self.state.sampler,
+            writer=self.writer,
         )
         self.progress.segment_started(stage.name, step.start, step.end, self.state.mixture)
-        with waiting(of_main_run(config), self.progress.message):
-            result = run_segment(segment, self._on_event)
+        try:
+            with waiting(of_main_run(config), self.progress.message):
+                result = run_segment(segment, self._on_event)
+        except UserError as error:
+            if error.key == RATE:
+                self.state.diverged = self.state.step
+                self.state.save(self.storage)
+            raise
         self._account(result)
 
     def _on_event(self, kind: str, payload: dict[str, Any]) -> None:
         """Keep metrics.jsonl equal to what the workers have done, whatever they had to do again."""
-        if kind == "start":
+        if kind == "note":
+            self.progress.message(payload["text"])
+        elif kind == "start":
             if payload["step"] > self.state.step or payload["segment"] == self._begun:
                 self.progress.message(f"training goes on from step {payload['step']}")
             self._begun = payload["segment"]
@@ -253,9 +278,12 @@ class _Runner:
         )
 
     def _drop_old_checkpoints(self) -> None:
-        """Keep the segment that holds the weights in force; what came before is not needed any more."""
+        """Keep the segment that holds the weights in force, and the one before it if that holds the last but one."""
         if self.state.checkpoint is not None:
             kept = {self.state.checkpoint.split("/")[1]}
+            before = load_state(self.storage, BEFORE).checkpoint if self.storage.exists(BEFORE) else None
+            if before is not None and len(checkpoints(self.storage, self.state.checkpoint)) < _KEPT:
+                kept.add(before.split("/")[1])
             if any(stage.restart for stage in self.config.stages):
                 kept.add(BASE.split("/")[1])
             for name in self.storage.names(TRAIN):
@@ -381,9 +409,11 @@ class _Runner:
             tempfile.TemporaryDirectory() as directory,
             self.storage.local(f"{checkpoint}/model") as source,
         ):
+            check(source, remedy=DAMAGED, shown=self.storage.path(f"{checkpoint}/model"))
             for file in source.iterdir():
                 (Path(directory) / file.name).write_bytes(file.read_bytes())
             load_saved_tokenizer(self.prepared.tokenizer_path).save_pretrained(directory)
+            seal(directory)
             self.storage.upload(directory, "model")
 
 
@@ -391,7 +421,7 @@ def _done(storage: Storage, state: RunState) -> dict[str, Any]:
     """What earlier attempts at a run have done: rows, mixtures, decisions."""
     places = [f"decisions/{name}/decision.json" for name in storage.names("decisions")] if state.done else []
     return {
-        "rows": read_rows(storage)[: state.rows],
+        "rows": final_rows(storage, state),
         "mixtures": state.mixtures,
         "decisions": [read_record(storage, place, Decision) for place in places if storage.exists(place)],
     }

@@ -1,25 +1,27 @@
 """What the main run needs to go on: weights, optimiser, random states, sampler and the rows written so far.
 
-A checkpoint is a directory: `model/` (Hugging Face), `optimizer.pt`, `rng.pt`, `state.json`, `sizes.json`.
-Nothing in it is unpickled into code when it is read.
+A checkpoint is a directory: `model/` (Hugging Face), `optimizer.pt`, `rng.pt`, `state.json`, and
+`checksums.json` of all these files, without which it does not count. Nothing in it is unpickled into code.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from opmix_ray.checksums import seal
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.model.load import save_model
 from opmix_ray.record import checked
 
-_SIZES = "sizes.json"  # bytes of every other file, to tell a copy that was cut off
+_EARLIER = "resume from an earlier run"
 
 
 @dataclass
@@ -72,20 +74,17 @@ def write_checkpoint(
     torch.save(optimizer, directory / "optimizer.pt")
     torch.save(rng, directory / "rng.pt")
     (directory / "state.json").write_text(json.dumps(asdict(state)))
-    (directory / _SIZES).write_text(json.dumps(_sizes(directory)))
+    seal(directory / "model")
+    seal(directory)
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether every file of a checkpoint directory is there with all its bytes; a copy may have been cut off."""
-    try:
-        return bool(_sizes(directory) == json.loads((directory / _SIZES).read_text()))
-    except (OSError, ValueError):
-        return False
-
-
-def _sizes(directory: Path) -> dict[str, int]:
-    files = [path for path in directory.rglob("*") if path.is_file() and path.name != _SIZES]
-    return {str(path.relative_to(directory)): path.stat().st_size for path in files}
+def is_finite(tensors: Iterable[Any]) -> bool:
+    """Whether no number in these tensors is NaN or infinite, as far as this worker holds them."""
+    for each in tensors:
+        tensor = each.to_local() if hasattr(each, "to_local") else each
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+            return False
+    return True
 
 
 def read_state(directory: Path) -> TrainState:
@@ -95,13 +94,18 @@ def read_state(directory: Path) -> TrainState:
         UserError: it is not a checkpoint.
     """
     file = directory / "state.json"
+    names = [entry.name for entry in fields(TrainState)]
     try:
-        content = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"is not a checkpoint: {error}", file=file, remedy="resume from an earlier run"
-        ) from None
-    return checked(TrainState, content, file=file, remedy="resume from an earlier run")
+        raise _no_checkpoint(str(error), file) from None
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise _no_checkpoint(f"must hold {', '.join(names)}", file)
+    return checked(TrainState, values, file=file, remedy=_EARLIER)
+
+
+def _no_checkpoint(why: str, file: Path) -> UserError:
+    return UserError(f"is not a checkpoint: {why}", file=file, remedy=_EARLIER)
 
 
 def read_tensors(directory: Path, name: str) -> Any:

@@ -10,16 +10,19 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import ray.train.torch
 import torch
 
+from opmix_ray.checksums import check
 from opmix_ray.config import EvaluationConfig, ModelConfig, TrainConfig
 from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import Held, part_of, report_sets, tokens_of
@@ -29,14 +32,17 @@ from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import load_model, set_recompute
 from opmix_ray.model.loss import SetLoss, compute_context, measure
+from opmix_ray.output.fence import allowed
 from opmix_ray.storage import Storage
-from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
+from opmix_ray.train.checkpoint import TrainState, is_finite, read_state, read_tensors, write_checkpoint
 from opmix_ray.train.domain_losses import DomainLosses
 from opmix_ray.train.live import Live
 from opmix_ray.train.notice import Notice
 from opmix_ray.train.parallel import Parallel, divides
 from opmix_ray.train.schedule import learning_rate
 from opmix_ray.train.steering import Steering
+
+RATE = "train.optimizer.learning_rate"  # key of the error of a run that diverged
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Segment:
         seed: of the run.
         sequences_searched: held-out sequences per set that are kept for decisions.
         live: what a strategy does inside the segment, if anything.
+        writer: token with which checkpoints may be written; none: there is no other writer.
     """
 
     name: str
@@ -78,6 +85,7 @@ class Segment:
     prepared: Prepared
     live: Live | None = None
     sampler: dict[str, Any] | None = None
+    writer: str | None = None
 
 
 def train_segment(config: dict[str, Any]) -> None:
@@ -86,8 +94,17 @@ def train_segment(config: dict[str, Any]) -> None:
     Args:
         config: `segment`: the `Segment`; `reporter`: a handle of `Reporter`, or None.
     """
-    worker = _Worker(config["segment"], config["reporter"])
-    worker.run()
+    segment, reporter = config["segment"], config["reporter"]
+    if reporter is not None and ray.get(reporter.failed.remote()):
+        return  # it would fail again: the driver says why
+    try:
+        _Worker(segment, reporter).run()
+    except UserError as error:
+        if reporter is None:
+            raise
+        ray.get(reporter.fail.remote(error))
+        if error.key != RATE:  # all workers come to that one together, so that none waits for the others
+            raise
 
 
 class _Worker:
@@ -249,12 +266,7 @@ class _Worker:
         total = torch.as_tensor(nats, dtype=torch.float64).to(self.device).clone()
         loss = float(self.parallel.total(total)) / max(targets, 1.0)
         if not math.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss} at step {self.state.step}",
-                key="train.optimizer.learning_rate",
-                value=self.rate,
-                remedy="lower it, or lengthen the warm-up, and run again",
-            )
+            raise self._diverged(f"the training loss is {loss}")
         now = time.monotonic()
         tokens = (
             (self.state.step - self._logged) * self.segment.train.batch_size * self.segment.prepared.seq_len
@@ -274,6 +286,21 @@ class _Worker:
         )
         self._since = [0.0, 0, now]
         self._logged = self.state.step
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f"{what} at step {self.state.step}",
+            key=RATE,
+            value=self.rate,
+            remedy="lower it, or lengthen the warm-up, and run again with --resume: the last checkpoint is good",
+        )
+
+    def _refuse_nan(self) -> None:
+        """End the segment rather than save weights or moments that are not numbers, on all workers alike."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        mine = float(is_finite([*self.parallel.model.parameters(), *moments]))
+        if self.parallel.total(torch.tensor(mine, dtype=torch.float64, device=self.device)) < self.world:
+            raise self._diverged("a weight of the model is not finite")
 
     def _evaluate(self) -> None:
         """Measure every evaluation set; workers share the sequences unless the model itself is shared."""
@@ -318,6 +345,7 @@ class _Worker:
 
     def _save(self) -> None:
         self.notice.pending = False
+        self._refuse_nan()
         self.state.sampler = self.sampler.state.to_dict()
         self.state.seconds = self.seconds_before + (time.monotonic() - self.started) * self.world
         nats = torch.as_tensor(self._since[0], dtype=torch.float64).to(self.device)
@@ -335,7 +363,8 @@ class _Worker:
         directory = Path(tempfile.mkdtemp(prefix="opmix-checkpoint-"))
         try:
             write_checkpoint(directory, self.parallel.model, weights, optimizer, rng, self.state)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+            with _may_write(self.segment):
+                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -349,14 +378,36 @@ class _Worker:
 
 
 @contextmanager
+def _may_write(segment: Segment) -> Iterator[None]:
+    """For the time of a `with` no other driver takes the output over; of one that was taken over nothing is written."""
+    if segment.writer is None:
+        yield
+        return
+    with allowed(Storage(segment.output), segment.writer) as still:
+        if not still:
+            raise UserError(
+                "another opmix process has taken this output over",
+                file=segment.output,
+                remedy="nothing: it goes on",
+            )
+        yield
+
+
+_AGAIN = "run again with --resume: the checkpoint before it is used, if that is whole"
+
+
+@contextmanager
 def _checkpoint(segment: Segment) -> Any:
     """The directory to go on from: the segment's own checkpoint, else the one it starts from, else None."""
     own = ray.train.get_checkpoint()
     if own is not None:
         with own.as_directory() as directory:
+            check(directory, remedy=_AGAIN, shown=own.path)
             yield Path(directory)
     elif segment.checkpoint is not None:
-        with Storage(segment.output).local(segment.checkpoint) as directory:
+        storage = Storage(segment.output)
+        with storage.local(segment.checkpoint) as directory:
+            check(directory, remedy=_AGAIN, shown=storage.path(segment.checkpoint))
             yield directory
     else:
         yield None

@@ -1,69 +1,94 @@
-"""What can be kept of a segment whose notes were cut off, by a full disk or a crash in the wrong moment.
+"""What can be kept of a segment whose notes or checkpoints were cut off or damaged, by a full disk, a crash or a disk.
 
-Ray Train keeps a list of its checkpoints in a file that it writes in place. Where that file is half there, Train
-refuses to go on; the checkpoints beside it are still good, as far as they are whole.
+Ray Train keeps a list of its checkpoints in a file that it writes in place, and goes on from the last one. Where that
+file is half there, or that checkpoint is not what was written, the newest checkpoint that is whole takes its place.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from opmix_ray.checksums import fault
+from opmix_ray.errors import UserError
 from opmix_ray.storage import Storage
-from opmix_ray.train.checkpoint import is_whole, read_state
 
 NOTES = "checkpoint_manager_snapshot.json"  # Ray Train's
+_LISTED = re.compile(r'"(checkpoint_\d[^"/]*)"')
 
 
-def salvage(storage: Storage, directory: str) -> str | None:
+def salvage(storage: Storage, directory: str, say: Callable[[str], None] = lambda _: None) -> str | None:
     """Make a segment's directory fit to go on in; to be called while no worker runs.
 
-    Checkpoints that were never finished are removed. If Ray's notes are broken, the newest whole checkpoint is put
-    beside the directory, which is then cleared. An object store has whole objects only, so there notes do not break.
+    Checkpoints that were never finished are removed. If Ray's notes or the last checkpoint are damaged, the newest
+    whole checkpoint is put beside the directory, which is then cleared.
 
     Args:
         storage: the run's output.
         directory: of the segment, inside the output.
+        say: called with a line for each checkpoint that is damaged.
 
     Returns:
         The checkpoint inside the output that was saved, now or before; None if none was.
     """
-    if not storage.is_local:
-        _drop_unfinished(storage, directory)
-        return None
-    base = Path(storage.path(directory))
-    saved = base.with_name(f"{base.name}.saved")
-    checkpoints = [path for path in base.glob("checkpoint_*") if path.is_dir()]
-    known = _notes(base / NOTES)
-    if known is not None:
-        for path in checkpoints:
-            if path.name not in known:
-                shutil.rmtree(path)
-    elif base.exists():
-        whole = [path for path in checkpoints if is_whole(path)]
-        if whole:
-            newest = max(whole, key=lambda path: (read_state(path).step, path.name))
-            shutil.rmtree(saved, ignore_errors=True)
-            newest.rename(saved)
-        shutil.rmtree(base)
-    return f"{directory}.saved" if saved.exists() else None
+    saved = f"{directory}.saved"
+    notes = _notes(storage, f"{directory}/{NOTES}")
+    there = [name for name in storage.names(directory) if _LISTED.fullmatch(f'"{name}"')]
+    if notes is not None:
+        for name in there:
+            if name not in notes:
+                storage.delete(f"{directory}/{name}")
+        there = [name for name in there if name in notes]
+    listed = sorted({*_LISTED.findall(notes or ""), *there})
+    damaged = False
+    for name in reversed(listed):
+        why = checkpoint_fault(storage, f"{directory}/{name}")
+        if why is None:
+            if notes is None or damaged:
+                _put_aside(storage, f"{directory}/{name}", saved)
+            break
+        if notes is not None or why not in ("is gone", "has no checksums.json"):  # else it was never finished
+            say(f"checkpoint {storage.path(f'{directory}/{name}')} {why}; the one before it is used")
+        damaged = True
+    if (notes is None or damaged) and storage.exists(directory):
+        storage.delete(directory)
+    if storage.exists(saved):
+        why = checkpoint_fault(storage, saved)
+        if why is None:
+            return saved
+        say(f"checkpoint {storage.path(saved)} {why}; the one before it is used")
+        storage.delete(saved)
+    return None
 
 
-def _drop_unfinished(storage: Storage, directory: str) -> None:
-    """Remove what a crash left of checkpoints in an object store that Ray's notes do not know."""
-    notes = f"{directory}/{NOTES}"
-    known = storage.read_text(notes) if storage.exists(notes) else ""
-    for name in storage.names(directory):
-        if name.startswith("checkpoint_") and name != NOTES and name not in known:
-            storage.delete(f"{directory}/{name}")
+def checkpoint_fault(storage: Storage, place: str) -> str | None:
+    """What is wrong with a checkpoint inside a run's output, in words; None: it is what was written."""
+    if not storage.exists(place):
+        return "is gone"
+    try:
+        with storage.local(place) as directory:
+            return fault(directory)
+    except UserError as error:
+        return error.problem
 
 
-def _notes(file: Path) -> str | None:
+def _put_aside(storage: Storage, place: str, saved: str) -> None:
+    storage.delete(saved)
+    with storage.local(place) as directory:
+        if storage.is_local:
+            shutil.move(directory, Path(storage.path(saved)))
+        else:
+            storage.upload(directory, saved)
+
+
+def _notes(storage: Storage, file: str) -> str | None:
     """The text of Ray's notes; None if they are broken, or if there are none."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = storage.read_text(file)
         json.loads(text)
-    except (OSError, ValueError):
+    except ValueError:  # a UserError is one
         return None
     return text

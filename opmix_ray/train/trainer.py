@@ -42,6 +42,15 @@ class Reporter:
 
     def __init__(self) -> None:
         self._events: list[tuple[str, dict[str, Any]]] = []
+        self._error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Note an error that would come again; the first counts."""
+        self._error = self._error or error
+
+    def failed(self) -> Exception | None:
+        """The error that was noted."""
+        return self._error
 
     def push(self, kind: str, payload: dict[str, Any]) -> None:
         """Add one event."""
@@ -67,7 +76,7 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
     Args:
         segment: what to train.
         on_event: called with `start` (`segment`, `step` and the `rows` known so far) when the workers begin or
-            begin again, and with `row` for every row.
+            begin again, with `row` for every row, and with `note` (`text`) for what a person should know.
 
     Raises:
         UserError: the loss diverged, or something in the input is wrong.
@@ -92,7 +101,7 @@ def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
     filesystem, root = storage.filesystem
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    saved = salvage(storage, f"{TRAIN}/{segment.name}")
+    saved = salvage(storage, f"{TRAIN}/{segment.name}", lambda text: on_event("note", {"text": text}))
     if saved is not None:
         segment = replace(segment, checkpoint=saved)
     reporter = Reporter.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
@@ -113,7 +122,7 @@ def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
             storage_path=f"{root}/{TRAIN}",
             storage_filesystem=None if storage.is_local else filesystem,
             failure_config=FailureConfig(max_failures=train.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
     with _Relay(reporter, on_event), _own_interrupt():
@@ -123,6 +132,9 @@ def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
             for found in user_errors(error):
                 raise found from error
             raise
+        failed = _noted(reporter)
+        if failed is not None:
+            raise failed
     if result.checkpoint is None and saved is not None:  # what was saved was the segment's end
         with storage.local(saved) as place:
             return SegmentResult(saved, read_state(place))
@@ -132,6 +144,15 @@ def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
     with result.checkpoint.as_directory() as directory:
         state = read_state(Path(directory))
     return SegmentResult(relative, state)
+
+
+def _noted(reporter: Any) -> Exception | None:
+    """The error that ended the workers' loop without ending the workers."""
+    try:
+        found: Exception | None = ray.get(reporter.failed.remote(), timeout=30)
+    except ray.exceptions.RayError:
+        return None
+    return found
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from opmix_ray.train.checkpoint import TrainState, is_whole, read_state
+from opmix_ray.checksums import fault
+from opmix_ray.train.checkpoint import TrainState, read_state
 from tests.support import ROOT, TinyRun, opmix, read_json
 
 STOPPED = "stopped; the same command with --resume goes on from the last checkpoint\n"
@@ -80,9 +81,9 @@ def _rows(disk: Path) -> list[dict[str, Any]]:
 
 
 def _checkpoint(disk: Path) -> TrainState:
-    """The state of the one checkpoint that is whole."""
-    (place,) = [path for path in (disk / "out" / "train").glob("*/checkpoint_*") if is_whole(path)]
-    return read_state(place)
+    """The state of the last checkpoint that is whole."""
+    places = [path for path in (disk / "out" / "train").glob("*/checkpoint_*") if fault(path) is None]
+    return max((read_state(place) for place in places), key=lambda state: state.step)
 
 
 @pytest.mark.long

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from opmix_ray.checksums import fault
 from opmix_ray.errors import UserError
-from opmix_ray.output.state import RunState, identity, load_state, open_output
+from opmix_ray.output.fence import allowed, raise_fence
+from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_state, open_output
+from opmix_ray.runner.trust import final_rows, trusted
 from opmix_ray.storage import Storage
-from opmix_ray.train.checkpoint import TrainState, is_whole, read_state, write_checkpoint
+from opmix_ray.train.checkpoint import TrainState, read_state, write_checkpoint
 from opmix_ray.train.salvage import NOTES, salvage
 from tests.support import TinyRun
 
@@ -73,11 +79,100 @@ def _checkpoint(directory: Path, step: int) -> Path:
 
 def test_a_checkpoint_is_whole_or_not(tmp_path: Path) -> None:
     directory = _checkpoint(tmp_path / "c", 3)
-    assert is_whole(directory)
+    assert fault(directory) is None
+    with open(directory / "model" / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))  # one bit
+    assert fault(directory) == "has a damaged model.safetensors in model"
     with open(directory / "optimizer.pt", "r+b") as file:
         file.truncate(100)
-    assert not is_whole(directory)
-    assert not is_whole(tmp_path / "nowhere")
+    assert fault(directory) in ("has a damaged optimizer.pt", "has a damaged model.safetensors in model")
+    (directory / "rng.pt").unlink()
+    (directory / "model" / "model.safetensors").unlink()
+    assert str(fault(directory)).startswith(("lacks", "has a damaged"))
+    (directory / "checksums.json").write_text("{}")
+    assert fault(directory) == "has a damaged checksums.json"
+    assert fault(tmp_path / "nowhere") == "is gone"
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"step": 3}', "null"])
+def test_a_state_that_does_not_say_it_all_is_refused(tmp_path: Path, content: str) -> None:
+    directory = _checkpoint(tmp_path / "c", 3)
+    (directory / "state.json").write_text(content)
+    with pytest.raises(UserError, match=r"state.json: is not a checkpoint"):
+        read_state(directory)
+    tree = asdict(TrainState(step=3))
+    for key in tree:
+        (directory / "state.json").write_text(json.dumps(tree | {key: None}))
+        with pytest.raises(UserError, match=f"holds something else than it should .{key}"):
+            read_state(directory)
+
+
+def test_the_one_before_is_used_where_the_last_checkpoint_is_damaged_or_gone(tmp_path: Path) -> None:
+    storage, base, said = Storage(str(tmp_path)), tmp_path / "train" / "seg", []
+    for damage in ("bit", "gone"):
+        _checkpoint(base / "checkpoint_1", 3)
+        last = _checkpoint(base / "checkpoint_2", 6)
+        notes = [{"checkpoint_dir_name": name} for name in ("checkpoint_1", "checkpoint_2")]
+        (base / NOTES).write_text(json.dumps({"checkpoint_results": notes}))
+        if damage == "bit":
+            content = bytearray((last / "optimizer.pt").read_bytes())
+            content[len(content) // 2] ^= 4
+            (last / "optimizer.pt").write_bytes(content)
+        else:
+            shutil.rmtree(last)
+        assert salvage(storage, "train/seg", said.append) == "train/seg.saved"
+        assert read_state(tmp_path / "train" / "seg.saved").step == 3
+        assert not base.exists()
+    assert [line.partition("checkpoint_2 ")[2].split(";")[0] for line in said] == [
+        "has a damaged optimizer.pt",
+        "is gone",
+    ]
+    (tmp_path / "train" / "seg.saved" / "state.json").write_text("{}")
+    assert salvage(storage, "train/seg", said.append) is None
+
+
+def test_a_state_goes_back_to_the_one_before_its_checkpoint(tmp_path: Path) -> None:
+    storage, said = Storage(str(tmp_path)), []
+    _checkpoint(tmp_path / "train" / "a" / "checkpoint_1", 3)
+    _checkpoint(tmp_path / "train" / "b" / "checkpoint_1", 6)
+    now = RunState(done=3, step=6, checkpoint="train/b/checkpoint_1")
+    before = RunState(done=2, step=3, checkpoint="train/a/checkpoint_1")
+    storage.write_json(BEFORE, asdict(before))
+    assert trusted(storage, now, said.append) == now
+    shutil.rmtree(tmp_path / "train" / "b")
+    assert trusted(storage, now, said.append) == before
+    assert len(said) == 1
+    storage.write_json(BEFORE, asdict(now))
+    with pytest.raises(
+        UserError, match=r"is a checkpoint that is gone, and there is none before it.*--overwrite"
+    ):
+        trusted(storage, now, said.append)
+
+
+def test_whoever_lost_the_output_may_not_write(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    old = raise_fence(storage)
+    with allowed(storage, old) as still:
+        assert still
+        waiting = threading.Thread(target=raise_fence, args=(storage,))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()  # until the one who writes is done
+    waiting.join(30)
+    assert not waiting.is_alive()
+    with allowed(storage, old) as still:
+        assert not still
+
+
+def test_a_damaged_row_is_left_out_and_named(tmp_path: Path) -> None:
+    storage, said = Storage(str(tmp_path)), []
+    row = '{"kind": "train", "step": %d, "loss": 1.5, "tokens_per_second": 2.0}'
+    storage.write_text(METRICS, f'{row % 1}\n{{"kind": "tr\n[]\n{row % 2}\n')
+    assert [row["step"] for row in final_rows(storage, RunState(rows=4), said.append)] == [1, 2]
+    assert [line.split(": ")[1].split(" is")[0] for line in said] == ["line 2", "line 3"]
 
 
 def test_the_newest_whole_checkpoint_is_saved_when_the_notes_are_cut_off(tmp_path: Path) -> None:
