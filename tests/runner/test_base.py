@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from opmix_ray.checksums import seal
 from opmix_ray.config import continued
 from opmix_ray.data.lineage import Content
 from opmix_ray.data.prepare import Prepared, prepare
@@ -82,6 +83,7 @@ def base(tmp_path: Path, prepared: Prepared) -> Path:
         (directory / part / "weights").write_text(part)
     for name in ("optimizer.pt", "rng.pt"):
         (directory / "train/last/checkpoint" / name).write_text(name)
+    seal(directory / "train/last/checkpoint")
     past = before(prepared, code=7, german=9)
     state = RunState(mixture=past.mixture, checkpoint="train/last/checkpoint", finished=True)
     past.put(state)
