@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -169,13 +170,11 @@ def test_the_shell_completes_commands(tmp_path: Path) -> None:
     assert set(found.stdout.split()) == {"status", "study"}
     assert found.stderr == ""
     home = os.environ | {"HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    command = (
+        f"{shlex.join(words)} --install-completion; exit $?"  # which shell it is, it reads off its parent
+    )
     done = subprocess.run(
-        [*words, "--install-completion", "bash"],
-        env=home,
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
+        ["bash", "-c", command], env=home, capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert "bash completion installed" in done.stdout
     assert (tmp_path / ".bash_completions" / "opmix.sh").read_text()
