@@ -80,7 +80,9 @@ def test_text_read_too_often_does_harm(counts: Counts) -> None:
     step = 1e-6 * np.eye(3)[2]
     change = data.harm(shares + step)[0] - data.harm(shares - step)[0]
     assert slope[:, 2] == pytest.approx(change / 2e-6, rel=1e-4)
-    assert np.abs(counts.gradient(shares, data)[2, 2] - slope[2, 2]) < slope[2, 2]  # and it is part of the loss
+    assert (
+        np.abs(counts.gradient(shares, data)[2, 2] - slope[2, 2]) < slope[2, 2]
+    )  # and it is part of the loss
 
 
 def test_what_does_not_count_in_the_loss_is_not_counted() -> None:
