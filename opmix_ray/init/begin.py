@@ -15,8 +15,8 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from opmix_ray.config import DataConfig, DomainConfig, ModelConfig, RunConfig, TokenizerConfig, load_config
 from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train_bpe, vocabulary_size
-from opmix_ray.errors import UserError, first_line
-from opmix_ray.init.discover import KEY, discover, safe_name
+from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
+from opmix_ray.init.discover import KEY, discover, ignored, safe_name
 from opmix_ray.init.look import Domain, look
 from opmix_ray.init.sizing import Machine, Plan, choose_sequences, make_plan, vocabulary
 from opmix_ray.init.speed import Speed, measure
@@ -27,6 +27,7 @@ from opmix_ray.sources.source import ids_dtype, open_source
 FILE = "opmix.yaml"
 TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages
 MOST_DOMAINS = 64
+SHOWN = 8  # ignored files that are named
 # ChatML, as https://huggingface.co/docs/transformers/chat_templating writes it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -73,7 +74,7 @@ def begin(
         UserError: there is nothing to train on, fewer than two domains, or a file that must not be replaced.
     """
     target = _check_target(directory, overwrite)
-    domains = [look(part) for part in discover(data)]
+    domains = _look(data, say)
     _check_domains(domains, data, tokenizer or model)
     for domain in domains:
         say(
@@ -142,6 +143,29 @@ def begin(
         for domain in domains
     ]
     return Begun(target, rows, plan, minutes)
+
+
+def _look(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
+    """What the files hold; those that cannot be used are named and left out, in one go.
+
+    Raises:
+        UserErrors: fewer than two domains are left.
+    """
+    domains: list[Domain] = []
+    errors: list[UserError] = []
+    for part in discover(data):
+        try:
+            domains.append(look(part))
+        except UserError as error:
+            errors += user_errors(error)
+    if errors and len(domains) < 2:
+        raise UserErrors(errors)
+    for error in errors:
+        say(f"left out: {error}")
+    if names := ignored(data):
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        say(f"ignored, as hidden or of another kind: {', '.join(names[:SHOWN])}{more}")
+    return domains
 
 
 def _check_target(directory: Path, overwrite: bool) -> Path:

@@ -18,7 +18,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.paths import ENDINGS, file_format, is_uri
 from opmix_ray.remote import is_local, local_path
 from opmix_ray.sources.files import InputFile
-from opmix_ray.sources.listing import expand, identity
+from opmix_ray.sources.listing import expand, identity, listing
 
 KEY = "--data"
 MOST_FILES = 32  # domains that the files of one folder make; more of them are one domain
@@ -104,6 +104,15 @@ def _files(path: str) -> list[InputFile]:
             remedy=f"give files ending in {', '.join(dict.fromkeys(ENDINGS))}",
         )
     return known
+
+
+def ignored(data: Sequence[str]) -> list[str]:
+    """Files and folders that are not looked at: hidden ones, and those of a kind that is not read."""
+    names: list[str] = []
+    for path in data:
+        found = listing(path, key=KEY)
+        names += found.hidden + [file.path for file in found.files if not file_format(file.path)]
+    return list(dict.fromkeys(names))
 
 
 def _folder(root: str, files: list[InputFile]) -> list[Part]:
