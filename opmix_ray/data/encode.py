@@ -1,30 +1,32 @@
 """Documents of one file into blocks of ids: what a worker does, wherever it runs.
 
-    recipe = Recipe(source, tokenizer, eval_fraction=0.05, leaks=np.empty(0, np.uint64))
+    recipe = Recipe(source, tokenizer, table)
     for block in recipe.blocks(source.files[0]):
-        block.ids, block.lengths, block.held_out
+        block.ids, block.lengths, block.leaked
 
-A document's ids end with the end-of-text token. Held-out documents are chosen by their digest alone; training
-documents whose digest is in `leaks` are counted and left out.
+A document's ids end with the end-of-text token. Which documents are held out is decided when all are there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from opmix_ray.data.chat import ChatError, encode_chat
+from opmix_ray.data.overlap import HASHES, Prints, Table
 from opmix_ray.data.tokenizer import Encoder, vocabulary_size
 from opmix_ray.errors import UserError
 from opmix_ray.sources.files import InputFile
+from opmix_ray.sources.normal import normal
 from opmix_ray.sources.source import Document, Source, read_file
 
 BATCH_CHARACTERS = 1 << 21  # characters, or pre-tokenised ids, in one block
 BATCH_DOCUMENTS = 4096
+HEAD = 60  # characters of an evaluation document that are shown
 
 
 @dataclass
@@ -32,32 +34,29 @@ class Block:
     """Some consecutive documents of a file, tokenised.
 
     `ids` uint32 of shape (sum(lengths),); `mask` bool of the same shape for instruction data; `lengths`,
-    `held_out`, `digests` and `sizes` (UTF-8 bytes that the counted tokens stand for) one entry a document.
+    `digests`, `sizes` (UTF-8 bytes that the counted tokens stand for), `leaked` (the evaluation document in it, or -1)
+    and `signatures` (MinHash) one entry a document.
     """
 
     ids: np.ndarray
     mask: np.ndarray | None
     lengths: np.ndarray
-    held_out: np.ndarray
     digests: np.ndarray
     sizes: np.ndarray
-    leaks: int  # training documents left out because they are held out elsewhere
+    leaked: np.ndarray
+    signatures: np.ndarray
+    prints: Prints | None  # of evaluation sets
+    heads: list[str]  # how each document of an evaluation set begins
     empty: int  # rows without content
     read: int  # characters or ids read, for progress
 
-    def documents(self) -> Iterator[tuple[int, bool, np.ndarray, np.ndarray | None, int]]:
-        """digest, held out or not, ids, mask and size of each document, in order."""
+    def documents(self) -> Iterator[tuple[int, np.ndarray, np.ndarray | None, int]]:
+        """digest, ids, mask and size of each document, in order."""
         ends = np.cumsum(self.lengths)
         for index, end in enumerate(ends.tolist()):
             part = slice(end - int(self.lengths[index]), end)
             mask = None if self.mask is None else self.mask[part]
-            yield (
-                int(self.digests[index]),
-                bool(self.held_out[index]),
-                self.ids[part],
-                mask,
-                int(self.sizes[index]),
-            )
+            yield int(self.digests[index]), self.ids[part], mask, int(self.sizes[index])
 
 
 @dataclass
@@ -67,18 +66,14 @@ class Recipe:
     Args:
         source: the source, its files found.
         tokenizer: its tokenizer.
-        eval_fraction: share of documents held out; 1 holds out all.
-        leaks: sorted digests (uint64) that must not be trained on.
+        table: evaluation documents that must not be trained on; None: the source is an evaluation set.
     """
 
     source: Source
     tokenizer: PreTrainedTokenizerFast
-    eval_fraction: float
-    leaks: np.ndarray
-    _leaks: frozenset[int] = field(init=False, repr=False)
+    table: Table | None
 
     def __post_init__(self) -> None:
-        self._leaks = frozenset(self.leaks.tolist())
         self._encoder = Encoder(self.tokenizer)
         self._vocabulary = vocabulary_size(self.tokenizer)
         if self.source.kind == "messages" and not self.tokenizer.chat_template:
@@ -109,43 +104,38 @@ class Recipe:
             if ahead is not None:
                 yield ahead.result()
 
-    def _read(self, file: InputFile) -> Iterator[tuple[list[Document], list[int], int, int, int]]:
-        """Documents of a block, their digests, and numbers of leaks, empty rows, and characters or ids read."""
+    def _read(self, file: InputFile) -> Iterator[tuple[list[Document], int, int]]:
+        """Documents of a block, and numbers of empty rows, and characters or ids read."""
         pending: list[Document] = []
-        digests: list[int] = []
-        weight = leaks = empty = read = 0
+        empty = read = 0
         for document in read_file(self.source, file):
             if document is None:
                 empty += 1
                 continue
-            length = document.length()
-            read += length
-            digest = document.digest()
-            if not self._is_held_out(digest) and digest in self._leaks:
-                leaks += 1
-                continue
+            read += document.length()
             pending.append(document)
-            digests.append(digest)
-            weight += length
-            if weight >= BATCH_CHARACTERS or len(pending) >= BATCH_DOCUMENTS:
-                yield pending, digests, leaks, empty, read
-                pending, digests = [], []
-                weight = leaks = empty = read = 0
-        if pending or leaks or empty:
-            yield pending, digests, leaks, empty, read
+            if read >= BATCH_CHARACTERS or len(pending) >= BATCH_DOCUMENTS:
+                yield pending, empty, read
+                pending, empty, read = [], 0, 0
+        if pending or empty:
+            yield pending, empty, read
 
-    def _is_held_out(self, digest: int) -> bool:
-        return digest < self.eval_fraction * 2.0**64
+    def _words(self, documents: list[Document]) -> list[str]:
+        """What documents are compared by; ids are turned into text where there is something to compare them with."""
+        if self.source.kind != "tokens":
+            return [document.words() for document in documents]
+        if self.table is not None and not len(self.table.digests):
+            return [""] * len(documents)
+        ids = [document.ids.tolist() for document in documents if document.ids is not None]
+        return [normal(text) for text in self.tokenizer.backend_tokenizer.decode_batch(ids)]
 
-    def _encode(
-        self,
-        documents: list[Document],
-        digests: list[int],
-        leaks: int,
-        empty: int,
-        read: int,
-        file: InputFile,
-    ) -> Block:
+    def _encode(self, documents: list[Document], empty: int, read: int, file: InputFile) -> Block:
+        words = self._words(documents)
+        digests = np.array(
+            [document.digest(each) for document, each in zip(documents, words, strict=True)], dtype=np.uint64
+        )
+        prints = Prints.of(words)
+        table = Table() if self.table is None else self.table
         kind = self.source.kind
         if kind == "text":
             encoded = self._texts(documents)
@@ -162,10 +152,12 @@ class Recipe:
             if self.masked
             else None,
             lengths=np.array([len(item) for item in ids], dtype=np.int64),
-            held_out=np.array([self._is_held_out(digest) for digest in digests], dtype=np.bool_),
-            digests=np.array(digests, dtype=np.uint64),
+            digests=digests,
             sizes=np.array([item[2] for item in encoded], dtype=np.int64),
-            leaks=leaks,
+            leaked=table.find(prints, digests),
+            signatures=prints.signatures() if self.table is not None else np.zeros((0, HASHES), np.uint32),
+            prints=prints if self.table is None else None,
+            heads=[each[:HEAD] for each in words] if self.table is None else [],
             empty=empty,
             read=read,
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerFast
 
 from opmix_ray.config import DomainConfig, EvaluationSetConfig, RunConfig, SourceConfig
 from opmix_ray.data.blocks import read_blocks
-from opmix_ray.data.encode import Recipe
+from opmix_ray.data.encode import HEAD, Recipe
+from opmix_ray.data.overlap import HASHES, Prints, Table, groups
 from opmix_ray.data.questions import Questions, encoded, open_questions, questions_of
 from opmix_ray.data.shards import SplitWriter, Spool
 from opmix_ray.data.store import MANIFEST, MANIFEST_VERSION, TokenStore, read_manifest
@@ -38,7 +39,7 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.sources.files import content_hash, exists, join, local_directory, notes, publish
 from opmix_ray.sources.source import Source, empty_source, open_source, validate_names
 
-DIGESTS = "digests.npy"
+OVERLAP, HEADS = "overlap.npz", "heads.json"
 QUESTIONS = "questions.json"
 
 Progress = Callable[[str, int, int], None]
@@ -157,7 +158,7 @@ def prepare(config: RunConfig, *, on_progress: Progress | None = None) -> Prepar
         name: job.run(name, source, held_out=True) if source.metric == "loss" else job.ask(name, source)
         for name, source in config.evaluation.sets.items()
     }
-    job.leaks = _digests(sets.values())
+    job.table = _table(sets)
     domains = {name: job.run(name, source, held_out=False) for name, source in config.data.domains.items()}
     return Prepared(
         domains=domains,
@@ -169,10 +170,45 @@ def prepare(config: RunConfig, *, on_progress: Progress | None = None) -> Prepar
     )
 
 
-def _digests(sets: Iterable[PreparedDomain]) -> np.ndarray:
-    """Sorted digests (uint64) of all documents of evaluation-only sets."""
-    found = [np.load(local_directory(prepared.path) / DIGESTS) for prepared in sets]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+def _table(sets: Mapping[str, PreparedDomain]) -> Table:
+    """All documents of evaluation-only sets, to be looked for in training data."""
+    digests, shingles, owners, names, heads = [], [], [], [], []
+    for name, prepared in sets.items():
+        directory = local_directory(prepared.path)
+        with np.load(directory / OVERLAP) as saved:
+            digests.append(saved["digests"])
+            shingles.append(saved["shingles"])
+            owners.append(saved["owners"] + len(heads))
+        found = json.loads((directory / HEADS).read_text(encoding="utf-8"))
+        names += [name] * len(found)
+        heads += found
+    if not sets:
+        return Table()
+    prints = Prints(np.concatenate(shingles), np.concatenate(owners), len(heads))
+    return Table.of(prints, np.concatenate(digests), names, heads)
+
+
+def _save_overlap(directory: Path, digests: np.ndarray, parts: Sequence[Prints], heads: list[str]) -> None:
+    """What training data will be compared with, for an evaluation set."""
+    before = np.cumsum([0, *(part.documents for part in parts)])
+    owners = [part.owners + offset for part, offset in zip(parts, before, strict=False)]
+    np.savez(
+        directory / OVERLAP,
+        digests=digests,
+        shingles=np.concatenate([np.zeros(0, np.uint64), *(part.shingles for part in parts)]),
+        owners=np.concatenate([np.zeros(0, np.int64), *owners]),
+    )
+    (directory / HEADS).write_text(json.dumps(heads), encoding="utf-8")
+
+
+def _held_out(digests: np.ndarray, signatures: np.ndarray, fraction: float) -> np.ndarray:
+    """Which documents are held out, bool of shape (n,): near-duplicates go with one of them, chosen by its hash."""
+    group = groups(signatures)
+    order = np.lexsort((digests * np.uint64(0x9E3779B97F4A7C15), group))
+    first = np.flatnonzero(np.r_[True, group[order][1:] != group[order][:-1]]) if len(order) else order
+    chosen = np.zeros(len(digests), np.uint64)
+    chosen[group[order][first]] = digests[order][first]
+    return np.asarray(chosen[group] < fraction * 2.0**64)
 
 
 class _Job:
@@ -183,16 +219,14 @@ class _Job:
         self.tokenizer = tokenizer
         self.fingerprint = tokenizer_fingerprint(tokenizer)
         self.on_progress = on_progress
-        self.leaks = np.empty(0, np.uint64)
+        self.table = Table()
 
     def run(self, name: str, config: SourceConfig, *, held_out: bool) -> PreparedDomain:
         """Find or make one prepared directory."""
         key = f"{'evaluation.sets' if held_out else 'data.domains'}.{name}"
         eos, seq_len = self.tokenizer.eos_token_id, self.config.data.seq_len
         source = open_source(config, key, eos=eos, block=seq_len, vocabulary=vocabulary_size(self.tokenizer))
-        recipe = Recipe(
-            source, self.tokenizer, 1.0 if held_out else self.config.data.eval_fraction, self.leaks
-        )
+        recipe = Recipe(source, self.tokenizer, None if held_out else self.table)
         path = join(self.config.data.cache, "domains", f"{name}-{self._hash(source, held_out)}")
         if not exists(join(path, MANIFEST)):
             publish(path, lambda directory: self._make(directory, name, recipe, held_out), last=MANIFEST)
@@ -224,10 +258,12 @@ class _Job:
     def _make_questions(self, directory: Path, config: EvaluationSetConfig, source: Source) -> None:
         encoder, seq_len = Encoder(self.tokenizer), self.config.data.seq_len
         found = encoded(config, source, encoder, seq_len)
-        np.save(directory / DIGESTS, np.array(list(found), dtype=np.uint64))
+        words = [each for _, each in found.values()]
+        digests = np.array(list(found), dtype=np.uint64)
+        _save_overlap(directory, digests, [Prints.of(words)], [each[:HEAD] for each in words])
         values = {
             "metric": config.metric,
-            "questions": list(found.values()),
+            "questions": [row for row, _ in found.values()],
             "length_normalised": config.length_normalised,
             "max_new_tokens": config.max_new_tokens,
             "stops": sorted({encoder.eos, *self.tokenizer.all_special_ids}),
@@ -258,7 +294,7 @@ class _Job:
             self.fingerprint,
             self.config.data.seq_len,
             "all" if held_out else self.config.data.eval_fraction,
-            hashlib.blake2b(self.leaks.tobytes(), digest_size=16).hexdigest(),
+            None if held_out else self.table.digest(),
         ]
         return _digest(parts)
 
@@ -270,20 +306,29 @@ class _Job:
             SplitWriter(directory, split, seq_len=data.seq_len, vocab_size=vocab_size, eos=eos)
             for split in ("train", "eval")
         )
-        spool = Spool(directory)
-        leaks = empty = 0
+        spool, empty = Spool(directory), 0
+        leaked, signatures, prints, heads = [], [], [], []
         for block in read_blocks(recipe, partial(self.on_progress, name)):
-            leaks += block.leaks
             empty += block.empty
-            for digest, apart, ids, mask, size in block.documents():
-                if apart:
-                    spool.add(digest, ids, mask, size)
-                else:
-                    train.add(ids, mask, size)
-        for ids, mask, size in spool.sorted():
-            evaluation.add(ids, mask, size)
+            leaked.append(block.leaked)
+            signatures.append(block.signatures)
+            prints += [block.prints] if block.prints is not None else []
+            heads += block.heads
+            for digest, ids, mask, size in block.documents():
+                spool.add(digest, ids, mask, size)
+        digests, leaks = spool.digests(), np.concatenate([np.zeros(0, np.int64), *leaked])
         if held_out:
-            np.save(directory / DIGESTS, spool.digests())
+            apart = np.ones(len(digests), bool)
+            _save_overlap(directory, digests, prints, heads)
+        else:
+            signature = np.concatenate([np.zeros((0, HASHES), np.uint32), *signatures])
+            apart = _held_out(digests, signature, data.eval_fraction)
+        lost = (leaks >= 0) & ~apart
+        for ids, mask, size in spool.read(~apart & ~lost):
+            train.add(ids, mask, size)
+        for ids, mask, size in spool.read(apart, by_digest=True):
+            evaluation.add(ids, mask, size)
+        spool.remove()
         manifest = {
             "version": MANIFEST_VERSION,
             "name": name,
@@ -292,8 +337,9 @@ class _Job:
             "vocab_size": vocab_size,
             "eos_token_id": eos,
             "tokenizer": self.fingerprint,
-            "eval_fraction": recipe.eval_fraction,
-            "leaks": leaks,
+            "eval_fraction": 1.0 if held_out else data.eval_fraction,
+            "leaks": int(lost.sum()),
+            "leaked": self.table.count(leaks[lost]),
             "empty": empty,
             "files": [{"path": file.path, "size": file.size} for file in source.files],
             "splits": {"train": train.close(), "eval": evaluation.close()},
@@ -378,4 +424,9 @@ def summary(prepared: Prepared, mixture: Mapping[str, float], total_tokens: floa
                 "leaks": domain.manifest["leaks"],
             }
         )
+        if any(domain.manifest.get("leaked") for domain in prepared.domains.values()):
+            rows[-1]["leaked"] = "; ".join(
+                f"{found['documents']} of {name}, such as {found['examples'][0]!r}"
+                for name, found in domain.manifest["leaked"].items()
+            )
     return rows

@@ -115,11 +115,11 @@ class Asked:
     choices: tuple[str, ...] = ()
     right: int = -1
 
-    def digest(self) -> int:
-        """Of the training document that would give the answer away."""
+    def document(self) -> Document:
+        """The training document that would give the answer away."""
         if isinstance(self.prompt, str):
-            return Document(prompt=self.prompt, completion=self.answer).digest()
-        return Document(messages=[*self.prompt, {"role": "assistant", "content": self.answer}]).digest()
+            return Document(prompt=self.prompt, completion=self.answer)
+        return Document(messages=[*self.prompt, {"role": "assistant", "content": self.answer}])
 
 
 def open_questions(config: EvaluationSetConfig, key: str) -> Source:
@@ -267,18 +267,21 @@ def check_template(config: EvaluationSetConfig, key: str, encoder: Encoder) -> N
         )  # fmt: skip
 
 
-def encoded(config: EvaluationSetConfig, source: Source, encoder: Encoder, seq_len: int) -> dict[int, Any]:
-    """All questions of a set in ids, by their digest, in the order of digests.
+def encoded(
+    config: EvaluationSetConfig, source: Source, encoder: Encoder, seq_len: int
+) -> dict[int, tuple[Any, str]]:
+    """All questions of a set in ids, and the words of each with its answer, by their digest, in the order of digests.
 
     Raises:
         UserError: the set is empty, or a row cannot be understood.
     """
     check_template(config, source.key, encoder)
-    found: dict[int, Any] = {}
+    found: dict[int, tuple[Any, str]] = {}
     for file in source.files:
         for question in asked(config, source, file):
             try:
-                found[question.digest()] = encode(question, config, encoder, seq_len)
+                words = (document := question.document()).words()
+                found[document.digest(words)] = encode(question, config, encoder, seq_len), words
             except ChatError as error:
                 raise UserError(
                     str(error),

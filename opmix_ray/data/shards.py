@@ -10,6 +10,7 @@ Text is concatenated and cut every `seq_len` tokens. Instruction examples are pa
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,10 +165,7 @@ class SplitWriter:
 
 
 class Spool:
-    """Documents kept on disk until all are there, then given back by digest.
-
-    So a held-out part is the same, sequence by sequence, however the files are split or ordered, and a
-    beginning of it is a fair sample.
+    """Documents kept on disk until all are there and it is known where each one goes.
 
     Args:
         directory: where its temporary file lies.
@@ -175,29 +173,53 @@ class Spool:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "spool"
-        self._file = open(self._path, "wb")  # noqa: SIM115  (closed by `sorted`)
-        self._entries: list[tuple[int, int, int, int]] = []  # digest, position, tokens, bytes
+        self._file = open(self._path, "wb")  # noqa: SIM115  (closed by `read`)
+        self._digests, self._places, self._tokens, self._sizes = (
+            array("Q"),
+            array("Q"),
+            array("q"),
+            array("q"),
+        )
         self._masked = False
 
     def add(self, digest: int, ids: np.ndarray, mask: np.ndarray | None, size: int) -> None:
         """One document, as for `SplitWriter.add`."""
-        self._entries.append((digest, self._file.tell(), len(ids), size))
+        self._digests.append(digest)
+        self._places.append(self._file.tell())
+        self._tokens.append(len(ids))
+        self._sizes.append(size)
         self._file.write(ids.astype(np.uint32).tobytes())
         if mask is not None:
             self._masked = True
             self._file.write(mask.astype(np.uint8).tobytes())
 
-    def sorted(self) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
-        """ids, mask and size of every document, by digest; removes the temporary file."""
+    def digests(self) -> np.ndarray:
+        """Digests of the documents in the order they came, uint64."""
+        return np.array(self._digests, dtype=np.uint64)
+
+    def read(
+        self, chosen: np.ndarray, *, by_digest: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
+        """ids, mask and size of some documents.
+
+        Args:
+            chosen: bool, one entry a document.
+            by_digest: in the order of their digests, so that they are the same, sequence by sequence, however the
+                files are split or ordered, and a beginning of them is a fair sample; else as they came.
+        """
         self._file.close()
+        order = np.flatnonzero(chosen)
+        if by_digest:
+            order = order[np.lexsort((np.array(self._tokens)[order], self.digests()[order]))]
         with open(self._path, "rb") as file:
-            for _, position, tokens, size in sorted(self._entries):
-                file.seek(position)
+            for index in order.tolist():
+                tokens = self._tokens[index]
+                file.seek(self._places[index])
                 ids = np.frombuffer(file.read(4 * tokens), dtype=np.uint32)
                 mask = np.frombuffer(file.read(tokens), dtype=np.uint8) != 0 if self._masked else None
-                yield ids, mask, size
-        self._path.unlink()
+                yield ids, mask, self._sizes[index]
 
-    def digests(self) -> np.ndarray:
-        """Sorted digests of the documents, each once, uint64."""
-        return np.unique(np.array([entry[0] for entry in self._entries], dtype=np.uint64))
+    def remove(self) -> None:
+        """Remove the temporary file."""
+        self._file.close()
+        self._path.unlink()

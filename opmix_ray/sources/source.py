@@ -25,6 +25,7 @@ from opmix_ray.sources.hub import data_set_files
 from opmix_ray.sources.lines import refuse_pointer
 from opmix_ray.sources.listing import expand, identity
 from opmix_ray.sources.messages import messages, tools
+from opmix_ray.sources.normal import normal
 from opmix_ray.sources.own_formats import check_format, reader
 from opmix_ray.sources.token_width import raw_dtype
 
@@ -62,18 +63,23 @@ class Document:
             return [str(message["content"]) for message in self.messages]
         return [text for text in (self.text, self.prompt, self.completion) if text]
 
-    def digest(self) -> int:
-        """A 64-bit hash of the content; the same wherever the document lies."""
-        if self.text is not None:
-            data = b"t" + self.text.encode()
-        elif self.completion is not None:
-            data = b"p" + json.dumps([self.prompt, self.completion], ensure_ascii=False).encode()
-        elif self.messages is not None:
-            said = [self.messages, self.tools] if self.tools else self.messages
-            data = b"m" + json.dumps(said, ensure_ascii=False, sort_keys=True).encode()
-        else:
-            assert self.ids is not None
+    def words(self) -> str:
+        """What is said, in words that are the same in every shape of row and for every change of case, punctuation and
+        blank space; empty for token ids. What a system says is left out, since it stands in every conversation.
+        """
+        if self.messages is None:
+            return normal(" ".join(text for text in (self.text, self.prompt, self.completion) if text))
+        said = [message for message in self.messages if message["role"] != "system"]
+        calls = [json.dumps(m["tool_calls"], ensure_ascii=False) for m in said if m.get("tool_calls")]
+        return normal(" ".join([str(message["content"]) for message in said] + calls))
+
+    def digest(self, words: str | None = None) -> int:
+        """A 64-bit hash of the `words` (of the content as it is, where it has none), the same wherever it lies."""
+        if self.ids is not None:
             data = b"i" + self.ids.astype("<u4").tobytes()
+        else:
+            words = self.words() if words is None else words
+            data = (words or "\0".join(self.texts())).encode()
         return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 

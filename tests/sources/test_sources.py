@@ -127,16 +127,21 @@ def test_any_text_survives_every_format(texts: list[str], tmp_path_factory: pyte
 
 def test_the_digest_depends_on_the_content_alone() -> None:
     assert Document(text="a").digest() == Document(text="a").digest()
+    same = {
+        Document(text="a").digest(),
+        Document(text=" A.\n").digest(),
+        Document(prompt="", completion="a").digest(),
+        Document(messages=[{"role": "user", "content": "a"}]).digest(),
+    }
+    assert len(same) == 1, "whatever the shape"
     different = {
         Document(text="a").digest(),
         Document(text="b").digest(),
-        Document(prompt="", completion="a").digest(),
-        Document(prompt="a", completion="").digest(),
-        Document(messages=[{"role": "user", "content": "a"}]).digest(),
+        Document(text=".").digest(),
         Document(ids=np.array([97])).digest(),
         Document(ids=np.array([97, 0])).digest(),
     }
-    assert len(different) == 7
+    assert len(different) == 5
     assert Document(ids=np.array([5, 6], np.uint16)).digest() == Document(ids=np.array([5, 6])).digest()
 
 

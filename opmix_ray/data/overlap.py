@@ -1,0 +1,210 @@
+"""Documents that are nearly the same: copies of evaluation documents in training data, and copies inside a domain.
+
+    prints = Prints.of(words)                      # of the documents of a block
+    table = Table.of(saved, names)                 # of all evaluation sets
+    leaked = table.find(prints)                    # for every document the evaluation document it gives away, or -1
+    groups(signatures)                             # which documents of a domain are nearly the same
+
+Compared are shingles of five words. A document gives another one away that has `SHARED` of its shingles in it,
+without those that many evaluation documents have (a licence, a template). Near-duplicates inside a domain are found by
+MinHash (Broder 1997): 32 minima in 8 bands of 4, and 26 of the 32 the same, which is a Jaccard similarity of about .8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+SHINGLE = 5  # words
+SHARED = 0.6  # of an evaluation document's shingles, in a document that gives it away
+EXCERPT = 0.8  # of a document's own shingles, in the evaluation document that it is a part of
+LEAST = 5  # shingles without which only the same words count
+COMMON, COMMON_SHARE = 3, 0.02  # evaluation documents that may have a shingle, at most
+HASHES, BANDS, ALIKE = 32, 8, 26
+EXAMPLES = 3  # of each set that are shown
+LARGEST = 0.02  # of a domain's documents: a larger group shares a template, and its documents go apart
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.random.default_rng(20).integers(1, 1 << 62, HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(
+    1
+)
+_NONE = np.iinfo(np.uint32).max
+
+
+@dataclass
+class Prints:
+    """Shingles of some documents, uint64, and the document of each, in order."""
+
+    shingles: np.ndarray
+    owners: np.ndarray
+    documents: int
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Prints:
+        """From documents' words (`Document.words`)."""
+        split = [text.encode().split() for text in words]
+        lengths = np.array([len(each) for each in split], dtype=np.int64)
+        total = int(lengths.sum())
+        flat = np.fromiter(map(crc32, chain.from_iterable(split)), np.uint64, total)
+        owners = np.repeat(np.arange(len(split)), lengths)
+        count = max(0, total - SHINGLE + 1)
+        hashed = np.zeros(count, np.uint64)
+        for place in range(SHINGLE):
+            hashed = hashed * _ODD + flat[place : place + count]
+        hashed ^= hashed >> np.uint64(29)
+        hashed *= _ODD
+        hashed ^= hashed >> np.uint64(32)
+        whole = owners[:count] == owners[SHINGLE - 1 :] if count else np.zeros(0, bool)
+        return cls(hashed[whole], owners[:count][whole], len(split))
+
+    def counts(self) -> np.ndarray:
+        """Shingles of every document."""
+        return np.bincount(self.owners, minlength=self.documents)
+
+    def signatures(self) -> np.ndarray:
+        """MinHash of every document, uint32 of shape (documents, HASHES); of one without shingles, all the largest."""
+        found = np.full((self.documents, HASHES), _NONE, np.uint32)
+        if len(self.shingles):
+            starts = np.flatnonzero(np.r_[True, self.owners[1:] != self.owners[:-1]])
+            for number, factor in enumerate(_FACTORS):
+                mixed = ((self.shingles * factor) >> np.uint64(32)).astype(np.uint32)
+                found[self.owners[starts], number] = np.minimum.reduceat(mixed, starts)
+        return found
+
+
+@dataclass
+class Table:
+    """Evaluation documents, to be looked for in training data.
+
+    Args:
+        shingles: sorted, without those that too many documents have.
+        owners: the document of each.
+        sizes: how many of them each document has; 0 where it has too few to tell.
+        digests: sorted digests of all documents, and `digest_owners` the document of each.
+        sets: the evaluation set of each document.
+        heads: how each begins.
+    """
+
+    shingles: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    owners: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    digests: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    digest_owners: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    sets: list[str] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, prints: Prints, digests: np.ndarray, sets: list[str], heads: list[str]) -> Table:
+        """From the evaluation documents of all sets."""
+        order = np.lexsort((prints.owners, prints.shingles))
+        shingles, owners = prints.shingles[order], prints.owners[order]
+        first = np.ones(len(shingles), bool)
+        first[1:] = (shingles[1:] != shingles[:-1]) | (owners[1:] != owners[:-1])
+        shingles, owners = shingles[first], owners[first]
+        _, inverse, seen = np.unique(shingles, return_inverse=True, return_counts=True)
+        kept = seen[inverse] <= max(COMMON, COMMON_SHARE * prints.documents)
+        shingles, owners = shingles[kept], owners[kept]
+        sizes = np.bincount(owners, minlength=prints.documents)
+        sizes[(sizes < LEAST) | (sizes < 0.2 * prints.counts())] = 0
+        by_digest = np.argsort(digests, kind="stable")
+        return cls(shingles, owners, sizes, digests[by_digest], by_digest, sets, heads)
+
+    def find(self, prints: Prints, digests: np.ndarray) -> np.ndarray:
+        """For every document the evaluation document that it gives away, -1 for none.
+
+        Args:
+            prints: of n documents.
+            digests: of the same, uint64 of shape (n,).
+        """
+        found = np.full(len(digests), -1, np.int64)
+        if not len(self.digests):
+            return found
+        place = np.searchsorted(self.digests, digests).clip(max=len(self.digests) - 1)
+        same = self.digests[place] == digests
+        found[same] = self.digest_owners[place[same]]
+        left = np.searchsorted(self.shingles, prints.shingles, side="left")
+        hits = np.flatnonzero(
+            self.shingles[left.clip(max=len(self.shingles) - 1)] == prints.shingles
+            if len(self.shingles)
+            else []
+        )
+        if not len(hits):
+            return found
+        right = np.searchsorted(self.shingles, prints.shingles[hits], side="right")
+        times = right - left[hits]
+        inside = np.repeat(left[hits] - np.r_[0, np.cumsum(times)[:-1]], times) + np.arange(times.sum())
+        rows = np.unique(np.repeat(prints.owners[hits], times) * len(self.shingles) + inside)
+        ours, place = np.divmod(rows, len(self.shingles))
+        pairs, shared = np.unique(ours * len(self.sizes) + self.owners[place], return_counts=True)
+        ours, theirs = np.divmod(pairs, len(self.sizes))
+        size, own = self.sizes[theirs], prints.counts()[ours]
+        gives = (size > 0) & ((shared >= SHARED * size) | ((own >= LEAST) & (shared >= EXCERPT * own)))
+        new = gives & (found[ours] < 0)
+        found[ours[new]] = theirs[new]
+        return found
+
+    def count(self, found: np.ndarray) -> dict[str, dict[str, Any]]:
+        """By evaluation set how many training documents give one of its documents away, and how some of those begin.
+
+        Args:
+            found: evaluation documents, one for each training document that was left out.
+        """
+        counted: dict[str, dict[str, Any]] = {}
+        for document in found.tolist():
+            entry = counted.setdefault(self.sets[document], {"documents": 0, "examples": []})
+            entry["documents"] += 1
+            if len(entry["examples"]) < EXAMPLES and self.heads[document] not in entry["examples"]:
+                entry["examples"].append(self.heads[document])
+        return counted
+
+    def digest(self) -> str:
+        """A hash of everything that decides what is found."""
+        parts = (self.shingles, self.owners, self.digests, self.digest_owners)
+        data = (
+            b"".join(np.ascontiguousarray(part).tobytes() for part in parts) + "\0".join(self.sets).encode()
+        )
+        return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def groups(signatures: np.ndarray) -> np.ndarray:
+    """For every document the first one of its group of near-duplicates; itself where it has none, or too many.
+
+    Args:
+        signatures: uint32 of shape (n, HASHES).
+    """
+    count = len(signatures)
+    parents = np.arange(count)
+
+    def root(one: int) -> int:
+        while parents[one] != one:
+            parents[one] = parents[parents[one]]
+            one = int(parents[one])
+        return one
+
+    width = HASHES // BANDS
+    told = signatures[:, 0] != _NONE if count else np.zeros(0, bool)
+    for band in range(BANDS):
+        rows = (
+            np.ascontiguousarray(signatures[:, band * width : (band + 1) * width])
+            .view(f"V{4 * width}")
+            .ravel()
+        )
+        _, bucket = np.unique(rows, return_inverse=True)
+        order = np.argsort(bucket, kind="stable")
+        one, other = order[:-1], order[1:]
+        near = (bucket[one] == bucket[other]) & told[one]
+        one, other = one[near], other[near]
+        alike = (signatures[one] == signatures[other]).sum(axis=1) >= ALIKE
+        for a, b in zip(one[alike].tolist(), other[alike].tolist(), strict=True):
+            first, second = root(a), root(b)
+            parents[max(first, second)] = min(first, second)
+    found = np.array([root(n) for n in range(count)], dtype=np.int64)
+    sizes = np.bincount(found, minlength=count)
+    large = sizes[found] > max(2, LARGEST * count)
+    found[large] = np.flatnonzero(large)
+    return found
