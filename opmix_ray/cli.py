@@ -108,10 +108,13 @@ def prepare(config: Config, settings: Settings = None, as_json: Json = False) ->
 
     loaded = load_config(config, settings)
     from opmix_ray.commands.tables import prepared_table
+    from opmix_ray.data.prepare import split_words
     from opmix_ray.runner.validate import validate
 
     with about(config), progress_for(as_json) as progress:
         prepared = validate(loaded, config, progress.preparing)
+        for line in split_words(prepared):
+            progress.message(line)
     rows = prepared_table(loaded, prepared)
     show(rows, rows, as_json)
 

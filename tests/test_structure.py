@@ -23,7 +23,7 @@ record
 exchange
 config
 laws
-counts
+counts overlap
 sources
 data
 model

@@ -17,11 +17,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from opmix_ray.data.chat import ChatError, encode_chat
-from opmix_ray.data.overlap import HASHES, Prints, Table
 from opmix_ray.data.tokenizer import Encoder, vocabulary_size
 from opmix_ray.errors import UserError
+from opmix_ray.overlap.leaks import HASHES, Prints, Table
+from opmix_ray.overlap.words import normal
 from opmix_ray.sources.files import InputFile
-from opmix_ray.sources.normal import normal
 from opmix_ray.sources.source import Document, Source, read_file
 
 BATCH_CHARACTERS = 1 << 21  # characters, or pre-tokenised ids, in one block

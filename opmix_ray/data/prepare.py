@@ -24,7 +24,6 @@ from transformers import PreTrainedTokenizerFast
 from opmix_ray.config import DomainConfig, EvaluationSetConfig, RunConfig, SourceConfig
 from opmix_ray.data.blocks import read_blocks
 from opmix_ray.data.encode import HEAD, Recipe
-from opmix_ray.data.overlap import HASHES, Prints, Table, groups
 from opmix_ray.data.questions import Questions, encoded, open_questions, questions_of
 from opmix_ray.data.shards import SplitWriter, Spool
 from opmix_ray.data.store import MANIFEST, MANIFEST_VERSION, TokenStore, read_manifest
@@ -36,6 +35,9 @@ from opmix_ray.data.tokenizer import (
     vocabulary_size,
 )
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.overlap.leaks import HASHES, Prints, Table
+from opmix_ray.overlap.near import HoldOut
+from opmix_ray.overlap.near import held_out as choose
 from opmix_ray.sources.files import content_hash, exists, join, local_directory, notes, publish
 from opmix_ray.sources.source import Source, empty_source, open_source, validate_names
 
@@ -201,16 +203,6 @@ def _save_overlap(directory: Path, digests: np.ndarray, parts: Sequence[Prints],
     (directory / HEADS).write_text(json.dumps(heads), encoding="utf-8")
 
 
-def _held_out(digests: np.ndarray, signatures: np.ndarray, fraction: float) -> np.ndarray:
-    """Which documents are held out, bool of shape (n,): near-duplicates go with one of them, chosen by its hash."""
-    group = groups(signatures)
-    order = np.lexsort((digests * np.uint64(0x9E3779B97F4A7C15), group))
-    first = np.flatnonzero(np.r_[True, group[order][1:] != group[order][:-1]]) if len(order) else order
-    chosen = np.zeros(len(digests), np.uint64)
-    chosen[group[order][first]] = digests[order][first]
-    return np.asarray(chosen[group] < fraction * 2.0**64)
-
-
 class _Job:
     """Prepares one source after the other with the same tokenizer."""
 
@@ -316,13 +308,17 @@ class _Job:
             heads += block.heads
             for digest, ids, mask, size in block.documents():
                 spool.add(digest, ids, mask, size)
-        digests, leaks = spool.digests(), np.concatenate([np.zeros(0, np.int64), *leaked])
+        digests = spool.digests()
+        leaks = self.table.without_templates(np.concatenate([np.zeros(0, np.int64), *leaked]), digests)
         if held_out:
-            apart = np.ones(len(digests), bool)
+            choice = HoldOut(np.ones(len(digests), bool), 0)
             _save_overlap(directory, digests, prints, heads)
         else:
             signature = np.concatenate([np.zeros((0, HASHES), np.uint32), *signatures])
-            apart = _held_out(digests, signature, data.eval_fraction)
+            choice = choose(
+                digests, signature, spool.tokens(), fraction=data.eval_fraction, least=data.seq_len
+            )
+        apart = choice.chosen
         lost = (leaks >= 0) & ~apart
         for ids, mask, size in spool.read(~apart & ~lost):
             train.add(ids, mask, size)
@@ -340,6 +336,7 @@ class _Job:
             "eval_fraction": 1.0 if held_out else data.eval_fraction,
             "leaks": int(lost.sum()),
             "leaked": self.table.count(leaks[lost]),
+            "near_duplicates_split": choice.split,
             "empty": empty,
             "files": [{"path": file.path, "size": file.size} for file in source.files],
             "splits": {"train": train.close(), "eval": evaluation.close()},
@@ -394,6 +391,15 @@ def _check_sizes(source: Source, manifest: dict[str, Any], held_out: bool) -> No
                 key=source.key,
                 remedy=remedy,
             )
+
+
+def split_words(prepared: Prepared) -> list[str]:
+    """A line for each domain whose near-duplicates are not all on the same side of the hold-out."""
+    return [
+        f"{name}: {count} near-duplicates are not held out together, or the hold-out would not have the size asked for"
+        for name, domain in prepared.domains.items()
+        if (count := domain.manifest.get("near_duplicates_split", 0))
+    ]
 
 
 def summary(prepared: Prepared, mixture: Mapping[str, float], total_tokens: float) -> list[dict[str, Any]]:

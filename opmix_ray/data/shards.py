@@ -197,6 +197,10 @@ class Spool:
         """Digests of the documents in the order they came, uint64."""
         return np.array(self._digests, dtype=np.uint64)
 
+    def tokens(self) -> np.ndarray:
+        """Tokens of each document in the order they came."""
+        return np.array(self._tokens, dtype=np.int64)
+
     def read(
         self, chosen: np.ndarray, *, by_digest: bool = False
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
@@ -210,7 +214,7 @@ class Spool:
         self._file.close()
         order = np.flatnonzero(chosen)
         if by_digest:
-            order = order[np.lexsort((np.array(self._tokens)[order], self.digests()[order]))]
+            order = order[np.lexsort((self.tokens()[order], self.digests()[order]))]
         with open(self._path, "rb") as file:
             for index in order.tolist():
                 tokens = self._tokens[index]

@@ -23,7 +23,7 @@ from opmix_ray.cluster.reach import check_reach
 from opmix_ray.cluster.waiting import waiting
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.plan import share_caps
-from opmix_ray.data.prepare import Prepared
+from opmix_ray.data.prepare import Prepared, split_words
 from opmix_ray.data.sampler import Sampler, SamplerState
 from opmix_ray.data.tokenizer import load_saved_tokenizer
 from opmix_ray.decision.make import Decide, Situation
@@ -110,6 +110,8 @@ def run(
                     f"resumed from step {resumes_at(based, storage, state)} of {total_steps(based)}"
                 )
             prepared = prepare_checked(based, progress.preparing)
+            for line in split_words(prepared):
+                progress.message(line)
             content = fingerprint(config, prepared)
             if state.done:
                 refuse(changed(state.content or content, content))

@@ -18,6 +18,7 @@ import numpy as np
 
 from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.overlap.words import normal
 from opmix_ray.paths import BIN, IDX, Kind, file_format
 from opmix_ray.sources import megatron, readers
 from opmix_ray.sources.files import InputFile, reading
@@ -25,7 +26,6 @@ from opmix_ray.sources.hub import data_set_files
 from opmix_ray.sources.lines import refuse_pointer
 from opmix_ray.sources.listing import expand, identity
 from opmix_ray.sources.messages import messages, tools
-from opmix_ray.sources.normal import normal
 from opmix_ray.sources.own_formats import check_format, reader
 from opmix_ray.sources.token_width import raw_dtype
 

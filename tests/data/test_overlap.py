@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data.overlap import HASHES, Prints, Table, groups
-from opmix_ray.data.prepare import Prepared, prepare, summary
-from opmix_ray.sources.normal import normal
+from opmix_ray.data.prepare import Prepared, prepare, split_words, summary
+from opmix_ray.overlap.leaks import HASHES, Prints, Table
+from opmix_ray.overlap.near import groups, held_out
+from opmix_ray.overlap.words import normal
 from opmix_ray.sources.source import Document
 
 Make = Callable[..., RunConfig]
@@ -98,6 +99,70 @@ def test_a_group_that_shares_a_template_is_none() -> None:
     alike = [" ".join([*WORDS * 9, str(n)]) for n in range(50)]
     assert groups(Prints.of(alike).signatures()).tolist() == list(range(50))
     assert groups(np.zeros((0, HASHES), np.uint32)).tolist() == []
+
+
+def questions(count: int, seed: int) -> list[str]:
+    """Questions of one form, with few words of their own."""
+    draw = random.Random(seed)
+    return [
+        f"Question: how many {draw.choice(WORDS)}s are there if {draw.randrange(90)} of {draw.randrange(900)} "
+        f"are taken away from the {draw.choice(WORDS)}? Answer: there are {draw.randrange(900)} of them left."
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [40, 400])
+def test_questions_of_one_form_are_no_near_duplicates(count: int) -> None:
+    rows = questions(count, 1)
+    words = [normal(row) for row in rows]
+    digests = np.array([Document(text=row).digest() for row in rows], np.uint64)
+    signatures = Prints.of(words).signatures()
+    found = held_out(digests, signatures, np.full(count, 30), fraction=0.1, least=64)
+    assert np.abs(found.chosen.astype(int) - (digests < 0.1 * 2.0**64)).sum() <= 1
+    assert found.split <= 2
+
+
+@pytest.mark.parametrize("copies", [2, 5, 40, 200])
+@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5])
+def test_the_hold_out_keeps_its_size(copies: int, fraction: float) -> None:
+    rows = []
+    for text in texts(400 // copies, copies, 80):
+        words = text.split()
+        rows += [" ".join([*words[: n % 79], f"other{n}", *words[n % 79 + 1 :]]) for n in range(copies)]
+    digests = np.array([Document(text=row).digest() for row in rows], np.uint64)
+    signatures = Prints.of([normal(row) for row in rows]).signatures()
+    tokens = np.full(len(rows), 80)
+    found = held_out(digests, signatures, tokens, fraction=fraction, least=256)
+    alone = digests < fraction * 2.0**64
+    assert alone.sum() / 1.5 <= found.chosen.sum() <= 1.5 * alone.sum()
+    if copies == 2:
+        pairs = found.chosen.reshape(-1, 2)
+        assert (pairs[:, 0] != pairs[:, 1]).mean() < 0.1 * fraction + found.split / len(rows)
+    order = np.random.default_rng(0).permutation(len(rows))
+    again = held_out(digests[order], signatures[order], tokens, fraction=fraction, least=256)
+    assert (again.chosen == found.chosen[order]).all(), "however the files are ordered"
+
+
+def test_what_is_not_held_out_together_is_said(make_config: Make, write_rows: Write) -> None:
+    (text,) = texts(1, 6, 60)
+    rows = [{"text": text.replace("river", f"river{n}", 1)} for n in range(6)]
+    rows += [{"text": each} for each in texts(30, 7)]
+    prepared = prepare(make_config(eval_fraction=0.1, d={"path": write_rows("d.jsonl", rows)}))
+    assert prepared.domains["d"].eval_tokens > 0
+    (line,) = split_words(prepared)
+    assert line.startswith("d: 6 near-duplicates are not held out together")
+
+
+def test_a_set_of_few_documents_with_the_header_of_all_is_no_leak(
+    make_config: Make, write_rows: Write
+) -> None:
+    header = " ".join(texts(1, 9, 60))
+    rows = [{"text": f"{header} {text}"} for text in texts(60, 3, 15)]
+    evaluated = [f"{header} {text}" for text in texts(2, 4, 15)]
+    copied = [{"text": evaluated[0] + "\n"}] * 3
+    manifest = trained(make_config, write_rows, rows + copied, evaluated).domains["d"].manifest
+    assert manifest["leaks"] in (0, 3), "the copies, unless they are held out"
+    assert manifest["splits"]["eval"]["documents"] < 40
 
 
 def test_the_words_are_the_same_in_every_shape() -> None:

@@ -109,10 +109,14 @@ def test_a_spool_gives_documents_back_by_digest(
     spool = Spool(directory)
     for digest, ids in documents:
         spool.add(digest, np.array(ids), None, len(ids))
-    assert [ids.tolist() for ids, _, _ in spool.sorted()] == [
-        ids for _, ids in sorted(documents, key=lambda document: document[0])
-    ]
-    assert spool.digests().tolist() == sorted({digest for digest, _ in documents})
+    assert spool.digests().tolist() == [digest for digest, _ in documents]
+    assert spool.tokens().tolist() == [len(ids) for _, ids in documents]
+    chosen = np.array([n % 3 > 0 for n in range(len(documents))], bool)
+    some = [document for document, taken in zip(documents, chosen, strict=True) if taken]
+    assert [ids.tolist() for ids, _, _ in spool.read(chosen)] == [ids for _, ids in some]
+    by_digest = sorted(some, key=lambda document: (document[0], len(document[1])))
+    assert [ids.tolist() for ids, _, _ in spool.read(chosen, by_digest=True)] == [ids for _, ids in by_digest]
+    spool.remove()
     assert list(directory.iterdir()) == []
 
 

@@ -1,13 +1,11 @@
-"""Documents that are nearly the same: copies of evaluation documents in training data, and copies inside a domain.
+"""Copies of evaluation documents in training data, in whatever shape of row.
 
     prints = Prints.of(words)                      # of the documents of a block
-    table = Table.of(saved, names)                 # of all evaluation sets
-    leaked = table.find(prints)                    # for every document the evaluation document it gives away, or -1
-    groups(signatures)                             # which documents of a domain are nearly the same
+    table = Table.of(prints, digests, sets, heads) # of all evaluation sets
+    table.find(prints, digests)                    # for every document the evaluation document it gives away, or -1
 
 Compared are shingles of five words. A document gives another one away that has `SHARED` of its shingles in it,
-without those that many evaluation documents have (a licence, a template). Near-duplicates inside a domain are found by
-MinHash (Broder 1997): 32 minima in 8 bands of 4, and 26 of the 32 the same, which is a Jaccard similarity of about .8.
+without those that many evaluation documents have (a licence, a template).
 """
 
 from __future__ import annotations
@@ -26,14 +24,14 @@ SHARED = 0.6  # of an evaluation document's shingles, in a document that gives i
 EXCERPT = 0.8  # of a document's own shingles, in the evaluation document that it is a part of
 LEAST = 5  # shingles without which only the same words count
 COMMON, COMMON_SHARE = 3, 0.02  # evaluation documents that may have a shingle, at most
-HASHES, BANDS, ALIKE = 32, 8, 26
+HASHES = 32  # minima of a MinHash
+COMMON_TRAINED = 8  # training documents that may give the same one away, at least
 EXAMPLES = 3  # of each set that are shown
-LARGEST = 0.02  # of a domain's documents: a larger group shares a template, and its documents go apart
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.random.default_rng(20).integers(1, 1 << 62, HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(
     1
 )
-_NONE = np.iinfo(np.uint32).max
+NOTHING = np.iinfo(np.uint32).max
 
 
 @dataclass
@@ -68,7 +66,7 @@ class Prints:
 
     def signatures(self) -> np.ndarray:
         """MinHash of every document, uint32 of shape (documents, HASHES); of one without shingles, all the largest."""
-        found = np.full((self.documents, HASHES), _NONE, np.uint32)
+        found = np.full((self.documents, HASHES), NOTHING, np.uint32)
         if len(self.shingles):
             starts = np.flatnonzero(np.r_[True, self.owners[1:] != self.owners[:-1]])
             for number, factor in enumerate(_FACTORS):
@@ -148,6 +146,18 @@ class Table:
         found[ours[new]] = theirs[new]
         return found
 
+    def without_templates(self, found: np.ndarray, digests: np.ndarray) -> np.ndarray:
+        """`found` of a whole domain, without evaluation documents that so many give away that it is by their template.
+
+        Copies word for word stay, however many there are.
+        """
+        told = found >= 0
+        counts = np.bincount(found[told], minlength=len(self.sets))
+        many = counts > max(COMMON_TRAINED, COMMON_SHARE * len(found))
+        template = told & ~np.isin(digests, self.digests)
+        template[told] &= many[found[told]]
+        return np.where(template, -1, found)
+
     def count(self, found: np.ndarray) -> dict[str, dict[str, Any]]:
         """By evaluation set how many training documents give one of its documents away, and how some of those begin.
 
@@ -169,42 +179,3 @@ class Table:
             b"".join(np.ascontiguousarray(part).tobytes() for part in parts) + "\0".join(self.sets).encode()
         )
         return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def groups(signatures: np.ndarray) -> np.ndarray:
-    """For every document the first one of its group of near-duplicates; itself where it has none, or too many.
-
-    Args:
-        signatures: uint32 of shape (n, HASHES).
-    """
-    count = len(signatures)
-    parents = np.arange(count)
-
-    def root(one: int) -> int:
-        while parents[one] != one:
-            parents[one] = parents[parents[one]]
-            one = int(parents[one])
-        return one
-
-    width = HASHES // BANDS
-    told = signatures[:, 0] != _NONE if count else np.zeros(0, bool)
-    for band in range(BANDS):
-        rows = (
-            np.ascontiguousarray(signatures[:, band * width : (band + 1) * width])
-            .view(f"V{4 * width}")
-            .ravel()
-        )
-        _, bucket = np.unique(rows, return_inverse=True)
-        order = np.argsort(bucket, kind="stable")
-        one, other = order[:-1], order[1:]
-        near = (bucket[one] == bucket[other]) & told[one]
-        one, other = one[near], other[near]
-        alike = (signatures[one] == signatures[other]).sum(axis=1) >= ALIKE
-        for a, b in zip(one[alike].tolist(), other[alike].tolist(), strict=True):
-            first, second = root(a), root(b)
-            parents[max(first, second)] = min(first, second)
-    found = np.array([root(n) for n in range(count)], dtype=np.int64)
-    sizes = np.bincount(found, minlength=count)
-    large = sizes[found] > max(2, LARGEST * count)
-    found[large] = np.flatnonzero(large)
-    return found
