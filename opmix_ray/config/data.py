@@ -82,7 +82,8 @@ class DataConfig(Section):
         0.05,
         gt=0,
         lt=1,
-        description="Share of each domain's documents that is held out, chosen by a hash of the document; near-duplicates go together.",
+        description="Share of each domain's documents that is held out, chosen by a hash of the document; "
+        "near-duplicates go together.",
     )
     cache: str = Field(
         "~/.cache/opmix_ray",
