@@ -99,6 +99,8 @@ def user_errors(error: BaseException) -> list[UserError]:
             return [disk_full(current.filename or _path_in(str(current)))]
         if isinstance(current, OSError) and current.errno == errno.EROFS:
             return [read_only(current.filename or _path_in(str(current)))]
+        if isinstance(current, PermissionError) and _is_ours(current.filename):
+            return [read_only(current.filename, "permission denied")]
     text = str(error)
     if "No space left on device" in text:
         return [disk_full(_path_in(text, "No space left on device"))]
@@ -157,10 +159,15 @@ def write_to(*places: object) -> None:
     _places[:] = [Path(str(place)).absolute() for place in places]
 
 
-def read_only(file: object = None) -> UserError:
-    """The error for a file system that may not be written to any more."""
+def _is_ours(file: object) -> bool:
+    """Whether a file lies where the command writes."""
+    return isinstance(file, str) and any(place in Path(file).absolute().parents for place in _places)
+
+
+def read_only(file: object = None, why: str = "the file system is read-only") -> UserError:
+    """The error for a place that may not be written to any more."""
     return UserError(
-        "cannot be written: the file system is read-only",
+        f"cannot be written: {why}",
         file=file or (_places[0] if _places else None),
         remedy="make it writable and run again with --resume; nothing before the last checkpoint is lost",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.errors import UserError, UserErrors, disk_full, user_errors
+from opmix_ray.errors import UserError, UserErrors, disk_full, user_errors, write_to
 from opmix_ray.storage import Storage
 
 
@@ -157,6 +157,25 @@ def test_a_full_disk_is_the_users_error_wherever_it_shows() -> None:
     assert "no space left" in str(user_errors(RuntimeError("task: [Errno 28] No space left on device"))[0])
     assert user_errors(OSError(errno.EIO, "broken")) == []
     assert disk_full().remedy
+    told = "Traceback\nOSError: [Errno 28] No space left on device: '/scratch/ray/spill/7'\nsee \"/tmp/log\""
+    assert str(user_errors(RuntimeError(told))[0]).startswith("/scratch/ray/spill/7: cannot be written")
+
+
+def test_an_output_that_becomes_read_only_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    monkeypatch.setattr("opmix_ray.errors._places", [])
+    output = tmp_path / "out"
+    write_to(output)
+    for code, why in ((errno.EROFS, "the file system is read-only"), (errno.EACCES, "permission denied")):
+        (found,) = user_errors(OSError(code, os.strerror(code), str(output / "state.json")))
+        assert str(found).startswith(f"{output}/state.json: cannot be written: {why}; make it writable")
+        assert "--resume" in str(found)
+    assert user_errors(PermissionError(errno.EACCES, "Permission denied", "/etc/shadow")) == [], "not ours"
+    told = "task failed: [Errno 30] Read-only file system: '/mnt/x/metrics.jsonl'"
+    assert str(user_errors(RuntimeError(told))[0]).startswith("/mnt/x/metrics.jsonl: cannot be written")
 
 
 def test_an_error_out_of_a_ray_task_is_one_line(ray_session: None) -> None:
