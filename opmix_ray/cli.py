@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,9 +29,10 @@ from opmix_ray.commands.options import (
     progress_for,
     with_options,
 )
+from opmix_ray.commands.report import report
 from opmix_ray.commands.show import show
 from opmix_ray.commands.study import study
-from opmix_ray.commands.watch import watch
+from opmix_ray.commands.watch import Web, page_of, watch
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.exits import UNDECIDED, exit_code
 from opmix_ray.version import __version__
@@ -70,10 +71,11 @@ def run(
         str | None,
         typer.Option("--continue", help="Finished run to go on from: its model, mixture, reading positions."),
     ] = None,
+    web: Web = False,
     as_json: Json = False,
 ) -> None:
     """Train a model and decide its mixture on the way."""
-    _run(config, settings, output, resume, overwrite, address, as_json, base)
+    _run(config, settings, output, resume, overwrite, address, as_json, base, web)
 
 
 @app.command()
@@ -96,6 +98,7 @@ app.command()(export)
 app.command()(doctor)
 app.command()(memory)
 app.command()(watch)
+app.command()(report)
 app.command()(study)
 app.command()(fit)
 app.command()(predict)
@@ -181,29 +184,9 @@ def status(directory: Annotated[str, typer.Argument(help="Output of a run.")], a
     show(found, status_words(found), as_json)
 
 
-@app.command()
-def report(
-    directory: Annotated[str, typer.Argument(help="Output of a run.")],
-    figures: Annotated[bool, typer.Option("--figures", help="Write the plots as PNG and SVG too.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write report.html again."""
-    from opmix_ray.report import figures as write_figures
-    from opmix_ray.report import write_report
-    from opmix_ray.storage import Storage
-
-    storage = Storage(directory)
-    if not storage.exists("state.json"):
-        raise UserError("is not the output of a run", file=directory, remedy="name a run's output directory")
-    found: dict[str, Any] = {"report": write_report(storage)}
-    if figures:
-        found["figures"] = write_figures(storage)
-    show(found, "\n".join([found["report"], *found.get("figures", [])]), as_json)
-
-
 def _run(
     config: Path, settings: list[str] | None, output: str | None, resume: bool, overwrite: bool,
-    address: str | None, as_json: bool, base: str | None = None,
+    address: str | None, as_json: bool, base: str | None = None, web: bool = False,
 ) -> None:  # fmt: skip
     from opmix_ray.config import continued, load_config
 
@@ -216,7 +199,7 @@ def _run(
     from opmix_ray.runner.runner import run as run_config  # torch and Ray only for what is well-formed
     from opmix_ray.storage import Storage
 
-    with about(config), progress_for(as_json) as progress:
+    with about(config), page_of(loaded.output_uri(), web), progress_for(as_json) as progress:
         result = run_config(loaded, resume=resume, overwrite=overwrite, progress=progress, file=config)
     report_path = Storage(loaded.output_uri()).path("report.html")
     show(result, closing_words(result, report_path), as_json)

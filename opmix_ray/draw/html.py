@@ -77,6 +77,12 @@ def contents(entries: Iterable[tuple[str, str]]) -> str:
     return f'<nav aria-label="contents"><ul>{lines}</ul></nav>' if lines else ""
 
 
+def tiles(entries: Iterable[tuple[str, str]]) -> str:
+    """Numbers with a label each, in boxes."""
+    boxes = "".join(f"<div><b>{esc(value)}</b><span>{esc(label)}</span></div>" for value, label in entries)
+    return f'<div class="tiles">{boxes}</div>'
+
+
 def lines_of(text: str, most: int) -> list[str]:
     """A name in lines of at most so many characters; nothing of it is lost but spaces at the breaks."""
     lines = []

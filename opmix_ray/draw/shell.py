@@ -23,7 +23,7 @@ def shell(
         script: beside the one that sorts tables.
         live: whether the page may ask its own server for news.
     """
-    ours = _resource("sort.js") + script
+    ours = resource("sort.js") + script
     digest = base64.b64encode(hashlib.sha256(ours.encode()).digest()).decode()
     allowed = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     allowed += "; connect-src 'self'" if live else ""
@@ -31,10 +31,11 @@ def shell(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{css()}{_resource('style.css')}{style}</style></head>\n"
+        f"<title>{esc(title)}</title><style>{css()}{resource('style.css')}{style}</style></head>\n"
         f"<body>{body}\n<footer>{esc(footer)}</footer>\n<script>{ours}</script></body></html>\n"
     )
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A style sheet or script that ships."""
     return files("opmix_ray.draw").joinpath(name).read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from opmix_ray.draw import numbers as n
 from opmix_ray.draw.figure import figure, grid
-from opmix_ray.draw.html import esc, fold, items, paragraph, section, table
+from opmix_ray.draw.html import esc, fold, items, paragraph, section, table, tiles
 from opmix_ray.report import run_panels as panels
 from opmix_ray.report.delivery import MANY_EPOCHS, delivery
 from opmix_ray.report.doubts import doubts
@@ -20,9 +20,9 @@ def opening(run: RunFiles) -> str:
     """Title, verdict, what is not to be trusted, what is missing, the summary, the main numbers, where and when."""
     first, *rest = summary(run)
     text = paragraph(first, kind="lead") + "".join(paragraph(part) for part in rest)
-    tiles = "" if run.searched else _tiles(run)
+    numbers = "" if run.searched else _tiles(run)
     head = f"<h1>{esc(run.name)}</h1>{paragraph(verdict(run), kind='verdict')}{_distrust(run)}{missing(run)}"
-    return f"{head}{text}{tiles}{origin(run)}"
+    return f"{head}{text}{numbers}{origin(run)}"
 
 
 def _distrust(run: RunFiles) -> str:
@@ -201,18 +201,14 @@ def _tiles(run: RunFiles) -> str:
     known = [value for value in values if math.isfinite(value)]
     taken = sum(files.decision.get("kept") == "proposal" for files in run.decisions)
     trained = f"{run.step:,}" if run.finished else f"{run.step:,} / {run.planned_steps:,}"
-    tiles = [(trained, "steps trained")]
+    shown = [(trained, "steps trained")]
     if known:
-        tiles.append((n.loss(known[-1]), f"held-out objective, nats per token; {n.loss(known[0])} at first"))
+        shown.append((n.loss(known[-1]), f"held-out objective, nats per token; {n.loss(known[0])} at first"))
     if run.decisions:
-        tiles.append((f"{taken} of {len(run.decisions)}", "decisions that changed the mixture"))
+        shown.append((f"{taken} of {len(run.decisions)}", "decisions that changed the mixture"))
     if math.isfinite(run.overhead):
-        tiles.append((n.percent(run.overhead), "cost of deciding, of the FLOPs of training"))
-    return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles)}</div>'
-
-
-def _tile(value: str, label: str) -> str:
-    return f"<div><b>{esc(value)}</b><span>{esc(label)}</span></div>"
+        shown.append((n.percent(run.overhead), "cost of deciding, of the FLOPs of training"))
+    return tiles(shown)
 
 
 def _loss_table(run: RunFiles) -> str:
