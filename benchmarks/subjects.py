@@ -25,7 +25,8 @@ from opmix_ray.data.held_out import HeldOut, search_sets
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.decision.task import load_weights
 from opmix_ray.model.interpolate import ProbeSet
-from opmix_ray.model.probe import Probe, adapted_layers, layer_shape
+from opmix_ray.model.probe import Probe
+from opmix_ray.model.targets import adapted_layers, target
 from opmix_ray.resources import shipped
 
 RANK = 16
@@ -55,9 +56,7 @@ class Subject:
         """Small random factors for `domains` probes, each of a domain of its own."""
         rng = np.random.default_rng(seed)
         names = [f"d{i:02d}" for i in range(domains)]
-        shapes = {
-            n: layer_shape(self.model.get_submodule(n)) for n in adapted_layers(self.model, "all-linear")
-        }
+        shapes = {n: target(self.model, n).shape for n in adapted_layers(self.model, "all-linear")}
         probes = [
             Probe(
                 name=name,
