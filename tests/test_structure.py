@@ -16,7 +16,7 @@ PACKAGE = ROOT / "opmix_ray"
 ORDER = """
 visible secret
 errors version signals node resources paths
-mixture plugins yaml_file
+mixture plugins yaml_file numerics
 remote checksums
 storage draw
 record

@@ -1,9 +1,13 @@
 """`auto`: the stack of laws that cross-validation on the rows at hand prefers.
 
 Every law is fitted and predicts out of fold. One set of weights over the laws, the same for all metrics, minimises the
-error of those predictions. What is optimised in the end is the objective, and errors of the metrics do not cancel in
-it, so laws of the objective itself stand beside the stack and take its place in part where they lower the
-error of the objective out of fold by more than one standard error.
+error of those predictions. Many metrics are fitted as groups that move alike, see `groups`. What is optimised in the
+end is the objective, and errors of a few metrics do not cancel in it, so laws of the objective itself stand beside
+their stack and take its place in part where they lower the error of the objective out of fold by more than one standard
+error.
+
+Few rows cannot tell laws apart, and a power law has as many parameters as rows: below `ROWS` for each of them it is
+left out and so are laws of the objective, and the fewer the rows, the more equal are the weights of what is left.
 
 Trees are left out: they have no gradient, so a proposal could not follow the stack, and the result would depend on an
 optional package.
@@ -19,13 +23,19 @@ import numpy as np
 
 from opmix_ray.laws.base import Law, Response, Table, is_constant
 from opmix_ray.laws.gaussian_process import GaussianProcessLaw
-from opmix_ray.laws.linear import Linear
-from opmix_ray.laws.log_linear import LogLinearLaw
+from opmix_ray.laws.groups import MANY, Groups
+from opmix_ray.laws.linear import Ridge
 from opmix_ray.laws.log_share import LogShareLaw
 from opmix_ray.laws.power import PowerLaw
 from opmix_ray.laws.stack import Stack, stack_weights, stacked_std
 
-STACKED: tuple[type[Law], ...] = (GaussianProcessLaw, PowerLaw, LogShareLaw, LogLinearLaw, Linear)
+STACKED: tuple[type[Law], ...] = (GaussianProcessLaw, PowerLaw, LogShareLaw, Ridge)
+FEW: tuple[type[Law], ...] = (
+    GaussianProcessLaw,
+    LogShareLaw,
+    Ridge,
+)  # where rows are too few for a power law
+ROWS = 3  # for each parameter of a power law, D + 2 of them, at least
 DIRECT: tuple[type[Law], ...] = (GaussianProcessLaw, LogShareLaw)
 
 
@@ -88,31 +98,31 @@ def fit_auto(table: Table, weights: np.ndarray, folds: Sequence[np.ndarray]) -> 
         weights: (M,) of the objective.
         folds: held-out rows of every fold.
     """
-    laws = [law() for law in STACKED]
-    fits = [fit_one(law, table, weights, folds) for law in laws]
-    held_out = np.array([fit.held_out for fit in fits])  # (K, N, M)
-    shares = _shared_weights(table, held_out)
+    groups = Groups.of(table, weights) if table.metrics.shape[1] > MANY else None
+    inner = table if groups is None else groups.table
+    enough = len(table) >= ROWS * (table.ratios.shape[1] + 2)
+    laws = [law() for law in (STACKED if enough else FEW)]
+    even = np.full(inner.metrics.shape[1], 1 / inner.metrics.shape[1])
+    fits = [fit_one(law, inner, even, folds) for law in laws]
+    held_out = np.array([fit.held_out for fit in fits])  # (K, N, M or G)
+    shares = _shared_weights(inner, held_out)
     kept = np.flatnonzero(shares)
     std = stacked_std(held_out[kept], np.array([fits[k].std for k in kept]), shares[kept])
     mean = np.tensordot(shares[kept], held_out[kept], axes=1)
-    expected, error = summed(weights, mean, std)
-    details: dict[str, Any] = {
-        "weights": {laws[k].name: float(shares[k]) for k in kept},
-        "rmse_cv": {
-            law.name: _rmse(fit.objective_held_out - objective_table(table, weights).metrics[:, 0])
-            for law, fit in zip(laws, fits, strict=True)
-        },
-    }
+    details: dict[str, Any] = {"weights": {laws[k].name: float(shares[k]) for k in kept}}
+    chosen: Own | None = None
+    direct = None
 
     def stacked(parts: Sequence[Sequence[Response]]) -> list[Response]:
-        """Parts (K, M) as one stack per metric."""
-        if len(kept) == 1:
-            return list(parts[0])
-        return [Stack([part[m] for part in parts], shares[kept].tolist()) for m in range(len(weights))]
+        """Parts (K, M or G) as one response per metric."""
+        one = list(parts[0])
+        if len(kept) > 1:
+            one = [Stack([part[m] for part in parts], shares[kept].tolist()) for m in range(len(one))]
+        return one if groups is None else groups.responses(one)
 
     def refit(again: Table) -> tuple[list[Response], Response | None]:
-        parts = [laws[k].refit(again, fits[k].responses) for k in kept]
-        responses = stacked(parts)
+        small = again if groups is None else groups.again(again)
+        responses = stacked([laws[k].refit(small, fits[k].responses) for k in kept])
         if chosen is None:
             return responses, None
         sum_share, own = chosen
@@ -121,13 +131,21 @@ def fit_auto(table: Table, weights: np.ndarray, folds: Sequence[np.ndarray]) -> 
         return responses, _direct(responses, weights, sum_share, own_again, [share for _, _, share in own])
 
     responses = stacked([fits[k].responses for k in kept])
-    chosen, own_held_out, own_std = _own_model(table, weights, folds, expected, error, details)
-    direct = None
+    if groups is not None:
+        details["groups"] = groups.named(table.metric_names)
+        expected, error = groups.objective(weights, mean, std)
+        mean, std = groups.held_out(mean, std, folds)
+        return Fit(responses, None, mean, std, expected, error, details, refit)
+    measured = objective_table(table, weights).metrics[:, 0]
+    sums = [summed(weights, fit.held_out, fit.std)[0] for fit in fits]
+    details["rmse_cv"] = {law.name: _rmse(s - measured) for law, s in zip(laws, sums, strict=True)}
+    expected, error = summed(weights, mean, std)
+    if enough:
+        chosen, expected, error = _own_model(table, weights, folds, expected, error, details)
     if chosen is not None:
         direct = _direct(
             responses, weights, chosen[0], [r for _, r, _ in chosen[1]], [share for _, _, share in chosen[1]]
         )
-        expected, error = own_held_out, own_std
     return Fit(responses, direct, mean, std, expected, error, details, refit)
 
 
@@ -157,7 +175,7 @@ def _own_model(
     held_out = np.column_stack([expected, *(fit.held_out[:, 0] for fit in fits)])
     stds = np.column_stack([error, *(fit.std[:, 0] for fit in fits)])
     level, unit = measured[known].mean(), measured[known].std()
-    shares = stack_weights((held_out - level) / unit, (measured - level) / unit)
+    shares = stack_weights((held_out - level) / unit, (measured - level) / unit, len(table))
     mixed = held_out @ shares
     better = (expected - measured)[known] ** 2 - (mixed - measured)[known] ** 2
     helps = bool(better.mean() > better.std(ddof=1) / np.sqrt(len(better)))
@@ -208,7 +226,7 @@ def _shared_weights(table: Table, held_out: np.ndarray) -> np.ndarray:
         values.append((measured[known] - level) / unit)
     if not features:
         return np.eye(len(held_out))[0]
-    return stack_weights(np.vstack(features), np.concatenate(values))
+    return stack_weights(np.vstack(features), np.concatenate(values), len(table))
 
 
 def _rmse(errors: np.ndarray) -> float | None:

@@ -10,9 +10,10 @@ import numpy as np
 
 from opmix_ray.errors import UserError
 from opmix_ray.laws.base import Response, Table, dump_response, load_response
+from opmix_ray.laws.groups import Basis, Blend, blended, blends
 from opmix_ray.laws.quality import Quality
 
-FORMAT = 1
+FORMAT = 2
 Refit = Callable[[Table], tuple[Sequence[Response], Response | None]]
 
 
@@ -94,33 +95,31 @@ class FittedLaw:
         ratios = self._check(ratios)
         if self.direct is not None:
             return self.direct.predict(ratios)
-        total = np.zeros(len(ratios))
-        for response, weight in zip(self.responses, self.weights, strict=True):
-            if weight > 0:
-                total += weight * response.predict(ratios)
-        return total
+        return sum((w * part.predict(ratios) for part, w in self._summed()), np.zeros(len(ratios)))
 
     def gradient(self, ratios: np.ndarray) -> np.ndarray:
         """Gradient of the objective by the shares, (n, D) -> (n, D)."""
         ratios = self._check(ratios)
         if self.direct is not None:
             return self.direct.gradient(ratios)
-        total = np.zeros(ratios.shape)
-        for response, weight in zip(self.responses, self.weights, strict=True):
-            if weight > 0:
-                total += weight * response.gradient(ratios)
-        return total
+        return sum((w * part.gradient(ratios) for part, w in self._summed()), np.zeros(ratios.shape))
 
     def objective_std(self, ratios: np.ndarray) -> np.ndarray:
         """Standard error of the objective of one new run, (n, D) -> (n,); calibrated by cross-validation."""
         ratios = self._check(ratios)
         if self.direct is not None:
             return self.std_scale * self.direct.std(ratios)
-        variance = np.zeros(len(ratios))
-        for response, weight in zip(self.responses, self.weights, strict=True):
-            if weight > 0:
-                variance += (weight * response.std(ratios)) ** 2
+        variance = sum(((w * part.std(ratios)) ** 2 for part, w in self._summed()), np.zeros(len(ratios)))
         return self.std_scale * np.sqrt(variance)
+
+    def _summed(self) -> list[tuple[Response, float]]:
+        """Responses and weights that sum to the objective; blends, which have all in common, as one."""
+        used = [(r, float(w)) for r, w in zip(self.responses, self.weights, strict=True) if w > 0]
+        mixed = [(r, w) for r, w in used if isinstance(r, Blend)]
+        if mixed:
+            used = [(r, w) for r, w in used if not isinstance(r, Blend)]
+            used.append((blended([r for r, _ in mixed], [w for _, w in mixed]), 1.0))
+        return used
 
     def reweighted(self, rng: np.random.Generator) -> FittedLaw:
         """The law refitted with random row weights: one draw of the Bayesian bootstrap (Rubin 1981).
@@ -176,6 +175,7 @@ class FittedLaw:
 
     def to_dict(self) -> dict[str, Any]:
         """The whole law as JSON values."""
+        basis = next((blend.basis for blend in blends(self.responses)), None)
         return {
             "format": FORMAT,
             "law": self.name,
@@ -187,6 +187,7 @@ class FittedLaw:
             "details": self.details,
             "responses": [dump_response(response) for response in self.responses],
             "direct": None if self.direct is None else dump_response(self.direct),
+            "basis": [] if basis is None else [dump_response(part) for part in basis.parts],
         }
 
     @classmethod
@@ -212,6 +213,9 @@ class FittedLaw:
                 std_scale=data["std_scale"],
                 details=data["details"],
             )
+            basis = Basis([load_response(item) for item in data.get("basis", [])])
+            for blend in blends([*law.responses, *([] if law.direct is None else [law.direct])]):
+                blend.basis = basis
             uniform = np.full((1, len(law.domains)), 1 / len(law.domains))
             shapes = law.predict(uniform).shape, law.objective_std(uniform).shape
             fits = shapes == ((1, len(law.metric_names)), (1,))

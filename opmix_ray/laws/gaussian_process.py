@@ -1,4 +1,4 @@
-"""The Gaussian process law: log loss as a smooth function of `log(p + eps)`, one length scale per domain and metric.
+"""The Gaussian process law: log loss as a line in `log(p + eps)` and what bends away from it, see `gp`.
 
 Every metric has its own parameters (sharing them costs accuracy: each metric listens to other domains); all share the
 pseudo-count `eps`, which is chosen by the evidence. Not convex, but smooth: `propose` starts from several places.
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.laws import gp
 from opmix_ray.laws.base import Constant, Law, Response, Table, fit_columns, is_constant, register
-from opmix_ray.laws.tails import first_spread
+from opmix_ray.numerics import gp
+from opmix_ray.numerics.tails import first_spread
 
 EPS = tuple(float(f"{10**x:.1g}") for x in np.arange(-3.5, 0.1, 0.5))
 FIRST = 2  # where the climb over EPS begins
@@ -21,7 +21,8 @@ SUBSET = 128  # rows on which eps and first parameters are found
 STEPS = 60  # of the first search for parameters
 MORE_STEPS = 12  # of each later one
 ROUNDS = 4  # of heavy tails
-REFIT_BELOW = 160  # rows; above, cross-validation keeps the parameters and is in closed form
+FRESH_BELOW = 40  # rows; above, cross-validation searches from the parameters of all rows
+REFIT_BELOW = 160  # rows; above, it keeps them and is in closed form
 
 
 @register
@@ -31,7 +32,7 @@ class GaussianProcess(Response):
     Args:
         rows: (n, D) mixtures fitted on.
         eps, centre, scale: inputs are `(log(p + eps) - centre) / scale`; centre of shape (D,).
-        theta: (D + 2,), see `gp`.
+        theta: (D + 4,), see `gp`.
         alpha, noise: (n,) of `gp.Solved`.
         level, unit: targets are `(y - level) / unit`.
         logs: whether `y` is the log of the metric.
@@ -58,7 +59,7 @@ class GaussianProcess(Response):
         self.level, self.unit, self.logs = level, unit, logs
         self._x = self.inputs(rows)
         self._inverse: np.ndarray | None = None
-        self._last: tuple[bytes, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
+        self._last: tuple[bytes, tuple[np.ndarray, gp.Kernel]] | None = None
 
     def inputs(self, ratios: np.ndarray) -> np.ndarray:
         """What the kernel sees, (n, D) -> (n, D)."""
@@ -73,41 +74,41 @@ class GaussianProcess(Response):
         values = self.level + self.unit * targets
         return np.exp(values) if self.logs else values
 
-    def _kernel(self, ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs, kernel and its slope at mixtures; a solver asks for the value and the gradient at one in turn."""
+    def _kernel(self, ratios: np.ndarray) -> tuple[np.ndarray, gp.Kernel]:
+        """Inputs and kernel at mixtures; a solver asks for the value and the gradient at one in turn."""
         if len(ratios) != 1:
             x = self.inputs(ratios)
-            return (x, *gp.matern(x, self._x, self.theta))
+            return x, gp.kernel(x, self._x, self.theta)
         key = ratios.tobytes()
         if self._last is None or self._last[0] != key:
             x = self.inputs(ratios)
-            self._last = key, (x, *gp.matern(x, self._x, self.theta))
+            self._last = key, (x, gp.kernel(x, self._x, self.theta))
         return self._last[1]
 
     def predict(self, ratios: np.ndarray) -> np.ndarray:
-        _, kernel, _ = self._kernel(ratios)
-        return self.metric(kernel @ self.alpha + gp.MEAN * self.alpha.sum())
+        _, kernel = self._kernel(ratios)
+        return self.metric(kernel.value @ self.alpha + gp.MEAN * self.alpha.sum())
 
     def gradient(self, ratios: np.ndarray) -> np.ndarray:
-        x, kernel, slope = self._kernel(ratios)
-        pull = slope * self.alpha
-        by_input = (pull @ self._x - x * pull.sum(axis=1)[:, None]) * np.exp(2 * self.theta[:-2])
+        x, kernel = self._kernel(ratios)
+        pull = kernel.slope * self.alpha
+        by_input = pull @ self._x - x * pull.sum(axis=1)[:, None]
+        by_input += np.exp(2 * self.theta[gp.LINE]) * (self.alpha @ self._x)
+        by_input *= np.exp(2 * self.theta[: -gp.PARAMETERS])
         by_share = self.unit * by_input / self.scale / (np.maximum(ratios, 0) + self.eps)
         if self.logs:
-            by_share *= self.metric(kernel @ self.alpha + gp.MEAN * self.alpha.sum())[:, None]
+            by_share *= self.metric(kernel.value @ self.alpha + gp.MEAN * self.alpha.sum())[:, None]
         return by_share
 
     def std(self, ratios: np.ndarray) -> np.ndarray:
+        noise = np.exp(2 * self.theta[gp.NOISE])
         if self._inverse is None:
             ones = np.ones(len(self.rows))
-            self._inverse = gp.solve(
-                self.theta, self._x, ones, self.noise / np.exp(2 * self.theta[-1])
-            ).inverse
-        kernel, _ = gp.matern(self.inputs(ratios), self._x, self.theta)
-        cross = kernel + gp.MEAN
+            self._inverse = gp.solve(self.theta, self._x, ones, self.noise / noise).inverse
+        x = self.inputs(ratios)
+        cross = gp.kernel(x, self._x, self.theta).value + gp.MEAN
         known = np.einsum("nm,mk,nk->n", cross, self._inverse, cross, optimize=True)
-        variance = gp.MEAN + np.exp(2 * self.theta[-2]) - known
-        std = self.unit * np.sqrt(np.maximum(variance, 0) + np.exp(2 * self.theta[-1]))
+        std = self.unit * np.sqrt(np.maximum(gp.variance(x, self.theta) - known, 0) + noise)
         return std * self.predict(ratios) if self.logs else std
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,11 +188,15 @@ def _posterior(
     return fitted, solved
 
 
-def _alone(ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, eps: float) -> GaussianProcess:
-    """One metric with a given pseudo-count, parameters searched from the start."""
-    bare = _bare(ratios, values, eps)
-    theta = _search(bare, values, weights, gp.start_theta(ratios.shape[1]), STEPS)[0]
-    return _posterior(bare, values, weights, theta, MORE_STEPS, 1)[0]
+def _alone(
+    ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, near: GaussianProcess
+) -> GaussianProcess:
+    """Some of the rows that `near` was fitted to, with its pseudo-count; few rows are searched from the start."""
+    bare = _bare(ratios, values, near.eps)
+    fresh = len(values) < FRESH_BELOW
+    theta = gp.start_theta(ratios.shape[1]) if fresh else near.theta
+    theta = _search(bare, values, weights, theta, STEPS if fresh else MORE_STEPS)[0]
+    return _posterior(bare, values, weights, theta, MORE_STEPS if fresh else 0, 1)[0]
 
 
 class GaussianProcessLaw(Law):
@@ -229,7 +234,7 @@ class GaussianProcessLaw(Law):
     def held_out(
         self, table: Table, folds: Sequence[np.ndarray], fitted: Sequence[Response]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Searches parameters anew below `REFIT_BELOW` rows; above, keeps them and is in closed form."""
+        """Searches parameters again below `REFIT_BELOW` rows; above, keeps them and is in closed form."""
         predicted, std = np.full(table.metrics.shape, np.nan), np.full(table.metrics.shape, np.nan)
         for metric, response in enumerate(fitted):
             ratios, values, weights = table.column(metric)
@@ -250,7 +255,7 @@ class GaussianProcessLaw(Law):
                     if response.logs:
                         std[known[at], metric] *= response.metric(mean)
                 elif not is_constant(values[~out]):
-                    left = _alone(ratios[~out], values[~out], weights[~out], response.eps)
+                    left = _alone(ratios[~out], values[~out], weights[~out], response)
                     predicted[held, metric] = left.predict(table.ratios[held])
                     std[held, metric] = left.std(table.ratios[held])
                 elif not out.all():

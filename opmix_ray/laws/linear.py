@@ -1,4 +1,4 @@
-"""Laws that are linear in fixed features of the shares: `linear` in the shares themselves.
+"""Laws that are linear in fixed features of the shares: `linear` in the shares themselves, `ridge` in their logs.
 
 `Additive` is the response of `linear`, `log-share` and `own-share`:
 `y = a + sum_d s_d log(p_d + eps) + sum_d b_d p_d`.
@@ -12,7 +12,9 @@ import numpy as np
 
 from opmix_ray.laws.base import Law, Response, Table, fit_columns, register
 from opmix_ray.laws.extrapolate import SLOPE_DOUBT, Extrapolation
-from opmix_ray.laws.ridge import RidgeFit, fit_ridge
+from opmix_ray.numerics.ridge import RidgeFit, fit_ridge
+
+RIDGE_EPS = 0.01  # pseudo-count of `ridge`
 
 
 @register
@@ -171,5 +173,20 @@ class Linear(Law):
         def one(ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, metric: int) -> Response:
             fit = fit_ridge(ratios, values, weights)
             return additive(fit, np.zeros(count, bool), np.ones(count, bool), 1.0)
+
+        return fit_columns(table, one)
+
+
+class Ridge(Law):
+    """Ridge on log shares with a fixed pseudo-count: nothing but one penalty a metric is chosen, by leave-one-out."""
+
+    name = "ridge"
+
+    def fit(self, table: Table) -> list[Response]:
+        count = table.ratios.shape[1]
+
+        def one(ratios: np.ndarray, values: np.ndarray, weights: np.ndarray, metric: int) -> Response:
+            fit = fit_ridge(np.log(ratios + RIDGE_EPS), values, weights)
+            return additive(fit, np.ones(count, bool), np.zeros(count, bool), RIDGE_EPS)
 
         return fit_columns(table, one)

@@ -20,7 +20,7 @@ import numpy as np
 
 from opmix_ray.laws.base import Constant, Law, Response, Table, is_constant
 from opmix_ray.laws.linear import Additive, additive
-from opmix_ray.laws.ridge import PENALTIES, RidgeFit, RidgePath, ridge_path, slopes_path
+from opmix_ray.numerics.ridge import PENALTIES, RidgeFit, RidgePath, ridge_path, slopes_path
 
 EPS = tuple(float(f"{10**x:.2g}") for x in np.arange(-4, 0.26, 0.25))
 RELIEF = 10.0  # the penalty of a metric's own log share over that of the others, as a root

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.optimize import nnls
 
 from opmix_ray.laws.base import Response, dump_response, load_response, register
-from opmix_ray.laws.tails import MAD, tail_spread
+from opmix_ray.numerics.tails import MAD, tail_spread
 
-EVEN = 0.2  # pull to equal weights per value, in units of the best law's squared error: no law stands alone
+EVEN = 14.0  # rows at which the pull to equal weights is as strong as the best law's squared error
 LEAST = 0.02  # smaller weights are dropped
 ROUNDS = 10
 
@@ -71,15 +71,18 @@ def stacked_std(predicted: np.ndarray, stds: np.ndarray, weights: Sequence[float
     return np.sqrt(np.tensordot(share, stds, axes=1) ** 2 + apart)
 
 
-def stack_weights(held_out: np.ndarray, measured: np.ndarray) -> np.ndarray:
+def stack_weights(held_out: np.ndarray, measured: np.ndarray, rows: int) -> np.ndarray:
     """Weights (K,) of the stack with the least error out of fold: at least 0, sum 1, small ones dropped.
 
-    Least squares under heavy-tailed noise with a slight pull to equal weights (stacking: Breiman 1996, Wolpert 1992).
+    Least squares under heavy-tailed noise with a pull to equal weights, which falls with the square of the rows: what a
+    dozen rows say about laws is mostly chance (stacking: Breiman 1996, Wolpert 1992).
 
     Args:
         held_out: (N, K) predictions out of fold, in units of the measured values' spread; rows with NaN are left out.
         measured: (N,).
+        rows: of the sweep; N counts each once for every metric.
     """
+    even = (EVEN / rows) ** 2
     known = np.isfinite(measured) & np.isfinite(held_out).all(axis=1)
     features, values = held_out[known], measured[known]
     count = held_out.shape[1]
@@ -89,18 +92,18 @@ def stack_weights(held_out: np.ndarray, measured: np.ndarray) -> np.ndarray:
     weights = np.zeros(count)
     for _ in range(count):
         weights[:] = 0
-        weights[kept] = _simplex(features[:, kept], values)
+        weights[kept] = _simplex(features[:, kept], values, even)
         if weights[kept].min() >= LEAST:
             break
         kept = weights >= LEAST
     return weights
 
 
-def _simplex(features: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _simplex(features: np.ndarray, values: np.ndarray, even: float) -> np.ndarray:
     count = features.shape[1]
     best = float(np.median((features - values[:, None]) ** 2, axis=0).min()) * MAD**2
     firm = 1e3 * np.sqrt(len(values)) * np.ones((1, count))
-    pull = np.sqrt(EVEN * best * len(values)) * np.eye(count)
+    pull = np.sqrt(even * best * len(values)) * np.eye(count)
     tail = np.ones(len(values))
     for _ in range(ROUNDS):
         left = np.vstack([features * tail[:, None], pull, firm])

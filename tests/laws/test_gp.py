@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern
 
-from opmix_ray.laws import fit_law, gp
+from opmix_ray.laws import fit_law
 from opmix_ray.laws.gaussian_process import GaussianProcess
+from opmix_ray.numerics import gp
 
 
 def problem(rows: int = 25, inputs: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -16,7 +17,7 @@ def problem(rows: int = 25, inputs: int = 4) -> tuple[np.ndarray, np.ndarray, np
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, inputs))
     y = np.sin(x[:, 0]) + 0.3 * x[:, 1] + 0.1 * rng.standard_normal(rows)
-    theta = np.concatenate([rng.uniform(-2, 0, inputs), [0.2, -1.5]])
+    theta = np.concatenate([rng.uniform(-2, 0, inputs), [-0.3, 0.2, 0.1, -1.5]])
     return x, y, theta, rng.uniform(0.5, 2, rows)
 
 
@@ -32,23 +33,22 @@ def test_the_gradient_of_the_evidence() -> None:
 
 def test_posterior_and_evidence_are_those_of_scikit_learn() -> None:
     x, y, theta, spread = problem()
-    kernel = ConstantKernel(np.exp(2 * theta[-2])) * Matern(np.exp(-theta[:-2]), nu=2.5) + ConstantKernel(
-        gp.MEAN
-    )
-    noise = np.exp(2 * theta[-1]) * spread + gp.JITTER
-    other = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None).fit(x, y)
+    relevance, (line, signal, bend, sigma) = np.exp(theta[:4]), np.exp(theta[4:])
+    mine = ConstantKernel(line**2) * DotProduct(0.0, sigma_0_bounds="fixed")
+    mine += ConstantKernel(signal**2) * Matern(1 / bend, nu=2.5) + ConstantKernel(gp.MEAN)
+    noise = sigma**2 * spread + gp.JITTER
+    other = GaussianProcessRegressor(mine, alpha=noise, optimizer=None).fit(x * relevance, y)
     solved = gp.solve(theta, x, y, spread)
     new = np.random.default_rng(1).standard_normal((9, 4))
-    mean, std = other.predict(new, return_std=True)
-    cross = gp.matern(new, x, theta)[0] + gp.MEAN
+    mean, std = other.predict(new * relevance, return_std=True)
+    cross = gp.kernel(new, x, theta).value + gp.MEAN
     np.testing.assert_allclose(cross @ solved.alpha, mean, atol=1e-8)
     known = np.einsum("nm,mk,nk->n", cross, solved.inverse, cross)
-    np.testing.assert_allclose(gp.MEAN + np.exp(2 * theta[-2]) - known, std**2, atol=1e-7)
+    np.testing.assert_allclose(gp.variance(new, theta) - known, std**2, atol=1e-7)
     away = theta - gp.start_theta(4)
+    prior = gp.RELEVANCE_PRECISION * away[:4] @ away[:4] + gp.PRECISION * away[4:] @ away[4:]
     likelihood = other.log_marginal_likelihood_value_ + 0.5 * len(y) * np.log(2 * np.pi)
-    assert gp.evidence(theta, x, y, spread)[0] == pytest.approx(
-        -likelihood + 0.5 * gp.PRECISION * away @ away, rel=1e-9
-    )
+    assert gp.evidence(theta, x, y, spread)[0] == pytest.approx(-likelihood + 0.5 * prior, rel=1e-9)
 
 
 def test_rows_left_out_in_closed_form_are_rows_left_out() -> None:
@@ -57,10 +57,10 @@ def test_rows_left_out_in_closed_form_are_rows_left_out() -> None:
     kept = np.setdiff1d(np.arange(len(y)), held)
     mean, std = gp.leave_out(gp.solve(theta, x, y, spread), y, held)
     solved = gp.solve(theta, x[kept], y[kept], spread[kept])
-    cross = gp.matern(x[held], x[kept], theta)[0] + gp.MEAN
+    cross = gp.kernel(x[held], x[kept], theta).value + gp.MEAN
     np.testing.assert_allclose(mean, cross @ solved.alpha, rtol=1e-6)
-    variance = gp.MEAN + np.exp(2 * theta[-2]) - np.einsum("nm,mk,nk->n", cross, solved.inverse, cross)
-    noise = np.exp(2 * theta[-1]) * spread[held] + gp.JITTER
+    variance = gp.variance(x[held], theta) - np.einsum("nm,mk,nk->n", cross, solved.inverse, cross)
+    noise = np.exp(2 * theta[gp.NOISE]) * spread[held] + gp.JITTER
     np.testing.assert_allclose(std**2, variance + noise, rtol=1e-6)
 
 

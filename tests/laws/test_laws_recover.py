@@ -12,8 +12,8 @@ from opmix_ray.laws.linear import Additive, Extrapolated
 from opmix_ray.laws.log_linear import LogLinear
 from opmix_ray.laws.owner import own_domain
 from opmix_ray.laws.power import Power
-from opmix_ray.laws.ridge import fit_ridge
 from opmix_ray.laws.stack import Stack, stack_weights
+from opmix_ray.numerics.ridge import fit_ridge
 
 DOMAINS = ["a", "b", "c", "d"]
 
@@ -109,7 +109,7 @@ def test_the_stack_finds_the_better_law() -> None:
     good = measured + 0.1 * rng.standard_normal(200)
     fair = measured + 0.2 * rng.standard_normal(200)
     poor = rng.standard_normal(200)
-    weights = stack_weights(np.column_stack([good, fair, poor]), measured)
+    weights = stack_weights(np.column_stack([good, fair, poor]), measured, len(measured))
     assert weights.sum() == pytest.approx(1)
     assert weights[0] == pytest.approx(0.8, abs=0.08)  # inverse variances: 100 to 25
     assert weights[2] == 0
@@ -121,7 +121,7 @@ def test_one_broken_row_does_not_decide_the_stack() -> None:
     good = measured + 0.1 * rng.standard_normal(100)
     poor = measured + 0.5 * rng.standard_normal(100)
     good[0] += 10
-    assert stack_weights(np.column_stack([good, poor]), measured)[0] > 0.8
+    assert stack_weights(np.column_stack([good, poor]), measured, len(measured))[0] > 0.8
 
 
 def test_a_stack_is_its_parts() -> None:

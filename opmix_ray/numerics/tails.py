@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from opmix_ray.laws.ridge import fit_ridge
+from opmix_ray.numerics.ridge import fit_ridge
 
 DEGREES = 4.0
 EPS = 0.03  # of the plain law
