@@ -33,7 +33,7 @@ def fit(
             help="uniform, proportional or a file; none: proportional where --caps holds all tokens."
         ),
     ] = None,
-    kl: Annotated[float, typer.Option(help="Weight of KL to the prior.")] = 0.05,
+    kl: Annotated[str, typer.Option(help="Weight of KL to the prior, or auto: of least regret.")] = "0.05",
     caps: Caps = None,
     bounds: Bounds = None,
     objective: Annotated[Path | None, typer.Option(help="File of metric weights.")] = None,
@@ -53,6 +53,10 @@ def fit(
         list[str] | None,
         typer.Option(help="Metric that is better when lower, whatever its name says.", metavar="NAME"),
     ] = None,
+    changes: Annotated[
+        Path | None,
+        typer.Option(help="File of domains renamed, split, merged, added or removed since.", metavar="FILE"),
+    ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals; 0: none.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     as_json: Json = False,
@@ -64,7 +68,7 @@ def fit(
         summary = fit_command(
             ratios, metrics, output or "runs/fit", law, prior, kl, caps, bounds, objective,
             share_columns=share_columns, metric_columns=metric_columns, maximise=maximise or (),
-            minimise=minimise or (), bootstrap=bootstrap, seed=seed, told=told,
+            minimise=minimise or (), changes=changes, bootstrap=bootstrap, seed=seed, told=told,
         )  # fmt: skip
     show(summary, closing_words(summary), as_json)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 
 from opmix_ray.decision.propose import Proposal, propose
 from opmix_ray.errors import UserError
+from opmix_ray.fit.changes import read_changes
 from opmix_ray.fit.direction import Ask, direction_notes, maximised, turned
-from opmix_ray.fit.options import Objective, read_bounds, read_caps, read_objective, read_prior
+from opmix_ray.fit.kl import choose_kl, read_kl
+from opmix_ray.fit.options import Objective, limits, read_objective, read_prior
 from opmix_ray.fit.page import render
 from opmix_ray.fit.result import FitResult
 from opmix_ray.fit.sweep import LEFT_OUT, Sweep, read_sweep
@@ -47,7 +50,7 @@ def fit_command(
     output: str | Path,
     law: str = "auto",
     prior: str | Path | None = None,
-    kl: float = KL,
+    kl: float | str = KL,
     caps: str | Path | None = None,
     bounds: str | Path | None = None,
     objective: str | Path | None = None,
@@ -56,6 +59,7 @@ def fit_command(
     metric_columns: Sequence[str] | None = None,
     maximise: Sequence[str] = (),
     minimise: Sequence[str] = (),
+    changes: str | Path | None = None,
     bootstrap: int = BOOTSTRAP,
     seed: int = 0,
     told: Told | None = None,
@@ -69,13 +73,14 @@ def fit_command(
         law: `auto` or a name in `opmix_ray.laws.LAWS`.
         prior: `uniform`, `proportional` or a file with a mixture; none: proportional where the caps file has
             tokens of all domains, else uniform.
-        kl: weight of KL(mixture || prior), in units of the objective per nat.
+        kl: weight of KL(mixture || prior), in units of the objective per nat; `auto`: see `fit.kl`.
         caps: file of greatest shares, or of tokens and epochs; see `options.read_caps`.
         bounds: file of least and greatest shares; see `options.read_bounds`.
         objective: file of metric weights or more; see `options.read_objective`.
         share_columns, metric_columns: names or patterns of the columns that are; None: see `columns`.
         maximise, minimise: names or patterns of metrics that are better when higher, or lower where a name says
             the opposite.
+        changes: file of domains that were renamed, split, merged, added or removed since; see `changes`.
         bootstrap: refits for the intervals; 0: none.
         seed: of everything random.
         told: hears of what is done.
@@ -83,15 +88,27 @@ def fit_command(
     Returns:
         JSON values: `output`, `law`, `rows`, `left_out` (number of rows), `columns` (`shares`, `metrics`,
         `left_out`), `mixture`, `metrics` (by name: `baseline`, `proposal`, `maximised`), `objective`,
-        `baseline_objective`, `gain`, `gain_interval`, `quality` (of the objective), `binding`, `notes`, `files`.
+        `baseline_objective`, `gain`, `gain_interval`, `quality` (of the objective), `kl`, `kl_curve`, `binding`,
+        `notes`, `files`.
 
     Raises:
         UserError: wrong input; names file, line or key, and the remedy.
     """
-    told = told or Told()
+    told, given = told or Told(), read_kl(kl)
     storage = Storage(str(output))
     sweep = read_sweep(ratios, metrics, share_names=share_columns, metric_names=metric_columns)
-    lower, upper, held, wanted = _options(sweep, prior, caps, bounds, objective)
+    removed: list[str] = []
+    if changes is not None:
+        read = read_changes(changes)
+        sweep, removed = read.applied(sweep), read.removed
+    lower, upper, held, wanted = _options(sweep, prior, caps, bounds, objective, removed)
+    if given is None and wanted.worst_case:
+        raise UserError(
+            "cannot be chosen for the worst case, only for a weighted mean",
+            key="--kl",
+            value=kl,
+            remedy="give a number such as 0.05",
+        )
     tops = maximised(
         sweep.metric_names,
         sweep.metrics,
@@ -124,11 +141,33 @@ def fit_command(
     )
     fitted.details |= {"maximised": tops, "unused_domains": sweep.unused}
     middle = time.perf_counter()
+    proposing = partial(
+        propose,
+        prior=held,
+        lower=lower,
+        upper=upper,
+        current=wanted.current,
+        reference=wanted.reference,
+        worst_case=wanted.worst_case,
+        no_worse_than=wanted.no_worse_than,
+        seed=seed,
+    )
+    curve = None
+    if given is None:
+        curve = choose_kl(
+            fitted,
+            lambda half, size: proposing(half, kl=size).mixture,
+            seed=seed,
+            step=lambda done, total: told.step("proposals for --kl auto", done, total),
+        )
+        notes.append(curve.words())
+    weight = given if curve is None else curve.chosen
+    assert weight is not None
 
     def result(proposal: Proposal) -> FitResult:
         seconds = {"fit": middle - start, "propose": time.perf_counter() - middle}
         return FitResult(
-            sweep, fitted, held, wanted, kl, lower, upper, proposal, notes, inputs, seconds, tops
+            sweep, fitted, held, wanted, weight, lower, upper, proposal, notes, inputs, seconds, tops, curve
         )
 
     inputs = {
@@ -139,6 +178,7 @@ def fit_command(
         "caps": None if caps is None else str(caps),
         "bounds": None if bounds is None else str(bounds),
         "objective": None if objective is None else str(objective),
+        "changes": None if changes is None else str(changes),
         "share_columns": None if share_columns is None else list(share_columns),
         "metric_columns": None if metric_columns is None else list(metric_columns),
         "maximise": list(maximise),
@@ -146,17 +186,9 @@ def fit_command(
         "bootstrap": bootstrap,
         "seed": seed,
     }
-    proposal = propose(
+    proposal = proposing(
         fitted,
-        prior=held,
-        kl=kl,
-        lower=lower,
-        upper=upper,
-        current=wanted.current,
-        reference=wanted.reference,
-        worst_case=wanted.worst_case,
-        no_worse_than=wanted.no_worse_than,
-        seed=seed,
+        kl=weight,
         bootstrap=bootstrap,
         first=lambda found: told.say(
             first_words(_summary(storage, result(found))) + "\nthe intervals follow"
@@ -172,20 +204,11 @@ def _options(
     caps: str | Path | None,
     bounds: str | Path | None,
     objective: str | Path | None,
+    removed: Sequence[str],
 ) -> tuple[dict[str, float], dict[str, float], Mixture, Objective]:
     """Least and greatest shares, prior and objective from the files beside a sweep; over the domains with runs."""
     everything = [*sweep.domains, *sweep.unused]
-    read = read_caps(caps, everything)
-    lower, upper = read_bounds(bounds, everything)
-    for name, cap in read.upper.items():
-        upper[name] = min(cap, upper.get(name, 1.0))
-        if lower.get(name, 0.0) > upper[name] + 1e-9:
-            raise UserError(
-                f"the least share {lower[name]:.4g} is above the greatest that the caps allow, {upper[name]:.4g}",
-                file=bounds,
-                key=name,
-                remedy="lower it, or raise the cap",
-            )
+    lower, upper, tokens = limits(bounds, caps, everything)
     for name in sweep.unused:
         if lower.pop(name, 0.0) > 0:
             raise UserError(
@@ -195,7 +218,17 @@ def _options(
                 remedy="leave out its least share, or add runs that have it",
             )
         upper.pop(name, None)
-    held = read_prior(prior, everything, read.tokens, used=sweep.domains)
+    left = [name for name in sweep.domains if name not in removed]
+    if not left:
+        raise UserError("no domain is left", key="--changes", value=", ".join(removed), remedy="keep one")
+    for name in removed:
+        if lower.get(name, 0.0) > 0:
+            raise UserError(
+                "is removed and has a least share", file=bounds, key=name, remedy="leave out one of the two"
+            )
+        if name in sweep.domains:
+            upper[name] = 0.0
+    held = read_prior(prior, everything, tokens, used=left).over(sweep.domains)
     return lower, upper, held, read_objective(objective, sweep.metric_names, everything, used=sweep.domains)
 
 
@@ -235,6 +268,8 @@ def _summary(storage: Storage, result: FitResult) -> dict[str, Any]:
         "gain": proposal.gain,
         "gain_interval": proposal.gain_interval,
         "quality": law.quality["objective"],
+        "kl": result.kl,
+        "kl_curve": None if result.kl_curve is None else result.kl_curve.to_dict(),
         "binding": proposal.binding,
         "notes": result.notes,
         "files": {name: storage.path(name) for name in FILES},

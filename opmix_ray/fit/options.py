@@ -144,6 +144,28 @@ def read_bounds(path: str | Path | None, domains: Sequence[str]) -> tuple[dict[s
     return lower, upper
 
 
+def limits(
+    bounds: str | Path | None, caps: str | Path | None, domains: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Least and greatest shares of a bounds and a caps file together, and the tokens that the latter gives.
+
+    Raises:
+        UserError: see `read_bounds` and `read_caps`; or a least share is above the greatest that the caps allow.
+    """
+    read = read_caps(caps, domains)
+    lower, upper = read_bounds(bounds, domains)
+    for name, cap in read.upper.items():
+        upper[name] = min(cap, upper.get(name, 1.0))
+        if lower.get(name, 0.0) > upper[name] + 1e-9:
+            raise UserError(
+                f"the least share {lower[name]:.4g} is above the greatest that the caps allow, {upper[name]:.4g}",
+                file=bounds,
+                key=name,
+                remedy="lower it, or raise the cap",
+            )
+    return lower, upper, read.tokens
+
+
 def read_prior(
     prior: str | Path | None,
     domains: Sequence[str],

@@ -111,7 +111,30 @@ def _proposal(result: FitResult) -> str:
         if proposal.binding
         else paragraph("Nothing: the proposal is inside all limits.")
     )
-    return section("The mixture", figure(panel) + binding + fold("The numbers", numbers), name="mixture")
+    parts = figure(panel) + _kl(result) + binding + fold("The numbers", numbers)
+    return section("The mixture", parts, name="mixture")
+
+
+def _kl(result: FitResult) -> str:
+    curve = result.kl_curve
+    if curve is None:
+        return ""
+    at = list(range(len(curve.weights)))
+    ends = [(r - e, r + e) for r, e in zip(curve.regrets, curve.errors, strict=True)]
+    panel = Panel(
+        name="kl",
+        title="Regret on unseen runs by weight of the KL term",
+        description=curve.words(),
+        marks=[
+            Line(curve.regrets, at, 0),
+            Whiskers(at, [low for low, _ in ends], [high for _, high in ends], "ink", lying=True),
+            Dots(curve.regrets, at, 0),
+        ],
+        x_label="regret in units of the objective",
+        categories=[f"{weight:.3g}" for weight in curve.weights],
+        note=f"{curve.chosen:.3g} is taken; whiskers: standard errors",
+    )
+    return figure(panel)
 
 
 def _quality(result: FitResult) -> str:

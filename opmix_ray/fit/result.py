@@ -9,6 +9,7 @@ import numpy as np
 
 from opmix_ray.decision.propose import Proposal
 from opmix_ray.fit.direction import turned
+from opmix_ray.fit.kl import KlCurve
 from opmix_ray.fit.options import Objective
 from opmix_ray.fit.sweep import Sweep
 from opmix_ray.laws import FittedLaw
@@ -33,6 +34,7 @@ class FitResult:
         inputs: the files and options given.
         seconds: `fit` and `propose`.
         tops: metric that is better when higher -> value that it is subtracted from.
+        kl_curve: how the weight of the KL term was chosen, with `--kl auto`.
     """
 
     sweep: Sweep
@@ -47,6 +49,7 @@ class FitResult:
     inputs: dict[str, Any]
     seconds: dict[str, float]
     tops: dict[str, float] = field(default_factory=dict)
+    kl_curve: KlCurve | None = None
 
     def predicted(self, ratios: np.ndarray) -> np.ndarray:
         """Metrics of mixtures in their own units and direction, (n, D) -> (n, M)."""
@@ -75,6 +78,7 @@ class FitResult:
             "objective": dict(zip(self.law.metric_names, self.law.weights.tolist(), strict=True)),
             "prior": self.prior.shares,
             "kl": self.kl,
+            "kl_curve": None if self.kl_curve is None else self.kl_curve.to_dict(),
             "bounds": {n: [self.lower.get(n, 0.0), self.upper.get(n, 1.0)] for n in self.sweep.domains},
             "proposal": self.proposed(),
             "unused_domains": self.sweep.unused,

@@ -14,6 +14,7 @@ from opmix_ray.laws.groups import Basis, Blend, blended, blends
 from opmix_ray.laws.quality import Quality
 
 FORMAT = 2
+LEAST_WEIGHT = 1e-3  # of a row in a refit
 Refit = Callable[[Table], tuple[Sequence[Response], Response | None]]
 
 
@@ -134,7 +135,15 @@ class FittedLaw:
                 remedy="fit it again, or ask for 0",
             )
         drawn = rng.dirichlet(np.ones(len(self.table))) * len(self.table)
-        return self._again(replace(self.table, weights=self.table.weights * np.maximum(drawn, 1e-3)[:, None]))
+        return self._again(
+            replace(self.table, weights=self.table.weights * np.maximum(drawn, LEAST_WEIGHT)[:, None])
+        )
+
+    def on_rows(self, kept: np.ndarray) -> FittedLaw:
+        """The law refitted with next to no weight on all but the rows `kept` (N,); it needs its rows."""
+        assert self.table is not None
+        share = np.where(kept, 1.0, LEAST_WEIGHT)
+        return self._again(replace(self.table, weights=self.table.weights * share[:, None]))
 
     def redrawn(self, rng: np.random.Generator) -> FittedLaw:
         """The law refitted to its own predictions plus errors out of fold with random signs.
