@@ -33,7 +33,7 @@ from opmix_ray.commands.report import report
 from opmix_ray.commands.show import show
 from opmix_ray.commands.study import study
 from opmix_ray.commands.watch import Web, page_of, watch
-from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.exits import UNDECIDED, exit_code
 from opmix_ray.version import __version__
 
@@ -44,6 +44,12 @@ app = typer.Typer(
     help="Decides what a language model should train on next.",
 )
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the output stands.")]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price-per-hour", min=0, help="Price of an hour of the machine or cluster: what will it cost?"
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove a run that is already in the output.")]
 
 
@@ -71,10 +77,19 @@ def run(
         str | None,
         typer.Option("--continue", help="Finished run to go on from: its model, mixture, reading positions."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check everything and say what the run will cost.")
+    ] = False,
+    price: Price = None,
     web: Web = False,
     as_json: Json = False,
 ) -> None:
     """Train a model and decide its mixture on the way."""
+    if dry_run:
+        _validate(config, settings, output, address, price, as_json, base)
+        return
+    if price is not None:
+        raise UserError("needs --dry-run", key="--price-per-hour", value=price, remedy="give both, or none")
     _run(config, settings, output, resume, overwrite, address, as_json, base, web)
 
 
@@ -124,25 +139,17 @@ def prepare(config: Config, settings: Settings = None, as_json: Json = False) ->
 
 @app.command()
 def validate(
-    config: Config, settings: Settings = None, address: Address = None, as_json: Json = False
+    config: Config,
+    settings: Settings = None,
+    address: Address = None,
+    price: Price = None,
+    as_json: Json = False,
 ) -> None:
-    """List everything that is wrong with a run before it begins."""
-    from opmix_ray.config import load_partly
+    """List everything that is wrong with a run before it begins, or say what it will cost.
 
-    loaded, errors = load_partly(config, settings)
-    if loaded is not None:
-        from opmix_ray.runner.validate import check_all
-
-        with progress_for(as_json) as progress:
-            found = check_all(with_options(loaded, None, address), config, progress.preparing)
-        errors += [error.within(config) for error in found]
-    if errors:
-        raise UserErrors(errors)
-    from opmix_ray.cluster.memory_check import check_memory, memory_words
-
-    checked = check_memory(with_options(loaded, None, address))
-    words = f"{config}: nothing wrong was found\n{memory_words(checked)}"
-    show({"valid": True, "config": str(config), **checked}, words, as_json)
+    Nothing is tokenised before the configuration is found right; one training step is timed.
+    """
+    _validate(config, settings, None, address, price, as_json)
 
 
 @app.command()
@@ -210,6 +217,43 @@ def _run(
             err=True,
         )
         raise typer.Exit(UNDECIDED)
+
+
+def _validate(
+    config: Path, settings: list[str] | None, output: str | None, address: str | None, price: float | None,
+    as_json: bool, base: str | None = None,
+) -> None:  # fmt: skip
+    from opmix_ray.config import continued, load_partly
+
+    loaded, errors = load_partly(config, settings)
+    if loaded is None:
+        raise UserErrors(errors)
+    loaded = with_options(loaded, output, address)
+    if base is not None:
+        loaded = continued(loaded, base)
+    from opmix_ray.runner.validate import examine
+
+    found: dict[str, Any] = {}
+    with progress_for(as_json) as progress:
+        try:
+            found = examine(loaded, config, progress.preparing)
+        except UserError as error:
+            errors += [one.within(config) for one in user_errors(error)]
+    if errors:
+        raise UserErrors(errors)
+    from opmix_ray.cluster.memory_check import check_memory, memory_words
+    from opmix_ray.commands.status import cost_words
+    from opmix_ray.runner.base import with_base
+
+    with with_base(loaded) as based:
+        checked = check_memory(based)
+    checked["warnings"] += found["warnings"]
+    cost = found["cost"]
+    if price is not None:
+        hours = None if cost["seconds"] is None else cost["seconds"]["total"] / 3600
+        cost["price"] = None if hours is None else price * hours
+    words = f"{config}: nothing wrong was found\n{cost_words(cost, price)}\n{memory_words(checked)}"
+    show({"valid": True, "config": str(config), "cost": cost, **checked}, words, as_json)
 
 
 def _old_mixture(file: str | None) -> list[str]:

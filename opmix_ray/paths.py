@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 Kind = Literal["text", "prompt", "messages", "tokens"]  # what a document is
@@ -20,6 +23,20 @@ ENDINGS = {
     ".npy": "tokens",
     ".bin": "tokens",
 }
+PLAIN = {  # of files that a folder may also hold beside its data: notes, settings, programs
+    ".json": "json",
+    **dict.fromkeys((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst"), "csv"),
+    **dict.fromkeys((".txt", ".text", ".md", ".rst", ".tex", ".org", ".txt.gz", ".txt.zst"), "text"),
+    **dict.fromkeys(
+        (".py", ".js", ".ts", ".java", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".rs"), "text"
+    ),
+    **dict.fromkeys(
+        (".rb", ".php", ".sh", ".sql", ".r", ".jl", ".lua", ".scala", ".kt", ".swift", ".pl"), "text"
+    ),
+    **dict.fromkeys((".html", ".htm", ".xml", ".css", ".srt", ".log"), "text"),
+}
+ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|citation|authors|contributing|requirements)\b.*"
+                   r"|(dataset_infos?|dataset_dict|state|config|metadata|package(-lock)?)\.json", re.I)  # fmt: skip
 
 
 def is_uri(path: str) -> bool:
@@ -31,4 +48,30 @@ def file_format(path: str) -> str | None:
     """Format by file ending, or None where it says nothing."""
     name = path.partition("?")[0] if is_uri(path) else path
     name = name.lower()
-    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), None)
+    every = ENDINGS | PLAIN
+    return next((kind for ending, kind in every.items() if name.endswith(ending)), None)
+
+
+def is_plain(path: str) -> bool:
+    """Whether a file has a format that notes and settings beside data have too."""
+    return file_format(path) in ("json", "csv", "text")
+
+
+def of_data(paths: Sequence[str]) -> list[str]:
+    """Those of a folder's files that are its data.
+
+    Formats made for data come before plain ones. Where there are plain files only, those about the data (`README`,
+    `LICENSE`, `dataset_info.json`, ...) are left out, and of text, CSV and JSON the one that most files have is read.
+    """
+    known = [path for path in paths if file_format(path)]
+    if data := [path for path in known if not is_plain(path)]:
+        return data
+    kinds = [(path, file_format(path)) for path in known if not is_about(path)]
+    count = Counter(kind for _, kind in kinds)
+    most = max(("text", "csv", "json"), key=lambda kind: count[kind])
+    return [path for path, kind in kinds if kind == most]
+
+
+def is_about(path: str) -> bool:
+    """Whether a file's name says that it is about data: `README.md`, `LICENSE.txt`, `dataset_info.json`."""
+    return ABOUT.fullmatch(path.rpartition("/")[2]) is not None

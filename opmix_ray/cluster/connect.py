@@ -107,6 +107,26 @@ def check_cluster(config: RunConfig) -> list[UserError]:
         return user_errors(error)
 
 
+def check_processors(config: RunConfig) -> list[UserError]:
+    """An error for each part that asks a Ray of our own for more CPUs than this machine has.
+
+    `opmix run` does what is asked all the same, slowly: its Ray has as many as the run asks for.
+    """
+    if address_of(config) is not None or ray.is_initialized() or config.cluster.num_cpus is not None:
+        return []
+    have = os.cpu_count() or 1
+    return [
+        UserError(
+            f"{demand.who} asks for {demand.count * demand.each['CPU']:g} CPUs, this machine has {have}",
+            key=demand.key("CPU"),
+            value=f"{demand.each['CPU']:g}",
+            remedy=f"lower it{' or train.workers' if demand.count > 1 else ''}, or set cluster.num_cpus to share them",
+        )
+        for demand in demands(config)
+        if demand.count * demand.each["CPU"] > have
+    ]
+
+
 def check_resources(config: RunConfig) -> None:
     """Compare what a run asks for with what the connected cluster has, or may grow to.
 

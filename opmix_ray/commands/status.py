@@ -119,6 +119,35 @@ def _spent(ledger: Mapping[str, Any]) -> list[str]:
     return [*lines, f"written   {scaled(written, 'B')}"] if written else lines
 
 
+def cost_words(cost: Mapping[str, Any], price: float | None) -> str:
+    """What a run will cost, as a person reads it.
+
+    Args:
+        cost: see `runner.forecast.estimate`; with a price also `price`.
+        price: of an hour.
+    """
+    flops, written = cost["flops"], cost["bytes"]
+    lines = [
+        f"training  {cost['steps']:,} steps, {cost['tokens']:,} tokens, {scaled(flops['training'], 'FLOPs')}",
+        f"deciding  {scaled(flops['deciding'], 'FLOPs')}, {100 * cost['deciding']:.1f} % of training"
+        + ("" if flops["deciding"] else " (no decision, or one that only counts words)"),
+        f"disk      {scaled(written['data'], 'B')} of tokens, {scaled(written['checkpoint'], 'B')} a checkpoint, "
+        f"{scaled(written['model'], 'B')} the model",
+    ]
+    seconds = cost["seconds"]
+    if seconds is None:
+        return "\n".join([*lines, f"time      not known: {cost['untimed']}"])
+    parts = ", ".join(
+        f"{name} {duration(value)}" for name, value in seconds.items() if name != "total" and value >= 0.5
+    )
+    lines.append(
+        f"time      about {duration(seconds['total'])} ({parts}), at {cost['tokens_per_second']:,.0f} tokens/s"
+    )
+    if price is not None:
+        lines.append(f"money     about {cost['price']:,.2f}, at {price:g} an hour")
+    return "\n".join(lines)
+
+
 def scaled(value: float, unit: str) -> str:
     """A quantity with a prefix: `scaled(3.2e12, "FLOPs")` is `3.20 TFLOPs`."""
     prefixes = ("", "k", "M", "G", "T", "P", "E", "Z")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opmix_ray.config import RunConfig, StageConfig
+from opmix_ray.config import RunConfig
+from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
+from opmix_ray.runner.forecast import Forecast
+from opmix_ray.runner.plan import scaled
 from opmix_ray.strategies.registry import check_strategy, strategy_names
 
 RUNS = "runs"  # directory of the runs inside a comparison's output
@@ -76,6 +79,12 @@ def entries(
     return found
 
 
-def scaled(stage: StageConfig, factor: float) -> StageConfig:
-    """A stage with so many times its steps, at least one."""
-    return stage.model_copy(update={"steps": max(1, round(stage.steps * factor))})
+def factors(config: RunConfig, prepared: Prepared, strategies: Sequence[str]) -> dict[str, float]:
+    """Factor on every strategy's steps with which all cost what the configured run costs without a search.
+
+    Raises:
+        UserError: searching alone costs more.
+    """
+    forecast = Forecast(config, prepared)
+    budget = forecast.training("uniform")
+    return {name: forecast.scale(name, budget) for name in strategies}

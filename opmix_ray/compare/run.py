@@ -10,9 +10,8 @@ from typing import Any
 
 from opmix_ray.cluster.connect import connected
 from opmix_ray.compare.beside import Beside
-from opmix_ray.compare.forecast import factors
 from opmix_ray.compare.page import render
-from opmix_ray.compare.plan import RUNS, Entry, check_strategies, entries
+from opmix_ray.compare.plan import RUNS, Entry, check_strategies, entries, factors
 from opmix_ray.compare.summary import Row, row_of, summarise
 from opmix_ray.compare.table import to_csv, to_markdown
 from opmix_ray.config import RunConfig, dump_config

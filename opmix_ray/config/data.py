@@ -10,7 +10,9 @@ from opmix_ray.config.section import Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as a file name and as a column name
 Name = Annotated[str, Field(pattern=NAME)]
-BuiltInFormat = Literal["auto", "jsonl", "parquet", "arrow", "hf", "megatron", "tokens"]
+BuiltInFormat = Literal[
+    "auto", "jsonl", "json", "csv", "text", "parquet", "arrow", "hf", "megatron", "tokens"
+]
 
 
 class SourceConfig(Section):
@@ -21,11 +23,14 @@ class SourceConfig(Section):
     )
     format: str = Field(
         "auto",
-        description="`auto` goes by the file ending: .jsonl[.gz|.zst], .parquet, .arrow, a directory written by "
+        description="`auto` goes by the file ending: .jsonl[.gz|.zst], .parquet, .arrow, .json (an array or objects), "
+        ".csv, .txt and other `text` (cut at blank lines), a directory written by "
         "`datasets.save_to_disk` (`hf`), .bin with an .idx beside it or the prefix of both (`megatron`), other .bin "
         "and .npy (`tokens`: raw token ids); or one that another package brings (docs/plugins.md).",
     )
-    text_column: str = Field("text", description="Column that holds the text of a document.")
+    text_column: str = Field(
+        "text", description="Column that holds the text of a document; `doc.text` is `text` inside `doc`."
+    )
     prompt_column: str | None = Field(
         None, description="Instruction data: column of the prompt; needs `completion_column`."
     )

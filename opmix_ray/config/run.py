@@ -27,8 +27,8 @@ class StageConfig(Section):
         "proportional",
         description="First mixture: `uniform`; `proportional` to tokens; `carry`: the mixture of the last stage or "
         "of the base, in which new domains have no share; `join`: the same with every new domain at its "
-        "uniform share; or shares by name. `carry` and `join` are proportional where nothing came "
-        "before.",
+        "uniform share; or shares by name, one for every domain, that sum to 1. `carry` and `join` are "
+        "proportional where nothing came before.",
     )
     decide_at: list[float] = Field(
         default_factory=list, description="Fractions of the stage at which to decide, each in [0, 1)."

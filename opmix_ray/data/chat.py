@@ -17,7 +17,7 @@ import numpy as np
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from opmix_ray.data.tokenizer import Encoder
-from opmix_ray.sources.roles import name_in, role_of
+from opmix_ray.sources.messages import name_in, role_of
 
 Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]]

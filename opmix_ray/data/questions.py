@@ -20,10 +20,9 @@ from opmix_ray.data.chat import ChatError, render
 from opmix_ray.data.tokenizer import Encoder
 from opmix_ray.errors import UserError, user_errors
 from opmix_ray.paths import file_format
-from opmix_ray.sources import readers
+from opmix_ray.sources import plain, readers
 from opmix_ray.sources.files import InputFile
-from opmix_ray.sources.messages import messages
-from opmix_ray.sources.roles import role_of
+from opmix_ray.sources.messages import messages, role_of
 from opmix_ray.sources.source import CHECKED_FILES, Document, Source, empty_source, open_source
 
 _NEEDED = {
@@ -164,7 +163,7 @@ def asked(config: EvaluationSetConfig, source: Source, file: InputFile) -> Itera
     names = ["messages_column"] if config.messages_column else _NEEDED[config.metric]
     columns = {name: str(getattr(config, name)) for name in names}
     kind = "arrow" if config.format == "hf" else config.format
-    reader = readers.READERS[str(file_format(file.path)) if kind == "auto" else kind]
+    reader = (readers.READERS | plain.READERS)[str(file_format(file.path)) if kind == "auto" else kind]
     for row in reader(file.path, columns, source.key):
         found = _Row(file.path, source.key, row.place, dict(zip(names, row.values, strict=True)))
         question = found.conversation() if config.messages_column else found.question(config.metric)

@@ -48,7 +48,14 @@ def reader(path: str) -> str | None:
     """The builder of Hugging Face `datasets` that reads a file; None where there is none."""
     if path.endswith(".json"):
         return "json"
-    return {"jsonl": "json", "parquet": "parquet", "arrow": "arrow"}.get(str(file_format(path)))
+    return {
+        "jsonl": "json",
+        "json": "json",
+        "csv": "csv",
+        "text": "text",
+        "parquet": "parquet",
+        "arrow": "arrow",
+    }.get(str(file_format(path)))
 
 
 def prefix(path: str) -> str:

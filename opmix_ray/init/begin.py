@@ -17,12 +17,12 @@ from opmix_ray.config import DataConfig, DomainConfig, ModelConfig, RunConfig, T
 from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train_bpe, vocabulary_size
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.init.discover import KEY, discover, ignored, safe_name
-from opmix_ray.init.look import Domain, look
-from opmix_ray.init.sizing import Machine, Plan, choose_sequences, make_plan, vocabulary
-from opmix_ray.init.speed import Speed, measure
+from opmix_ray.init.look import Domain, look, without_bad
+from opmix_ray.init.sizing import Machine, Plan, can_be_split, choose_sequences, make_plan, vocabulary
 from opmix_ray.init.write import relative, write_config
 from opmix_ray.runner.validate import check_before, refuse
 from opmix_ray.sources.source import ids_dtype, open_source
+from opmix_ray.train.speed import Speed, measure
 
 FILE = "opmix.yaml"
 TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages
@@ -153,18 +153,27 @@ def _look(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
     """
     domains: list[Domain] = []
     errors: list[UserError] = []
-    for part in discover(data):
+    parts = discover(data)
+    for part in parts:
         try:
-            domains.append(look(part))
+            good, bad = without_bad(part)
+            errors += bad
+            domain = look(good)
+            if not can_be_split(domain):
+                raise UserError(
+                    f"holds {domain.size:,.0f} characters or ids, too few to hold some out",
+                    file=part.paths[0], key=KEY, remedy="add data, or leave it out",
+                )  # fmt: skip
+            domains.append(domain)
         except UserError as error:
             errors += user_errors(error)
     if errors and len(domains) < 2:
         raise UserErrors(errors)
     for error in errors:
         say(f"left out: {error}")
-    if names := ignored(data):
+    if names := ignored(data, parts):
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        say(f"ignored, as hidden or of another kind: {', '.join(names[:SHOWN])}{more}")
+        say(f"ignored, as hidden, about the data or of another kind: {', '.join(names[:SHOWN])}{more}")
     return domains
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import KEY
 from opmix_ray.sources.messages import is_messages
+from opmix_ray.sources.readers import names_of, value_of
 
 TEXT = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown", "passage")
 PAIRS = (
@@ -33,12 +34,13 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
     Raises:
         UserError: no column holds anything that can be trained on.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = list(dict.fromkeys(name for row in rows for name in (*names_of(row), *row)))
     messages = next((c for c in columns if _all(rows, c, is_messages)), None)
     if messages is not None:
         return {"messages_column": messages}
     texts = [c for c in columns if _all(rows, c, lambda value: isinstance(value, str))]
-    if text := next((c for c in TEXT if c in texts), None):
+    named = [c for word in TEXT for c in texts if c.rpartition(".")[2] == word]
+    if text := min(named, key=lambda c: c.count("."), default=None):
         return {"text_column": text}
     for prompt, answer in PAIRS:
         if prompt in texts and answer in texts:
@@ -47,7 +49,7 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
     if ids is not None:
         return {"tokens_column": ids}
     if texts:
-        return {"text_column": max(texts, key=lambda c: sum(len(row.get(c) or "") for row in rows))}
+        return {"text_column": max(texts, key=lambda c: sum(len(value_of(row, c) or "") for row in rows))}
     raise UserError(
         f"no column holds text, messages or token ids (it has {', '.join(columns) or 'none'})",
         file=file,
@@ -58,7 +60,7 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
 
 def _all(rows: Sequence[Mapping[str, Any]], column: str, fits: Any) -> bool:
     """Whether every value that is there fits, and there is one."""
-    values = [row[column] for row in rows if row.get(column) is not None]
+    values = [value for row in rows if (value := value_of(row, column)) is not None]
     return bool(values) and all(fits(value) for value in values)
 
 

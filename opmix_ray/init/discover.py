@@ -15,12 +15,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from opmix_ray.errors import UserError
-from opmix_ray.paths import ENDINGS, file_format, is_uri
+from opmix_ray.paths import ENDINGS, PLAIN, file_format, is_about, is_plain, is_uri, of_data
 from opmix_ray.remote import is_local, local_path
 from opmix_ray.sources.files import InputFile
 from opmix_ray.sources.listing import expand, identity, listing
 
 KEY = "--data"
+SMALL = 100_000  # bytes of text below which a file is no domain of its own
 MOST_FILES = 32  # domains that the files of one folder make; more of them are one domain
 _TRAIN = {"train", "training"}
 _HELD_OUT = {
@@ -94,24 +95,30 @@ def safe_name(text: str) -> str:
 
 def _files(path: str) -> list[InputFile]:
     files = expand(path, key=KEY, recognised_only=False)
-    known = [file for file in files if file_format(file.path)]
+    known = [
+        file
+        for file in files
+        if file.path == path or (file_format(file.path) and not (is_plain(file.path) and is_about(file.path)))
+    ]
+    known = [file for file in known if file_format(file.path)]
     if not known:
         some = os.path.basename(files[0].path)
         raise UserError(
             f"holds no file that can be read (it has {some})",
             key=KEY,
             value=path,
-            remedy=f"give files ending in {', '.join(dict.fromkeys(ENDINGS))}",
+            remedy=f"give files ending in {', '.join([*ENDINGS, *PLAIN][:24])}, ...",
         )
     return known
 
 
-def ignored(data: Sequence[str]) -> list[str]:
-    """Files and folders that are not looked at: hidden ones, and those of a kind that is not read."""
+def ignored(data: Sequence[str], parts: Sequence[Part]) -> list[str]:
+    """Files and folders that no domain reads: hidden ones, notes beside data, and those of a kind that is not read."""
+    taken = {identity(path) for part in parts for path in [*(f.path for f in part.files), *part.left_out]}
     names: list[str] = []
     for path in data:
         found = listing(path, key=KEY)
-        names += found.hidden + [file.path for file in found.files if not file_format(file.path)]
+        names += found.hidden + [file.path for file in found.files if identity(file.path) not in taken]
     return list(dict.fromkeys(names))
 
 
@@ -136,9 +143,19 @@ def _folder(root: str, files: list[InputFile]) -> list[Part]:
 
 def _side_by_side(folder: str, files: list[InputFile]) -> list[Part]:
     """Domains among files of one folder: shards together, everything together where there are too many."""
+    small: dict[str, list[InputFile]] = defaultdict(list)
     groups: dict[str, list[InputFile]] = defaultdict(list)
     for file in files:
-        groups[_without_number(_stem(file.path))].append(file)
+        if file_format(file.path) == "text" and file.size < SMALL:
+            small[_base(file.path).lower().rpartition(".")[2]].append(file)
+        else:
+            groups[_without_number(_stem(file.path))].append(file)
+    if small:  # no file of them has enough to be a domain
+        rest = [file for members in groups.values() for file in members]
+        pooled = [_pool(folder, ending, members) for ending, members in small.items()]
+        many = [part for part in pooled if part.size >= SMALL]
+        found = many + (_side_by_side(folder, rest) if rest else [])
+        return found or pooled
     named: dict[str, list[InputFile]] = {}
     for base, members in groups.items():
         alone = len(members) == 1 and "of" not in _number(_stem(members[0].path))
@@ -151,8 +168,17 @@ def _side_by_side(folder: str, files: list[InputFile]) -> list[Part]:
     ]
 
 
+def _pool(folder: str, ending: str, files: list[InputFile]) -> Part:
+    """One domain of all small texts of a kind in a folder."""
+    everything = f"{folder}/*.{ending}"
+    return Part(ending, [everything] if _holds(everything, files) else [file.path for file in files], files)
+
+
 def _part(name: str, folder: str | None, files: list[InputFile]) -> Part:
-    """A domain of these files, without those of a held-out split."""
+    """A domain of these files, without those of a held-out split, and without notes beside data."""
+    if folder is not None:
+        kinds = set(of_data([file.path for file in files]))
+        files = [file for file in files if file.path in kinds] or files
     depth = len(folder) if folder is not None else 0
     words = {
         file.path: _words(file.path[depth:] if folder is not None else _base(file.path)) for file in files
@@ -193,7 +219,7 @@ def _words(path: str) -> set[str]:
 
 def _stem(path: str) -> str:
     name = _base(path.partition("?")[0] if is_uri(path) else path)
-    ending = max((e for e in ENDINGS if name.lower().endswith(e)), key=len, default="")
+    ending = max((e for e in [*ENDINGS, *PLAIN] if name.lower().endswith(e)), key=len, default="")
     return name[: len(name) - len(ending)]
 
 

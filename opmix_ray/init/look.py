@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from opmix_ray.config import SourceConfig
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.init.columns import choose_columns
 from opmix_ray.init.discover import KEY, Part
 from opmix_ray.init.rows import sample
 from opmix_ray.paths import Kind, file_format
+from opmix_ray.sources.files import InputFile
 from opmix_ray.sources.readers import raw_ids
 from opmix_ray.sources.source import Document, iter_documents
 from opmix_ray.sources.token_width import raw_dtype
 
 FILES = 3  # of a domain that are looked into
+TRIED = 256  # files of a domain whose beginnings are read
 FEW = 500  # documents up to which all are read, to see which ones would be held out
 TEXTS = 200  # documents kept as a sample
 
@@ -58,6 +60,34 @@ class Domain:
             return self.size * fraction, self.size * (1 - fraction)
         out = float(self.lengths[self.draws < fraction].sum())
         return out, float(self.lengths.sum()) - out
+
+
+def without_bad(part: Part) -> tuple[Part, list[UserError]]:
+    """A domain without its files that are empty or broken, and an error for each of these.
+
+    Raises:
+        UserErrors: none is left.
+    """
+    errors: list[UserError] = []
+    good: list[InputFile] = []
+    for number, file in enumerate(part.files):
+        try:
+            if not file.size:
+                raise UserError(
+                    "is empty", file=file.path, key=KEY, remedy="leave it out, or write text into it"
+                )
+            if number < TRIED and file_format(file.path) != "tokens" and not sample(file).rows:
+                raise UserError(
+                    "holds no row", file=file.path, key=KEY, remedy="leave it out, or write text into it"
+                )
+            good.append(file)
+        except UserError as error:
+            errors.append(error)
+    if not errors:
+        return part, []
+    if not good:
+        raise UserErrors(errors)
+    return replace(part, paths=[file.path for file in good], files=good), errors
 
 
 def look(part: Part) -> Domain:

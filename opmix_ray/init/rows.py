@@ -14,7 +14,8 @@ from opmix_ray.errors import UserError
 from opmix_ray.init.discover import KEY
 from opmix_ray.paths import file_format
 from opmix_ray.sources.files import InputFile, filesystem, reading
-from opmix_ray.sources.lines import refuse_pointer, unpacked
+from opmix_ray.sources.lines import compression, refuse_pointer, unpacked
+from opmix_ray.sources.plain import objects
 from opmix_ray.sources.readers import arrow_batches
 
 ROWS = 2000  # of a file that are looked at, at most
@@ -36,12 +37,12 @@ class Sample:
 
 
 def sample(file: InputFile) -> Sample:
-    """The first rows of a JSONL, Parquet or Arrow file.
+    """The first rows of a file whose format has rows.
 
     Raises:
         UserError: it is broken.
     """
-    read = {"jsonl": _jsonl, "parquet": _parquet, "arrow": _arrow}[str(file_format(file.path))]
+    read = {"jsonl": _jsonl, "parquet": _parquet, "arrow": _arrow}.get(str(file_format(file.path)), _plain)
     with reading(file.path, KEY):
         refuse_pointer(file, KEY)
         return read(file)
@@ -60,6 +61,18 @@ def _jsonl(file: InputFile) -> Sample:
     lines = [line for line in lines if line.strip()]
     rows = [_object(line, file.path) for line in lines[:ROWS]]
     return Sample(rows, len(lines) * (1.0 if whole else file.size / max(1, len(raw))))
+
+
+def _plain(file: InputFile) -> Sample:
+    rows: list[dict[str, Any]] = []
+    read = 0
+    for row, _ in objects(file.path, KEY):
+        rows.append(row)
+        read += len(json.dumps(row, ensure_ascii=False))
+        if len(rows) == ROWS or read > BYTES:
+            packed = 3.0 if compression(file.path) else 1.0
+            return Sample(rows, max(float(len(rows)), len(rows) * packed * file.size / read))
+    return Sample(rows, float(len(rows)))
 
 
 def _unpacked(raw: bytes, path: str, whole: bool) -> bytes:

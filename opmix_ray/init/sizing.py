@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from opmix_ray.config import RunConfig, SearchConfig
+from opmix_ray.decision.budget import decision_size
 from opmix_ray.init.look import Domain
-from opmix_ray.init.speed import Speed
+from opmix_ray.runner.forecast import DECISION, SEGMENT, SEVERAL, START
+from opmix_ray.train.speed import Speed
 
 TOKENS_PER_WEIGHT = 20
 MAX_EPOCHS = 4
@@ -20,11 +23,8 @@ SHAPES = (  # hidden size and layers
     (64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (640, 10), (768, 12), (1024, 16), (1536, 20),
 )  # fmt: skip
 FIRST = 2  # the shape that is measured first
-# Seconds that no token is trained in, measured on two cores: Ray and its workers start, models are loaded.
-START, SEGMENT, DECISION = 30.0, 8.0, 18.0
-PROBES, SEARCH = 0.20, 0.12  # of the training tokens' cost, for a decision's probes and candidates
+COUNTING = 5.0  # seconds of a decision that counts words and trains no probe
 STEPS = 600  # aimed at
-PROBE_STEPS = 25
 REPORTED = 48  # held-out sequences per set in reports
 BYTES_PER_TOKEN = 3.0  # before a tokenizer is there to measure it
 
@@ -72,9 +72,6 @@ class Plan:
     steps: int
     decide_at: list[float]
     learning_rate: float
-    probe_batch: int
-    trials: int
-    sequences: int
 
 
 def choose_sequences(
@@ -100,6 +97,11 @@ def choose_sequences(
         if all(_enough(domain, fraction, lengths[-1], 4) for domain in domains):
             return Sequences(lengths[-1], fraction)
     return Sequences(lengths[-1], 0.5)
+
+
+def can_be_split(domain: Domain) -> bool:
+    """Whether some part of a domain can be held out: a sequence of the shortest kind on either side."""
+    return any(_enough(domain, fraction, 32, 1) for fraction in (0.1, 0.2, 0.3, 0.4, 0.5))
 
 
 def _enough(domain: Domain, fraction: float, seq_len: int, sequences: int) -> bool:
@@ -157,9 +159,10 @@ def make_plan(
         fresh: whether the model gets fresh weights of a size chosen here.
     """
     decide_at = [0.33] if minutes < 20 else [0.2, 0.5]
-    spent = START + SEGMENT * (1 + len(decide_at)) + len(decide_at) * (DECISION + domains)
-    deciding = len(decide_at) * (PROBES + SEARCH)
-    seconds = max(0.2 * 60 * minutes, 60 * minutes - spent) / (1 + deciding)
+    idle = START + SEGMENT * (1 + len(decide_at))
+    probing = len(decide_at) * (DECISION + domains)
+    deciding = 1 + SearchConfig().budget  # type: ignore[operator]
+    seconds = max(0.2 * 60 * minutes, 60 * minutes - idle - probing) / deciding
     most = available * MAX_EPOCHS / 2  # so that every domain may still get twice its share
     if fresh:
         chosen = _choose_shape(seconds, most, measure, vocab_size, seq_len)
@@ -169,35 +172,37 @@ def make_plan(
         model, rate = None, 5e-5
     speed = measure(model)
     workers = max(1, machine.gpus)
-    per_second = speed.tokens_per_second * (workers if workers == 1 else 0.85 * workers)
+    per_second = speed.tokens_per_second * (workers if workers == 1 else SEVERAL * workers)
     tokens = min(seconds * per_second, most)
     batch = _power(tokens / seq_len / STEPS, 8 * workers, 256)
-    trials = min(32, max(12, domains + 4))
-    probes = domains + 1  # one for each, and the check's
-    probe_batch = _power(PROBES * tokens / (probes * PROBE_STEPS * seq_len), 4, batch)
-    sequences = _power(3 * SEARCH * tokens / (trials * domains * seq_len), 8, 64)
-    cost = PROBE_STEPS * probes * probe_batch + (trials + 1) * domains * sequences / 3
-    decisions = len(decide_at) * cost * seq_len  # in training tokens
-    # Decisions may cost less than was set aside for them.
-    room = max(seconds, 60 * minutes - spent) * per_second - decisions
-    steps = max(20, round(min(most, max(tokens, room)) / (batch * seq_len)))
+    if not _probed(domains, seq_len, batch, max(20, round(tokens / (batch * seq_len))), decide_at):
+        probing, deciding = len(decide_at) * COUNTING, 1.0
+        tokens = min(max(0.2 * 60 * minutes, 60 * minutes - idle - probing) * per_second, most)
+    steps = max(20, round(tokens / (batch * seq_len)))
+    by = "data" if tokens >= most else "time"
     tokens = steps * batch * seq_len
-    training = (tokens + decisions) / per_second
     return Plan(
         model=model,
         weights=speed.weights,
         tokens=tokens,
         available=available,
-        seconds=spent + training,
-        by="data" if room > most else "time",
+        seconds=idle + probing + deciding * tokens / per_second,
+        by=by,
         batch_size=batch,
         steps=steps,
         decide_at=decide_at,
         learning_rate=rate,
-        probe_batch=probe_batch,
-        trials=trials,
-        sequences=sequences,
     )
+
+
+def _probed(domains: int, seq_len: int, batch: int, steps: int, decide_at: list[float]) -> bool:
+    """Whether `search.budget` pays for probes in such a run."""
+    names = {f"d{number}": {"path": "-"} for number in range(domains)}
+    stage = {"name": "s", "steps": steps, "decide_at": decide_at}
+    config = RunConfig.model_validate(
+        {"data": {"seq_len": seq_len, "domains": names}, "train": {"batch_size": batch}, "stages": [stage]}
+    )
+    return decision_size(config, config.stages[0], domains).config is not None
 
 
 def _choose_shape(

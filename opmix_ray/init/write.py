@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from opmix_ray.config import SearchConfig
 from opmix_ray.init.look import Domain
-from opmix_ray.init.sizing import MAX_EPOCHS, PROBE_STEPS, REPORTED, Machine, Plan, Sequences
+from opmix_ray.init.sizing import MAX_EPOCHS, REPORTED, Machine, Plan, Sequences
 from opmix_ray.paths import is_uri
 
 COLUMN = 32  # of comments
@@ -86,10 +87,10 @@ def write_config(
         "    start: proportional  # first mixture: by the tokens each domain has",
         f"    decide_at: {plan.decide_at}  # after these parts of the steps the mixture is decided again",
         "",
-        "# A decision trains one short LoRA probe per domain, scores this many candidate mixtures with them, and",
-        "# changes the mixture if a check on held-out text says that it pays.",
-        f"probe: {{steps: {PROBE_STEPS}, batch_size: {plan.probe_batch}, {_probe_resources(machine, len(domains))}}}",
-        f"search: {{trials: {plan.trials}, sequences: {plan.sequences}, {_search_resources(machine)}}}",
+        "# A decision counts what each mixture would teach. Where the budget pays for it, it also trains short LoRA",
+        "# probes, one per domain, and scores candidates with them. It takes the mixture of least expected regret.",
+        f"probe: {{{_probe_resources(machine, len(domains))}}}",
+        f"search: {{budget: {SearchConfig().budget}, {_search_resources(machine)}}}  # at most this part of the FLOPs",
         f"evaluation: {{sequences: {REPORTED}}}  # held-out sequences of each domain in reports",
     ]
     return "\n".join(map(_aligned, lines)) + "\n"

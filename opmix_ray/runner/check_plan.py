@@ -17,6 +17,7 @@ from opmix_ray.trials.space import OLD
 from opmix_ray.watch.trackers import CALLBACKS, missing
 
 ROUNDING = 1e-9
+TYPED = 0.015  # how far from 1 the sum of shares may be that were rounded when they were written
 
 
 def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
@@ -42,6 +43,18 @@ def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
     if isinstance(config.proposal.prior, dict):
         check.shares(config.proposal.prior, "proposal.prior", list(config.data.domains))
     return check.errors
+
+
+def oddities(config: RunConfig) -> list[str]:
+    """A line for each thing that is odd, but may be meant."""
+    found = []
+    for position, stage in enumerate(config.stages):
+        if isinstance(stage.start, dict):
+            idle = [name for name, share in stage.start.items() if share == 0]
+            until = "before the first decision" if stage.decide_at else "in this stage"
+            if idle:
+                found.append(f"stages.{position}.start: {', '.join(idle)}: not trained on {until}")
+    return found
 
 
 class _Check:
@@ -81,7 +94,23 @@ class _Check:
                 "add a domain, or leave decide_at out",
             )  # fmt: skip
         if isinstance(stage.start, dict):
-            self.shares(stage.start, f"{key}.start", names)
+            self.start(stage.start, f"{key}.start", names)
+
+    def start(self, shares: Mapping[str, float], key: str, names: Sequence[str]) -> None:
+        """A first mixture written out: shares that sum to 1, one for every domain of the stage."""
+        before = len(self.errors)
+        self.shares(shares, key, names)
+        if len(self.errors) > before:
+            return
+        missing, total = [name for name in names if name not in shares], sum(shares.values())
+        if missing:
+            self.wrong(
+                f"leaves out {', '.join(missing)}", key, _listed(shares),
+                f"give {missing[0]} a share, 0 if it shall have none before the first decision",
+            )  # fmt: skip
+        elif abs(total - 1) > TYPED:
+            even = ", ".join(f"{name}: {share / total:.3g}" for name, share in shares.items())
+            self.wrong(f"the shares sum to {total:g}, not to 1", key, _listed(shares), f"write {{{even}}}")
 
     def _points(self, key: str, stage: StageConfig) -> None:
         """Search spaces and overlaps fit the steps at which the stage decides."""

@@ -56,6 +56,11 @@ def plan(config: RunConfig) -> list[Step]:
     return steps
 
 
+def scaled(stage: StageConfig, factor: float) -> StageConfig:
+    """A stage with so many times its steps, at least one."""
+    return stage.model_copy(update={"steps": max(1, round(stage.steps * factor))})
+
+
 def decision_points(stage: StageConfig) -> list[int]:
     """Steps of a stage at which it decides."""
     return sorted({round(fraction * stage.steps) for fraction in stage.decide_at})

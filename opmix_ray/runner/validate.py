@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 from accelerate import init_empty_weights
 from transformers import AutoConfig
 
-from opmix_ray.cluster.connect import check_cluster
+from opmix_ray.cluster.connect import check_cluster, check_processors
 from opmix_ray.config import ModelConfig, RunConfig
 from opmix_ray.data.lineage import Origin, follow
 from opmix_ray.data.prepare import Prepared, prepare
@@ -18,19 +20,23 @@ from opmix_ray.data.questions import validate_questions
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
+from opmix_ray.laws.fit import LEAST_ROWS
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.harness import check_harness
 from opmix_ray.model.load import load_model
 from opmix_ray.model.spread import check_spread
+from opmix_ray.paths import is_uri
 from opmix_ray.remote import refuse_credentials
 from opmix_ray.runner.base import beginning, with_base
-from opmix_ray.runner.check_plan import check_plan
+from opmix_ray.runner.check_plan import check_plan, oddities
 from opmix_ray.runner.enter import enter
+from opmix_ray.runner.forecast import estimate
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, wanted_mixture
 from opmix_ray.runner.trial import try_probes
 from opmix_ray.secret import HIDDEN, placeholders
-from opmix_ray.sources.source import validate_sources
+from opmix_ray.sources.source import open_source, validate_sources
+from opmix_ray.trials.slopes import with_slopes
 from opmix_ray.trials.space import Space, load_space, read_space
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth")
@@ -40,7 +46,9 @@ _MODEL_REMEDY = "give a directory with config.json and weights, or a hub id that
 def check_before(config: RunConfig, file: Any = None) -> list[UserError]:
     """What configuration, files, tokenizer and model show without reading all data."""
     plan = check_uris(config) + check_plan(config, file)
-    errors = plan + validate_sources(config) + validate_questions(config)
+    errors = plan + validate_sources(config) + validate_questions(config) + check_places(config)
+    if not errors:
+        errors += shared_files(config)
     errors += check_harness(config.evaluation.harness)
     named = any((error.key or "").startswith(("model", "tokenizer")) for error in plan)
     if not named and (config.tokenizer.train_vocab_size is None or not errors):
@@ -60,15 +68,28 @@ def check_all(
         file: its file, for errors.
         on_progress: see `prepare`.
     """
-    errors = _collected(lambda: _checked(config, file, on_progress))
-    return errors + check_cluster(config)
+    return _collected(lambda: examine(config, file, on_progress))
 
 
-def _checked(config: RunConfig, file: Any, on_progress: Callable[[str, int, int], None] | None) -> None:
+def examine(
+    config: RunConfig, file: Any = None, on_progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, Any]:
+    """Look for everything that `check_all` names, and forecast a run without such faults.
+
+    Nothing is tokenised before configuration, files, tokenizer, model and cluster are found right.
+
+    Returns:
+        `cost`: see `runner.forecast.estimate`; `warnings`: a line for each thing that is odd but may be meant.
+
+    Raises:
+        UserErrors: everything that is wrong.
+    """
     with with_base(config) as config:
-        refuse(check_before(config, file))
+        refuse(check_before(config, file) + check_cluster(config) + check_processors(config))
         prepared, errors = _prepared(config, on_progress)
         refuse(errors if prepared is None else check_prepared(config, prepared))
+        assert prepared is not None
+        return {"cost": estimate(config, prepared), "warnings": oddities(config)}
 
 
 def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
@@ -154,6 +175,53 @@ def check_uris(config: RunConfig) -> list[UserError]:
     return errors
 
 
+def check_places(config: RunConfig) -> list[UserError]:
+    """An error for each local place to write to that cannot be written; nothing stays behind.
+
+    URIs are told by the storage itself, once something is written there.
+    """
+    errors = []
+    for key, place in (("output", config.output_uri()), ("data.cache", config.data.cache)):
+        if is_uri(place):
+            continue
+        path = Path(place).expanduser().absolute()
+        if path.exists() and not path.is_dir():
+            errors.append(UserError("is a file", key=key, value=place, remedy="name a directory"))
+            continue
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix=".opmix-", dir=there))
+        except OSError as error:
+            problem = f"cannot be written: {error.strerror} in {there}"
+            errors.append(UserError(problem, key=key, value=place, remedy="name another directory"))
+    return errors
+
+
+def shared_files(config: RunConfig) -> list[UserError]:
+    """An error for each domain that reads a file in the same way as another one."""
+    errors: list[UserError] = []
+    seen: dict[tuple[str, str], str] = {}
+    for name, source in config.data.domains.items():
+        try:
+            found = open_source(source, f"data.domains.{name}")
+        except UserError:
+            continue  # told already
+        for file in found.files:
+            path = file.path if is_uri(file.path) else os.path.realpath(file.path)
+            other = seen.setdefault((path, found.recipe()), name)
+            if other != name:
+                errors.append(
+                    UserError(
+                        f"is read by the domain {other} too",
+                        key=f"data.domains.{name}.path",
+                        value=file.path,
+                        remedy="give each domain files of its own, or leave one of the two out",
+                    )
+                )
+                break
+    return errors
+
+
 def refuse(errors: list[UserError]) -> None:
     """Raise all errors together, if there are any."""
     if errors:
@@ -190,7 +258,8 @@ def _tokenizer_and_model(config: RunConfig) -> None:
     """Both can be loaded and fit each other; the weights themselves are not read."""
     tokenizer = load_tokenizer(config)
     size = vocabulary_size(tokenizer)
-    rows = _embedding_rows(config.model)
+    described = _described(config.model)
+    rows = getattr(described, "vocab_size", None)
     if rows is not None and rows < size:
         raise UserError(
             f"its embedding has {rows} rows, the tokenizer {size} tokens",
@@ -200,13 +269,22 @@ def _tokenizer_and_model(config: RunConfig) -> None:
         )
     if config.model.config is not None:
         with init_empty_weights():
-            load_model(
+            described = load_model(
                 config.model,
                 vocab_size=size,
                 eos_token_id=tokenizer.eos_token_id,
                 seed=config.seed,
                 seq_len=config.data.seq_len,
-            )
+            ).config.get_text_config()
+    context = getattr(described, "max_position_embeddings", None)
+    if isinstance(context, int) and 0 < context < config.data.seq_len:
+        raise UserError(
+            f"is above the model's context, {context} tokens",
+            key="data.seq_len",
+            value=config.data.seq_len,
+            remedy=f"set at most {context}"
+            + (", or raise model.config.max_position_embeddings" if config.model.config else ""),
+        )
     if any(stage.decide_at for stage in config.stages):
         model = architecture(config.model, vocab_size=size, eos_token_id=tokenizer.eos_token_id)
         try_probes(model, config.probe, autocast=config.model.autocast)
@@ -215,8 +293,8 @@ def _tokenizer_and_model(config: RunConfig) -> None:
         check_spread(architecture(config.model, vocab_size=size, eos_token_id=tokenizer.eos_token_id), gpus)
 
 
-def _embedding_rows(model: ModelConfig) -> int | None:
-    """Rows of a pretrained model's embedding, from its configuration alone; None where that is not known."""
+def _described(model: ModelConfig) -> Any:
+    """A pretrained model's configuration of text; None where there is none to read."""
     if model.path is None or model.gguf_file is not None:
         return None
     directory = Path(model.path)
@@ -234,7 +312,7 @@ def _embedding_rows(model: ModelConfig) -> int | None:
             value=model.path,
             remedy=_MODEL_REMEDY,
         ) from None
-    return getattr(found.get_text_config(), "vocab_size", None)
+    return found.get_text_config()
 
 
 def spaces(config: RunConfig) -> list[Space]:
@@ -261,7 +339,7 @@ def _space(config: RunConfig, space: str, key: str, start: Mixture, old: Mixture
     try:
         kind = read_space(space)[0].kind
         components = choose_components(kind, old, start).components(config.probe.new_share)
-        return load_space(space, components, config.data.domains)
+        found = load_space(space, components, config.data.domains)
     except UserErrors:
         raise
     except UserError as error:
@@ -269,3 +347,25 @@ def _space(config: RunConfig, space: str, key: str, start: Mixture, old: Mixture
             raise
         value = space if error.value is None else error.value
         raise UserError(error.problem, key=key, value=value, remedy=error.remedy) from None
+    _check_trials(config, len(components.names))
+    return found
+
+
+def _check_trials(config: RunConfig, components: int) -> None:
+    """Enough candidates for a law, where a decision does not size them itself.
+
+    Counting gives the law `auto` most of what it needs; another law has a slope for every component, and a floor.
+    """
+    search, law = config.search, config.proposal.law
+    sized = search.budget is not None and "trials" not in search.model_fields_set
+    if sized or with_slopes(config, components):
+        return
+    least = LEAST_ROWS if law == "auto" else max(LEAST_ROWS, components + 1)
+    if search.trials < least:
+        raise UserError(
+            f"are fewer candidates than the law `{law}` needs for {components} components, {least}",
+            key="search.trials",
+            value=search.trials,
+            remedy=f"set at least {least}"
+            + (", or leave it out: search.budget says how many" if search.budget is not None else ""),
+        )

@@ -63,6 +63,15 @@ def local_cache() -> Path:
     return Path(os.environ.get("OPMIX_RAY_LOCAL_CACHE", "~/.cache/opmix_ray")).expanduser()
 
 
+def _get_again(file: str) -> str:
+    """What to do with a file that is broken."""
+    plain = file.partition("?")[0].lower()
+    tools = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+    tool = next((name for ending, name in tools.items() if plain.endswith(ending)), None)
+    test = f"`{tool} -t` says whether it is damaged; " if tool and is_local(file) else ""
+    return f"{test}get or write it again, or name only the other files"
+
+
 @contextmanager
 def reading(file: str, key: str) -> Iterator[None]:
     """Turn whatever a broken or unreadable file raises into one `UserError`."""
@@ -88,7 +97,7 @@ def reading(file: str, key: str) -> Iterator[None]:
             f"cannot be read: {first_line(error)}",
             file=file,
             key=key,
-            remedy=remedy(error, "write the file again"),
+            remedy=remedy(error, _get_again(file)),
         ) from None
     except (MemoryError, OverflowError, RecursionError, NotImplementedError) as error:
         raise UserError(f"cannot be read: {type(error).__name__}", file=file, key=key) from None

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError
-from opmix_ray.paths import file_format, is_uri
+from opmix_ray.paths import file_format, is_uri, of_data
 from opmix_ray.remote import is_local, local_path, missing_bucket, reason, remedy
 from opmix_ray.sources.files import InputFile, filesystem
 
@@ -73,7 +73,8 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
     files = found.files
     folder = os.path.isdir(local_path(path)) if is_local(path) else "*" not in path
     if recognised_only and folder and [file.path for file in files] != [path]:
-        files = [file for file in files if file_format(file.path)]
+        kept = set(of_data([file.path for file in files]))
+        files = [file for file in files if file.path in kept]
     if not files:
         raise UserError("no file matches", key=key, value=path, remedy="check the path" + _hint(path))
     return files
@@ -259,6 +260,4 @@ def _hint(path: str) -> str:
     parent = Path(path).expanduser().absolute().parent
     if not parent.is_dir():
         return f": there is no directory {parent}"
-    return (
-        ", a glob such as data/*.jsonl.gz, or a directory with .jsonl, .parquet, .arrow, .npy or .bin files"
-    )
+    return ", a glob such as data/*.jsonl.gz, or a directory with .jsonl, .parquet, .arrow, .csv, .txt or .bin files"

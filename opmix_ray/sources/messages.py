@@ -90,3 +90,24 @@ def _text(part: Any, file: str, key: str, place: str) -> str:
             )  # fmt: skip
         part = part["text"]
     return readers.text(part, file, key, place) or ""
+
+
+_NAMES = {
+    "user": "user human prompter customer",
+    "assistant": "assistant gpt chatgpt bot chatbot model ai bing bard llm agent function_call",
+    "tool": "tool observation function_response function_result tool_response tool_result",
+    "system": "system",
+}
+_ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
+
+
+def role_of(name: str) -> str:
+    """The role that a name stands for; the name itself where it is nobody's."""
+    return _ROLES.get(name.strip().lower(), name)
+
+
+def name_in(template: str, name: str) -> str:
+    """The name that a chat template has for a role: the one given where it speaks of that one alone."""
+    role = role_of(name)
+    spoken_of = {each for each in (role, name) if f"'{each}'" in template or f'"{each}"' in template}
+    return name if spoken_of == {name} else role

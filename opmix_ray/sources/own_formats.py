@@ -16,7 +16,7 @@ from typing import Any, get_args
 from opmix_ray import plugins
 from opmix_ray.config.data import BuiltInFormat
 from opmix_ray.errors import UserError
-from opmix_ray.sources import readers
+from opmix_ray.sources import plain, readers
 from opmix_ray.sources.files import reading
 
 Read = Callable[[str], Iterator[Mapping[str, Any]]]
@@ -41,7 +41,7 @@ def check_format(name: str, key: str) -> None:
 
 def reader(name: str) -> Callable[[str, dict[str, str], str], Iterator[readers.Row]]:
     """What reads the rows of a file format, built in or brought along."""
-    found = readers.READERS.get(name)
+    found = (readers.READERS | plain.READERS).get(name)
     if found is not None:
         return found
     read: Read = plugins.find("sources", name)
@@ -52,7 +52,7 @@ def reader(name: str) -> Callable[[str, dict[str, str], str], Iterator[readers.R
             for number, row in enumerate(read(file), start=1):
                 for option, column in columns.items():
                     if column not in seen and column not in row and option not in readers.OPTIONAL:
-                        raise readers.missing_column(file, f"{key}.{option}", column, list(row))
+                        raise readers.missing_column(file, f"{key}.{option}", column, row)
                     seen.add(column)
                 yield readers.Row([row.get(column) for column in columns.values()], f"row {number}")
 

@@ -6,12 +6,13 @@ import difflib
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from opmix_ray.errors import UserError
@@ -44,14 +45,41 @@ _TEXT = (
 def _instead(key: str, wanted: str, present: Sequence[str]) -> str:
     """`set text_column: content; `, where one of the columns is likely meant."""
     option = key.rpartition(".")[2]
-    usual = [name for name in _TEXT if name in present] if option == "text_column" else []
+    inside = [name for word in _TEXT for name in present if name.rpartition(".")[2] == word]
+    usual = inside if option == "text_column" else []
     alike = difflib.get_close_matches(wanted, present, n=1, cutoff=0.6)
     found = [*usual, *alike, *(present if len(present) == 1 else [])]
     return f"set {option}: {found[0]}; " if found else ""
 
 
-def missing_column(file: str, key: str, wanted: str, present: Sequence[str]) -> UserError:
+def names_of(row: Mapping[str, Any]) -> list[str]:
+    """Columns of a row; of objects in it what they hold, as `doc.text`."""
+    found: list[str] = []
+    for name, value in row.items():
+        inner = names_of(value) if isinstance(value, Mapping) else []
+        found += [f"{name}.{each}" for each in inner] or [name]
+    return found
+
+
+def holds(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a row has a column, which may lie in an object: `text` in `doc` is `doc.text`."""
+    head, dot, rest = column.partition(".")
+    inner = row.get(head)
+    return column in row or (bool(dot) and isinstance(inner, Mapping) and holds(inner, rest))
+
+
+def value_of(row: Mapping[str, Any], column: str) -> Any:
+    """A column's value, or None; see `holds`."""
+    if column in row:
+        return row[column]
+    head, dot, rest = column.partition(".")
+    inner = row.get(head)
+    return value_of(inner, rest) if dot and isinstance(inner, Mapping) else None
+
+
+def missing_column(file: str, key: str, wanted: str, row: Mapping[str, Any] | Sequence[str]) -> UserError:
     """The error for a column that is not there; names those that are, nearest first."""
+    present = names_of(row) if isinstance(row, Mapping) else list(row)
     near = difflib.get_close_matches(wanted, present, n=len(present), cutoff=0.0) if present else []
     shown = ", ".join(near[:12]) + (", ..." if len(near) > 12 else "")
     return UserError(
@@ -72,10 +100,10 @@ def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
             row = _json_object(line, file, f"{key}.path", number)
             for option, column in columns.items():
                 if column not in seen and option not in OPTIONAL:
-                    if column not in row:
-                        raise missing_column(file, f"{key}.{option}", column, list(row))
+                    if not holds(row, column):
+                        raise missing_column(file, f"{key}.{option}", column, row)
                     seen.add(column)
-            yield Row([row.get(column) for column in columns.values()], f"line {number}")
+            yield Row([value_of(row, column) for column in columns.values()], f"line {number}")
 
 
 def _json_object(line: bytes, file: str, key: str, number: int) -> dict[str, Any]:
@@ -112,8 +140,10 @@ def parquet_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
         with system.open_input_file(inner) as stream:
             parquet = pq.ParquetFile(stream)
             _check_schema(parquet.schema_arrow, file, columns, key)
-            there = parquet.schema_arrow.names
-            wanted = [column for column in dict.fromkeys(columns.values()) if column in there]
+            schema = parquet.schema_arrow
+            wanted = [
+                column for column in dict.fromkeys(columns.values()) if _field(schema, column) is not None
+            ]
             batches = parquet.iter_batches(batch_size=_ROWS, columns=wanted)
             yield from _batch_rows(batches, columns)
 
@@ -141,14 +171,40 @@ def arrow_batches(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordB
 
 def _check_schema(schema: pa.Schema, file: str, columns: dict[str, str], key: str) -> None:
     for option, column in columns.items():
-        if column not in schema.names and option in OPTIONAL:
+        kind = _field(schema, column)
+        if kind is None and option in OPTIONAL:
             continue
-        if column not in schema.names:
-            raise missing_column(file, f"{key}.{option}", column, schema.names)
+        if kind is None:
+            raise missing_column(file, f"{key}.{option}", column, _names(schema))
         fits, wanted = _TYPES[option]
-        kind = schema.field(column).type
         if not (pa.types.is_null(kind) or fits(kind)):
             raise wrong_type(file, f"{key}.{option}", column, wanted, str(kind))
+
+
+def _field(schema: pa.Schema | pa.StructType, column: str) -> pa.DataType | None:
+    """The type of a column, which may lie in an object; None where there is no such column."""
+    if column in schema.names:
+        return schema.field(column).type
+    head, dot, rest = column.partition(".")
+    inner = schema.field(head).type if dot and head in schema.names else None
+    return _field(inner, rest) if inner is not None and pa.types.is_struct(inner) else None
+
+
+def _names(schema: pa.Schema | pa.StructType) -> list[str]:
+    found: list[str] = []
+    for name in schema.names:
+        kind = schema.field(name).type
+        found += [f"{name}.{each}" for each in _names(kind)] if pa.types.is_struct(kind) else [name]
+    return found
+
+
+def _column(batch: pa.RecordBatch | pa.StructArray, column: str) -> pa.Array | None:
+    names = batch.schema.names if isinstance(batch, pa.RecordBatch) else batch.type.names
+    if column in names:
+        return batch.column(column) if isinstance(batch, pa.RecordBatch) else pc.struct_field(batch, [column])
+    head, dot, rest = column.partition(".")
+    inner = _column(batch, head) if dot and head in names else None
+    return _column(inner, rest) if inner is not None and pa.types.is_struct(inner.type) else None
 
 
 def wrong_type(file: str, key: str, column: str | None, wanted: str, found: str) -> UserError:
@@ -203,9 +259,10 @@ def _batch_rows(batches: Iterator[pa.RecordBatch], columns: dict[str, str]) -> I
         batch.validate(full=True)
         for start in range(0, batch.num_rows, _ROWS):
             part = batch.slice(start, _ROWS)
+            found = {option: _column(part, column) for option, column in columns.items()}
             values = [
-                _values(part.column(column), option) if column in part.schema.names else [None] * len(part)
-                for option, column in columns.items()
+                [None] * len(part) if column is None else _values(column, option)
+                for option, column in found.items()
             ]
             for row in zip(*values, strict=True):
                 number += 1

@@ -12,11 +12,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from opmix_ray.config import RunConfig, SourceConfig
+from opmix_ray.config.data import BuiltInFormat
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.overlap.words import normal
 from opmix_ray.paths import BIN, IDX, Kind, file_format
@@ -149,6 +150,12 @@ def open_source(
                 remedy="make two domains of them",
             )
         kind = "tokens"
+    if "text" in formats and len(formats) > 1:
+        odd = next(file for file in files.values() if _format(file, source, f"{key}.path") == "text")
+        raise UserError(
+            "is text among files with rows", file=odd.path, key=f"{key}.path",
+            remedy="name the others by their ending, such as *.jsonl, or make two domains of them",
+        )  # fmt: skip
     found = list(files.values())
     beside = [_index(file, f"{key}.path") for file in found] if formats == {"megatron"} else []
     return Source(source, key, kind, found, -1 if eos is None else eos, block, vocabulary, beside)
@@ -210,7 +217,7 @@ def _format(file: InputFile, source: SourceConfig, key: str) -> str:
             "the file ending does not say the format",
             file=file.path,
             key=key,
-            remedy=f"set {key.removesuffix('.path')}.format to jsonl, parquet, arrow, hf, megatron or tokens",
+            remedy=f"set {key.removesuffix('.path')}.format to one of {', '.join(get_args(BuiltInFormat)[1:])}",
         )
     return found
 

@@ -104,7 +104,7 @@ def test_the_output_is_a_file_or_in_use(opmix: Opmix, tiny: TinyRun, begun: Path
     from opmix_ray.output.lock import locked
 
     line = opmix("run", tiny.file, "-o", tiny.file).only_error()
-    assert f"{tiny.file}: output: cannot be made: File exists; name another --output" in line
+    assert f"output = {tiny.file}: is a file; name a directory" in line
     with locked(Storage(str(begun))):
         line = opmix("run", tiny.file, "-o", begun).only_error()
     assert "another opmix process is writing here; wait for it or stop it" in line
@@ -217,3 +217,18 @@ def test_report_of_a_run_that_is_not_finished(opmix: Opmix, begun: Path) -> None
     assert (ended.code, ended.err) == (0, "")
     assert json.loads(ended.out) == {"report": str(begun / "report.html")}
     assert "<html" in (begun / "report.html").read_text()
+
+
+def test_a_dry_run_says_what_the_run_will_cost_and_writes_nothing(opmix: Opmix, tiny: TinyRun) -> None:
+    output = tiny.directory / "out"
+    said = opmix("run", tiny.write(), "-o", output, "--dry-run", "--price-per-hour", "30")
+    assert said.code == 0, said.err
+    words = dict(line.split(maxsplit=1) for line in said.out.splitlines())
+    assert words["training"].startswith("12 steps, 1,536 tokens, ")
+    assert "% of training" in words["deciding"]
+    assert words["time"].startswith("about ")
+    assert words["money"].endswith(", at 30 an hour")
+    found = json.loads(opmix("validate", tiny.file, "--price-per-hour", "30", "--json").out)["cost"]
+    assert found["price"] == pytest.approx(30 * found["seconds"]["total"] / 3600)
+    assert not output.exists()
+    assert "needs --dry-run" in opmix("run", tiny.file, "--price-per-hour", "30").only_error()

@@ -151,6 +151,35 @@ CASES: dict[str, tuple[Callable[[Tree], None], str, str]] = {
         lambda tree: tree.update(cluster={"num_cpus": 2}) or tree["probe"].update(cpus=1000),  # type: ignore[func-returns-value]
         "probe.cpus = 1000", "1000 CPUs, the cluster has 2",
     ),
+    "more CPUs than this machine has": (
+        _set("train", "cpus_per_worker", value=4096), "train.cpus_per_worker = 4096", "4096 CPUs, this machine has",
+    ),
+    "many workers that are too much together": (
+        lambda tree: tree["train"].update(batch_size=4096, workers=4096), "train.cpus_per_worker = 1", "train.workers",
+    ),
+    "a cache below a file": (
+        _set("data", "cache", value="/etc/passwd/cache"), "data.cache = /etc", "cannot be written",
+    ),
+    "sequences above the context": (
+        _set("data", "seq_len", value=65), "data.seq_len = 65", "above the model's context, 64 tokens",
+    ),
+    "one file in two domains": (
+        lambda tree: tree["data"]["domains"].update(again={"path": [tree["data"]["domains"]["code"]["path"]]}),
+        "data.domains.again.path", "is read by the domain code too",
+    ),
+    "shares in percent": (
+        lambda tree: tree["stages"][0].update(start={"code": 50, "german": 30, "mathematics": 20}),
+        "stages.0.start = code 50", "write {code: 0.5, german: 0.3, mathematics: 0.2}",
+    ),
+    "a domain without a first share": (
+        lambda tree: tree["stages"][0].update(start={"code": 0.5, "german": 0.5}), "stages.0.start",
+        "leaves out mathematics",
+    ),
+    "fewer trials than a law has unknowns": (
+        lambda tree: tree.update(search={"trials": 3}, proposal={"law": "log-linear"}),
+        "search.trials = 3", "`log-linear` needs for 3 components, 4",
+    ),
+    "hardly a trial": (_set("search", "trials", value=2), "search.trials = 2", "set at least 3"),
     "more GPUs than there are": (
         _set("train", "gpus_per_worker", value=640), "train.gpus_per_worker = 640", "640 GPUs, the cluster has",
     ),

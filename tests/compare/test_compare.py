@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.compare import compare
-from opmix_ray.compare.forecast import Forecast, factors
-from opmix_ray.compare.plan import check_strategies, entries
+from opmix_ray.compare.plan import check_strategies, entries, factors
 from opmix_ray.compare.run import learned_at
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError
+from opmix_ray.runner.forecast import Forecast
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 from tests.support import TinyRun, read_json

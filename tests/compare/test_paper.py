@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.commands.options import at_scale
-from opmix_ray.compare.forecast import Forecast, factors
+from opmix_ray.compare.plan import factors
 from opmix_ray.config import load_config
 from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.runner.forecast import Forecast
 from tests.support import ROOT
 
 PAPER = ROOT / "examples" / "paper"

@@ -95,6 +95,23 @@ def test_commands_are_understood(line: str, words: list[str]) -> None:
     group.commands[name].make_context(name, words)  # type: ignore[attr-defined]
 
 
+def test_jobs_are_submitted_with_the_token() -> None:
+    """Ray's client sends none unless it is told to, and the heads of our files refuse it then."""
+    with_jobs = [block for block in blocks() if re.search(r"^ray job submit", block.text, re.MULTILINE)]
+    assert with_jobs
+    assert [
+        str(block) for block in with_jobs if "RAY_AUTH_MODE=token" not in block.text.split("ray job")[0]
+    ] == []
+
+
+def test_the_readme_is_short_and_its_result_is_the_last_line_of_the_whole_table() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 60 <= len(text.splitlines()) <= 80
+    (result,) = re.findall(r"^```text\n(.*)\n```$", text, re.MULTILINE)
+    assert f"\n{result}\n" in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "`python benchmarks/problems.py judge`" in text
+
+
 def test_there_are_examples_of_every_kind() -> None:
     assert len(blocks("python")) >= 5
     assert len(blocks("yaml")) >= 5

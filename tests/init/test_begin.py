@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from opmix_ray.config import TokenizerConfig, load_config
 from opmix_ray.data.tokenizer import load_tokenizer_from, vocabulary_size
-from opmix_ray.init import begin, speed
+from opmix_ray.init import begin
 from opmix_ray.runner.validate import check_all
+from opmix_ray.train import speed
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 from tests.support import DEMO, DOMAINS
@@ -39,6 +43,7 @@ def test_three_files_become_a_run(opmix: Opmix, tiny_data: Path, home: Path) -> 
     assert list(config.data.domains) == list(DOMAINS)
     assert config.stages[0].steps == found["plan"]["steps"]
     assert config.stages[0].decide_at
+    assert {"trials", "sequences"}.isdisjoint(config.search.model_fields_set), "the budget sizes decisions"
     assert check_all(config, file) == []
     text = file.read_text()
     assert text.count("#") > 15
@@ -131,3 +136,52 @@ def test_wrong_input(opmix: Opmix, home: Path, arguments: list[str], said: str) 
     ended = opmix("init", *arguments)
     assert re.search(said, ended.only_error()), ended.err
     assert not (home / "opmix.yaml").exists()
+
+
+def test_a_messy_folder_becomes_a_run(opmix: Opmix, tiny_data: Path, home: Path) -> None:
+    """Every format; what is bad, empty, hidden or about the data is named, and nothing of it is read."""
+    rows = {name: (tiny_data / f"{name}.jsonl").read_text().splitlines() for name in DOMAINS}
+    texts = {name: [json.loads(line)["text"] for line in lines] for name, lines in rows.items()}
+    data = home / "data"
+    (data / "src" / "inner").mkdir(parents=True)
+    for number, text in enumerate(texts["code"]):
+        (data / "src" / ("inner" if number % 2 else "") / f"m{number}.py").write_text(text)
+    (data / "book.txt").write_text("\n\n".join(texts["german"]) + "\n\n" + "\n\n".join(texts["code"]))
+    pq.write_table(
+        pa.table({"doc": [{"text": text} for text in texts["mathematics"]]}), data / "nested.parquet"
+    )
+    (data / "array.json").write_text(json.dumps([{"content": text} for text in texts["german"]]))
+    with (data / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "body"], *enumerate(texts["mathematics"])])
+    (data / "README.md").write_text("# About\n" * 50)
+    (data / "empty.jsonl").write_text("")
+    (data / "broken.jsonl").write_text("{nonsense\n")
+    (data / "latin.txt").write_bytes(b"caf\xe9\n" * 30_000)
+    (data / "photo.png").write_bytes(b"\x89PNG")
+    (data / ".cache").mkdir()
+    ended = opmix("init", "mine", "--minutes", "1", "--data", data)
+    assert ended.code == 0, ended.err
+    said = ended.out.splitlines()
+    for name, problem in (
+        ("empty", "is empty"),
+        ("broken", "not a JSON object"),
+        ("latin", "is not UTF-8 text"),
+    ):
+        assert any(line.startswith("left out: ") and name in line and problem in line for line in said), name
+    (ignored,) = (line for line in said if line.startswith("ignored"))
+    assert all(name in ignored for name in ("README.md", "photo.png", ".cache"))
+    config = load_config(home / "mine" / "opmix.yaml")
+    assert set(config.data.domains) == {"src", "book", "nested", "array", "table"}
+    assert config.data.domains["nested"].text_column == "doc.text"
+    assert config.data.domains["table"].text_column == "body"
+    prepared = json.loads(opmix("prepare", home / "mine" / "opmix.yaml", "--json").out)
+    assert min(row["train_tokens"] for row in prepared) > 1000
+
+
+def test_a_folder_with_only_bad_files_names_them_all(opmix: Opmix, home: Path) -> None:
+    (home / "data").mkdir()
+    (home / "data" / "a.jsonl").write_text("")
+    (home / "data" / "b.csv").write_text("a,a\n1,2\n")
+    ended = opmix("init", "mine", "--data", home / "data")
+    assert ended.code == 2
+    assert ["a.jsonl" in line or "b.csv" in line for line in ended.errors] == [True, True]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.errors import UserError
-from opmix_ray.init.discover import Part, discover, safe_name
+from opmix_ray.init.discover import Part, discover, ignored, safe_name
 
 
 def lay(root: Path, *names: str) -> str:
@@ -30,6 +30,19 @@ def only(*data: str) -> Part:
 def test_a_domain_per_file(tmp_path: Path) -> None:
     root = lay(tmp_path, "web.jsonl", "code.parquet", "chat.jsonl.gz", "notes.txt", "README.md")
     assert found(root) == {"chat": 1, "code": 1, "web": 1}
+
+
+def test_small_texts_of_a_kind_are_one_domain_and_a_book_is_its_own(tmp_path: Path) -> None:
+    root = lay(
+        tmp_path, "a.py", "b.py", "c.md", "LICENSE", "state.json", "src/x.c", "src/deep/y.c", "src/README"
+    )
+    for name in ("a.py", "b.py", "one.txt", "two.txt"):
+        (tmp_path / name).write_text("x = 1\n" * 30_000 if name.endswith("txt") else "x = 1\n" * 15_000)
+    parts = {part.name: part for part in discover([root])}
+    assert {name: len(part.files) for name, part in parts.items()} == {"py": 2, "one": 1, "two": 1, "src": 2}
+    assert parts["py"].paths == [f"{root}/*.py"]
+    names = [Path(path).name for path in ignored([root], list(parts.values()))]
+    assert sorted(names) == ["LICENSE", "README", "c.md", "state.json"]
 
 
 def test_a_domain_per_sub_folder_with_everything_below_it(tmp_path: Path) -> None:
@@ -103,9 +116,9 @@ def test_names_are_safe_and_unique(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read_names_what_can_be_read(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "photo.png").write_text("x")
     with pytest.raises(
-        UserError, match=r"--data = .*: holds no file that can be read \(it has notes.txt\); .*\.jsonl"
+        UserError, match=r"--data = .*: holds no file that can be read \(it has photo.png\); .*\.jsonl"
     ):
         discover([str(tmp_path)])
 

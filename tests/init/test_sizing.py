@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opmix_ray.init.sizing import MAX_EPOCHS, SHAPES, TOKENS_PER_WEIGHT, Machine, Plan, make_plan, size_of
-from opmix_ray.init.speed import Speed
+from opmix_ray.train.speed import Speed
 
 FAST, SLOW = 2e11, 2e9  # operations a second, over 6
 LAPTOP = Machine(cpus=2, gpus=0)
@@ -60,11 +60,14 @@ def test_a_pretrained_model_keeps_its_size() -> None:
 
 
 @pytest.mark.parametrize("domains", [2, 12, 40])
-def test_deciding_stays_a_part_of_the_cost(domains: int) -> None:
+def test_deciding_costs_no_more_time_than_its_budget(domains: int) -> None:
     found = plan(30, domains=domains)
-    probes = 25 * domains * found.probe_batch * len(found.decide_at)
-    assert probes < 0.6 * found.steps * found.batch_size
-    assert found.trials >= domains or domains > 32
+    training = found.tokens / (2e10 / (found.weights + 4096 * 128))
+    assert training < found.seconds < 1.05 * training + 60 + 2 * (20 + domains)
+
+
+def test_a_run_too_short_for_probes_waits_for_none() -> None:
+    assert plan(2, rate=SLOW, domains=40).seconds < 2.2 * 60
 
 
 def test_shapes_can_be_built() -> None:

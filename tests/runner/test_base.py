@@ -62,7 +62,7 @@ def test_caps_count_what_earlier_runs_read(tiny: TinyRun, prepared: Prepared) ->
 
 def test_what_a_stage_leaves_is_old_for_the_next(tiny: TinyRun, prepared: Prepared) -> None:
     tiny.tree["stages"] = [
-        {"name": "one", "steps": 5, "domains": ["code", "german"], "start": {"code": 3, "german": 1}},
+        {"name": "one", "steps": 5, "domains": ["code", "german"], "start": {"code": 0.75, "german": 0.25}},
         STAGE,
     ]
     config = tiny.load()

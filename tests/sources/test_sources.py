@@ -266,9 +266,8 @@ def test_a_missing_column_is_answered_with_those_there_are(
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     assert "no file matches" in problem(tmp_path / "none" / "a.jsonl")
     assert "no file matches" in problem(str(tmp_path / "*.jsonl"))
-    (tmp_path / "a.txt").write_text("x")
-    assert "format" in problem(tmp_path / "a.txt")
-    assert "set data.domains.d.format" in problem(tmp_path / "a.txt")
+    (tmp_path / "a.xyz").write_text("x")
+    assert "set data.domains.d.format to one of jsonl, json, csv, text" in problem(tmp_path / "a.xyz")
 
 
 def test_a_data_set_of_several_splits_asks_for_one(tmp_path: Path) -> None:

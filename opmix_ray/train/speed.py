@@ -29,7 +29,15 @@ class Speed:
     tokens_per_second: float
 
 
-def measure(model: ModelConfig, *, vocab_size: int, seq_len: int, batch_size: int, device: str) -> Speed:
+def measure(
+    model: ModelConfig,
+    *,
+    vocab_size: int,
+    seq_len: int,
+    batch_size: int,
+    device: str,
+    threads: int | None = None,
+) -> Speed:
     """Train a model on random tokens for some steps.
 
     Args:
@@ -38,11 +46,14 @@ def measure(model: ModelConfig, *, vocab_size: int, seq_len: int, batch_size: in
         seq_len: tokens in a sequence.
         batch_size: sequences in a step.
         device: `cpu` or `cuda`.
+        threads: that the process computes with from now on; None: as many as it does.
 
     Raises:
         UserError: the model cannot be made.
         RuntimeError: it does not fit into the memory.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     net: Any = load_model(model, vocab_size=vocab_size, eos_token_id=0, seed=0, seq_len=seq_len)
     where = torch.device(device)
     net = net.to(where).train()

@@ -1,0 +1,225 @@
+"""What a run will cost: FLOPs from shapes and counts alone, time from one timed step on the machine that trains.
+
+forecast = Forecast(config, prepared)
+forecast.training("opmix"), forecast.searching("opmix")     # FLOPs
+cost = estimate(config, prepared)                           # everything `opmix validate` says; see `estimate`
+
+What a search may cost can itself depend on how long the stages are (`search.budget`), so a scale is searched for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+import ray
+import torch
+
+from opmix_ray.cluster.connect import address_of, connected, own_cpus
+from opmix_ray.cluster.demand import machines_now, of_main_run
+from opmix_ray.config import RunConfig
+from opmix_ray.data.held_out import report_sets, tokens_of
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.errors import UserError, first_line
+from opmix_ray.model.load import DTYPES
+from opmix_ray.runner.base import beginning
+from opmix_ray.runner.plan import in_stage, plan, scaled, stage_domains
+from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.strategies.registry import strategy_of
+from opmix_ray.train.speed import Speed, measure
+
+ROUNDS, CLOSE = 20, 1e-4  # of looking for a scale: at most, and how near two of them are at the end
+# Seconds in which no token is trained, measured on two cores: Ray and its workers start, models are loaded.
+START, SEGMENT, DECISION = 30.0, 8.0, 18.0
+SEVERAL = 0.85  # of the speed of one worker, where several exchange gradients
+TIMED = 8192  # tokens in the timed step on CPUs, at most
+PER_WEIGHT = 16  # bytes that the timed step needs: weight, gradient and two moments in float32
+WAIT = 300.0  # seconds for a cluster to time the step
+
+
+class Forecast:
+    """FLOPs of runs of one configuration under any strategy.
+
+    Args:
+        config: the run.
+        prepared: its data.
+    """
+
+    def __init__(self, config: RunConfig, prepared: Prepared) -> None:
+        self._config, self._costs = config, Costs(config, prepared)
+
+    def training(self, strategy: str, scale: float = 1.0) -> float:
+        """FLOPs of the main run, with so many times its steps."""
+        config = self._planned(strategy, scale)
+        steps = sum(stage.steps for stage in config.stages)
+        return steps * config.train.batch_size * self._costs.length * self._costs.train
+
+    def searching(self, strategy: str, scale: float = 1.0) -> float:
+        """FLOPs of probes, proxies and scoring, over all decisions and stages, in a run of so many times its steps."""
+        config = self._planned(strategy, scale)
+        way, total = strategy_of(config), 0.0
+        begun = {name for name, share in beginning(config).mixture.items() if share > 0}
+        for stage in config.stages:
+            total += way.live_cost(config, len(stage_domains(config, stage)), self._costs)
+        for step in plan(config):
+            if step.index >= 0:
+                earlier = config.stages[: step.stage]
+                known = begun | {name for stage in earlier for name in stage_domains(config, stage)}
+                stage = config.stages[step.stage]
+                planned = Planned(stage, stage_domains(config, stage), known, step.space)
+                total += way.cost(in_stage(config, step.stage, begun), planned, self._costs)
+        return total
+
+    def scale(self, strategy: str, budget: float) -> float:
+        """Factor on the steps with which training and searching together cost the budget.
+
+        Raises:
+            UserError: searching alone costs more.
+        """
+        whole = self.training(strategy)
+        factor = 1.0
+        for _ in range(ROUNDS):
+            left = budget - self.searching(strategy, factor)
+            if left <= 0:
+                raise UserError(
+                    f"its search alone costs {self.searching(strategy, factor) / budget:.1f} times the whole run",
+                    key="--equal-compute", value=strategy,
+                    remedy="train for more steps, shorten its search, or leave the strategy out",
+                )  # fmt: skip
+            before, factor = factor, left / whole
+            if abs(factor - before) < CLOSE:
+                break
+        return factor
+
+    def _planned(self, strategy: str, scale: float) -> RunConfig:
+        stages = [scaled(stage, scale) for stage in self._config.stages]
+        named = self._config.model_copy(update={"strategy": strategy, "stages": stages})
+        return strategy_of(named).plan(named)
+
+
+def estimate(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    """What a run will cost.
+
+    Args:
+        config: the run, with its base.
+        prepared: its data.
+
+    Returns:
+        `steps`; `tokens` trained on; `flops`: by `training`, `deciding`, `evaluating`; `deciding`: FLOPs of deciding
+        over those of training; `bytes`: `data` that was prepared, `checkpoint` and `model` that are written;
+        `tokens_per_second` of all workers; `seconds` by `starting`, `training`, `deciding`, `evaluating`, and their
+        sum `total`; both are None where no step could be timed, and `untimed` says why.
+    """
+    config = strategy_of(config).plan(config)
+    forecast, costs = Forecast(config, prepared), Costs(config, prepared)
+    training, deciding = forecast.training(config.strategy), forecast.searching(config.strategy)
+    reported = report_sets(prepared, config.evaluation.sequences, config.search.sequences)
+    evaluating = _evaluations(config) * sum(map(tokens_of, reported.values())) * costs.forward
+    weights = sum(parameter.numel() for parameter in costs.model.parameters())
+    model = float(weights * DTYPES[config.model.dtype].itemsize)
+    tokens = sum(stage.steps for stage in config.stages) * config.train.batch_size * costs.length
+    found: dict[str, Any] = {
+        "steps": sum(stage.steps for stage in config.stages),
+        "tokens": tokens,
+        "flops": {"training": training, "deciding": deciding, "evaluating": evaluating},
+        "deciding": deciding / training,
+        "bytes": {"data": _data_bytes(prepared), "model": model, "checkpoint": model + 8.0 * weights},
+        "tokens_per_second": None,
+        "seconds": None,
+        "untimed": None,
+    }
+    try:
+        speed = _speed(config, prepared, weights)
+    except UserError as error:
+        return found | {"untimed": error.problem}
+    rate = speed * costs.train  # FLOPs a second
+    steps = plan(config)
+    segments = sum(1 for step in steps if step.end > step.start)
+    decisions = sum(1 for step in steps if step.index >= 0)
+    seconds = {
+        "starting": START + SEGMENT * segments + (DECISION * decisions if deciding else 0.0),
+        "training": training / rate,
+        "deciding": deciding / rate,
+        "evaluating": evaluating / rate,
+    }
+    return found | {
+        "tokens_per_second": speed,
+        "seconds": {**seconds, "total": sum(seconds.values())},
+    }
+
+
+def _evaluations(config: RunConfig) -> int:
+    """How often a run measures the reported sets."""
+    found, every = 1, config.train.eval_every
+    for step in plan(config):
+        if step.end > step.start:
+            found += 1 + (sum(1 for at in range(step.start + 1, step.end) if at % every == 0) if every else 0)
+    return found
+
+
+def _data_bytes(prepared: Prepared) -> float:
+    """Bytes of the prepared tokens of domains and sets."""
+    width = 2 if prepared.vocab_size <= 1 << 16 else 4
+    sources = {**prepared.eval_sets, **prepared.domains}.values()
+    splits = (split for source in sources for split in source.manifest["splits"].values())
+    return float(sum(split.get("sequences", 0) * prepared.seq_len * width for split in splits))
+
+
+def _speed(config: RunConfig, prepared: Prepared, weights: int) -> float:
+    """Tokens a second of all workers together, from one of them.
+
+    Raises:
+        UserError: no step can be timed, and why.
+    """
+    train = config.train
+    rows = math.ceil(train.batch_size / train.workers)
+    batch = min(rows, train.micro_batch_size or rows)
+    cuda = train.gpus_per_worker > 0
+    options: dict[str, Any] = {
+        "vocab_size": prepared.vocab_size,
+        "seq_len": prepared.seq_len,
+        "batch_size": batch if cuda else max(1, min(batch, TIMED // prepared.seq_len)),
+        "device": "cuda" if cuda else "cpu",
+        "threads": max(1, int(train.cpus_per_worker)),
+    }
+    try:
+        one = _here(config, options, weights) if _alone(config) else _there(config, options)
+    except UserError:
+        raise
+    except Exception as error:  # of torch, of Ray, of code that came with a model
+        raise UserError(f"no step could be timed: {first_line(error)}") from error
+    workers = float(train.workers)
+    if _alone(config) and not cuda:
+        workers = min(workers, max(1.0, own_cpus(config) / train.cpus_per_worker))
+    return one.tokens_per_second * (workers if workers == 1 else SEVERAL * workers)
+
+
+def _alone(config: RunConfig) -> bool:
+    return address_of(config) is None and not ray.is_initialized()
+
+
+def _here(config: RunConfig, options: Mapping[str, Any], weights: int) -> Speed:
+    if options["device"] == "cpu" and weights * PER_WEIGHT > psutil.virtual_memory().available:
+        raise UserError("no step was timed: the model does not fit into this machine's free memory")
+    threads = torch.get_num_threads()
+    try:
+        return measure(config.model, **options)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _there(config: RunConfig, options: Mapping[str, Any]) -> Speed:
+    """The same on a machine of the cluster that a worker would get."""
+    with connected(config):
+        demand = of_main_run(config)
+        if not demand.places(machines_now()):
+            raise UserError("no step was timed: the cluster has no machine for a worker yet")
+        others = {kind: amount for kind, amount in demand.each.items() if kind not in ("CPU", "GPU")}
+        task = ray.remote(measure).options(
+            num_cpus=demand.each["CPU"], num_gpus=demand.each.get("GPU", 0), resources=others, max_retries=0
+        )
+        found = ray.get(task.remote(config.model, **options), timeout=WAIT)
+        assert isinstance(found, Speed)
+        return found

@@ -1,0 +1,188 @@
+"""Rows of plain files: text, tables with commas, and JSON that is an array or objects one after the other.
+
+for row, place in objects("notes.json", "data.domains.notes.path"):
+    row["text"]
+
+A text file is cut at blank lines into pieces of about `PIECE` characters, so that a book has parts to hold out. A
+shorter file is one document.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from opmix_ray.errors import UserError
+from opmix_ray.paths import file_format
+from opmix_ray.sources.files import reading
+from opmix_ray.sources.lines import LONGEST, lines
+from opmix_ray.sources.readers import OPTIONAL, Row, missing_column, value_of
+
+PIECE = 4096  # characters after which the next blank line ends a document
+_MOST = 4 * PIECE  # characters of a document without a blank line
+_CHUNK = 1 << 20
+_SPACE = re.compile(r"[\s,]*")
+_DELIMITERS = ",;\t|"
+
+Objects = Iterator[tuple[dict[str, Any], str]]
+
+
+def objects(file: str, key: str) -> Objects:
+    """Every row of a text, CSV or JSON file with its place, by the file's ending.
+
+    Args:
+        file: path or URI.
+        key: configuration key named in errors.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    return _READ[str(file_format(file))](file, key)
+
+
+def _rows(kind: str) -> Callable[[str, dict[str, str], str], Iterator[Row]]:
+    def read(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
+        seen: set[str] = set()
+        with reading(file, f"{key}.path"):
+            for row, place in _READ[kind](file, f"{key}.path"):
+                for option, column in columns.items():
+                    if column in seen or option in OPTIONAL:
+                        continue
+                    if value_of(row, column) is None and not (kind == "text" and option == "text_column"):
+                        raise missing_column(file, f"{key}.{option}", column, row)
+                    seen.add(column)
+                if kind == "text":
+                    yield Row([row["text"] for _ in columns], place)
+                else:
+                    yield Row([value_of(row, column) for column in columns.values()], place)
+
+    return read
+
+
+def _decoded(file: str, key: str) -> Iterator[str]:
+    """Lines as text."""
+    start: Sequence[bytes] = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    for number, line in enumerate(lines(file, key), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            name = "UTF-16" if number == 1 and line.startswith(tuple(start)) else "LATIN1"
+            raise UserError(
+                f"line {number} is not UTF-8 text", file=file, key=key,
+                remedy=f"leave the file out, or convert it: iconv -f {name} -t UTF-8",
+            ) from None  # fmt: skip
+        if "\0" in text:
+            raise UserError(
+                f"line {number} holds a zero byte: this is no text",
+                file=file,
+                key=key,
+                remedy="leave the file out",
+            )
+        yield text
+
+
+def _text(file: str, key: str) -> Objects:
+    part: list[str] = []
+    size, start, number = 0, 1, 0
+    for number, line in enumerate(_decoded(file, key), start=1):
+        if (size >= PIECE and not line.strip()) or size >= _MOST:
+            yield {"text": "".join(part).strip("\n")}, f"line {start}"
+            part, size, start = [], 0, number
+        for cut in range(0, len(line), _MOST):  # a file without line ends is cut all the same
+            if cut:
+                yield {"text": "".join(part)}, f"line {start}"
+                part, size = [], 0
+            part.append(line[cut : cut + _MOST])
+            size += len(part[-1])
+    if text := "".join(part).strip("\n"):
+        yield {"text": text}, f"line {start}"
+
+
+def _csv(file: str, key: str) -> Objects:
+    csv.field_size_limit(LONGEST)
+    source = _decoded(file, key)
+    first = next(source, "")
+    found = max(_DELIMITERS, key=first.count)
+    delimiter = "\t" if ".tsv" in file.lower() else found if found in first else ","
+    reader = csv.reader(_with(first, source), delimiter=delimiter)
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise UserError(
+                "names a column twice in its first line", file=file, key=key, remedy="rename one of the two"
+            )
+        for cells in reader:
+            if len(cells) > len(header):
+                raise UserError(
+                    f"line {reader.line_num} has {len(cells)} cells, the first line {len(header)}", file=file, key=key,
+                    remedy='put cells with commas or line ends in quotes ("...")',
+                )  # fmt: skip
+            if cells:
+                row = dict.fromkeys(header) | dict(zip(header, cells, strict=False))
+                yield row, f"line {reader.line_num}"
+    except csv.Error as error:
+        raise UserError(
+            f"line {reader.line_num} is not CSV: {error}",
+            file=file,
+            key=key,
+            remedy="check the quotes before it",
+        ) from None
+
+
+def _with(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _json(file: str, key: str) -> Objects:
+    """Objects in an array, or one after the other, on lines or over several; read piece by piece."""
+    decoder, buffer, at, number = json.JSONDecoder(), "", 0, 0
+    source, ended, wanted = _decoded(file, key), False, _CHUNK
+    inside: bool | None = None  # an array; None: nothing was read
+    while True:
+        parts, size = [buffer[at:]], len(buffer) - at
+        while size < wanted and not ended:
+            line = next(source, None)
+            ended = line is None
+            parts.append(line or "")
+            size += len(parts[-1])
+        buffer, at = "".join(parts), 0
+        while True:
+            at = _SPACE.match(buffer, at).end()  # type: ignore[union-attr]
+            if inside is None and at < len(buffer):
+                inside = buffer[at] == "["
+                at += inside
+                continue
+            if at >= len(buffer) or (inside and buffer[at] == "]"):
+                break
+            try:
+                row, end = decoder.raw_decode(buffer, at)
+            except (ValueError, RecursionError) as error:
+                if not ended and len(buffer) - at < LONGEST:
+                    break
+                why = getattr(error, "msg", type(error).__name__)
+                raise UserError(
+                    f"object {number + 1} is not JSON: {why}", file=file, key=key,
+                    remedy="write an array of objects, or one object a line",
+                ) from None  # fmt: skip
+            number += 1
+            if not isinstance(row, dict):
+                raise UserError(
+                    f"entry {number} is JSON but not an object", file=file, key=key,
+                    remedy='write objects such as {"text": "..."}',
+                )  # fmt: skip
+            at, wanted = end, _CHUNK
+            yield row, f"object {number}"
+        if ended:
+            if inside and buffer[at : at + 1] != "]":
+                raise UserError("ends inside its array", file=file, key=key, remedy="get the whole file")
+            return
+        wanted = max(_CHUNK, 2 * (len(buffer) - at))
+
+
+_READ: dict[str, Callable[[str, str], Objects]] = {"text": _text, "csv": _csv, "json": _json}
+READERS = {kind: _rows(kind) for kind in _READ}

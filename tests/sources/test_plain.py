@@ -1,0 +1,130 @@
+"""Text, tables and JSON as people have them: documents of a size, values where they lie, errors with file and place."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from opmix_ray.config import SourceConfig
+from opmix_ray.errors import UserError
+from opmix_ray.sources.plain import PIECE
+from opmix_ray.sources.source import iter_documents
+
+
+def texts(path: Path | str, **settings: Any) -> list[str | None]:
+    return [document.text for document in iter_documents(SourceConfig(path=str(path), **settings), "d")]
+
+
+def test_a_short_text_file_is_one_document_and_a_long_one_is_cut_at_blank_lines(tmp_path: Path) -> None:
+    (tmp_path / "short.md").write_text("# One\n\ntwo\n", encoding="utf-8")
+    assert texts(tmp_path / "short.md") == ["# One\n\ntwo"]
+    paragraphs = [f"paragraph {number} " + "word " * 100 for number in range(60)]
+    (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
+    found = texts(tmp_path / "book.txt")
+    assert len(found) > 5
+    assert "\n\n".join(str(text) for text in found) == "\n\n".join(paragraphs)
+    assert all(len(str(text)) >= PIECE for text in found[:-1])
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "line\n" * 20_000])
+def test_text_without_a_blank_line_is_cut_all_the_same(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    found = texts(tmp_path / "a.txt.gz")
+    assert max(len(str(part)) for part in found) <= 4 * PIECE + 5
+    assert "".join(str(part) for part in found).replace("\n", "") == text.replace("\n", "")
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_tables(tmp_path: Path, mark: str) -> None:
+    rows = [["id", "text"], ["1", f'"a{mark} b\nand ""c"""'], ["2", "d"], ["3", ""]]
+    (tmp_path / "t.csv").write_text("".join(mark.join(row) + "\n" for row in rows))
+    assert texts(tmp_path / "t.csv") == [f'a{mark} b\nand "c"', "d"]
+
+
+@pytest.mark.parametrize("layout", ["array", "indented", "lines", "one after the other"])
+def test_json_as_it_comes(tmp_path: Path, layout: str) -> None:
+    rows = [{"text": f"text {number} é [1, 2] " + "long " * 1000} for number in range(700)]
+    written = {
+        "array": json.dumps(rows),
+        "indented": json.dumps(rows, indent=2, ensure_ascii=False),
+        "lines": "\n".join(map(json.dumps, rows)),
+        "one after the other": "".join(json.dumps(row, indent=1) for row in rows),
+    }[layout]
+    (tmp_path / "a.json").write_text("\ufeff" + written, encoding="utf-8")
+    assert texts(tmp_path / "a.json") == [row["text"] for row in rows]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "jsonl", "json"])
+def test_a_column_inside_an_object(tmp_path: Path, ending: str) -> None:
+    rows = [{"doc": {"text": "a", "n": 1}}, {"doc": None}, {"doc": {"text": "b", "n": 2}}]
+    file = tmp_path / f"a.{ending}"
+    table = pa.Table.from_pylist(rows)
+    if ending == "parquet":
+        pq.write_table(table, file)
+    elif ending == "arrow":
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        file.write_text("\n".join(map(json.dumps, rows)))
+    assert texts(file, text_column="doc.text") == ["a", "b"]
+    with pytest.raises(
+        UserError, match=r"no column 'text'; set text_column: doc.text; it has: doc.text, doc.n"
+    ):
+        texts(file)
+    with pytest.raises(UserError, match=r"no column 'doc.body'"):
+        texts(file, text_column="doc.body")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "a.txt",
+            b"caf\xe9\n",
+            "line 1 is not UTF-8 text; leave the file out, or convert it: iconv -f LATIN1",
+        ),
+        ("a.txt", "été\n".encode("utf-16"), "iconv -f UTF-16"),
+        ("a.py", b"x\0y", "line 1 holds a zero byte"),
+        ("a.csv", b"a,a\n1,2\n", "names a column twice"),
+        ("a.csv", b"text,n\nhe said, that,2\n", "line 2 has 3 cells, the first line 2"),
+        ("a.csv", b"a,b\n1,2\n", "has no column 'text'"),
+        ("a.json", b'[{"text": "a"}, {"text": ]', "object 2 is not JSON"),
+        ("a.json", b'[{"text": "a"}, {"text": "b"}', "ends inside its array"),
+        ("a.json", b'["a", "b"]', "entry 1 is JSON but not an object"),
+        ("a.txt", b"\n\n", "holds no document"),
+        ("a.json", b"[]", "holds no document"),
+    ],
+)
+def test_what_is_broken_is_told_in_one_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as told:
+        texts(tmp_path / name)
+    assert words in str(told.value)
+    assert str(tmp_path / name) in str(told.value)
+
+
+def test_notes_beside_data_are_no_data(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "dataset_info.json").write_text('{"text": "no"}')
+    assert texts(tmp_path) == ["text"]
+    (tmp_path / "b.jsonl").write_text('{"text": "data"}\n')
+    assert texts(tmp_path) == ["data"]
+    assert texts(tmp_path / "*.txt") == ["text"]
+    with pytest.raises(
+        UserError, match=r"README.md: data.domains.d.path: is text among files with rows; name"
+    ):
+        texts(tmp_path / "*.??*")
+
+
+def test_of_plain_files_the_kind_that_most_have_is_read(tmp_path: Path) -> None:
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("code")
+    (tmp_path / "tsconfig.json").write_text("{}")
+    assert texts(tmp_path) == ["code", "code"]
