@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -145,7 +145,7 @@ def validate(
     price: Price = None,
     as_json: Json = False,
 ) -> None:
-    """List everything that is wrong with a run before it begins, or say what it will cost.
+    """List everything that is wrong with a run, or what it will cost.
 
     Nothing is tokenised before the configuration is found right; one training step is timed.
     """
