@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import pearsonr, spearmanr, t
 
-from opmix_ray.config.run import ProposalConfig
-from opmix_ray.decision.rule import EPS_STEPS, SLOPE_GROWTH, TRANSFER_TRUST
+from opmix_ray.decision.rule import EPS_STEPS, SLOPE_GROWTH, SLOPE_TRUST, TRANSFER_TRUST
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
 
@@ -79,11 +78,10 @@ def predictions(
             shares, losses, domains=domains, metric_names=domains, law=name, extrapolate=extrapolate
         )
 
-    settings = ProposalConfig()
     read = Extrapolation(
         eps=EPS_STEPS / horizon,
         growth=stage_growth(SLOPE_GROWTH, EPS_STEPS, horizon, block["steps"]),
-        slope_trust=settings.slope_trust,
+        slope_trust=SLOPE_TRUST,
         transfer_trust=TRANSFER_TRUST,
         anchor=old,
     )

@@ -167,6 +167,9 @@ def search(
     settings: Settings = None,
     output: Output = None,
     step: Annotated[int, typer.Option(help="Step the checkpoint is at, for the record.")] = 0,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Also the front between the sets with a weight.")
+    ] = False,
     overwrite: Overwrite = False,
     address: Address = None,
     as_json: Json = False,
@@ -178,8 +181,14 @@ def search(
     from opmix_ray.runner.search import search_once
 
     with about(config), progress_for(as_json) as progress:
-        decision = search_once(loaded, model, step=step, overwrite=overwrite, progress=progress)
+        decision = search_once(
+            loaded, model, step=step, overwrite=overwrite, pareto=pareto, progress=progress
+        )
     show(decision.to_dict(), decision.mixture, as_json)
+    if pareto and not as_json:
+        from opmix_ray.commands.tables import front_table
+
+        show(None, front_table(decision.details["front"]), as_json)
 
 
 @app.command()

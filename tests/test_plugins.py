@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
 from opmix_ray import plugins
 from opmix_ray.config import SourceConfig
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.runner.check_plan import check_plan
+from opmix_ray.runner.plan import in_stage
 from opmix_ray.sources.source import iter_documents, validate_sources
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.registry import strategy_names, strategy_of
@@ -68,7 +71,7 @@ def _forget() -> None:
 def test_names_are_known_only_where_the_package_is_installed(installed: Path) -> None:
     assert {kind: plugins.names(kind) for kind in plugins.KINDS} == {
         "laws": ["entropy"],
-        "objectives": ["by-group"],
+        "objectives": ["by-group", "worst"],
         "strategies": ["worst-first"],
         "sources": ["paragraphs"],
     }
@@ -95,6 +98,22 @@ def test_the_objective_weighs_groups(installed: Path, tiny: TinyRun) -> None:
         tiny.tree["data"]["domains"][name]["group"] = "prose"
     tiny.tree["evaluation"]["objective"] = "by-group"
     assert tiny.load().objective() == pytest.approx({"code": 0.25, "german": 0.25, "mathematics": 0.5})
+
+
+def test_an_objective_may_see_the_losses(installed: Path, tiny: TinyRun) -> None:
+    tiny.tree["evaluation"]["objective"] = "worst"
+    config = tiny.load()
+    assert check_plan(config) == []
+    objective = pickle.loads(cloudpickle.dumps(config.objective_of({})))
+    losses = np.array([[2.0, 3.0, 1.0], [4.0, 3.0, 1.0]])
+    assert objective.sets == ("code", "german", "mathematics")
+    assert objective.value(losses).tolist() == [3.0, 4.0]
+    assert objective.gradient(losses) == pytest.approx(np.array([[0, 1, 0], [1, 0, 0]]), abs=1e-9)
+    assert objective.weights_at({"code": 2.0, "german": 3.0, "mathematics": 1.0})["german"] == pytest.approx(
+        1
+    )
+    assert objective.unit == "worst"
+    assert in_stage(config, 0) is config
 
 
 def test_the_format_is_read(installed: Path, tmp_path: Path) -> None:
@@ -167,7 +186,7 @@ def test_without_the_package_its_names_are_unknown(tiny: TinyRun) -> None:
     config = tiny.load()
     said = "\n".join(str(error) for error in [*check_plan(config), *validate_sources(config)])
     assert "proposal.law = entropy: no such law" in said
-    assert "evaluation.objective = by-group: no installed package brings it" in said
+    assert "evaluation.objective = by-group: no such objective, and no installed package brings it" in said
     assert "data.domains.code.format = paragraphs: no such format; known: auto, jsonl" in said
 
 

@@ -36,6 +36,8 @@ def type_name(annotation: Any) -> str:
         return type_name(args[0])
     if origin is typing.Literal:
         return " \\| ".join(f"`{value}`" for value in args)
+    if origin is typing.Annotated:
+        return type_name(args[0])
     if origin in (types.UnionType, typing.Union):
         return " \\| ".join(type_name(part) for part in args if part is not type(None))
     if origin is list:

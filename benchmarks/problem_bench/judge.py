@@ -109,6 +109,16 @@ def decided(bench: Bench, prefix: dict[str, Any]) -> tuple[Choice, Mixture]:
 
 
 def _decide(bench: Bench, prefix: dict[str, Any]) -> tuple[FittedLaw, dict[str, Mixture], Mixture]:
+    question = asked(bench, prefix)
+    found = answer([], question)
+    assert found.law is not None
+    assert found.mixture is not None
+    free = {name: mixture for name, mixture in question.free.items() if name != "current"}
+    return found.law, {"proposal": found.mixture, **free}, question.current
+
+
+def asked(bench: Bench, prefix: dict[str, Any]) -> Question:
+    """What the decision of a problem is about, as `decision.make` asks it."""
     problem, config, prepared = bench.problem, bench.config, bench.prepared
     before = Mixture({name: prefix["mixture"].get(name, 0.0) for name in bench.domains})
     share = len(problem.new) / len(bench.domains)
@@ -134,7 +144,7 @@ def _decide(bench: Bench, prefix: dict[str, Any]) -> tuple[FittedLaw, dict[str, 
         "proportional": Mixture.proportional(bench.tokens),
         "temperature": Mixture({name: count**0.5 for name, count in bench.tokens.items()}),
     }
-    question = Question(
+    return Question(
         components=Components(
             names, names, (1 - floor) * np.eye(len(names)) + floor * current.array()[None]
         ),
@@ -143,10 +153,6 @@ def _decide(bench: Bench, prefix: dict[str, Any]) -> tuple[FittedLaw, dict[str, 
         settings=ProposalConfig(), seed=0, steps=float(problem.steps), known=Known(counts, data),
         free={"current": current, **free},
     )  # fmt: skip
-    found = answer([], question)
-    assert found.law is not None
-    assert found.mixture is not None
-    return found.law, {"proposal": found.mixture, **free}, current
 
 
 def table(verdicts: dict[str, Verdict]) -> str:

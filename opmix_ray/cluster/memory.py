@@ -195,7 +195,7 @@ class _Plan:
     def machine(self) -> dict[str, int]:
         if not self.decides:
             return {"base": 0, "factors": 0, "held_out": 0, "peak": 0}
-        sequences = len(self.config.eval_sets()) * self.config.search.sequences
+        sequences = len(self.config.decided_on()) * self.config.search.sequences
         held_out = sequences * self.config.data.seq_len * _IDS_AND_MASK
         # Every probe's factors come as its task's result, and once more as one object for the evaluators.
         factors = 2 * self._factors()

@@ -92,3 +92,12 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return "  ".join(f"{key} {_cell(entry)}" for key, entry in value.items())
     return str(value)
+
+
+def front_table(points: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A row for every point of a front: the sets' predicted losses, then the shares."""
+    return [
+        {f"{name}, nats": f"{loss:.4f}" for name, loss in point["losses"].items()}
+        | {name: f"{share:.3f}" for name, share in point["mixture"].items()}
+        for point in points
+    ]

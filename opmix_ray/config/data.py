@@ -168,8 +168,16 @@ class EvaluationConfig(Section):
     harness: HarnessConfig | None = Field(
         None, description="Tasks for the finished model; reported, and no part of the objective."
     )
-    objective: str | None = Field(
-        None,
-        description="Objective of another package, instead of `weights`: it says what each set weighs "
+    objective: str = Field(
+        "loss",
+        description="What is minimised: `loss`, the weighted mean of the sets' losses; `perplexity`, that of their "
+        "perplexities, in which a set of high loss counts for more; `bits_per_byte`, that of loss / ln 2 / bytes per "
+        "token, which does not depend on the tokenizer; or an objective of another package, instead of `weights` "
         "(docs/plugins.md).",
+    )
+    limits: dict[str, Annotated[float, Field(strict=True)] | str] = Field(
+        default_factory=dict,
+        description="Ceilings on sets that must not get worse: the greatest loss at the stage's end in nats per token "
+        "(3.2), or relative to the loss at the decision: `+1 %`, or `now`. A mixture is taken if it keeps them with "
+        "95 % confidence, or the one that comes nearest. A set with a limit need not have a weight.",
     )

@@ -40,6 +40,7 @@ GONE = {
     "proposal.bootstrap": "the interval takes 2,000 resamples: leave it out",
     "proposal.eps_steps": "it is a measured constant, 2 steps: leave it out",
     "proposal.slope_growth": "it is a measured constant, 1.4: leave it out",
+    "proposal.slope_trust": "it is a measured constant, 0.4: leave it out",
     "proposal.transfer_trust": "it is a measured constant, 0.25: leave it out",
 }
 

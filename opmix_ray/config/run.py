@@ -6,12 +6,13 @@ Every field's description is the documentation of its key (`docs/configuration.m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from opmix_ray.config.data import NAME, BaseConfig, DataConfig, EvaluationConfig, SourceConfig
-from opmix_ray.config.objective import own_objective
+from opmix_ray.config.objective import UNITS, Limit, Objective, OwnObjective, own_objective, weighted
 from opmix_ray.config.section import Section
 from opmix_ray.config.strategy import StrategiesConfig
 from opmix_ray.config.train import ModelConfig, TokenizerConfig, TrainConfig
@@ -130,13 +131,6 @@ class ProposalConfig(Section):
         description="Mixture that the KL term holds on to; `best`: of those in force, uniform, proportional and "
         "tempered, the one that the law likes best (with another law than `auto`: the mixture in force).",
     )
-    slope_trust: float = Field(
-        0.4,
-        ge=0,
-        le=1,
-        description="How far sets may differ in how steeply their losses fall with the share of their own domain. "
-        "1: as far as the probes measured; 0: all fall alike.",
-    )
     verify: bool = Field(
         True, description="Take a proposal only if its check shows a gain; false: take it as it is."
     )
@@ -221,8 +215,46 @@ class RunConfig(Section):
 
     def objective(self) -> dict[str, float]:
         """Weight per evaluation set in the objective, summing to 1."""
-        if self.evaluation.objective is not None:
-            return own_objective(self.evaluation.objective, self.eval_sets())
+        own = self.own_objective()
+        if own is not None:
+            return own.weights
         weights = self.evaluation.weights or {name: 1.0 for name in self.eval_sets()}
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
+
+    def own_objective(self) -> OwnObjective | None:
+        """What another package minimises; None: a built-in objective."""
+        kind = self.evaluation.objective
+        return None if kind in UNITS else own_objective(kind, self.eval_sets())
+
+    def objective_of(self, bytes_per_token: Mapping[str, float | None]) -> Objective:
+        """What is minimised.
+
+        Args:
+            bytes_per_token: by evaluation set, as prepared; read for `bits_per_byte` alone.
+
+        Raises:
+            UserError: a set with weight has no bytes.
+        """
+        own = self.own_objective()
+        if own is None:
+            return weighted(self.evaluation.objective, self.objective(), bytes_per_token)
+        mean = Objective.of(own.weights)
+        if own.value is None:
+            return mean
+        return replace(mean, kind=self.evaluation.objective, unit=own.unit, own=own.value)
+
+    def limits(self) -> dict[str, Limit]:
+        """Ceilings by evaluation set.
+
+        Raises:
+            UserError: one is not a limit.
+        """
+        return {name: Limit.read(name, given) for name, given in self.evaluation.limits.items()}
+
+    def decided_on(self) -> list[str]:
+        """Evaluation sets that a decision looks at: those with a weight or a limit, in their order."""
+        weights = self.objective()
+        return [
+            name for name in self.eval_sets() if weights.get(name, 0) > 0 or name in self.evaluation.limits
+        ]

@@ -6,7 +6,7 @@ sets = search_sets(prepared, reported=64, searched=32)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,10 +63,20 @@ def report_sets(prepared: Prepared, reported: int, searched: int) -> HeldOut:
     return sets
 
 
-def search_sets(prepared: Prepared, reported: int, searched: int) -> HeldOut:
-    """The sequences after those of `report_sets`: no decision is made on what is reported."""
+def search_sets(
+    prepared: Prepared, reported: int, searched: int, names: Collection[str] | None = None
+) -> HeldOut:
+    """The sequences after those of `report_sets`: no decision is made on what is reported.
+
+    Args:
+        prepared: the data.
+        reported, searched: sequences of each set for reports and for the search.
+        names: sets that are looked at; none: all.
+    """
     sets = {}
     for name, domain in prepared.eval_sets.items():
+        if names is not None and name not in names:
+            continue
         first, count = split_counts(domain.eval_sequences, reported, searched)
         start = first if domain.eval_sequences > 1 else 0
         sets[name] = _held(domain, slice(start, start + count))

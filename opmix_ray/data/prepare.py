@@ -140,6 +140,11 @@ class Prepared:
     eos_token_id: int
     tokenizer_path: str
 
+    @property
+    def bytes_per_token(self) -> dict[str, float | None]:
+        """Mean UTF-8 bytes per counted token by evaluation set; None where the text is not there."""
+        return {name: held.bytes_per_token for name, held in self.eval_sets.items()}
+
 
 def prepare(config: RunConfig, *, on_progress: Progress | None = None) -> Prepared:
     """Prepare every domain and evaluation set of a run, or find it prepared.

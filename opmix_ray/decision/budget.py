@@ -39,9 +39,8 @@ class Size:
 
 
 def decision_size(config: RunConfig, stage: StageConfig, components: int) -> Size:
-    """Sizes for one decision of a stage, for the sets that have a weight in the run's objective."""
-    weighted = sum(1 for weight in config.objective().values() if weight)
-    return sized(config, stage, components=components, sets=weighted)
+    """Sizes for one decision of a stage, for the sets that it looks at."""
+    return sized(config, stage, components=components, sets=len(config.decided_on()))
 
 
 def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) -> Size:

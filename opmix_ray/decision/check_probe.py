@@ -40,7 +40,7 @@ def check_task(config: RunConfig, prepared: Prepared, chosen: Chosen, stream: st
         probe_task(config, prepared, chosen.names[0], chosen.replayed, stream),
         name=CHECK,
         data=dict(zip(domains, shares.tolist(), strict=True)),
-        measure=(config.evaluation.sequences, config.search.sequences),
+        measure=(config.evaluation.sequences, config.search.sequences, tuple(config.decided_on())),
     )
 
 

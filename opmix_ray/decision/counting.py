@@ -46,3 +46,22 @@ def counts_for(
     found = count_ngrams(held, samples, prepared.vocab_size)
     even = np.full(len(current), 1 / len(current))
     return {name: counts.for_the_set(even, data) for name, counts in found.items()}
+
+
+def least_losses(
+    prepared: Prepared, sets: Iterable[str], domains: list[str], tokens: float
+) -> dict[str, float]:
+    """What the n-gram model of the best of many mixtures loses on each set after so many tokens, nats per token.
+
+    Args:
+        prepared: the run's data.
+        sets: names; those of questions are left out.
+        domains: that are trained on.
+        tokens: of the whole run.
+    """
+    sizes = np.array([float(prepared.domains[name].train_tokens) for name in domains])
+    data = DataLeft(tokens, np.zeros(len(domains)), sizes)
+    counts = counts_for(prepared, sets, Mixture.uniform(domains), data, reported=0, searched=MOST_SEQUENCES)
+    pool = np.random.default_rng(0).dirichlet(np.full(len(domains), 0.5), 256)
+    pool = np.vstack([pool, np.eye(len(domains)), np.full((1, len(domains)), 1 / len(domains))])
+    return {name: float(one.loss(pool, data).min()) for name, one in counts.items()}

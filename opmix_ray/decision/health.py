@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from opmix_ray.config.objective import UNITS
 from opmix_ray.decision.rule import Decision
 from opmix_ray.trials.rows import TrialRow
 
@@ -154,12 +155,12 @@ def _interpolation(
 def _gain(decision: Decision) -> Check:
     if decision.gain is None:
         return Check("gain", None, 0.0, None, "the gain of the proposal was not measured")
-    low = decision.gain["low"]
+    low, unit = decision.gain["low"], decision.gain.get("unit", UNITS["loss"])
     return Check(
         "gain",
         low,
         0.0,
         low > 0,
-        f"the measured gain of the proposal is {decision.gain['mean']:+.4f} nats per token, at least {low:+.4f}",
+        f"the measured gain of the proposal is {decision.gain['mean']:+.4f} {unit}, at least {low:+.4f}",
         "more held-out sequences (search.sequences), or deciding later",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.probing import Probing, Trained
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Answer, Decision, Question, answer, conclude, prior_mixture
-from opmix_ray.decision.task import load_weights, put_task
+from opmix_ray.decision.task import load_weights, measure_now, put_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
@@ -146,7 +146,7 @@ class _Maker:
         kind = read_space(situation.space)[0].kind
         self.chosen = choose_components(kind, situation.old, situation.current)
         self.names, self.old = self.chosen.names, self.chosen.old
-        self.sets = tuple(config.eval_sets())
+        self.sets = tuple(config.decided_on())
         stage = next(stage for stage in config.stages if stage.name == situation.stage)
         self.size: Size = decision_size(config, stage, len(self.names))
         self.config = config = self.size.config or config
@@ -166,16 +166,26 @@ class _Maker:
         """A decision that costs no FLOPs: the law of what counting says, without a candidate."""
         situation, began = self.situation, time.monotonic()
         question = self._question(self.chosen.components(self.config.probe.new_share), None)
+        cost = {}
+        if not question.now and (question.limits or question.aim.curved):
+            measured = measure_now(self.config, self.prepared, situation.model)
+            question = replace(question, now=measured.losses)
+            cost = {
+                "search": {
+                    "tokens": measured.tokens, "flops": measured.flops, "seconds": measured.seconds,
+                }
+            }  # fmt: skip
         found = answer([], question)
         decision = conclude(
             [], None, found, question, index=situation.index, step=situation.step, stage=situation.stage
         )
         self.times["search"] = time.monotonic() - began
         decision.details.update(
-            cost={"fit": {"seconds": self.times["search"]}},
+            cost={**cost, "fit": {"seconds": found.seconds}},
             size=self.size.words,
             wall_seconds=self.times,
             objective=self.config.objective(),
+            bounds={"lower": question.lower, "upper": question.upper},
             effective_step=situation.step if situation.effective is None else situation.effective,
             components={name: dict(row) for name, row in self._components_data(question.components)},
             lost={},
@@ -243,7 +253,7 @@ class _Maker:
         check = None if self.check is None else {"data": self.check.data, "measured": self.check.measured}
         decision = with_health(
             decision,
-            examine(decision, rows, config.objective(), check),
+            examine(decision, rows, question.aim.weights_at(rows[0].losses), check),
             verify=config.proposal.verify and not question.counts,  # else doubt is in the choice already
         )
         decision.details.update(
@@ -264,6 +274,7 @@ class _Maker:
             wall_seconds=self.times,
             gradients=self.slopes,
             objective=config.objective(),
+            bounds={"lower": question.lower, "upper": question.upper},
             effective_step=situation.step if situation.effective is None else situation.effective,
             lost=self.lost,
         )
@@ -311,7 +322,7 @@ class _Maker:
         return Question(
             components=components,
             sets=self.sets,
-            objective=config.objective(),
+            objective=config.objective_of(self.prepared.bytes_per_token),
             current=situation.current,
             prior=prior_mixture(config.proposal.prior, situation.current, tokens),
             lower=lower,
@@ -323,7 +334,22 @@ class _Maker:
             probe_steps=None if probe_steps is None else probe_steps * batch / config.train.batch_size,
             known=self._known() if config.proposal.law == "auto" else None,
             free=self._free(tokens),
+            limits=config.limits(),
+            now=self._now(),
+            before=self._before(),
         )
+
+    def _now(self) -> dict[str, float]:
+        """The main run's own evaluation at the decision; empty where it made none."""
+        here = [one for one in self.situation.evaluations if one.step == self.situation.step]
+        return {name: here[-1].losses[name] for name in self.sets} if here else {}
+
+    def _before(self) -> Mixture | None:
+        """What the weights were trained on before the stage, where all of that is in the stage too."""
+        old = self.situation.old
+        if old is None or any(share > 0 and name not in self.domains for name, share in old.items()):
+            return None
+        return old.over(self.domains)
 
     def _known(self) -> Known:
         config, situation = self.config, self.situation
@@ -332,9 +358,8 @@ class _Maker:
             np.array([situation.tokens_used.get(name, 0.0) for name in self.domains]),
             np.array([float(self.prepared.domains[name].train_tokens) for name in self.domains]),
         )
-        wanted = [name for name, weight in config.objective().items() if weight]
         counts = counts_for(
-            self.prepared, wanted, situation.current, data,
+            self.prepared, self.sets, situation.current, data,
             reported=config.evaluation.sequences, searched=config.search.sequences,
         )  # fmt: skip
         return Known(counts, data)

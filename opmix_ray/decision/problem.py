@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.optimize import linprog
 
+from opmix_ray.counts.ceilings import Ceiling, upper_bounds
 from opmix_ray.errors import UserError
 from opmix_ray.laws.fitted import FittedLaw
 
 TINY = 1e-12
+STEP = 1e-5  # of shares, for the slopes of standard errors
 
 
 @dataclass
@@ -26,7 +28,9 @@ class Problem:
         seed: of the starts.
         baseline: (1, D) mixture that gains are measured from.
         reference: (M,) for the worst case, or None.
-        ceilings: metric -> greatest value.
+        ceilings: by metric.
+        soft: whether the mixture that comes nearest to the ceilings will do where none keeps them.
+        iterations: of a solution from one start; kinks, as a package's objective may have, never satisfy the solver.
     """
 
     law: FittedLaw
@@ -40,12 +44,14 @@ class Problem:
     seed: int = 0
     baseline: np.ndarray = field(default_factory=lambda: np.zeros((1, 0)))
     reference: np.ndarray | None = None
-    ceilings: dict[int, float] = field(default_factory=dict)
+    ceilings: dict[int, Ceiling] = field(default_factory=dict)
+    soft: bool = False
+    iterations: int = 300
 
     def with_law(self, law: FittedLaw) -> Problem:
         """The same problem for a refitted law; ceilings move with its predictions at the baseline."""
         shift = law.predict(self.baseline)[0] - self.law.predict(self.baseline)[0]
-        ceilings = {m: ceiling + float(shift[m]) for m, ceiling in self.ceilings.items()}
+        ceilings = {m: replace(one, most=one.most + float(shift[m])) for m, one in self.ceilings.items()}
         return replace(self, law=law, ceilings=ceilings)
 
     def without_prior(self) -> set[str]:
@@ -97,10 +103,27 @@ class Problem:
         at = shares @ self.limits.T
         worst = np.maximum((self.low - at).max(axis=1), (at - self.high).max(axis=1))
         if self.ceilings:
-            predicted = self.law.predict(shares)
-            for metric, ceiling in self.ceilings.items():
-                worst = np.maximum(worst, (predicted[:, metric] - ceiling) / max(1.0, abs(ceiling)))
+            most = self.most()
+            over = (upper_bounds(self.law, self.ceilings, shares) - most) / np.maximum(1.0, np.abs(most))
+            worst = np.maximum(worst, over.max(axis=1))
         return worst
+
+    def most(self) -> np.ndarray:
+        """The ceilings' values, (C,)."""
+        return np.array([ceiling.most for ceiling in self.ceilings.values()])
+
+    def upper_gradient(self, shares: np.ndarray) -> np.ndarray:
+        """Derivative of `upper_bounds` at one mixture, (C, D); of standard errors by finite differences."""
+        rows = []
+        steps = STEP * np.eye(len(shares))
+        for metric, ceiling in self.ceilings.items():
+            response = ceiling.response or self.law.responses[metric]
+            slope = response.gradient(shares[None])[0]
+            if ceiling.z:
+                stds = np.hypot(response.std(np.vstack([shares, shares + steps])), ceiling.error)
+                slope = slope + ceiling.z * (stds[1:] - stds[0]) / STEP
+            rows.append(slope)
+        return np.array(rows)
 
     def check_limits(self) -> None:
         """Refuse linear limits that no mixture meets, naming the least relaxation that would do."""

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from opmix_ray.counts.ceilings import Ceiling, upper_bounds
+from opmix_ray.decision.aimed import AimedLaw
 from opmix_ray.decision.problem import Problem
 from opmix_ray.decision.solve import solve
 from opmix_ray.errors import UserError
@@ -23,6 +25,7 @@ from opmix_ray.numerics.threads import one_thread
 
 NEAR_VERTEX = 0.9  # share above which a mixture is called close to one domain
 AT_BOUND = 1e-4
+KINKED = 30  # iterations of a package's own objective
 Limits = Mapping[str, float] | None
 
 
@@ -77,6 +80,7 @@ def propose(
     reference: Limits = None,
     worst_case: bool = False,
     no_worse_than: Mapping[str, float] | float | None = None,
+    ceilings: Mapping[str, Ceiling] | None = None,
     expand: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
     bootstrap: int = 0,
@@ -96,6 +100,7 @@ def propose(
         worst_case: minimise the greatest `metric - reference` over the metrics with weight instead.
         no_worse_than: by how much a metric may exceed its prediction at the current mixture; one number for
             all metrics, or by metric.
+        ceilings: metric -> what it must stay below; where no mixture does that, the nearest one is proposed.
         expand: component -> mixture of leaf domains it stands for; KL and limits are then over leaves.
         seed: of starts and of the bootstrap.
         bootstrap: refits for the intervals, see `FittedLaw.redrawn`; 0: none.
@@ -108,6 +113,9 @@ def propose(
     problem = _problem(
         law, prior, kl, lower, upper, current, reference, worst_case, no_worse_than, expand or {}, seed
     )
+    if ceilings:
+        problem.ceilings |= {law.metric_names.index(name): one for name, one in ceilings.items()}
+        problem.soft, problem.iterations = True, min(problem.iterations, 60)
     shares = solve(problem)
     at = problem.baseline
     mixture = Mixture.from_array(law.domains, shares)
@@ -192,6 +200,7 @@ def _problem(
         low=np.array(low),
         high=np.array(high),
         seed=seed,
+        iterations=KINKED if isinstance(law, AimedLaw) and law.aim.own is not None else 300,
     )
     problem.check_limits()
     problem.baseline = baseline.array(law.domains)[None] if baseline is not None else problem.feasible()[None]
@@ -208,7 +217,7 @@ def _problem(
         )
         _known("no_worse_than", slack, law.metric_names)
         problem.ceilings = {
-            law.metric_names.index(name): float(at_baseline[law.metric_names.index(name)] + more)
+            law.metric_names.index(name): Ceiling(float(at_baseline[law.metric_names.index(name)] + more))
             for name, more in slack.items()
         }
     return problem
@@ -257,11 +266,10 @@ def _binding(problem: Problem, shares: np.ndarray) -> list[str]:
         elif value <= AT_BOUND and name in law.domains:
             said.append(f"`{name}` gets nothing ({value:.2g})")
     predicted = law.predict(shares)[0]
-    for metric, ceiling in problem.ceilings.items():
-        if predicted[metric] >= ceiling - 1e-4 * max(1e-12, abs(ceiling)):
-            said.append(
-                f"metric `{law.metric_names[metric]}` is at the greatest value allowed, {ceiling:.4g}"
-            )
+    high = upper_bounds(law, problem.ceilings, shares)[0]
+    for metric, most, value in zip(problem.ceilings, problem.most(), high, strict=True):
+        if value >= most - 1e-4 * max(1e-12, abs(most)):
+            said.append(f"metric `{law.metric_names[metric]}` is at the greatest value allowed, {most:.4g}")
     if problem.reference is not None:
         excess = np.where(law.weights > 0, predicted - problem.reference, -np.inf)
         worst = [law.metric_names[m] for m in np.flatnonzero(excess >= excess.max() - 1e-4)]

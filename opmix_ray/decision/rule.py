@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.config import ProposalConfig
+from opmix_ray.config.objective import UNITS, Limit, Objective
+from opmix_ray.counts.ceilings import Ceiling, ceilings_of, excess, in_words, levelled, told
+from opmix_ray.decision.aimed import aimed, kl_in_unit
 from opmix_ray.decision.choice import choose
 from opmix_ray.decision.data_law import Known, fit_data_law
 from opmix_ray.decision.old_part import OLD, OldPart
@@ -35,6 +38,8 @@ CONFIDENCE, RESAMPLES = 0.95, 2000
 EPS_STEPS = 2.0
 # - how much steeper trained models are than added-up probes, times `stage_growth`; 1.29 to 1.50 in 12 settings;
 SLOPE_GROWTH = 1.4
+# - to what power the sets' slopes may differ; the log of the true slope follows the log of the probes' with .36 to .46;
+SLOPE_TRUST = 0.4
 # - what is kept of one domain's effect on another's set, which correlates .00 with training over 300 pairs.
 TRANSFER_TRUST = 0.25
 
@@ -46,7 +51,7 @@ class Question:
     Args:
         components: of the search.
         sets: M evaluation sets.
-        objective: weight per set, sums to 1.
+        objective: what is minimised; weights by set mean the weighted mean loss.
         current: mixture in force.
         prior: mixture that the KL term holds on to.
         lower, upper: least and greatest share of each domain, bounds and repetition caps together.
@@ -57,11 +62,14 @@ class Question:
         probe_steps: optimiser steps of the probes, in batches of the main run; None: slopes are read as fitted.
         known: what counting says of the stage's data; None: the law is fitted on candidates alone.
         free: mixtures that cost nothing to find, by name; the best of them is the prior where it is to be `best`.
+        limits: ceilings by evaluation set.
+        now: loss by set at the decision; empty: that of the first candidate.
+        before: mixture that the weights come from; None: the one in force, or not known.
     """
 
     components: Components
     sets: tuple[str, ...]
-    objective: dict[str, float]
+    objective: Objective | Mapping[str, float]
     current: Mixture
     prior: Mixture
     lower: dict[str, float]
@@ -73,6 +81,14 @@ class Question:
     probe_steps: float | None = None
     known: Known | None = None
     free: Mapping[str, Mixture] = field(default_factory=dict)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    now: Mapping[str, float] = field(default_factory=dict)
+    before: Mixture | None = None
+
+    @property
+    def aim(self) -> Objective:
+        """What is minimised."""
+        return Objective.of(self.objective)
 
     @property
     def counts(self) -> bool:
@@ -101,7 +117,7 @@ class Question:
         return Extrapolation(
             eps=EPS_STEPS / self.steps,
             growth=growth,
-            slope_trust=settings.slope_trust,
+            slope_trust=SLOPE_TRUST,
             transfer_trust=TRANSFER_TRUST,
             anchor=anchor.tolist(),
         )
@@ -144,12 +160,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much the objective falls, nats per token: estimate and interval."""
+    """By how much the objective falls, in its unit: estimate and interval."""
 
     mean: float
     low: float
     high: float
     confidence: float
+    unit: str = UNITS["loss"]
 
 
 @dataclass(frozen=True)
@@ -177,7 +194,7 @@ class Decision:
     current: dict[str, float]
     proposal: dict[str, float]
     mixture: dict[str, float]
-    gain: dict[str, float] | None = None
+    gain: dict[str, Any] | None = None
     law_name: str = ""
     law: dict[str, dict[str, Any]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
@@ -199,11 +216,12 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
     proposal = propose(
         law,
         prior=_prior(law, question),
-        kl=question.settings.kl,
+        kl=kl_in_unit(law, question.aim, question.settings.kl, current.array(law.domains)),
         lower=question.lower,
         upper=question.upper,
         current=current,
         expand=None if old is None else old.expand,
+        ceilings=_ceilings(law, usable, question),
         seed=question.seed,
     )
     mixture = (proposal.leaves or proposal.mixture).over(question.components.domains)
@@ -218,25 +236,52 @@ def fit(usable: Sequence[TrialRow], question: Question) -> FittedLaw:
     if old is not None:
         domains, current, ratios = old.names, old.reduced(current), old.reduce(ratios)
     losses = usable_losses(usable, question.sets) if usable else np.zeros((0, len(question.sets)))
+    aim = question.aim
+    near = usable[0].losses if usable else {}
+    weights = dict.fromkeys(question.sets, 0.0) | aim.weights_at(near)
     if question.counts:
         assert question.known is not None
-        return fit_data_law(
+        law = fit_data_law(
             ratios, losses, question.known, current=question.current, sets=question.sets,
-            objective=question.objective, old=old, steps=question.steps or 1.0,
+            objective=weights, old=old, steps=question.steps or 1.0,
             probe_steps=question.probe_steps, seed=question.seed,
         )  # fmt: skip
-    return fit_law(
+        before = question.before
+        if before is not None and old is not None:
+            before = old.reduced(before)
+        return aimed(
+            levelled(law, now_of(usable, question), None if before is None else before.array(law.domains)),
+            aim,
+        )
+    law = fit_law(
         ratios,
         losses,
         domains=domains,
         metric_names=list(question.sets),
         law=question.settings.law,
-        objective=question.objective,
+        objective=weights,
         seed=question.seed,
         extrapolate=question.extrapolation(current.array(domains)),
         slopes=slopes_of(usable, question.sets, question.components, old),
         own=None if old is None else dict.fromkeys(old.inside, OLD),
     )
+    return aimed(law, aim)
+
+
+def now_of(usable: Sequence[TrialRow], question: Question) -> Mapping[str, float]:
+    """Loss by set at the decision: as given, or under the first candidate; empty where neither is known."""
+    return question.now or (usable[0].losses if usable else {})
+
+
+def _before(law: FittedLaw, question: Question) -> np.ndarray | None:
+    before, old = question.before, question.old
+    if before is None:
+        return None
+    return (before if old is None else old.reduced(before)).array(law.domains)
+
+
+def _ceilings(law: FittedLaw, usable: Sequence[TrialRow], question: Question) -> dict[str, Ceiling]:
+    return ceilings_of(law, question.limits, now_of(usable, question), _before(law, question))
 
 
 def _usable(rows: Sequence[TrialRow]) -> list[TrialRow]:
@@ -258,7 +303,7 @@ def _prior(law: FittedLaw, question: Question) -> Mixture:
 def measure_gain(
     old: TrialRow,
     new: TrialRow,
-    objective: Mapping[str, float],
+    objective: Objective | Mapping[str, float],
     *,
     confidence: float,
     resamples: int,
@@ -270,23 +315,25 @@ def measure_gain(
 
     Args:
         old, new: rows scored on the same sequences.
-        objective: weight per set.
+        objective: what is minimised; weights by set mean the weighted mean loss.
         confidence: of the two-sided percentile interval.
         resamples: bootstrap samples.
         seed: of the draws.
     """
     rng = np.random.default_rng([seed, 7])
-    mean, draws = 0.0, np.zeros(resamples)
-    for name, weight in objective.items():
-        if not weight:
-            continue
-        difference = np.array(old.nats[name]) - np.array(new.nats[name])
+    aim = Objective.of(objective)
+    means, drawn = np.empty((2, len(aim.sets))), np.empty((2, resamples, len(aim.sets)))
+    for place, name in enumerate(aim.sets):
         targets = np.array(old.targets[name], dtype=np.float64)
-        mean += weight * difference.sum() / max(1.0, targets.sum())
         counts = rng.multinomial(len(targets), np.full(len(targets), 1 / len(targets)), size=resamples)
-        draws += weight * (counts @ difference) / np.maximum(1.0, counts @ targets)
+        for number, row in enumerate((old, new)):
+            nats = np.array(row.nats[name])
+            means[number, place] = nats.sum() / max(1.0, targets.sum())
+            drawn[number, :, place] = (counts @ nats) / np.maximum(1.0, counts @ targets)
+    before, after = aim.value(means)
+    draws = aim.value(drawn[0]) - aim.value(drawn[1])
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Gain(float(mean), float(low), float(high), confidence)
+    return Gain(float(before - after), float(low), float(high), confidence, aim.unit)
 
 
 def conclude(
@@ -318,7 +365,7 @@ def conclude(
             seed=question.seed,
         )
         interval = (
-            f"{gain.mean:+.4f} nats per token, "
+            f"{gain.mean:+.4f} {gain.unit}, "
             f"{100 * gain.confidence:g} % interval {gain.low:+.4f} to {gain.high:+.4f}"
         )
         if gain.low > 0:
@@ -328,6 +375,10 @@ def conclude(
         else:
             reason = f"the measured gain of the proposal may be 0: {interval}"
     proposal = found.mixture or question.current
+    limits: dict[str, dict[str, Any]] = {}
+    if question.limits and found.law is not None and found.proposal is not None:
+        kept, limits, words = _within(found.law, found.proposal.mixture, kept, usable, question)
+        reason += f"; {words}"
     mixture = proposal if kept == "proposal" else question.current
     return Decision(
         index=index,
@@ -345,11 +396,28 @@ def conclude(
         law=dict(found.law.quality) if found.law else {},
         details={
             **found.promise(),
+            "limits": limits,
             "simulated": checked.ratios if checked else {},
             "losses_old": old.losses,
             "losses_proposal": checked.losses if checked else {},
         },
     )
+
+
+def _within(
+    law: FittedLaw, proposal: Mixture, kept: str, usable: Sequence[TrialRow], question: Question
+) -> tuple[str, dict[str, dict[str, Any]], str]:
+    """Which of proposal and mixture in force is taken where limits are to be kept, what is said of them, and why."""
+    current = question.current if question.old is None else question.old.reduced(question.current)
+    ceilings = _ceilings(law, usable, question)
+    found = {
+        name: told(law, ceilings, mixture.array(law.domains))
+        for name, mixture in (("proposal", proposal), ("old", current))
+    }
+    other = "old" if kept == "proposal" else "proposal"
+    if excess(found[kept]) > excess(found[other]):
+        kept = other
+    return kept, found[kept], in_words(found[kept])
 
 
 def _chosen(
@@ -369,6 +437,8 @@ def _chosen(
         law,
         {name: m if old is None else old.reduced(m) for name, m in others.items() if question.feasible(m)},
         current if old is None else old.reduced(current),
+        question.aim.unit,
+        _ceilings(law, usable, question),
     )
     gain = None
     if checked is not None and measured and rows and rows[0].status == "ok":
@@ -396,6 +466,7 @@ def _chosen(
         details={
             **found.promise(),
             "choice": choice.to_dict(),
+            "limits": choice.limits,
             "simulated": checked.ratios if checked else {},
             "losses_old": rows[0].losses if rows else {},
             "losses_proposal": checked.losses if checked else {},

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
+from opmix_ray.counts.ceilings import upper_bounds
 from opmix_ray.decision.problem import Problem
 from opmix_ray.errors import UserError
 
@@ -15,6 +16,7 @@ STARTS = 8  # local solutions of a law that is not convex
 SCREEN = 2000  # random mixtures they are chosen from
 ROUNDS = 60  # of the search that needs no gradient
 DRAWS = 400  # mixtures in each of them
+NEARING = 12  # rounds of the search for what comes nearest to ceilings that nothing keeps
 TOLERANCE = 1e-6  # of limits
 
 
@@ -26,6 +28,17 @@ def solve(problem: Problem, start: np.ndarray | None = None) -> np.ndarray:
     """
     convex = problem.law.convex
     starts = _starts(problem, few=convex) if start is None else np.vstack([start, _starts(problem, few=True)])
+    if problem.soft:
+        starts = _starts(problem, few=False)
+        over = problem.violation(starts)
+        if (
+            over.min() > TOLERANCE
+        ):  # none of many keeps the ceilings: what comes nearest is looked for at once
+            nearest = _random_search(problem, starts[int(np.argmin(over))], problem.violation, rounds=NEARING)
+            if problem.violation(nearest)[0] > TOLERANCE:
+                return nearest
+            starts = nearest[None]
+        starts = starts[: STARTS // 2]
     step = _slsqp if problem.law.smooth else _random_search
     found = np.array([step(problem, one) for one in starts])
     if convex and problem.violation(found).min() > TOLERANCE:
@@ -33,13 +46,15 @@ def solve(problem: Problem, start: np.ndarray | None = None) -> np.ndarray:
     found = np.vstack([found, starts])
     violation = problem.violation(found)
     if violation.min() > TOLERANCE:
+        if problem.soft:
+            return found[int(np.argmin(violation))]
         _refuse(problem, found[int(np.argmin(violation))])
     return found[int(np.argmin(np.where(violation <= TOLERANCE, problem.total(found), np.inf)))]
 
 
 def _refuse(problem: Problem, nearest: np.ndarray) -> None:
-    predicted = problem.law.predict(nearest)[0]
-    over = {m: predicted[m] - ceiling for m, ceiling in problem.ceilings.items() if predicted[m] > ceiling}
+    excess = upper_bounds(problem.law, problem.ceilings, nearest)[0] - problem.most()
+    over = {m: more for m, more in zip(problem.ceilings, excess, strict=True) if more > 0}
     said = ", ".join(
         f"`{problem.law.metric_names[m]}` exceeds it by {excess:.3g}" for m, excess in over.items()
     )
@@ -104,11 +119,13 @@ def _slsqp(problem: Problem, start: np.ndarray) -> np.ndarray:
         wide = pad(sides)
         constraints.append(at_most(lambda x: wide @ x - margin, lambda x: wide))
     if problem.ceilings:
-        capped, ceilings = list(problem.ceilings), np.array(list(problem.ceilings.values()))
+        # Finite differences leave a rest, so ceilings with standard errors are aimed at from a little below.
+        below = np.array([TOLERANCE if ceiling.z else 0.0 for ceiling in problem.ceilings.values()])
+        ceilings = problem.most() - below
         constraints.append(
             at_most(
-                lambda x: (law.predict(x[:domains])[0, capped] - ceilings) / scale,
-                lambda x: pad(np.vstack([law.metric_gradient(x[:domains], m) for m in capped])) / scale,
+                lambda x: (upper_bounds(law, problem.ceilings, x[:domains])[0] - ceilings) / scale,
+                lambda x: pad(problem.upper_gradient(x[:domains])) / scale,
             )
         )
     bounds = list(zip(low, high, strict=True))
@@ -124,7 +141,7 @@ def _slsqp(problem: Problem, start: np.ndarray) -> np.ndarray:
         start = np.append(start, problem.value(start)[0])
     answer = minimize(
         cost, start, jac=True, bounds=bounds, constraints=constraints, method="SLSQP",
-        options={"maxiter": 300, "ftol": 1e-11},
+        options={"maxiter": problem.iterations, "ftol": 1e-11},
     )  # fmt: skip
     if not np.isfinite(answer.x).all():
         return start[:domains]
@@ -132,18 +149,31 @@ def _slsqp(problem: Problem, start: np.ndarray) -> np.ndarray:
     return shares / shares.sum()
 
 
-def _random_search(problem: Problem, start: np.ndarray) -> np.ndarray:
-    """Shrinking random steps between pairs and along all shares, for laws without a gradient."""
+def _random_search(
+    problem: Problem,
+    start: np.ndarray,
+    measure: Callable[[np.ndarray], np.ndarray] | None = None,
+    rounds: int = ROUNDS,
+) -> np.ndarray:
+    """Shrinking random steps between pairs and along all shares, for laws without a gradient.
+
+    Args:
+        problem: with its linear limits.
+        start: (D,) within them.
+        measure: (n, D) -> (n,), what is made small; None: the problem's total under its ceilings.
+        rounds: of random steps.
+    """
     rng = np.random.default_rng([problem.seed, 3])
     domains = len(start)
     best = start
 
-    def merit(pool: np.ndarray) -> np.ndarray:
+    def total(pool: np.ndarray) -> np.ndarray:
         return problem.total(pool) + 1e3 * np.maximum(problem.violation(pool), 0)
 
+    merit = measure or total
     best_merit = float(merit(best[None])[0])
     radius = 0.5
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         steps = radius * rng.standard_normal((DRAWS, domains)) * best.clip(0.05)
         pairs = rng.integers(0, domains, (DRAWS // 2, 2))
         amount = radius * rng.random(DRAWS // 2)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import ray
 from transformers import PreTrainedModel
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data.held_out import part_of, search_sets
+from opmix_ray.data.held_out import HeldOut, part_of, search_sets, texts_of, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.old_part import probe_data
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.base import factors_only
+from opmix_ray.model.base import BaseModel, factors_only, model_from, snapshot
+from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.load import load_model
+from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.model.probe import Probe
+from opmix_ray.model.spread import visible_devices
 from opmix_ray.train.probes import ProbeTask
+from opmix_ray.train.side_by_side import Failed, Job, side_by_side
 from opmix_ray.trials.trial import SearchTask
 
 
@@ -65,14 +72,58 @@ def put_task(
         sequences: of each set, at most; None: `search.sequences`.
     """
     factors = factors_only(ProbeSet.build(model, probes, domains))
-    sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences)
+    sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences, config.decided_on())
     sets = {name: part_of(held, slice(0, sequences)) for name, held in sets.items()}
     task = SearchTask.put(
         base,
         factors,
         sets,
-        config.objective(),
+        config.objective_of(prepared.bytes_per_token),
         batch_size=config.evaluation.batch_size,
         autocast=config.model.autocast,
     )
     return task, factors
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The evaluation sets under the weights of a decision.
+
+    Args:
+        losses: nats per token by set, or the rate of wrong answers.
+        tokens, flops, seconds: what it cost.
+    """
+
+    losses: dict[str, float]
+    tokens: float
+    flops: float
+    seconds: float
+
+
+def measure_now(config: RunConfig, prepared: Prepared, directory: Path | None) -> Measured:
+    """Measure the sets that a decision looks at in a Ray task, where neither the run nor a candidate has measured them.
+
+    Args:
+        config: the run.
+        prepared: its data.
+        directory: of the weights; None: the configured model.
+    """
+    base = ray.put(snapshot(load_weights(config, prepared, directory)))
+    sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences, config.decided_on())
+    arguments = (base, sets, config.evaluation.batch_size, config.model.autocast, config.probe.gpus)
+    job = Job("the loss of now", arguments, config.probe, config.cluster.max_retries)
+    [(_, found)] = side_by_side(_measure, [job], "probe", None)
+    if isinstance(found, Failed):
+        raise found.cause
+    return cast(Measured, found)
+
+
+def _measure(base: BaseModel, sets: HeldOut, batch_size: int, autocast: bool, gpus: float) -> Measured:
+    began = time.monotonic()
+    model = model_from(base, visible_devices(gpus))
+    losses = {
+        name: one.mean for name, one in evaluate_sets(model, sets, batch_size, autocast=autocast).items()
+    }
+    tokens = float(sum(map(tokens_of, sets.values())))
+    length = max(held[0].shape[1] for held in texts_of(sets).values()) if texts_of(sets) else 1
+    return Measured(losses, tokens, tokens * forward_flops(model, 1.0, length), time.monotonic() - began)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from opmix_ray.config import RunConfig
+from opmix_ray.config.objective import bytes_per_token_of
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.state import RunState
 from opmix_ray.storage import Storage
@@ -35,7 +36,6 @@ def make_result(
         Losses in nats per token, perplexities as their exponentials, accuracies and their rates of wrong answers
         among the losses; means over sets of one kind, None where there is none; costs in tokens, FLOPs, seconds, bytes.
     """
-    objective = config.objective()
     ledger = Ledger(state.ledger)
     delivered: dict[str, int] = next(
         (row["delivered"] for row in reversed(rows) if row["kind"] == "train"), {}
@@ -53,13 +53,13 @@ def make_result(
             for package in ("opmix_ray", "ray", "torch", "transformers", "peft", "optuna")
         },
         "seed": config.seed,
-        "objective": objective,
+        "objective": config.objective(),
         "steps": state.step,
         "domains": list(config.data.domains),
         "initial_mixture": state.mixtures[0]["mixture"] if state.mixtures else {},
         "final_mixture": state.mixture,
         "mixtures": state.mixtures,
-        "evaluations": [_evaluation(row, objective) for row in rows if row["kind"] == "evaluation"],
+        "evaluations": [_evaluation(row, config) for row in rows if row["kind"] == "evaluation"],
         "decisions": [
             {
                 "index": d["index"],
@@ -109,7 +109,7 @@ def perplexity_change(nats: float) -> float:
     return math.expm1(min(nats, 700.0))
 
 
-def _evaluation(row: dict[str, Any], objective: dict[str, float]) -> dict[str, Any]:
+def _evaluation(row: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     losses, perplexity = row["losses"], row["perplexity"]
     return {
         "step": row["step"],
@@ -120,7 +120,7 @@ def _evaluation(row: dict[str, Any], objective: dict[str, float]) -> dict[str, A
         "mean_loss": _mean([loss for name, loss in losses.items() if name in perplexity]),
         "mean_perplexity": _mean(list(perplexity.values())),
         "mean_accuracy": _mean(list(row.get("accuracy", {}).values())),
-        "objective": sum(weight * losses[name] for name, weight in objective.items()),
+        "objective": config.objective_of(bytes_per_token_of(row)).at(losses),
     }
 
 

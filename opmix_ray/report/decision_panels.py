@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from opmix_ray.config.objective import Objective
 from opmix_ray.draw import numbers as n
 from opmix_ray.draw.panel import COLOURS, Dots, Line, Mark, Panel, Rule, Whiskers
 from opmix_ray.report.gather import DecisionFiles
@@ -16,19 +17,21 @@ from opmix_ray.report.run_panels import MOST_SETS, NATS
 from opmix_ray.trials.space import OLD
 
 
-def decision_panels(files: DecisionFiles, objective: dict[str, float], check: LawCheck | None) -> list[Panel]:
+def decision_panels(
+    files: DecisionFiles, objective: Objective | Mapping[str, float], check: LawCheck | None
+) -> list[Panel]:
     """Every figure of a decision that there is something for."""
-    found = [candidates(files, objective), set_gains(files, objective), probes(files)]
+    found = [candidates(files, objective), set_gains(files, objective), front(files), probes(files)]
     found += law_panels(files, check)
     return [panel for panel in found if panel is not None]
 
 
-def against_old(files: DecisionFiles, objective: dict[str, float]) -> list[Difference]:
+def against_old(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> list[Difference]:
     """Gain of every candidate over the first one, the mixture in force."""
     return [_gain(files, row, objective) if row.status == "ok" else UNKNOWN for row in files.rows]
 
 
-def candidates(files: DecisionFiles, objective: dict[str, float]) -> Panel | None:
+def candidates(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> Panel | None:
     """Objective of every candidate in the order they were tried, the best so far, and the proposal's check."""
     if not files.rows:
         return None
@@ -80,14 +83,46 @@ def candidates(files: DecisionFiles, objective: dict[str, float]) -> Panel | Non
         description="Objective of every candidate, the best so far, the mixture in force and the simulated proposal.",
         marks=marks,
         x_label="candidate",
-        y_label=f"objective, {NATS}",
+        y_label=f"objective, {Objective.of(objective).unit}",
         x_range=(-0.5, len(x) + 0.5),
         x_scale="whole",
         wide=True,
     )
 
 
-def set_gains(files: DecisionFiles, objective: dict[str, float]) -> Panel | None:
+def front(files: DecisionFiles) -> Panel | None:
+    """The front between two sets; between more, that between the two which differ most over it."""
+    points = files.details.get("front")
+    if not isinstance(points, list):
+        return None
+    losses = [n.numbers(point.get("losses")) for point in points if isinstance(point, dict)]
+    names = list(losses[0]) if losses else []
+    if len(losses) < 2 or len(names) < 2:
+        return None
+
+    def spread(name: str) -> float:
+        values = [row.get(name, math.nan) for row in losses]
+        return max(values) - min(values)
+
+    across, up = sorted(sorted(names, key=spread)[-2:], key=names.index)
+    pairs = sorted((row.get(across, math.nan), row.get(up, math.nan)) for row in losses)
+    x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    line = [Line(x, y, "muted")] if len(names) == 2 else []
+    others = (
+        "" if len(names) == 2 else f" Of {n.plural(len(names), 'set')}, the two that differ most over it."
+    )
+    return Panel(
+        name="front",
+        title=f"The front between {across} and {up}",
+        note=f"Each dot is what would be proposed with other weights of the sets.{others} Lower and left is better.",
+        description=f"Predicted loss of {up} against {across}, for mixtures of which none is better on all sets.",
+        marks=[*line, Dots(x, y, titles=[f"{across} {n.loss(a)}, {up} {n.loss(b)}" for a, b in pairs])],
+        x_label=f"{across}, {NATS}",
+        y_label=f"{up}, {NATS}",
+    )
+
+
+def set_gains(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> Panel | None:
     """By how much each set's loss falls under the simulated proposal, and the objective's."""
     if files.checked is None or not files.rows:
         return None
@@ -205,13 +240,13 @@ def deciding_gain(files: DecisionFiles) -> Difference:
     return Difference(*(gain.get(key, math.nan) for key in ("mean", "low", "high")))
 
 
-def proposal_gain(files: DecisionFiles, objective: dict[str, float]) -> Difference:
+def proposal_gain(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> Difference:
     """Gain of the simulated proposal in the objective: the one that was judged, or ours where none is recorded."""
     judged = deciding_gain(files)
     return judged if math.isfinite(judged.mean) else set_gain(files, objective)
 
 
-def set_gain(files: DecisionFiles, weights: dict[str, float]) -> Difference:
+def set_gain(files: DecisionFiles, weights: Objective | Mapping[str, float]) -> Difference:
     """Gain of the simulated proposal over the mixture in force, for some weights of the sets."""
     return UNKNOWN if files.checked is None else _gain(files, files.checked, weights)
 
@@ -227,7 +262,7 @@ def interval(found: Difference) -> str:
     )
 
 
-def _gain(files: DecisionFiles, row: object, weights: dict[str, float]) -> Difference:
+def _gain(files: DecisionFiles, row: object, weights: Objective | Mapping[str, float]) -> Difference:
     try:
         return difference(files.rows[0], row, weights) if files.rows else UNKNOWN  # type: ignore[arg-type]
     except (TypeError, ValueError, AttributeError):

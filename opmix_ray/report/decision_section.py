@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from opmix_ray.config.objective import Objective
 from opmix_ray.draw import numbers as n
 from opmix_ray.draw.figure import figure, grid
 from opmix_ray.draw.html import code_marks, esc, items, paragraph, section
@@ -19,7 +20,9 @@ from opmix_ray.report.why import why_not_best
 from opmix_ray.report.words import moved, outcome
 
 
-def decision_section(files: DecisionFiles, objective: dict[str, float], tokens: dict[str, float]) -> str:
+def decision_section(
+    files: DecisionFiles, objective: Objective | Mapping[str, float], tokens: dict[str, float]
+) -> str:
     """Reason, doubts, mixtures side by side, candidates, gains, law and probes of one decision."""
     parts = [
         _verdict(files),
@@ -28,12 +31,13 @@ def decision_section(files: DecisionFiles, objective: dict[str, float], tokens: 
         _why(files, objective),
         figure(panels.candidates(files, objective)),
         tables.candidate_table(files, objective),
-        grid([panels.set_gains(files, objective), panels.probes(files)]),
+        grid([panels.set_gains(files, objective), panels.front(files), panels.probes(files)]),
         tables.share_table(files),
         tables.loss_table(files, objective),
+        tables.limit_table(files),
         _binding(files),
         _health(files),
-        _law(files, check_law(files)),
+        _law(files, check_law(files), Objective.of(objective).unit),
         tables.cost_table(files),
     ]
     return section(files.title, "".join(parts), name=f"decision-{files.name}", level=3)
@@ -58,7 +62,7 @@ def _doubts(files: DecisionFiles) -> str:
     return f'<div class="bad" role="note"><b>Not to be trusted</b>{items(lines)}</div>' if lines else ""
 
 
-def _why(files: DecisionFiles, objective: dict[str, float]) -> str:
+def _why(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> str:
     text = "".join(paragraph(part) for part in why_not_best(files, objective))
     return section("The proposal and the best candidate", text, level=4) if text else ""
 
@@ -84,13 +88,13 @@ def _binding(files: DecisionFiles) -> str:
     return section("What holds the proposal where it is", items(binding), level=4)
 
 
-def _law(files: DecisionFiles, check: LawCheck | None) -> str:
+def _law(files: DecisionFiles, check: LawCheck | None, unit: str) -> str:
     if not files.decision.get("law_name"):
         return paragraph("No law was fitted.") if files.decision else ""
     quality = files.decision.get("law")
     quality = quality if isinstance(quality, dict) else {}
     judged = _judged(quality, len(files.domains))
-    text = paragraph(f"Law: {files.decision['law_name']}.", judged, _promise(files)) + paragraph(
+    text = paragraph(f"Law: {files.decision['law_name']}.", judged, _promise(files, unit)) + paragraph(
         _reading(check)
     )
     hidden = len(check.sets) - panels.MOST_SETS if check else 0
@@ -130,12 +134,12 @@ def _judged(quality: Mapping[str, object], domains: int) -> str:
     return text
 
 
-def _promise(files: DecisionFiles) -> str:
+def _promise(files: DecisionFiles, unit: str) -> str:
     """The gain the law expects of training, beside the one measured on simulated models."""
     expected = n.number(files.details.get("predicted_gain"))
     if not math.isfinite(expected):
         return ""
-    text = f"It expects training on the proposal to lower the objective by {n.loss(expected)} nats per token"
+    text = f"It expects training on the proposal to lower the objective by {n.loss(expected)} {unit}"
     half = 1.96 * n.number(files.details.get("predicted_std"))
     if math.isfinite(half):
         ends = n.loss(expected - half, sign=True), n.loss(expected + half, sign=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from opmix_ray.config.objective import Objective
 from opmix_ray.draw import numbers as n
 from opmix_ray.draw.html import fold, paragraph, table
 from opmix_ray.report import decision_panels as panels
@@ -15,7 +16,7 @@ from opmix_ray.report.run_panels import PURPOSES
 GAIN = "gain (95 % interval)"
 
 
-def candidate_table(files: DecisionFiles, objective: dict[str, float]) -> str:
+def candidate_table(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> str:
     """Every candidate with its status, objective, gain and mixture; the proposal's check in the last row."""
     if not files.rows:
         return paragraph("No candidate has been scored yet.")
@@ -35,8 +36,8 @@ def candidate_table(files: DecisionFiles, objective: dict[str, float]) -> str:
     drawn = table(
         ["candidate", "status", "objective", GAIN, *files.domains],
         rows,
-        caption="Objective in nats per token, paired gain over the mixture in force, simulated share by domain; "
-        "the best one in bold",
+        caption=f"Objective in {Objective.of(objective).unit}, paired gain over the mixture in force, simulated share "
+        "by domain; the best one in bold",
         text_columns=2,
         marked=marked,
     )
@@ -62,23 +63,22 @@ def share_table(files: DecisionFiles) -> str:
     return fold("Shares as numbers", drawn)
 
 
-def loss_table(files: DecisionFiles, objective: dict[str, float]) -> str:
+def loss_table(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> str:
     """Losses of the two simulated models, the gain by set, and what the law says."""
     old, new = n.numbers(files.details.get("losses_old")), n.numbers(files.details.get("losses_proposal"))
     predicted = n.numbers(files.details.get("predicted"))
-    if not files.rows:  # a law that counts alone says nothing of sets without weight
-        predicted = {name: value for name, value in predicted.items() if objective.get(name)}
     if not (old or predicted):
         return ""
-    rows = []
+    aim, rows = Objective.of(objective), []
+    weights = dict(zip(aim.sets, aim.weights.tolist(), strict=True))
     for name in files.sets or list(predicted):
         gain = panels.set_gain(files, {name: 1.0})
         if gain is UNKNOWN:
             gain = Difference(old.get(name, math.nan) - new.get(name, math.nan), math.nan, math.nan)
         losses = [n.loss(values.get(name)) for values in (old, new)]
-        weight = n.percent(objective.get(name, 0.0))
+        weight = n.percent(weights.get(name, 0.0))
         rows.append([name, *losses, panels.interval(gain), n.loss(predicted.get(name)), weight])
-    whole = [n.loss(_weighted(losses, objective)) for losses in (old, new, predicted)]
+    whole = [n.loss(aim.at(losses)) for losses in (old, new, predicted)]
     rows.append(
         [
             "objective",
@@ -96,6 +96,24 @@ def loss_table(files: DecisionFiles, objective: dict[str, float]) -> str:
         marked=[""] * (len(rows) - 1) + ["best foot"],
     )
     return fold("Losses as numbers", drawn)
+
+
+def limit_table(files: DecisionFiles) -> str:
+    """What is expected of the sets with a limit, under the mixture that was taken."""
+    limits = files.details.get("limits")
+    if not isinstance(limits, dict) or not limits:
+        return ""
+    rows = []
+    for name, one in limits.items():
+        values = n.numbers(one)
+        kept, binds = (one.get(key) is True if isinstance(one, dict) else False for key in ("kept", "binds"))
+        state = ("kept, and it binds" if binds else "kept") if kept else "cannot be kept with 95 % confidence"
+        rows.append([name, *(n.loss(values.get(key)) for key in ("ceiling", "predicted", "at_95")), state])
+    return table(
+        ["set", "at most", "expected", "95 % below", "limit"],
+        rows,
+        caption="Limits on sets at the end of the stage, nats per token (of questions the rate of wrong answers)",
+    )
 
 
 def quality_table(quality: Mapping[str, object]) -> str:
@@ -148,7 +166,3 @@ def cost_table(files: DecisionFiles) -> str:
 
 def _mixture(files: DecisionFiles, ratios: dict[str, float]) -> list[str]:
     return [n.share(ratios.get(name, 0.0)) for name in files.domains]
-
-
-def _weighted(losses: dict[str, float], objective: dict[str, float]) -> float:
-    return sum(weight * losses.get(name, math.nan) for name, weight in objective.items() if weight)

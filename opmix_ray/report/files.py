@@ -83,7 +83,7 @@ def _groups(run: RunFiles) -> Iterator[_Group]:
         mixtures = side_by_side.panel(files, run.tokens)
         rest = [
             *([mixtures] if mixtures else []),
-            *decision_panels.decision_panels(files, run.objective, None),
+            *decision_panels.decision_panels(files, run.judged(files), None),
         ]
         yield from (_Group(f"decision-{files.name}-{panel.name}", [panel]) for panel in rest)
         if law:

@@ -12,7 +12,9 @@ import yaml
 
 from opmix_ray.config import RunConfig
 from opmix_ray.config.gone import without_gone
+from opmix_ray.config.objective import Objective, bytes_per_token_of, weighted
 from opmix_ray.counts import response as _response  # noqa: F401  its laws can be read then
+from opmix_ray.decision.aimed import aimed
 from opmix_ray.draw.numbers import number, numbers
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
@@ -168,7 +170,9 @@ class RunFiles:
 
     @property
     def has_perplexity(self) -> bool:
-        """Whether all that is minimised is text, so that a difference in the objective is one in perplexity."""
+        """Whether the mean loss of text is minimised, so that a difference in the objective is one in perplexity."""
+        if self.minimised.kind != "loss":
+            return False
         text: set[str] = set()
         for row in self.evaluations:
             text |= set(numbers(row.get("perplexity")))
@@ -183,6 +187,8 @@ class RunFiles:
     @property
     def unit(self) -> str:
         """Of the objective."""
+        if self.minimised.kind != "loss":
+            return self.minimised.unit
         return "nats per token" if self.has_perplexity else "in the objective"
 
     @property
@@ -199,10 +205,33 @@ class RunFiles:
             return math.nan
         return Ledger(ledger).overhead()
 
+    @property
+    def minimised(self) -> Objective:
+        """What is minimised; the mean loss where the files do not tell."""
+        if self.config:
+            try:
+                rows = self.evaluations[-1:] or [{}]
+                return self.config.objective_of(bytes_per_token_of(rows[0]))
+            except UserError:
+                pass
+        return Objective.of(self.objective)
+
+    def judged(self, files: DecisionFiles) -> Objective:
+        """What a decision minimised: the run's objective, over the sets that counted in it."""
+        aim = self.minimised
+        if aim.own is not None or not files.objective:
+            return aim
+        sizes = (
+            dict(zip(aim.sets, aim.bytes_per_token, strict=True)) if aim.bytes_per_token is not None else {}
+        )
+        try:
+            return weighted(aim.kind, files.objective, sizes)
+        except UserError:
+            return Objective.of(files.objective)
+
     def weighted(self, row: dict[str, Any]) -> float:
         """The objective at one evaluation."""
-        losses = numbers(row.get("losses"))
-        return sum(weight * losses.get(name, math.nan) for name, weight in self.objective.items() if weight)
+        return self.minimised.at(numbers(row.get("losses")))
 
 
 def gather(storage: Storage) -> RunFiles:
@@ -234,6 +263,10 @@ def gather(storage: Storage) -> RunFiles:
     if not run.evaluations:
         run.evaluations = _mappings(run.result.get("evaluations"))
     run.decisions = [_decision(storage, name, run.notes) for name in storage.names("decisions")]
+    for files in run.decisions:
+        aim = run.judged(files)
+        if files.law is not None and set(aim.sets) <= set(files.law.metric_names):
+            files.law = aimed(files.law, aim)
     if run.searched:  # nothing is trained, so nothing more will come
         run.notes = [note for note in run.notes if note not in (_absent(METRICS), _absent(RESULT))]
     return run

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opmix_ray.counts.response import DataResponse
+from opmix_ray.decision.aimed import AimedLaw, aimed
 from opmix_ray.decision.choice import Choice, Z
 from opmix_ray.draw import numbers as n
 from opmix_ray.errors import UserError
@@ -138,9 +139,8 @@ def difference_std(law: FittedLaw, one: Mapping[str, float], other: Mapping[str,
         responses = [r for r, weight in zip(law.responses, law.weights, strict=True) if weight > 0]
         if law.direct is None and all(isinstance(r, DataResponse) for r in responses):
             moved = [_at(r, b[0]) if isinstance(r, DataResponse) else r for r in law.responses]
-            return float(
-                FittedLaw(law.name, law.domains, law.metric_names, law.weights, moved).objective_std(a)[0]
-            )
+            sure = FittedLaw(law.name, law.domains, law.metric_names, law.weights, moved)
+            return float((aimed(sure, law.aim) if isinstance(law, AimedLaw) else sure).objective_std(a)[0])
         return float(np.hypot(law.objective_std(a)[0], law.objective_std(b)[0]))
     except (UserError, ValueError, TypeError, LookupError):
         return math.nan

@@ -43,9 +43,7 @@ def render(run: RunFiles) -> str:
 
 def page_parts(run: RunFiles) -> tuple[str, str]:
     """What stands above the sections, contents included, and the sections."""
-    decisions = "".join(
-        decision_section(files, files.objective or run.objective, run.tokens) for files in run.decisions
-    )
+    decisions = "".join(decision_section(files, run.judged(files), run.tokens) for files in run.decisions)
     decided = parts.gains(run) + promises(run) + (decisions or paragraph("There is none yet."))
     sections = [
         ("side-by-side", "Mixtures side by side", of_run(run)),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from opmix_ray.config.objective import Objective
 from opmix_ray.draw.numbers import NBSP
 from opmix_ray.trials.rows import TrialRow
 
@@ -17,7 +18,7 @@ LEVEL = f"95{NBSP}%"  # of the two-sided intervals here
 
 @dataclass(frozen=True)
 class Difference:
-    """Loss of the first candidate minus that of the second, nats per token, with a 95 % interval."""
+    """What is minimised, of the first candidate minus that of the second, with a 95 % interval."""
 
     mean: float
     low: float
@@ -28,25 +29,28 @@ UNKNOWN = Difference(math.nan, math.nan, math.nan)
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def difference(old: TrialRow, new: TrialRow, weights: Mapping[str, float]) -> Difference:
-    """Weighted mean over sets of a paired ratio estimate (Cochran 1977, ch. 6): interval by Student's t,
-    sets independent, degrees of freedom by Welch and Satterthwaite.
+def difference(old: TrialRow, new: TrialRow, objective: Objective | Mapping[str, float]) -> Difference:
+    """Paired ratio estimates by set (Cochran 1977, ch. 6), put together: interval by Student's t, sets
+    independent, degrees of freedom by Welch and Satterthwaite, an objective that is no mean by its slopes.
 
     Args:
         old, new: candidates that saw the same sequences.
-        weights: weight per evaluation set.
+        objective: what is minimised; weights by set mean the weighted mean loss.
     """
-    mean = variance = spread = 0.0
-    for name, weight in weights.items():
-        if not weight:
-            continue
+    aim = Objective.of(objective)
+    before, after = (
+        [sum(row.nats.get(name, ())) / (sum(row.targets.get(name, ())) or math.nan) for name in aim.sets]
+        for row in (old, new)
+    )
+    slopes = aim.gradient(np.array(before))
+    mean, variance, spread = float(aim.value(np.array(before)) - aim.value(np.array(after))), 0.0, 0.0
+    for name, weight in zip(aim.sets, slopes.tolist(), strict=True):
         targets = np.asarray(old.targets.get(name) or [], dtype=np.float64)
         first, second = (np.asarray(row.nats.get(name) or [], dtype=np.float64) for row in (old, new))
         if not len(targets) == len(first) == len(second) or targets.sum() <= 0:
             return UNKNOWN
         gap = first - second
         ratio = gap.sum() / targets.sum()
-        mean += weight * ratio
         if len(gap) < 2:
             return UNKNOWN
         rest = gap - ratio * targets

@@ -192,7 +192,10 @@ def gains(run: RunFiles) -> str:
         )
     head = ["decision", "outcome", "gain", "interval", "candidates"]
     return grid([panels.gains(run)]) + table(
-        head, rows, caption="Measured gain of each proposal in objective, nats per token", text_columns=2
+        head,
+        rows,
+        caption=f"Measured gain of each proposal in objective, {run.unit}",
+        text_columns=2,
     )
 
 
@@ -203,7 +206,7 @@ def _tiles(run: RunFiles) -> str:
     trained = f"{run.step:,}" if run.finished else f"{run.step:,} / {run.planned_steps:,}"
     shown = [(trained, "steps trained")]
     if known:
-        shown.append((n.loss(known[-1]), f"held-out objective, nats per token; {n.loss(known[0])} at first"))
+        shown.append((n.loss(known[-1]), f"held-out objective, {run.unit}; {n.loss(known[0])} at first"))
     if run.decisions:
         shown.append((f"{taken} of {len(run.decisions)}", "decisions that changed the mixture"))
     if math.isfinite(run.overhead):

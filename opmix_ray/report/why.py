@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+from opmix_ray.config.objective import Objective
 from opmix_ray.draw import numbers as n
 from opmix_ray.report import decision_panels as panels
 from opmix_ray.report.gather import DecisionFiles
@@ -22,14 +24,14 @@ def taken_words(files: DecisionFiles) -> str:
     )
 
 
-def why_not_best(files: DecisionFiles, objective: dict[str, float]) -> list[str]:
+def why_not_best(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> list[str]:
     """Sentences about the proposal beside the best candidate and beside what was taken; empty before a decision."""
     if not files.decision.get("proposal"):
         return []
     return [text for text in (_beside_best(files, objective), _beside_taken(files)) if text]
 
 
-def _beside_best(files: DecisionFiles, objective: dict[str, float]) -> str:
+def _beside_best(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> str:
     scored = [row for row in files.rows if row.status == "ok" and math.isfinite(row.objective)]
     if not scored:
         return "No candidate was scored: the proposal comes from the law alone."

@@ -129,7 +129,7 @@ def _changed(run: RunFiles) -> str:
     verb = "fell" if after < before else "rose"
     return (
         f"The objective, {_objective(run)}, {verb} from "
-        f"{n.loss(before)} to {n.loss(after)} nats per token between step {first:,.0f} and step {last:,.0f}"
+        f"{n.loss(before)} to {n.loss(after)} {run.unit} between step {first:,.0f} and step {last:,.0f}"
         f"{mean}. It is measured on documents that were not trained on. "
         "One run cannot say how much of this is due to the mixture: the evidence for that is the gain measured "
         "in each decision, which is by how much the objective falls on simulated models when nothing but the mixture "
@@ -138,6 +138,11 @@ def _changed(run: RunFiles) -> str:
 
 
 def _objective(run: RunFiles) -> str:
+    if run.minimised.kind != "loss":
+        what = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
+        kind = run.minimised.kind
+        mean = f"the weighted mean of {what[kind]}" if kind in what else f"`{kind}`"
+        return f"{mean} over {n.plural(len(run.minimised.sets), 'held-out set')}"
     weighed = [name for name, weight in run.objective.items() if weight and name in run.sets]
     if len(weighed) == 1:
         return f"the held-out loss of {weighed[0]}"

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from opmix_ray.config import DomainConfig, RunConfig, StageConfig
+from opmix_ray.config.objective import UNITS, Limit
 from opmix_ray.errors import UserError
 from opmix_ray.laws.base import nearest
 from opmix_ray.laws.fit import law_names
@@ -37,6 +38,7 @@ def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
     check.numbers()
     check.strategy()
     check.objective()
+    check.limits()
     check.watch()
     if config.evaluation.weights is not None:
         check.shares(config.evaluation.weights, "evaluation.weights", list(config.eval_sets()))
@@ -173,16 +175,38 @@ class _Check:
     def objective(self) -> None:
         """An objective of another package is there, and says what the sets weigh."""
         evaluation = self.config.evaluation
-        if evaluation.objective is not None and evaluation.weights is not None:
+        if evaluation.objective not in UNITS and evaluation.weights is not None:
             self.wrong(
                 "excludes evaluation.weights", "evaluation.objective", evaluation.objective, "keep one"
             )
         if evaluation.weights is not None and not sum(evaluation.weights.values()) > 0:
             return  # said with the weights themselves
         try:
-            self.config.objective()
+            weights = self.config.objective()
         except UserError as error:
             self.errors.append(error)
+            return
+        if evaluation.objective not in ("perplexity", "bits_per_byte"):
+            return
+        for name, source in evaluation.sets.items():
+            if source.metric != "loss" and weights.get(name, 0) > 0:
+                self.wrong(
+                    f"the set {name} is measured by {source.metric}, which has no {evaluation.objective}",
+                    "evaluation.objective", evaluation.objective,
+                    f"set evaluation.weights.{name} to 0 and give it a limit, or use loss",
+                )  # fmt: skip
+
+    def limits(self) -> None:
+        """Ceilings are on sets that there are, and are readable."""
+        known = list(self.config.eval_sets())
+        for name, given in self.config.evaluation.limits.items():
+            if name not in known:
+                self.wrong("no such set", f"evaluation.limits.{name}", given, nearest(name, known))
+                continue
+            try:
+                Limit.read(name, given)
+            except UserError as error:
+                self.errors.append(error)
 
     def bounds(self) -> None:
         """Least and greatest shares must leave room for a mixture, in every stage that decides."""

@@ -88,8 +88,8 @@ def in_stage(config: RunConfig, position: int, read: Collection[str] = ()) -> Ru
     """The configuration as a stage's decisions see it: domains that only come later have no weight in the objective.
 
     What a stage does for the loss of a domain that no model has seen yet is large, and soon done by that domain itself.
-    Where nothing else has a weight, the objective stays as it is. A domain that was read under an earlier name, or as a
-    part of another, is not one that only comes later.
+    Where nothing else has a weight, and where another package computes the objective from losses, it stays as it is. A
+    domain that was read under an earlier name, or as a part of another, is not one that only comes later.
 
     Args:
         config: the run.
@@ -107,10 +107,14 @@ def in_stage(config: RunConfig, position: int, read: Collection[str] = ()) -> Ru
         for name in of(config.stages[position + 1 :]) - known
         if known.isdisjoint(config.data.domains[name].earlier_names)
     }
+    own = config.own_objective()
+    if own is not None and own.value is not None:
+        return config
     weights = {name: 0.0 if name in later else weight for name, weight in config.objective().items()}
     if not later or not any(weights.values()):
         return config
-    evaluation = config.evaluation.model_copy(update={"weights": weights, "objective": None})
+    kind = config.evaluation.objective if own is None else "loss"
+    evaluation = config.evaluation.model_copy(update={"weights": weights, "objective": kind})
     return config.model_copy(update={"evaluation": evaluation})
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from opmix_ray.cluster.connect import connected
 from opmix_ray.config import RunConfig
 from opmix_ray.decision.make import Situation, make_decision
+from opmix_ray.decision.old_part import OLD
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
+from opmix_ray.laws import FittedLaw
 from opmix_ray.mixture import Mixture
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import locked
@@ -20,9 +23,12 @@ from opmix_ray.report import write_report
 from opmix_ray.runner.base import beginning, with_base
 from opmix_ray.runner.content import changed, fingerprint
 from opmix_ray.runner.enter import enter
+from opmix_ray.runner.front import front
 from opmix_ray.runner.plan import in_stage, space_of, stage_domains
 from opmix_ray.runner.validate import refuse, validate
 from opmix_ray.storage import Storage
+
+PLACE = "decisions/000"
 
 
 def search_once(
@@ -31,6 +37,7 @@ def search_once(
     *,
     step: int = 0,
     overwrite: bool = False,
+    pareto: bool = False,
     progress: Progress | None = None,
 ) -> Decision:
     """Decide the next mixture of a checkpoint.
@@ -43,6 +50,7 @@ def search_once(
         model: directory of the checkpoint; None: the configured model.
         step: of the checkpoint, for the record.
         overwrite: remove what an earlier search left in the output.
+        pareto: find the front between the sets with a weight too, as `details.front`.
         progress: what a person sees.
 
     Raises:
@@ -69,6 +77,12 @@ def search_once(
         before = beginning(config)
         entry = enter(config, 0, before, prepared)
         config = in_stage(config, 0, before.read)
+        sets = [name for name, weight in config.objective().items() if weight]
+        if pareto and len(sets) < 2:
+            raise UserError(
+                f"a front is between two sets or more, and only {sets[0]} has a weight",
+                key="evaluation.weights", value=config.evaluation.weights, remedy="give another set a weight",
+            )  # fmt: skip
         mixture = entry.mixture
         situation = Situation(
             index=0,
@@ -84,6 +98,9 @@ def search_once(
         ledger, session = Ledger(), Session(storage)
         with connected(config):
             decision = make_decision(config, prepared, storage, situation, progress, ledger)
+        if pareto:
+            decision.details["front"] = _front(config, storage, decision, sets)
+            storage.child(PLACE).write_json("decision.json", decision.to_dict())
         state.mixture = Mixture(decision.mixture).shares
         state.mixtures = [
             {"step": step, "stage": stage.name, "why": "start", "mixture": mixture.shares},
@@ -95,3 +112,27 @@ def search_once(
         session.save()
         progress.message(f"report: {write_report(storage)}")
         return decision
+
+
+def _front(config: RunConfig, storage: Storage, decision: Decision, sets: list[str]) -> list[dict[str, Any]]:
+    """What a decision would propose if the sets weighed otherwise, by the law it was made with."""
+    place = storage.child(PLACE)
+    if not place.exists("law.json"):
+        raise UserError(
+            "there is no law to draw a front by", key="--pareto", value=True, remedy=decision.reason
+        )
+    law, current = FittedLaw.from_dict(place.read_json("law.json")), Mixture(decision.current)
+    inside = decision.details["components"].get(OLD)
+    expand = None if inside is None or OLD not in law.domains else {OLD: inside}
+    if expand is not None:
+        rest = [name for name in law.domains if name != OLD]
+        held = {OLD: 1 - sum(current[name] for name in rest)} | {name: current[name] for name in rest}
+        current = Mixture(held)
+    bounds = decision.details["bounds"]
+    return [
+        point.to_dict()
+        for point in front(
+            law, sets, prior=current.joined(), kl=config.proposal.kl, lower=bounds["lower"],
+            upper=bounds["upper"], current=current, expand=expand, seed=config.seed,
+        )
+    ]  # fmt: skip

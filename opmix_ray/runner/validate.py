@@ -18,6 +18,7 @@ from opmix_ray.data.lineage import Origin, follow
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.questions import validate_questions
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
+from opmix_ray.decision.counting import least_losses
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.laws.fit import LEAST_ROWS
@@ -40,6 +41,7 @@ from opmix_ray.trials.slopes import with_slopes
 from opmix_ray.trials.space import Space, load_space, read_space
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth")
+REACH = 0.6  # of the n-gram model's loss: lower than any model of a run as long has come
 _MODEL_REMEDY = "give a directory with config.json and weights, or a hub id that this machine can reach"
 
 
@@ -93,8 +95,9 @@ def examine(
 
 
 def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
-    """What the number of tokens shows: sizes, repetition caps."""
-    errors: list[UserError] = []
+    """What the prepared data show: sizes, repetition caps, bytes where the objective counts them."""
+    errors: list[UserError] = _collected(lambda: config.objective_of(prepared.bytes_per_token))
+    errors += check_reach(config, prepared)
     first = before = beginning(config)
     for position, stage in enumerate(config.stages):
         names = stage_domains(config, stage)
@@ -124,6 +127,29 @@ def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
             continue
         before = entry.after(stage.steps * config.train.batch_size)
     return errors
+
+
+def check_reach(config: RunConfig, prepared: Prepared) -> list[UserError]:
+    """Limits that no mixture of this run reaches, for a model that has learned nothing yet."""
+    model = config.model
+    fresh = model.config is not None and model.path is None
+    limits = {name: limit.nats for name, limit in config.limits().items() if limit.nats is not None}
+    if not limits or not fresh:
+        return []
+    domains = list(dict.fromkeys(name for stage in config.stages for name in stage_domains(config, stage)))
+    tokens = float(sum(stage.steps for stage in config.stages) * config.train.batch_size * prepared.seq_len)
+    least = least_losses(prepared, limits, domains, tokens)
+    return [
+        UserError(
+            f"no mixture gets there: counting says that {tokens:,.0f} tokens of the best one lead to about "
+            f"{least[name]:.2f} nats per token",
+            key=f"evaluation.limits.{name}",
+            value=most,
+            remedy='raise it, train longer, or write "now"',
+        )
+        for name, most in limits.items()
+        if name in least and most < REACH * least[name]
+    ]
 
 
 def validate(

@@ -44,7 +44,9 @@ class Costs:
         self.model = self._built({})
         self.train = train_flops(self.model, 1.0, self.length)
         self.forward = forward_flops(self.model, 1.0, self.length)
-        self._sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences)
+        self._sets = search_sets(
+            prepared, config.evaluation.sequences, config.search.sequences, config.decided_on()
+        )
 
     @property
     def seen(self) -> float:

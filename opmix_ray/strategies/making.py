@@ -89,7 +89,8 @@ class Making:
     def sets(self) -> Any:
         """Reference of the held-out sequences that decisions may look at."""
         config = self.config
-        return ray.put(search_sets(self.prepared, config.evaluation.sequences, config.search.sequences))
+        evaluated, searched = config.evaluation.sequences, config.search.sequences
+        return ray.put(search_sets(self.prepared, evaluated, searched, config.decided_on()))
 
     def seed(self, number: int = 0) -> int:
         """A seed of its own for every model of every decision."""
@@ -137,14 +138,13 @@ class Making:
 
     def log(self) -> RowLog:
         """The rows of the decision."""
-        return RowLog(self.place, self.domains, list(self.config.eval_sets()))
+        return RowLog(self.place, self.domains, self.config.decided_on())
 
     def row(
         self, name: str, mixture: Mapping[str, float], losses: Mapping[str, float], **cost: Any
     ) -> TrialRow:
         """A scored mixture."""
-        weights = self.config.objective()
-        objective = sum(weight * losses[name] for name, weight in weights.items() if weight)
+        objective = self.config.objective_of(self.prepared.bytes_per_token).at(losses)
         finite = math.isfinite(objective)
         return TrialRow(
             run=name, weights=dict(mixture), ratios=dict(mixture), losses=dict(losses), objective=objective,
@@ -164,7 +164,8 @@ class Making:
         settings = ProposalConfig(law=LAW, kl=KL)
         lower = {name: min(config.data.domains[name].min_share, self.caps[name]) for name in self.domains}
         question = Question(
-            components=identity, sets=tuple(config.eval_sets()), objective=config.objective(), current=current,
+            components=identity, sets=tuple(config.decided_on()),
+            objective=config.objective_of(self.prepared.bytes_per_token), current=current,
             prior=prior_mixture(prior, current, self.tokens), lower=lower, upper=self.caps,
             settings=settings, seed=self.seed(),
         )  # fmt: skip

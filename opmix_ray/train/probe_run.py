@@ -38,7 +38,7 @@ class ProbeTask:
         batch_size: sequences a step.
         micro_batch_size: sequences in one forward pass.
         seed: of the run.
-        measure: numbers of held-out sequences for reports and for the search, see `search_sets`: measure the trained
+        measure: held-out sequences for reports and for the search, and the sets, see `search_sets`: measure the trained
             probe on the latter; None: do not.
         retries: how often it is trained again when its machine goes away.
     """
@@ -53,7 +53,7 @@ class ProbeTask:
     optimizer: OptimizerConfig
     model: ModelConfig
     prepared: Prepared
-    measure: tuple[int, int] | None = None
+    measure: tuple[int, int, tuple[str, ...]] | None = None
     retries: int = 3
 
 

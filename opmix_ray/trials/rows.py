@@ -31,7 +31,7 @@ class TrialRow:
         weights: component -> interpolation weight.
         ratios: domain -> share of training tokens it simulates.
         losses: set -> nats per token.
-        objective: weighted mean of the losses; NaN where a loss is.
+        objective: what is minimised, of these losses; NaN where one of them is.
         status: `ok`; `nan`: a loss is not a number; `failed`: the trial died.
         nats: set -> nats of every sequence.
         targets: set -> target tokens of every sequence.

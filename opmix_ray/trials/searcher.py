@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.samplers import BaseSampler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from opmix_ray.errors import UserError
 from opmix_ray.trials.rows import TrialRow
-from opmix_ray.trials.samplers import make_sampler
 from opmix_ray.trials.space import Space
 
 PROPOSAL = "proposal"
@@ -50,7 +52,6 @@ class MixtureSearch(Searcher):
         recorded: rows already known, by run; they are not made again.
         on_row: called with every new row.
         propose: from all rows to the weights (C,) of one more candidate, the proposal; None: no proposal.
-        objective: weight per evaluation set.
         evaluators: that work at the same time; decides how a round is dealt out, not what is in it.
         slopes: whether each candidate brings its losses' derivatives.
         retries: how often a candidate is tried again when its evaluator fails or goes away.
@@ -68,7 +69,6 @@ class MixtureSearch(Searcher):
         recorded: Mapping[str, TrialRow],
         on_row: Callable[[TrialRow], None],
         propose: Callable[[list[TrialRow]], np.ndarray | None],
-        objective: Mapping[str, float],
         evaluators: int = 1,
         slopes: bool = False,
         retries: int = 0,
@@ -77,7 +77,7 @@ class MixtureSearch(Searcher):
         self._space = space
         self._trials, self._round = trials, round_size
         self._on_row, self._propose = on_row, propose
-        self._objective, self._evaluators = dict(objective), evaluators
+        self._evaluators = evaluators
         self._slopes = slopes
         self._recorded = dict(recorded)
         self.rows: dict[str, TrialRow] = {}
@@ -97,7 +97,7 @@ class MixtureSearch(Searcher):
             metric="objective",
             mode="min",
             points_to_evaluate=points or None,
-            sampler=make_sampler(sampler, seed, startup=max(round_size, min(10, trials // 2))),
+            sampler=_sampler(sampler, seed, startup=max(round_size, min(10, trials // 2))),
         )
         self._asked = 0  # candidates
         self._told = 0
@@ -276,3 +276,35 @@ def _by_set(result: dict[str, Any], key: str) -> dict[str, Any]:
     return {
         name.removeprefix(f"{key}/"): value for name, value in result.items() if name.startswith(f"{key}/")
     }
+
+
+def _sampler(name: str, seed: int, startup: int) -> BaseSampler:
+    """An Optuna sampler by name, seeded.
+
+    Args:
+        name: `gp` (Gaussian process, log expected improvement), `tpe`, `qmc` (scrambled Sobol), `cmaes`, `random`.
+        seed: of everything it draws.
+        startup: candidates drawn at random before `gp` and `tpe` begin to model.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "gp":
+            return optuna.samplers.GPSampler(
+                seed=seed, n_startup_trials=startup, deterministic_objective=True
+            )
+        if name == "tpe":
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True
+            )
+        if name == "qmc":
+            return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+        if name == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
+        if name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+    raise UserError(
+        "no such sampler", key="search.sampler", value=name, remedy="use gp, tpe, qmc, cmaes or random"
+    )

@@ -19,6 +19,7 @@ import ray
 import torch
 from ray import tune
 
+from opmix_ray.config.objective import Objective
 from opmix_ray.data.held_out import HeldOut, count_of, part_of, texts_of, tokens_of
 from opmix_ray.model.base import with_base
 from opmix_ray.model.flops import forward_flops
@@ -41,7 +42,7 @@ class SearchTask:
         factors: reference of a `ProbeSet` without its base (`factors_only`).
         sets: reference of the held-out sequences by set.
         components: the probes' names and data.
-        objective: weight per evaluation set.
+        objective: what is minimised; weights by set mean the weighted mean loss.
         batch_size: sequences in a forward pass.
         chunks: parts of the sequences, after each of which a trial with `weights` reports.
         autocast: compute in bfloat16.
@@ -52,7 +53,7 @@ class SearchTask:
     factors: Any
     sets: Any
     components: Components
-    objective: dict[str, float]
+    objective: Objective | Mapping[str, float]
     batch_size: int = 16
     chunks: int = 1
     autocast: bool = True
@@ -60,7 +61,12 @@ class SearchTask:
 
     @classmethod
     def put(
-        cls, base: Any, factors: ProbeSet, sets: HeldOut, objective: dict[str, float], **options: Any
+        cls,
+        base: Any,
+        factors: ProbeSet,
+        sets: HeldOut,
+        objective: Objective | Mapping[str, float],
+        **options: Any,
     ) -> SearchTask:
         """Put factors and held-out sequences into the object store, beside a base that is there already.
 
@@ -68,7 +74,7 @@ class SearchTask:
             base: object reference of a `BaseModel`.
             factors: from `factors_only`.
             sets: held-out sequences by set.
-            objective: weight per set.
+            objective: what is minimised.
             options: the task's other attributes.
         """
         components = Components(tuple(factors.components), tuple(factors.domains), factors.data)
@@ -81,7 +87,7 @@ class Score:
 
     Attributes:
         losses: set -> nats and tokens of every sequence seen.
-        objective: weighted mean of the sets' losses, nats per token.
+        objective: what is minimised.
         tokens: passed through the model.
         flops: spent on them.
         done: whether every sequence was seen.
@@ -102,7 +108,7 @@ class CandidateScorer:
     Args:
         probe_set: base and factors; shared arrays are only read.
         sets: held-out sequences by set; the same for every candidate, so that comparisons are paired.
-        objective: weight per set; sums to 1.
+        objective: what is minimised; weights by set mean the weighted mean loss.
         batch_size: sequences in a forward pass.
         chunks: parts in which `scores` gives its results.
         autocast: compute in bfloat16.
@@ -113,7 +119,7 @@ class CandidateScorer:
         self,
         probe_set: ProbeSet,
         sets: HeldOut,
-        objective: Mapping[str, float],
+        objective: Objective | Mapping[str, float],
         *,
         batch_size: int = 16,
         chunks: int = 1,
@@ -122,7 +128,7 @@ class CandidateScorer:
     ) -> None:
         self._model = Interpolator(probe_set, device=device, autocast=autocast)
         self._batch_size = batch_size
-        self._objective, self._sets = dict(objective), dict(sets)
+        self._objective, self._sets = Objective.of(objective), dict(sets)
         count = min(chunks, max(count_of(held) for held in sets.values()))
         edges = [[round(k * count_of(held) / count) for k in range(count + 1)] for held in sets.values()]
         self._chunks: list[HeldOut] = [
@@ -155,7 +161,7 @@ class CandidateScorer:
 
     def _weighed(self, losses: Mapping[str, SetLoss]) -> float:
         """The objective."""
-        return sum(weight * losses[name].mean for name, weight in self._objective.items() if weight)
+        return self._objective.at({name: loss.mean for name, loss in losses.items()})
 
     def _measure(self, chunk: HeldOut) -> dict[str, SetLoss]:
         """Loss of every set, full batches across the borders of the sets of sequences."""

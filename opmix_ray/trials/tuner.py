@@ -16,9 +16,9 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from opmix_ray.config import SearchConfig
+from opmix_ray.node import here
 from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.searcher import PROPOSAL, MixtureSearch
-from opmix_ray.trials.shelf import shelve
 from opmix_ray.trials.space import Space
 from opmix_ray.trials.trial import MixtureTrial, SearchTask
 
@@ -75,7 +75,6 @@ def run_search(
         recorded={row.run: row for row in log.rows},
         on_row=keep,
         propose=propose,
-        objective=task.objective,
         evaluators=config.evaluators,
         slopes=slopes,
         retries=retries,
@@ -94,7 +93,7 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
     resources: dict[str, Any] = {"cpu": config.cpus, **config.resources}
     if config.gpus:
         resources["gpu"] = config.gpus
-    shelf = shelve([task.base, task.factors, task.sets])
+    shelf = _shelve([task.base, task.factors, task.sets])
     bare = replace(task, base=None, factors=None, sets=None)
     trainable = tune.with_resources(tune.with_parameters(MixtureTrial, task=bare, shelf=shelf), resources)
     directory = tempfile.mkdtemp(prefix="opmix-tune-")  # Tune's own notes; nothing in it is needed later
@@ -131,3 +130,24 @@ class _Silent(tune.ProgressReporter):
 
     def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
         """Nothing."""
+
+
+@ray.remote(num_cpus=0)
+class _Shelf:
+    """Holds references into the object store for as long as a search lasts.
+
+    Tune keeps what `tune.with_parameters` is given until the driver ends, and with it everything that it refers to: the
+    weights of every decision of a run would stay in the object store. A shelf can be cleared.
+    """
+
+    def __init__(self, references: Sequence[Any]) -> None:
+        self._references = list(references)
+
+    def take(self) -> list[Any]:
+        """The references."""
+        return self._references
+
+
+def _shelve(references: Sequence[Any]) -> Any:
+    """A handle of a shelf with object references, on the driver's machine; it is cleared by `ray.kill`."""
+    return _Shelf.options(scheduling_strategy=here()).remote(references)  # type: ignore[attr-defined]

@@ -9,15 +9,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from opmix_ray.config.objective import Objective
+
 Scalars = dict[str, float]
 
 
-def of_row(row: Mapping[str, Any], objective: Mapping[str, float]) -> Scalars:
+def of_row(row: Mapping[str, Any], objective: Objective | Mapping[str, float]) -> Scalars:
     """Scalars of a row of metrics.jsonl.
 
     Args:
         row: of kind `train` or `evaluation`; others give nothing.
-        objective: weight per evaluation set.
+        objective: what is minimised; weights by set mean the weighted mean loss.
     """
     if row["kind"] == "train":
         found = {f"train/{name}": row[name] for name in ("loss", "learning_rate", "tokens_per_second")}
@@ -36,8 +38,7 @@ def of_row(row: Mapping[str, Any], objective: Mapping[str, float]) -> Scalars:
         )
         for name, value in row[key].items()
     }
-    if set(objective) <= set(row["losses"]):
-        found["eval/objective"] = sum(weight * row["losses"][name] for name, weight in objective.items())
+    found["eval/objective"] = Objective.of(objective).at(row["losses"])
     return _finite(found)
 
 

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
 from opmix_ray.config import RunConfig
+from opmix_ray.config.objective import bytes_per_token_of
 from opmix_ray.storage import Storage
 from opmix_ray.watch.names import Scalars, of_costs, of_decision, of_mixture, of_row
 from opmix_ray.watch.trackers import Trackers
@@ -31,7 +32,7 @@ class Watch:
     """
 
     def __init__(self, config: RunConfig, storage: Storage) -> None:
-        self._storage, self._objective = storage, config.objective()
+        self._storage, self._config = storage, config
         storage.delete(TENSORBOARD)
         self._copied = not storage.is_local
         self._place = Path(
@@ -63,7 +64,7 @@ class Watch:
         key = (row["kind"], int(row["step"]))
         if key not in self._seen:
             self._seen.add(key)
-            self._record(key[1], of_row(row, self._objective))
+            self._record(key[1], of_row(row, self._config.objective_of(bytes_per_token_of(row))))
 
     def mixture(self, step: int, shares: dict[str, float]) -> None:
         """A mixture came into force."""

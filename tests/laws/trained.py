@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.config.run import ProposalConfig
-from opmix_ray.decision.rule import EPS_STEPS, SLOPE_GROWTH, TRANSFER_TRUST
+from opmix_ray.decision.rule import EPS_STEPS, SLOPE_GROWTH, SLOPE_TRUST, TRANSFER_TRUST
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
 from tests.support import ROOT
@@ -26,7 +25,7 @@ def read(file: Path, horizon: int) -> tuple[FittedLaw, np.ndarray, np.ndarray]:
         horizon: steps that the mixtures were trained for.
     """
     kept: dict[str, Any] = json.loads(gzip.decompress(file.read_bytes()))
-    names, settings = kept["domains"], ProposalConfig()
+    names = kept["domains"]
     block = next(block for block in kept["probes"] if block["steps"] == 25)
     data = np.array([[probe.get(name, 0.0) for name in names] for probe in block["data"]])
     rows = block["rows"][:12]
@@ -37,7 +36,7 @@ def read(file: Path, horizon: int) -> tuple[FittedLaw, np.ndarray, np.ndarray]:
         extrapolate=Extrapolation(
             eps=EPS_STEPS / horizon,
             growth=stage_growth(SLOPE_GROWTH, EPS_STEPS, horizon, 25),
-            slope_trust=settings.slope_trust, transfer_trust=TRANSFER_TRUST,
+            slope_trust=SLOPE_TRUST, transfer_trust=TRANSFER_TRUST,
             anchor=[kept["old"][name] for name in names],
         ),
     )  # fmt: skip

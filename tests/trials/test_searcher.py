@@ -49,7 +49,6 @@ def made_search(sampler: str = "gp", **options: Any) -> MixtureSearch:
         round_size=3,
         start=[PARTS.weights_for(OLD), PARTS.weights_for(Mixture.uniform(DOMAINS))],
         propose=lambda rows: PARTS.weights_for(Mixture.from_array(DOMAINS, [0.25, 0.25, 0.5])),
-        objective={"x": 1.0},
         **(defaults | options),
     )
 
