@@ -13,7 +13,8 @@ from opmix_ray.init.columns import choose_columns
 from opmix_ray.init.discover import KEY, Part
 from opmix_ray.init.rows import sample
 from opmix_ray.paths import Kind, file_format
-from opmix_ray.sources.files import InputFile
+from opmix_ray.sources.files import InputFile, reading
+from opmix_ray.sources.lines import refuse_pointer
 from opmix_ray.sources.readers import raw_ids
 from opmix_ray.sources.source import Document, iter_documents
 from opmix_ray.sources.token_width import raw_dtype
@@ -148,6 +149,8 @@ def _texts(documents: Sequence[Document]) -> list[str]:
 
 def _ids(part: Part) -> Domain:
     first = part.files[0]
-    dtype = raw_dtype(first.path, wanted=None, vocabulary=None, key=KEY)
-    width = next(raw_ids(first.path, dtype), np.zeros(0, dtype)).dtype.itemsize
+    with reading(first.path, KEY):
+        refuse_pointer(first, KEY)
+        dtype = raw_dtype(first.path, wanted=None, vocabulary=None, key=KEY)
+        width = next(raw_ids(first.path, dtype), np.zeros(0, dtype)).dtype.itemsize
     return Domain(part, {}, "tokens", 0.0, part.size / width)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -104,3 +106,32 @@ def test_broken_files(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(UserError, match=said):
         of(tmp_path / "a.jsonl")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n"
+
+
+def _array(values: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.bin", POINTER, "is a pointer of Git LFS, not the file itself"),
+        ("a.npy", POINTER, "is a pointer of Git LFS, not the file itself"),
+        ("a.bin", bytes(2001), "cannot be read: the size is not a multiple of 2 bytes"),
+        ("a.npy", _array(np.zeros(200)), "cannot be read: must hold a flat array of integers, not float64"),
+        ("a.npy", _array(np.zeros((9, 64), np.uint16)), "cannot be read: must hold a flat array of integers"),
+        ("a.npy", _array(np.zeros(900, np.uint16))[:-9], "cannot be read: the array is cut off"),
+        ("a.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': oops   ", "cannot be read: "),
+    ],
+)
+def test_files_that_hold_no_ids_are_named(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    (part,) = discover([str(tmp_path / name)])
+    with pytest.raises(UserError) as found:
+        look(part)
+    assert str(found.value).startswith(f"{tmp_path / name}: --data: {said}")
