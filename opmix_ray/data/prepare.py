@@ -179,7 +179,11 @@ def prepare(config: RunConfig, *, on_progress: Progress | None = None) -> Prepar
 
 def _table(sets: Mapping[str, PreparedDomain]) -> Table:
     """All documents of evaluation-only sets, to be looked for in training data."""
-    digests, shingles, owners, names, heads = [], [], [], [], []
+    digests: list[np.ndarray] = []
+    shingles: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
+    names: list[str] = []
+    heads: list[str] = []
     for name, prepared in sets.items():
         directory = local_directory(prepared.path)
         with np.load(directory / OVERLAP) as saved:

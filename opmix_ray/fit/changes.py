@@ -64,7 +64,7 @@ class Changes:
                 turn[place, after.index(new)] = share
         ratios = sweep.ratios @ turn
         used = (ratios > 0).any(axis=0)
-        unused = [name for name, there in zip(after, used.tolist(), strict=True) if not there]
+        unused = [name for name, there in zip(after, np.atleast_1d(used), strict=True) if not there]
         notes = [
             note
             for note in sweep.notes

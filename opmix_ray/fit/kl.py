@@ -116,7 +116,7 @@ def choose_kl(
         first = np.isin(np.arange(rows), rng.permutation(rows)[: rows // 2])
         halves = [law.on_rows(first), law.on_rows(~first)]
         for place, half in enumerate(halves):
-            worth = []
+            worth: list[float] = []
             for weight in weights:
                 if step is not None:
                     step((2 * split + place) * len(weights) + len(worth), 2 * SPLITS * len(weights))

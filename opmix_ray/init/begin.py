@@ -169,8 +169,8 @@ def _look(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
             errors += user_errors(error)
     if errors and len(domains) < 2:
         raise UserErrors(errors)
-    for error in errors:
-        say(f"left out: {error}")
+    for each in errors:
+        say(f"left out: {each}")
     if names := ignored(data, parts):
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         say(f"ignored, as hidden, about the data or of another kind: {', '.join(names[:SHOWN])}{more}")

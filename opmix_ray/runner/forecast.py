@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import ray
@@ -217,7 +217,7 @@ def _there(config: RunConfig, options: Mapping[str, Any]) -> Speed:
         if not demand.places(machines_now()):
             raise UserError("no step was timed: the cluster has no machine for a worker yet")
         others = {kind: amount for kind, amount in demand.each.items() if kind not in ("CPU", "GPU")}
-        task = ray.remote(measure).options(
+        task: Any = ray.remote(cast(Any, measure)).options(
             num_cpus=demand.each["CPU"], num_gpus=demand.each.get("GPU", 0), resources=others, max_retries=0
         )
         found = ray.get(task.remote(config.model, **options), timeout=WAIT)
