@@ -26,7 +26,7 @@ from problem_bench.surrogate import Surrogate  # noqa: E402
 from problem_bench.truth import Bench  # noqa: E402
 
 from opmix_ray.config.objective import Limit, Objective, weighted  # noqa: E402
-from opmix_ray.decision.rule import answer, conclude  # noqa: E402
+from opmix_ray.decision.rule import conclude, fit_decision  # noqa: E402
 from opmix_ray.errors import UserError  # noqa: E402
 from opmix_ray.mixture import Mixture  # noqa: E402
 
@@ -60,7 +60,7 @@ def decisions(problem: Problem, most: int) -> list[dict[str, Any]]:
 
         def made(aim: Objective = aim, **changes: Any) -> Any:
             changed = replace(question, objective=aim, now=now, **changes)
-            return conclude([], None, answer([], changed), changed, index=0, step=0, stage="s")
+            return conclude([], None, fit_decision([], changed), changed, index=0, step=0, stage="s")
 
         others = [other for other in sets if other != name]
         free = made().mixture

@@ -37,7 +37,7 @@ from subjects import Subject, demo, median, quiet_ray, seconds, smollm2
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from opmix_ray.data.held_out import HeldOut, tokens_of
-from opmix_ray.model.base import factors_only, snapshot, with_base
+from opmix_ray.model.base import factors_only, join_base, snapshot
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.storage import Storage
 from opmix_ray.trials.rows import RowLog
@@ -76,7 +76,7 @@ class Evaluator:
         if task is not None:
             base, factors, sets = ray.get([task.base, task.factors, task.sets])
             self.scorer = CandidateScorer(
-                with_base(factors, base),
+                join_base(factors, base),
                 sets,
                 task.objective,
                 batch_size=task.batch_size,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opmix_ray.runner.task import make_task
     from opmix_ray.strategies.base import Strategy
     from opmix_ray.strategies.making import Making
-    from opmix_ray.train.live import Live, Moment
+    from opmix_ray.train.callback import Moment, TrainingCallback
     from opmix_ray.trials.space import mixture_space
     from opmix_ray.trials.trial import CandidateScorer, MixtureTrial, SearchTask
 
@@ -33,11 +33,11 @@ _WHERE = {
     "CandidateScorer": "opmix_ray.trials.trial",
     "Decision": "opmix_ray.decision.rule",
     "Interpolator": "opmix_ray.model.interpolate",
-    "Live": "opmix_ray.train.live",
+    "TrainingCallback": "opmix_ray.train.callback",
     "Making": "opmix_ray.strategies.making",
     "Mixture": "opmix_ray.mixture",
     "MixtureTrial": "opmix_ray.trials.trial",
-    "Moment": "opmix_ray.train.live",
+    "Moment": "opmix_ray.train.callback",
     "ProbeSet": "opmix_ray.model.interpolate",
     "RunConfig": "opmix_ray.config",
     "SearchTask": "opmix_ray.trials.trial",
@@ -60,7 +60,6 @@ __all__ = [
     "CandidateScorer",
     "Decision",
     "Interpolator",
-    "Live",
     "Making",
     "Mixture",
     "MixtureTrial",
@@ -69,6 +68,7 @@ __all__ = [
     "RunConfig",
     "SearchTask",
     "Strategy",
+    "TrainingCallback",
     "UserError",
     "fit_law",
     "load_config",

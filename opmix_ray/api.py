@@ -27,7 +27,7 @@ from opmix_ray.config import RunConfig, load_config, make_config
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
-from opmix_ray.model.base import with_base
+from opmix_ray.model.base import join_base
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.runner import runner
 from opmix_ray.runner.search import search_once
@@ -138,7 +138,7 @@ def train_probes(config: Config, *, model: str | Path | None = None) -> ProbeSet
     with connected(loaded):
         task = make_task(loaded, model=None if model is None else Path(model))
         base, factors = ray.get([task.base, task.factors])
-        probes = with_base(factors, base)
+        probes = join_base(factors, base)
         return probes if lasting else _own(probes)
 
 

@@ -252,9 +252,9 @@ def _validate(
         raise UserErrors(errors)
     from opmix_ray.cluster.memory_check import check_memory, memory_words
     from opmix_ray.commands.status import cost_words
-    from opmix_ray.runner.base import with_base
+    from opmix_ray.runner.base import starting_from_base
 
-    with with_base(loaded) as based:
+    with starting_from_base(loaded) as based:
         checked = check_memory(based)
     checked["warnings"] += found["warnings"]
     cost = found["cost"]

@@ -23,7 +23,7 @@ from typing import Any
 import typer
 
 from opmix_ray.errors import GO_ON, ray_errors, user_errors
-from opmix_ray.signals import Watch
+from opmix_ray.signals import StopSignals
 from opmix_ray.visible import visible
 
 BROKE, WRONG, UNDECIDED, BROKEN_PIPE = 1, 2, 3, 141
@@ -37,7 +37,7 @@ def exit_code(call: Callable[[], Any]) -> int:
     Args:
         call: the command; an int that it returns is the exit code.
     """
-    signals = Watch()
+    signals = StopSignals()
     raised = False
     try:
         returned = call()

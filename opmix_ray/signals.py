@@ -9,7 +9,7 @@ import socket
 import threading
 
 
-class Watch:
+class StopSignals:
     """Remembers SIGINT and SIGTERM from its making to `close`; in threads other than the main one it sees nothing.
 
     Watches may be nested: what an inner one saw is passed on to the outer one.

@@ -150,7 +150,7 @@ def test_a_strategy_is_the_same_class_as_ours(installed: Path, tiny: TinyRun) ->
     strategy = strategy_of(tiny.load("strategy=worst-first"))
     assert isinstance(strategy, Strategy)
     assert strategy.plan(tiny.load("strategy=worst-first")).stages[0].decide_at == [0.5]
-    assert strategy.live(tiny.load(), {}) is None
+    assert strategy.callback(tiny.load(), {}) is None
 
 
 def test_what_is_no_strategy_is_refused(monkeypatch: pytest.MonkeyPatch, tiny: TinyRun) -> None:

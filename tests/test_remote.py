@@ -14,7 +14,7 @@ from opmix_ray.remote import refuse_credentials, without_credentials
 from opmix_ray.runner.validate import check_uris
 from opmix_ray.sources.listing import expand
 from opmix_ray.storage import Storage
-from opmix_ray.train.salvage import NOTES, salvage
+from opmix_ray.train.recover import NOTES, recover
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 from tests.object_store import ObjectStore, object_store
@@ -89,10 +89,10 @@ def test_checkpoints_that_were_never_finished_are_removed(store: ObjectStore, tm
     for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"):
         storage.upload(tmp_path, f"train/00/{name}")
     storage.write_json(f"train/00/{NOTES}", {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_2"}]})
-    assert salvage(storage, "train/00") is None
+    assert recover(storage, "train/00") is None
     assert storage.names("train/00") == ["checkpoint_2", NOTES]
     assert storage.exists("train/00/checkpoint_2/state.json")
-    assert salvage(storage, "train/never") is None
+    assert recover(storage, "train/never") is None
 
 
 WRONG = {

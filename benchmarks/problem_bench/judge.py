@@ -18,7 +18,7 @@ from opmix_ray.counts.ngrams import DataLeft
 from opmix_ray.decision.choice import Choice, choose
 from opmix_ray.decision.counting import counts_for
 from opmix_ray.decision.data_law import Known
-from opmix_ray.decision.rule import Question, answer
+from opmix_ray.decision.rule import DecisionInputs, fit_decision
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture
 from opmix_ray.trials.components import Components
@@ -110,14 +110,14 @@ def decided(bench: Bench, prefix: dict[str, Any]) -> tuple[Choice, Mixture]:
 
 def _decide(bench: Bench, prefix: dict[str, Any]) -> tuple[FittedLaw, dict[str, Mixture], Mixture]:
     question = asked(bench, prefix)
-    found = answer([], question)
+    found = fit_decision([], question)
     assert found.law is not None
     assert found.mixture is not None
     free = {name: mixture for name, mixture in question.free.items() if name != "current"}
     return found.law, {"proposal": found.mixture, **free}, question.current
 
 
-def asked(bench: Bench, prefix: dict[str, Any]) -> Question:
+def asked(bench: Bench, prefix: dict[str, Any]) -> DecisionInputs:
     """What the decision of a problem is about, as `decision.make` asks it."""
     problem, config, prepared = bench.problem, bench.config, bench.prepared
     before = Mixture({name: prefix["mixture"].get(name, 0.0) for name in bench.domains})
@@ -144,7 +144,7 @@ def asked(bench: Bench, prefix: dict[str, Any]) -> Question:
         "proportional": Mixture.proportional(bench.tokens),
         "temperature": Mixture({name: count**0.5 for name, count in bench.tokens.items()}),
     }
-    return Question(
+    return DecisionInputs(
         components=Components(
             names, names, (1 - floor) * np.eye(len(names)) + floor * current.array()[None]
         ),

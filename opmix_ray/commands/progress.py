@@ -63,7 +63,7 @@ class PlainProgress(Progress):
         step = decision.details.get("effective_step", decision.step)
         self.message(f"mixture from step {step}: {_shares(decision.mixture)}")
 
-    def beside(self) -> Progress:
+    def in_background(self) -> Progress:
         return BesideProgress(self)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from opmix_ray.config import RunConfig, load_config
 from opmix_ray.config.data import SourceConfig
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entry import entry_weight
 from opmix_ray.exchange.formats import FORMATS
 from opmix_ray.exchange.handover import Handover, Part, Unit
+from opmix_ray.exchange.source_weight import as_weight
 from opmix_ray.laws.base import nearest
 from opmix_ray.mixture import Mixture
 from opmix_ray.output.state import CONFIG, MIXTURE, STATE, read_config
@@ -187,7 +187,7 @@ def _mixture(tree: Any, file: str) -> Mixture:
     try:
         if not isinstance(shares, dict):
             raise ValueError("has no `mixture`")
-        return Mixture({str(name): entry_weight(share) for name, share in shares.items()})
+        return Mixture({str(name): as_weight(share) for name, share in shares.items()})
     except ValueError as error:
         raise UserError(f"is not a mixture: {error}", file=file, remedy="name a run's mixture.json") from None
 

@@ -13,12 +13,12 @@ from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, summary
 from opmix_ray.output.result import perplexity_of
 from opmix_ray.runner.base import beginning
-from opmix_ray.runner.enter import enter
+from opmix_ray.runner.stage_start import start_stage
 
 
 def prepared_table(config: RunConfig, prepared: Prepared) -> list[dict[str, Any]]:
     """Tokens, leaks and epochs of every domain at the first stage's mixture over all stages."""
-    mixture = enter(config, 0, beginning(config), prepared).mixture
+    mixture = start_stage(config, 0, beginning(config), prepared).mixture
     total = sum(stage.steps for stage in config.stages) * config.train.batch_size * prepared.seq_len
     return [dict(row) for row in summary(prepared, mixture, total)]
 
@@ -67,7 +67,7 @@ def _accuracy(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
 def print_table(console: Console, value: Any) -> None:
     """A list of rows, or a mapping, as a table."""
     rows: Sequence[Mapping[str, Any]] = (
-        [{"key": key, "value": entry} for key, entry in value.items()]
+        [{"key": key, "value": start} for key, start in value.items()]
         if isinstance(value, Mapping)
         else value
     )
@@ -78,7 +78,7 @@ def print_table(console: Console, value: Any) -> None:
         numeric = all(isinstance(row[column], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(entry) for entry in row.values()))
+        table.add_row(*(_cell(start) for start in row.values()))
     console.print(table)
 
 
@@ -90,7 +90,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, Mapping):
-        return "  ".join(f"{key} {_cell(entry)}" for key, entry in value.items())
+        return "  ".join(f"{key} {_cell(start)}" for key, start in value.items())
     return str(value)
 
 

@@ -16,7 +16,7 @@ RUNS = "runs"  # directory of the runs inside a comparison's output
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedRun:
     """One run of a comparison.
 
     Args:
@@ -53,7 +53,7 @@ def entries(
     seeds: int,
     output: str,
     scale: Mapping[str, float] | None = None,
-) -> list[Entry]:
+) -> list[ComparedRun]:
     """Every run, seed by seed, so that a comparison that is cut off has whole rows.
 
     Args:
@@ -75,7 +75,7 @@ def entries(
                 "output": f"{output.rstrip('/')}/{place}",
                 "stages": [scaled(stage, factor) for stage in config.stages],
             }
-            found.append(Entry(name, seed, place, config.model_copy(update=update)))
+            found.append(ComparedRun(name, seed, place, config.model_copy(update=update)))
     return found
 
 

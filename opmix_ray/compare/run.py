@@ -9,9 +9,9 @@ from concurrent.futures import as_completed
 from typing import Any
 
 from opmix_ray.cluster.connect import connected
-from opmix_ray.compare.beside import Beside
 from opmix_ray.compare.page import render
-from opmix_ray.compare.plan import RUNS, Entry, check_strategies, entries, factors
+from opmix_ray.compare.parallel import ParallelRuns
+from opmix_ray.compare.plan import RUNS, ComparedRun, check_strategies, entries, factors
 from opmix_ray.compare.summary import Row, row_of, summarise
 from opmix_ray.compare.table import to_csv, to_markdown
 from opmix_ray.config import RunConfig, dump_config
@@ -19,7 +19,7 @@ from opmix_ray.decision.progress import Progress
 from opmix_ray.errors import UserError
 from opmix_ray.output.lock import locked
 from opmix_ray.output.state import LOCK, RESULT
-from opmix_ray.runner.base import beginning, with_base
+from opmix_ray.runner.base import beginning, starting_from_base
 from opmix_ray.runner.plan import stage_domains
 from opmix_ray.runner.runner import run
 from opmix_ray.runner.validate import validate
@@ -68,7 +68,7 @@ def compare(
     storage = Storage(output)
     with locked(storage):
         _open(storage, resume, overwrite)
-        with with_base(config) as based:
+        with starting_from_base(config) as based:
             prepared = validate(based, None, progress.preparing)
             scale = factors(based, prepared, names) if equal_compute else None
         planned_runs = entries(config, names, seeds, storage.uri, scale)
@@ -90,10 +90,10 @@ class _Table:
         self._lock = threading.Lock()
         self._rows: dict[tuple[int, int], Row] = {}
 
-    def run(self, runs: list[Entry], parallel: int, progress: Progress) -> None:
+    def run(self, runs: list[ComparedRun], parallel: int, progress: Progress) -> None:
         """Run what is not finished, and read the rest."""
 
-        def here(entry: Entry) -> dict[str, Any]:
+        def here(entry: ComparedRun) -> dict[str, Any]:
             return run(entry.config, progress=progress)
 
         left = [entry for entry in runs if not self._finished(entry)]
@@ -104,8 +104,10 @@ class _Table:
             for entry in left:  # in this thread, where signals arrive
                 self._add(entry, self._timed(entry, here, progress), progress)
             return
-        with Beside(self._storage, parallel) as beside:
-            futures = {beside.pool.submit(self._timed, entry, beside.run, progress): entry for entry in left}
+        with ParallelRuns(self._storage, parallel) as processes:
+            futures = {
+                processes.pool.submit(self._timed, entry, processes.run, progress): entry for entry in left
+            }
             for future in as_completed(futures):
                 self._add(futures[future], future.result(), progress)
 
@@ -128,10 +130,10 @@ class _Table:
         self._storage.write_text(PAGE, render(content))
         return content
 
-    def _finished(self, entry: Entry) -> bool:
+    def _finished(self, entry: ComparedRun) -> bool:
         return entry.place in self._times and self._storage.exists(f"{entry.place}/{RESULT}")
 
-    def _add(self, entry: Entry, result: dict[str, Any], progress: Progress) -> None:
+    def _add(self, entry: ComparedRun, result: dict[str, Any], progress: Progress) -> None:
         wall = self._times.get(entry.place, 0.0)
         row = row_of(entry.strategy, result, wall, learned_at(entry.config))
         self._rows[entry.seed, self._names.index(entry.strategy)] = row
@@ -142,7 +144,7 @@ class _Table:
         )
 
     def _timed(
-        self, entry: Entry, work: Callable[[Entry], dict[str, Any]], progress: Progress
+        self, entry: ComparedRun, work: Callable[[ComparedRun], dict[str, Any]], progress: Progress
     ) -> dict[str, Any]:
         progress.message(f"{entry.strategy}, seed {entry.seed}: begins")
         began = time.monotonic()

@@ -290,7 +290,7 @@ class _Job:
         memory = notes(self.config.data.cache)
         parts = [
             MANIFEST_VERSION,
-            [content_hash(file, memory) for file in [*source.files, *source.beside]],
+            [content_hash(file, memory) for file in [*source.files, *source.companions]],
             source.recipe(),
             self.fingerprint,
             self.config.data.seq_len,

@@ -21,12 +21,19 @@ from opmix_ray.decision.budget import Size, decision_size
 from opmix_ray.decision.check_probe import CHECK
 from opmix_ray.decision.counting import counts_for
 from opmix_ray.decision.data_law import Known
+from opmix_ray.decision.failed_probes import can_do_without, holding, undecided
 from opmix_ray.decision.health import examine, with_health
-from opmix_ray.decision.lost import can_do_without, holding, undecided
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.probing import Probing, Trained
 from opmix_ray.decision.progress import Progress
-from opmix_ray.decision.rule import Answer, Decision, Question, answer, conclude, prior_mixture
+from opmix_ray.decision.rule import (
+    Decision,
+    DecisionInputs,
+    FittedDecision,
+    conclude,
+    fit_decision,
+    prior_mixture,
+)
 from opmix_ray.decision.task import load_weights, measure_now, put_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
@@ -175,7 +182,7 @@ class _Maker:
                     "tokens": measured.tokens, "flops": measured.flops, "seconds": measured.seconds,
                 }
             }  # fmt: skip
-        found = answer([], question)
+        found = fit_decision([], question)
         decision = conclude(
             [], None, found, question, index=situation.index, step=situation.step, stage=situation.stage
         )
@@ -221,10 +228,10 @@ class _Maker:
         space = load_space(situation.space, components, config.data.domains)
         self.times["probes"] = time.monotonic() - began
         question = self._question(components, len(probes[0].losses) or None)
-        answers: list[Answer] = []
+        answers: list[FittedDecision] = []
 
         def find(rows: list[TrialRow]) -> np.ndarray | None:
-            answers.append(answer(rows, question))
+            answers.append(fit_decision(rows, question))
             return answers[-1].weights
 
         began = time.monotonic()
@@ -300,7 +307,7 @@ class _Maker:
             },
         )  # fmt: skip
 
-    def _question(self, components: Components, probe_steps: int | None) -> Question:
+    def _question(self, components: Components, probe_steps: int | None) -> DecisionInputs:
         config, situation = self.config, self.situation
         batch = config.probe.batch_size or config.train.batch_size
         tokens = {name: self.prepared.domains[name].train_tokens for name in self.domains}
@@ -319,7 +326,7 @@ class _Maker:
             name: min(max(sources[name].min_share, float(least)), upper[name])
             for name, least in zip(self.domains, floor, strict=True)
         }
-        return Question(
+        return DecisionInputs(
             components=components,
             sets=self.sets,
             objective=config.objective_of(self.prepared.bytes_per_token),
@@ -402,7 +409,7 @@ class _Best:
 def _cost(
     probes: Sequence[Probe],
     rows: Sequence[TrialRow],
-    found: Answer,
+    found: FittedDecision,
     base_bytes: int,
     factor_bytes: int,
 ) -> dict[str, dict[str, float]]:

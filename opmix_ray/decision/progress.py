@@ -40,7 +40,7 @@ class Progress:
     def decided(self, decision: Decision) -> None:
         """A decision was made."""
 
-    def beside(self) -> Progress:
+    def in_background(self) -> Progress:
         """What is told of a decision that is made while training goes on, whose own part stays as it is."""
         return self
 

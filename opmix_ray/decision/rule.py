@@ -45,7 +45,7 @@ TRANSFER_TRUST = 0.25
 
 
 @dataclass(frozen=True)
-class Question:
+class DecisionInputs:
     """What a decision is about.
 
     Args:
@@ -124,7 +124,7 @@ class Question:
 
 
 @dataclass
-class Answer:
+class FittedDecision:
     """The law and the proposal it leads to.
 
     Args:
@@ -204,12 +204,12 @@ class Decision:
         return asdict(self)
 
 
-def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
+def fit_decision(rows: Sequence[TrialRow], question: DecisionInputs) -> FittedDecision:
     """Fit the law on the usable rows, in data coordinates, and find the proposal."""
     began = time.monotonic()
     usable = _usable(rows)
     if len(usable) < LEAST_ROWS and not question.counts:
-        return Answer(None, None, None, None, time.monotonic() - began)
+        return FittedDecision(None, None, None, None, time.monotonic() - began)
     law = fit(usable, question)
     old = question.old
     current = question.current if old is None else old.reduced(question.current)
@@ -226,10 +226,10 @@ def answer(rows: Sequence[TrialRow], question: Question) -> Answer:
     )
     mixture = (proposal.leaves or proposal.mixture).over(question.components.domains)
     weights = question.components.weights_for(mixture)
-    return Answer(law, proposal, mixture, weights, time.monotonic() - began)
+    return FittedDecision(law, proposal, mixture, weights, time.monotonic() - began)
 
 
-def fit(usable: Sequence[TrialRow], question: Question) -> FittedLaw:
+def fit(usable: Sequence[TrialRow], question: DecisionInputs) -> FittedLaw:
     """The law of usable candidates, over domains, or over `old` and the new ones."""
     domains, current, old = list(question.components.domains), question.current, question.old
     ratios = np.array([[row.ratios[name] for name in domains] for row in usable]).reshape(-1, len(domains))
@@ -268,19 +268,19 @@ def fit(usable: Sequence[TrialRow], question: Question) -> FittedLaw:
     return aimed(law, aim)
 
 
-def now_of(usable: Sequence[TrialRow], question: Question) -> Mapping[str, float]:
+def now_of(usable: Sequence[TrialRow], question: DecisionInputs) -> Mapping[str, float]:
     """Loss by set at the decision: as given, or under the first candidate; empty where neither is known."""
     return question.now or (usable[0].losses if usable else {})
 
 
-def _before(law: FittedLaw, question: Question) -> np.ndarray | None:
+def _before(law: FittedLaw, question: DecisionInputs) -> np.ndarray | None:
     before, old = question.before, question.old
     if before is None:
         return None
     return (before if old is None else old.reduced(before)).array(law.domains)
 
 
-def _ceilings(law: FittedLaw, usable: Sequence[TrialRow], question: Question) -> dict[str, Ceiling]:
+def _ceilings(law: FittedLaw, usable: Sequence[TrialRow], question: DecisionInputs) -> dict[str, Ceiling]:
     return ceilings_of(law, question.limits, now_of(usable, question), _before(law, question))
 
 
@@ -288,7 +288,7 @@ def _usable(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return [row for row in rows if row.usable and math.isfinite(row.objective)]
 
 
-def _prior(law: FittedLaw, question: Question) -> Mixture:
+def _prior(law: FittedLaw, question: DecisionInputs) -> Mixture:
     """The mixture that the KL term holds on to: the one asked for, or of the free ones what the law likes best."""
     if question.settings.prior != "best" or not question.counts or not question.free:
         return question.prior
@@ -337,7 +337,7 @@ def measure_gain(
 
 
 def conclude(
-    rows: Sequence[TrialRow], checked: TrialRow | None, found: Answer, question: Question,
+    rows: Sequence[TrialRow], checked: TrialRow | None, found: FittedDecision, question: DecisionInputs,
     *, index: int, step: int, stage: str,
 ) -> Decision:  # fmt: skip
     """Keep the proposal if its measured gain is certainly above 0, else the mixture in force."""
@@ -405,7 +405,7 @@ def conclude(
 
 
 def _within(
-    law: FittedLaw, proposal: Mixture, kept: str, usable: Sequence[TrialRow], question: Question
+    law: FittedLaw, proposal: Mixture, kept: str, usable: Sequence[TrialRow], question: DecisionInputs
 ) -> tuple[str, dict[str, dict[str, Any]], str]:
     """Which of proposal and mixture in force is taken where limits are to be kept, what is said of them, and why."""
     current = question.current if question.old is None else question.old.reduced(question.current)
@@ -421,7 +421,7 @@ def _within(
 
 
 def _chosen(
-    rows: Sequence[TrialRow], checked: TrialRow | None, found: Answer, question: Question,
+    rows: Sequence[TrialRow], checked: TrialRow | None, found: FittedDecision, question: DecisionInputs,
     *, index: int, step: int, stage: str,
 ) -> Decision:  # fmt: skip
     """The mixture of least expected regret among the proposal, the way to it, and the free ones."""

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entry import Entry
 from opmix_ray.exchange.handover import Handover, Part, Unit, Written, comment, refuse_kinds
 from opmix_ray.exchange.places import files, reader
+from opmix_ray.exchange.source_weight import SourceWeight
 
 DATASETS = "axolotl_datasets.yaml"
 MOST_PASSES = 64
@@ -91,7 +91,7 @@ def _type(part: Part) -> dict[str, Any]:
     return {"type": "completion", "field": source.text_column if source is not None else "text"}
 
 
-def read_axolotl(tree: Any) -> list[Entry] | None:
+def read_axolotl(tree: Any) -> list[SourceWeight] | None:
     """Entries of `datasets` that are all sliced to numbers of rows; None where there are none.
 
     Raises:
@@ -105,5 +105,5 @@ def read_axolotl(tree: Any) -> list[Entry] | None:
         found = _SLICE.fullmatch(str(entry.get("split")))
         if found is None:
             raise ValueError(f"{entry['path']} has no split: train[:N], so its number of rows is not known")
-        entries.append(Entry(str(entry["path"]), (str(entry["path"]),), float(found[1])))
+        entries.append(SourceWeight(str(entry["path"]), (str(entry["path"]),), float(found[1])))
     return entries

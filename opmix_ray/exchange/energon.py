@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Part, Unit, Written, comment, number
 from opmix_ray.exchange.places import Place, files, stem
+from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 METADATASET = "metadataset.yaml"
 _CLASS = {"__module__": "megatron.energon", "__class__": "MetadatasetV2"}
@@ -41,7 +41,7 @@ def _places(part: Part) -> list[Place]:
     return [Place(stem(paths[0]), 1.0)]
 
 
-def read_energon(tree: Any) -> list[Entry] | None:
+def read_energon(tree: Any) -> list[SourceWeight] | None:
     """Entries of the training blend; None where it is no metadata set.
 
     Raises:
@@ -58,5 +58,5 @@ def read_energon(tree: Any) -> list[Entry] | None:
     entries = []
     for entry in blend:
         flavour = (entry.get("subflavors") or {}).get("domain", entry["path"])
-        entries.append(Entry(str(flavour), (str(entry["path"]),), entry_weight(entry.get("weight", 1.0))))
+        entries.append(SourceWeight(str(flavour), (str(entry["path"]),), as_weight(entry.get("weight", 1.0))))
     return entries

@@ -53,7 +53,7 @@ class Found(Protocol):
     @property
     def files(self) -> Sequence[File]: ...
     @property
-    def beside(self) -> Sequence[File]: ...
+    def companions(self) -> Sequence[File]: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Part:
     @property
     def indexed(self) -> bool:
         """Whether its data are Megatron's `.bin` and `.idx` files."""
-        found = self.opened is not None and bool(self.opened.beside)
+        found = self.opened is not None and bool(self.opened.companions)
         return found or (self.source is not None and self.source.format == "megatron")
 
     def where(self) -> list[str]:

@@ -6,10 +6,10 @@ import ast
 from typing import Any
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Part, Unit, Written, comment, number
 from opmix_ray.exchange.places import files, reader
 from opmix_ray.exchange.python_file import constant
+from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 MODULE = "datasets_mixture.py"
 _BODY = '''
@@ -118,9 +118,9 @@ def _columns(part: Part) -> dict[str, str]:
     return {source.text_column: "text"}
 
 
-def read_datasets(tree: ast.Module) -> list[Entry] | None:
+def read_datasets(tree: ast.Module) -> list[SourceWeight] | None:
     """Entries of PROBABILITIES; None where there is no such constant."""
     found = constant(tree, "PROBABILITIES")
     if not isinstance(found, dict):
         return None
-    return [Entry(str(name), (), entry_weight(weight)) for name, weight in found.items()]
+    return [SourceWeight(str(name), (), as_weight(weight)) for name, weight in found.items()]

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import (
     FIXED_LENGTH,
     Handover,
@@ -20,6 +19,7 @@ from opmix_ray.exchange.handover import (
     refuse_kinds,
 )
 from opmix_ray.exchange.places import files
+from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 INFO, SETTINGS = "dataset_info.json", "llamafactory.yaml"
 _ENDINGS = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".txt")  # that its loader knows, uncompressed
@@ -82,7 +82,7 @@ def _columns(part: Part) -> dict[str, Any]:
     return {"columns": {"prompt": source.text_column if source is not None else "text"}}
 
 
-def read_llamafactory(tree: Any) -> list[Entry] | None:
+def read_llamafactory(tree: Any) -> list[SourceWeight] | None:
     """Entries of `dataset` and `interleave_probs`; None where there are none.
 
     Raises:
@@ -93,7 +93,7 @@ def read_llamafactory(tree: Any) -> list[Entry] | None:
     names, chances = (_list(tree[key]) for key in ("dataset", "interleave_probs"))
     if len(names) != len(chances):
         raise ValueError(f"dataset names {len(names)} data sets and interleave_probs {len(chances)}")
-    return [Entry(name, (), entry_weight(chance)) for name, chance in zip(names, chances, strict=True)]
+    return [SourceWeight(name, (), as_weight(chance)) for name, chance in zip(names, chances, strict=True)]
 
 
 def _list(value: Any) -> list[str]:

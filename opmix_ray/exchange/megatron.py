@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import Handover, Part, Unit, Written, comment, number
 from opmix_ray.exchange.places import Place, files, prefix, stem
+from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 BLEND, NEMO = "megatron_blend.txt", "nemo_blend.yaml"
 
@@ -69,21 +69,21 @@ def _prefixes(part: Part) -> tuple[list[Place], str | None]:
     )
 
 
-def read_blend(text: str) -> list[Entry] | None:
+def read_blend(text: str) -> list[SourceWeight] | None:
     """Entries of a blend as text; None where it is none."""
     words = text.split()
     if not words or len(words) % 2:
         return None
     try:
         return [
-            Entry(path, (path,), entry_weight(weight))
+            SourceWeight(path, (path,), as_weight(weight))
             for weight, path in zip(words[::2], words[1::2], strict=True)
         ]
     except ValueError:
         return None
 
 
-def read_nemo(tree: Any) -> list[Entry] | None:
+def read_nemo(tree: Any) -> list[SourceWeight] | None:
     """Entries of `dataset.blend`, or of Megatron's per-split JSON (`train`); None where it is neither.
 
     Raises:
@@ -94,7 +94,7 @@ def read_nemo(tree: Any) -> list[Entry] | None:
     if isinstance(tree.get("dataset"), dict) and isinstance(tree["dataset"].get("blend"), list):
         prefixes, weights = tree["dataset"]["blend"]
         pairs = zip(prefixes, weights, strict=True)
-        return [Entry(str(path), (str(path),), entry_weight(weight)) for path, weight in pairs]
+        return [SourceWeight(str(path), (str(path),), as_weight(weight)) for path, weight in pairs]
     if {"train", "valid", "test"} <= set(tree):
         train = tree["train"]
         return read_blend(" ".join(map(str, train)) if isinstance(train, list) else str(train))

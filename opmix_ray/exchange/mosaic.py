@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Unit, Written, comment, number
 from opmix_ray.exchange.places import files, stem
+from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 from opmix_ray.paths import is_uri
 
 STREAMS = "streams.yaml"
@@ -43,7 +43,7 @@ def write_streaming(handover: Handover, unit: Unit) -> Written:
     return Written({STREAMS: text}, notes)
 
 
-def read_streaming(tree: Any) -> list[Entry] | None:
+def read_streaming(tree: Any) -> list[SourceWeight] | None:
     """Entries of `streams`, at the top or below `dataset` of a loader; None where there are none.
 
     Raises:
@@ -62,5 +62,5 @@ def read_streaming(tree: Any) -> list[Entry] | None:
     entries = []
     for name, entry in streams.items():
         paths = tuple(str(entry[key]) for key in ("remote", "local") if entry.get(key))
-        entries.append(Entry(str(name), paths, entry_weight(entry["proportion"])))
+        entries.append(SourceWeight(str(name), paths, as_weight(entry["proportion"])))
     return entries

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import Handover, Unit, Written, comment, number
+from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 FIT, RATIOS, METRICS, OPTIMAL = "fit.yaml", "ratios.csv", "metrics.csv", "mixture_optimal.json"
 
@@ -53,7 +53,7 @@ def write_olmix(handover: Handover, unit: Unit) -> Written:
     return Written(contents | {FIT: text, RATIOS: ratios, METRICS: metrics})
 
 
-def read_olmix(tree: Any) -> list[Entry] | None:
+def read_olmix(tree: Any) -> list[SourceWeight] | None:
     """Entries of olmix's optimal weights, or its priors (token counts); None where there are neither.
 
     Raises:
@@ -64,9 +64,9 @@ def read_olmix(tree: Any) -> list[Entry] | None:
         and tree
         and all(isinstance(e, dict) and {"domain", "weight"} <= set(e) for e in tree)
     ):
-        return [Entry(str(entry["domain"]), (), entry_weight(entry["weight"])) for entry in tree]
+        return [SourceWeight(str(entry["domain"]), (), as_weight(entry["weight"])) for entry in tree]
     priors = tree.get("priors", tree) if isinstance(tree, dict) else None
     counts = priors.get("token_counts") if isinstance(priors, dict) else None
     if not isinstance(counts, dict):
         return None
-    return [Entry(str(name), (), entry_weight(count)) for name, count in counts.items()]
+    return [SourceWeight(str(name), (), as_weight(count)) for name, count in counts.items()]

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import Handover, Part, Unit, Written, comment, number
 from opmix_ray.exchange.places import prefix, stem
+from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 from opmix_ray.paths import is_uri
 
 SOURCES = "source_mixture.yaml"
@@ -70,7 +70,7 @@ def _glob(path: str) -> str:
     return path if plain.endswith((".npy", ".bin")) else f"{path.rstrip('/')}/*.npy"
 
 
-def read_olmo_core(tree: Any) -> list[Entry] | None:
+def read_olmo_core(tree: Any) -> list[SourceWeight] | None:
     """Entries of a source list, alone or below `source_list`; None where it is none.
 
     Raises:
@@ -86,6 +86,8 @@ def read_olmo_core(tree: Any) -> list[Entry] | None:
     ):
         raise ValueError("every source needs source_name and target_ratio")
     return [
-        Entry(str(s["source_name"]), tuple(map(str, s.get("paths") or ())), entry_weight(s["target_ratio"]))
+        SourceWeight(
+            str(s["source_name"]), tuple(map(str, s.get("paths") or ())), as_weight(s["target_ratio"])
+        )
         for s in sources
     ]

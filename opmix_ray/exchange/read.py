@@ -20,7 +20,6 @@ import yaml
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.exchange.axolotl import read_axolotl
 from opmix_ray.exchange.energon import read_energon
-from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import Unit, without_query
 from opmix_ray.exchange.hf_datasets import read_datasets
 from opmix_ray.exchange.llamafactory import read_llamafactory
@@ -28,6 +27,7 @@ from opmix_ray.exchange.megatron import prefix, read_blend, read_nemo
 from opmix_ray.exchange.mosaic import read_streaming
 from opmix_ray.exchange.olmix import read_olmix
 from opmix_ray.exchange.olmo_core import read_olmo_core
+from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 from opmix_ray.exchange.torchtitan import read_torchtitan
 from opmix_ray.paths import is_uri
 from opmix_ray.remote import is_local, local_path
@@ -53,7 +53,7 @@ class Weights:
 
     file: str
     unit: Unit
-    entries: list[Entry]
+    entries: list[SourceWeight]
 
     def over(self, domains: Mapping[str, Sequence[str]]) -> dict[str, float]:
         """Weight of each domain that the file gives one, summing to 1; several entries of a domain are added up.
@@ -76,7 +76,7 @@ class Weights:
         total = math.fsum(weight / most for weight in found.values())
         return {name: weight / most / total for name, weight in found.items()}
 
-    def _domain(self, entry: Entry, domains: Mapping[str, Sequence[str]]) -> str:
+    def _domain(self, entry: SourceWeight, domains: Mapping[str, Sequence[str]]) -> str:
         names = {name.lower(): name for name in domains}
         numbered = re.sub(r"\.\d+$", "", entry.name)
         for name in (entry.name, entry.name.lower(), numbered, numbered.lower()):
@@ -144,7 +144,7 @@ def _text(file: str) -> str:
     return Storage((head or ".") + query).read_text(name)
 
 
-def _parse(text: str, name: str) -> tuple[Unit, list[Entry]] | None:
+def _parse(text: str, name: str) -> tuple[Unit, list[SourceWeight]] | None:
     if name.endswith(".py"):
         return _first(_PYTHON, ast.parse(text))
     if name.endswith(".json"):
@@ -155,7 +155,7 @@ def _parse(text: str, name: str) -> tuple[Unit, list[Entry]] | None:
     return _first(_TREES, parse_yaml(text))
 
 
-def _first(readers: Sequence[tuple[Unit, Callable[[Any], list[Entry] | None]]], tree: Any) -> Any:
+def _first(readers: Sequence[tuple[Unit, Callable[[Any], list[SourceWeight] | None]]], tree: Any) -> Any:
     for unit, read in readers:
         entries = read(tree)
         if entries is not None:
@@ -163,19 +163,19 @@ def _first(readers: Sequence[tuple[Unit, Callable[[Any], list[Entry] | None]]], 
     return None
 
 
-def _read_shares(tree: Any) -> list[Entry] | None:
+def _read_shares(tree: Any) -> list[SourceWeight] | None:
     """Our own mixture.json, or a plain mapping of names to shares."""
     if isinstance(tree, dict) and isinstance(tree.get("mixture"), dict):
         tree = tree["mixture"]
     if not isinstance(tree, dict) or not tree:
         return None
     try:
-        return [Entry(str(name), (), entry_weight(share)) for name, share in tree.items()]
+        return [SourceWeight(str(name), (), as_weight(share)) for name, share in tree.items()]
     except ValueError:
         return None
 
 
-_TREES: list[tuple[Unit, Callable[[Any], list[Entry] | None]]] = [
+_TREES: list[tuple[Unit, Callable[[Any], list[SourceWeight] | None]]] = [
     ("tokens", read_nemo),
     ("documents", read_energon),
     ("tokens", read_olmo_core),
@@ -185,7 +185,7 @@ _TREES: list[tuple[Unit, Callable[[Any], list[Entry] | None]]] = [
     ("documents", read_axolotl),
     ("tokens", _read_shares),
 ]
-_PYTHON: list[tuple[Unit, Callable[[Any], list[Entry] | None]]] = [
+_PYTHON: list[tuple[Unit, Callable[[Any], list[SourceWeight] | None]]] = [
     ("documents", read_datasets),
     ("tokens", read_torchtitan),
 ]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import ast
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entry import Entry, entry_weight
 from opmix_ray.exchange.handover import Handover, Unit, Written, comment, number, refuse_kinds
 from opmix_ray.exchange.hf_datasets import loading
 from opmix_ray.exchange.python_file import constant
+from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 MODULE = "torchtitan_mixture.py"
 _BODY = '''
@@ -68,7 +68,7 @@ def write_torchtitan(handover: Handover, unit: Unit) -> Written:
     )
 
 
-def read_torchtitan(tree: ast.Module) -> list[Entry] | None:
+def read_torchtitan(tree: ast.Module) -> list[SourceWeight] | None:
     """Entries of WEIGHTS, or of every `HFDataSource(dataset=..., weight=...)`; None where there is neither.
 
     Raises:
@@ -76,7 +76,7 @@ def read_torchtitan(tree: ast.Module) -> list[Entry] | None:
     """
     found = constant(tree, "WEIGHTS")
     if isinstance(found, dict):
-        return [Entry(str(name), (), entry_weight(weight)) for name, weight in found.items()]
+        return [SourceWeight(str(name), (), as_weight(weight)) for name, weight in found.items()]
     entries = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "HFDataSource":
@@ -85,5 +85,7 @@ def read_torchtitan(tree: ast.Module) -> list[Entry] | None:
                 weight = ast.literal_eval(given["weight"]) if "weight" in given else 1.0
                 path = given.get("dataset_path")
                 paths = (str(path.value),) if isinstance(path, ast.Constant) and path.value else ()
-                entries.append(Entry(str(ast.literal_eval(given["dataset"])), paths, entry_weight(weight)))
+                entries.append(
+                    SourceWeight(str(ast.literal_eval(given["dataset"])), paths, as_weight(weight))
+                )
     return entries or None

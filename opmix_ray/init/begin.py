@@ -105,7 +105,7 @@ def begin(
     for domain in domains:
         if domain.kind == "tokens" and not domain.columns:
             found = open_source(sources[domain.name], KEY, vocabulary=size)
-            for file in [] if found.beside else found.files:
+            for file in [] if found.companions else found.files:
                 ids_dtype(found, file)
     tokens = {domain.name: _tokens(domain, loaded, sequences.eval_fraction) for domain in domains}
     say("measuring how fast this machine trains")

@@ -61,6 +61,6 @@ def factors_only(probe_set: ProbeSet) -> ProbeSet:
     return replace(probe_set, weights={}, bfloat16=frozenset())
 
 
-def with_base(factors: ProbeSet, base: BaseModel) -> ProbeSet:
+def join_base(factors: ProbeSet, base: BaseModel) -> ProbeSet:
     """The inverse of `factors_only`."""
     return replace(factors, weights=base.weights, bfloat16=base.bfloat16)

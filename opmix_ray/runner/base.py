@@ -1,6 +1,6 @@
 """What a run goes on from: an earlier run's model, mixture and reading positions, or a model and its old mixture.
 
-with with_base(config) as config:          # `model.path` is the earlier run's model
+with starting_from_base(config) as config:          # `model.path` is the earlier run's model
     begin = beginning(config)              # old mixture and positions
     adopt(config, storage, state)          # weights and moments become the run's own first checkpoint
 """
@@ -29,7 +29,7 @@ _MOMENTS = ("optimizer.pt", "rng.pt")
 
 
 @dataclass(frozen=True)
-class Before:
+class PriorTraining:
     """What was trained on before a stage.
 
     Args:
@@ -43,7 +43,7 @@ class Before:
     read: dict[str, Content] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, state: RunState) -> Before:
+    def of(cls, state: RunState) -> PriorTraining:
         """From a run's state."""
         read = {name: Content(**values) for name, values in state.read.items()}
         return cls(state.mixture, SamplerState.from_dict(state.sampler), read)
@@ -55,7 +55,7 @@ class Before:
 
 
 @contextmanager
-def with_base(config: RunConfig) -> Iterator[RunConfig]:
+def starting_from_base(config: RunConfig) -> Iterator[RunConfig]:
     """The configuration with the base run's model as its own, unless it names one, for the time of a `with`.
 
     Raises:
@@ -73,15 +73,17 @@ def _takes_weights(config: RunConfig) -> bool:
     return config.base.run is not None and config.model.path is None and config.model.config is None
 
 
-def beginning(config: RunConfig) -> Before:
+def beginning(config: RunConfig) -> PriorTraining:
     """What came before the first stage.
 
     Raises:
         UserError: the base is not a finished run.
     """
     if config.base.run is None:
-        return Before(mixture=dict(config.base.mixture) if isinstance(config.base.mixture, dict) else {})
-    before = Before.of(_finished(config.base.run))
+        return PriorTraining(
+            mixture=dict(config.base.mixture) if isinstance(config.base.mixture, dict) else {}
+        )
+    before = PriorTraining.of(_finished(config.base.run))
     return replace(before, sampler=replace(before.sampler, step=0, since_step=0))
 
 

@@ -42,12 +42,12 @@ from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import BEFORE, METRICS, RESULT, RunState, load_state, open_output
 from opmix_ray.record import read_record
 from opmix_ray.report import write_report
-from opmix_ray.runner.base import BASE, Before, adopt, beginning, same_content, with_base
-from opmix_ray.runner.beside import Beside
+from opmix_ray.runner.background import Background
+from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, same_content, starting_from_base
 from opmix_ray.runner.content import changed, fingerprint
-from opmix_ray.runner.enter import enter
 from opmix_ray.runner.harness import run_harness
 from opmix_ray.runner.plan import Step, in_stage, plan, stage_domains
+from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.standing import resumes_at, total_steps
 from opmix_ray.runner.trust import DAMAGED, checkpoints, final_rows, trusted
 from opmix_ray.runner.validate import check_before, prepare_checked, refuse
@@ -90,7 +90,7 @@ def run(
     storage = Storage(config.output_uri())
     local = [storage.uri] if storage.is_local else []
     write_to(*local, Path(config.data.cache).expanduser(), *scratch())
-    with with_base(config) as based:
+    with starting_from_base(config) as based:
         refuse(check_before(based, file))
         with locked(storage):
             state = open_output(config, storage, resume=resume, overwrite=overwrite)
@@ -159,19 +159,19 @@ class _Runner:
         return self._finish()
 
     def _stage(self, step: Step) -> None:
-        stage, before = self.config.stages[step.stage], Before.of(self.state)
+        stage, before = self.config.stages[step.stage], PriorTraining.of(self.state)
         if stage.restart:
             before, self.state.begun, self.state.curves = beginning(self.config), {}, {}
             self.state.checkpoint = BASE if self.storage.exists(BASE) else None
-        entry = enter(self.config, step.stage, before, self.prepared)
-        for note in entry.notes:
+        start = start_stage(self.config, step.stage, before, self.prepared)
+        for note in start.notes:
             self.progress.message(note)
         self.state.stage = stage.name
-        entry.before.put(self.state)
-        for name in entry.mixture:
-            self.state.begun.setdefault(name, entry.before.sampler.consumed.get(name, 0))
-        self.state.old = entry.old.shares if entry.old is not None else {}
-        self._set_mixture(entry.mixture, step.start, "start of the stage")
+        start.before.put(self.state)
+        for name in start.mixture:
+            self.state.begun.setdefault(name, start.before.sampler.consumed.get(name, 0))
+        self.state.old = start.old.shares if start.old is not None else {}
+        self._set_mixture(start.mixture, step.start, "start of the stage")
 
     def _train(self, step: Step) -> None:
         config, stage = self.config, self.config.stages[step.stage]
@@ -197,7 +197,7 @@ class _Runner:
             evaluation=config.evaluation,
             sequences_searched=config.search.sequences,
             prepared=self.prepared,
-            live=strategy_of(config).live(self._as_of(stage.name), self._caps(stage)),
+            callback=strategy_of(config).callback(self._as_of(stage.name), self._caps(stage)),
             sampler=self.state.sampler,
             writer=self.writer,
         )
@@ -303,11 +303,11 @@ class _Runner:
         began, ledger = time.monotonic(), Ledger()
         self._flops_per_token()  # now: two threads must not build models at the same time
         with self._weights() as model:
-            situation, progress = self._situation(step, model), self.progress.beside()
-            beside = Beside(lambda: self._decision(situation, progress, ledger))
+            situation, progress = self._situation(step, model), self.progress.in_background()
+            background = Background(lambda: self._decision(situation, progress, ledger))
             before = self.ledger["main"]["seconds"]
             self._train(step)
-            decision = beside.result()
+            decision = background.result()
         trained = (self.ledger["main"]["seconds"] - before) / self.config.train.workers
         self.ledger.merge(ledger)
         self._follow(decision, step, max(0.0, _wall(decision, began) - trained))
@@ -349,8 +349,8 @@ class _Runner:
 
     def _set_mixture(self, mixture: Mixture, step: int, why: str) -> None:
         self.state.mixture = mixture.shares
-        entry = {"step": step, "stage": self.state.stage, "why": why, "mixture": mixture.shares}
-        self.state.mixtures.append(entry)
+        start = {"step": step, "stage": self.state.stage, "why": why, "mixture": mixture.shares}
+        self.state.mixtures.append(start)
         write_mixture(self.storage, mixture, self.state.mixtures, self.prepared)
         self.watch.mixture(step, mixture.shares)
 

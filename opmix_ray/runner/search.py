@@ -20,11 +20,11 @@ from opmix_ray.output.mixture_file import write_mixture
 from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
-from opmix_ray.runner.base import beginning, with_base
+from opmix_ray.runner.base import beginning, starting_from_base
 from opmix_ray.runner.content import changed, fingerprint
-from opmix_ray.runner.enter import enter
 from opmix_ray.runner.front import front
 from opmix_ray.runner.plan import in_stage, space_of, stage_domains
+from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.validate import refuse, validate
 from opmix_ray.storage import Storage
 
@@ -67,7 +67,7 @@ def search_once(
     if len(stage_domains(config, stage)) < 2:
         raise UserError("a decision needs at least two domains", key="data.domains", remedy="add a domain")
     storage, original = Storage(config.output_uri()), config
-    with with_base(config) as config, locked(storage):
+    with starting_from_base(config) as config, locked(storage):
         state = open_output(original, storage, resume=False, overwrite=overwrite)
         prepared = validate(config, on_progress=progress.preparing)
         content = fingerprint(config, prepared)
@@ -75,7 +75,7 @@ def search_once(
         state.content = content
         state.save(storage)
         before = beginning(config)
-        entry = enter(config, 0, before, prepared)
+        start = start_stage(config, 0, before, prepared)
         config = in_stage(config, 0, before.read)
         sets = [name for name, weight in config.objective().items() if weight]
         if pareto and len(sets) < 2:
@@ -83,7 +83,7 @@ def search_once(
                 f"a front is between two sets or more, and only {sets[0]} has a weight",
                 key="evaluation.weights", value=config.evaluation.weights, remedy="give another set a weight",
             )  # fmt: skip
-        mixture = entry.mixture
+        mixture = start.mixture
         situation = Situation(
             index=0,
             step=step,
@@ -92,8 +92,8 @@ def search_once(
             current=mixture,
             model=None,
             tokens_left=stage.steps * config.train.batch_size * prepared.seq_len,
-            tokens_used=entry.used,
-            old=entry.old,
+            tokens_used=start.used,
+            old=start.old,
         )
         ledger, session = Ledger(), Session(storage)
         with connected(config):

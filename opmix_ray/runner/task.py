@@ -14,9 +14,9 @@ from opmix_ray.config import RunConfig
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.task import load_weights, probe_task, put_task
 from opmix_ray.model.base import snapshot
-from opmix_ray.runner.base import beginning, with_base
-from opmix_ray.runner.enter import enter
+from opmix_ray.runner.base import beginning, starting_from_base
 from opmix_ray.runner.plan import in_stage
+from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.validate import validate
 from opmix_ray.train.probes import train_all
 from opmix_ray.trials.space import read_space
@@ -33,16 +33,16 @@ def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
     Raises:
         UserErrors: everything that is wrong with the configuration and the data.
     """
-    with with_base(config) as config:
+    with starting_from_base(config) as config:
         prepared = validate(config)
         before = beginning(config)
-        entry = enter(config, 0, before, prepared)
+        start = start_stage(config, 0, before, prepared)
         config = in_stage(config, 0, before.read)
         kind = read_space(config.search.space)[0].kind
-        chosen = choose_components(kind, entry.old, entry.mixture)
+        chosen = choose_components(kind, start.old, start.mixture)
         weights = load_weights(config, prepared, model)
         base_ref = ray.put(snapshot(weights))
         tasks = [probe_task(config, prepared, name, chosen.replayed, "task") for name in chosen.names]
         found = train_all(tasks, base_ref)
         probes = [found[name] for name in chosen.names]
-        return put_task(config, prepared, weights, base_ref, probes, entry.mixture.domains)[0]
+        return put_task(config, prepared, weights, base_ref, probes, start.mixture.domains)[0]

@@ -11,7 +11,7 @@ from opmix_ray.output.rows import Row
 from opmix_ray.output.state import BEFORE, METRICS, RunState, load_state
 from opmix_ray.record import checked
 from opmix_ray.storage import Storage
-from opmix_ray.train.salvage import checkpoint_fault
+from opmix_ray.train.recover import checkpoint_fault
 
 DAMAGED = "run again with --resume: the checkpoint before it is used"
 

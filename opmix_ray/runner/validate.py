@@ -29,11 +29,11 @@ from opmix_ray.model.load import load_model
 from opmix_ray.model.spread import check_spread
 from opmix_ray.paths import is_uri
 from opmix_ray.remote import refuse_credentials
-from opmix_ray.runner.base import beginning, with_base
+from opmix_ray.runner.base import beginning, starting_from_base
 from opmix_ray.runner.check_plan import check_plan, oddities
-from opmix_ray.runner.enter import enter
 from opmix_ray.runner.forecast import estimate
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, wanted_mixture
+from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.trial import try_probes
 from opmix_ray.secret import HIDDEN, placeholders
 from opmix_ray.sources.source import open_source, validate_sources
@@ -86,7 +86,7 @@ def examine(
     Raises:
         UserErrors: everything that is wrong.
     """
-    with with_base(config) as config:
+    with starting_from_base(config) as config:
         refuse(check_before(config, file) + check_cluster(config) + check_processors(config))
         prepared, errors = _prepared(config, on_progress)
         refuse(errors if prepared is None else check_prepared(config, prepared))
@@ -114,7 +114,7 @@ def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
             )
             continue
         try:
-            entry = enter(config, position, first if stage.restart else before, prepared)
+            start = start_stage(config, position, first if stage.restart else before, prepared)
         except UserError as error:
             errors.append(
                 UserError(
@@ -125,7 +125,7 @@ def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
                 )
             )
             continue
-        before = entry.after(stage.steps * config.train.batch_size)
+        before = start.after(stage.steps * config.train.batch_size)
     return errors
 
 
@@ -160,7 +160,7 @@ def validate(
     Raises:
         UserErrors: everything that is wrong.
     """
-    with with_base(config) as config:
+    with starting_from_base(config) as config:
         refuse(check_before(config, file))
         return prepare_checked(config, on_progress)
 

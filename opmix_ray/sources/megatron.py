@@ -24,7 +24,7 @@ _DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 
 _TOKENS = 1 << 24  # ids read at a time, unless one document has more
 
 
-def beside(path: str, ending: str) -> str:
+def sibling(path: str, ending: str) -> str:
     """The file of the other ending for a `.bin`, an `.idx` or their common prefix; keeps a URI's query."""
     head, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
     for known in (BIN, IDX):
@@ -34,7 +34,7 @@ def beside(path: str, ending: str) -> str:
 
 def find(path: str, ending: str = IDX) -> InputFile | None:
     """The index, or the `.bin`, that belongs to a `.bin` file or a prefix, if it is there."""
-    name = beside(path, ending)
+    name = sibling(path, ending)
     system, inner = filesystem(name)
     info = system.get_file_info(inner)
     return InputFile(name, info.size or 0, info.mtime_ns or 0) if info.type == pafs.FileType.File else None
@@ -59,7 +59,7 @@ def read_index(path: str) -> tuple[np.dtype[Any], np.ndarray]:
     Raises:
         OSError, ValueError: there is no index, or it is not of this kind.
     """
-    system, inner = filesystem(beside(path, IDX))
+    system, inner = filesystem(sibling(path, IDX))
     with system.open_input_stream(inner, compression=None) as stream:
         data = stream.read()
     if data.startswith(_LEGACY):

@@ -96,7 +96,7 @@ class Source:
         eos: id of the end-of-text token, at which raw token streams are split.
         block: tokens in a document of a stream without end-of-text tokens.
         vocabulary: size of the tokenizer's, where it is known.
-        beside: files that are read together with these: the index of each Megatron `.bin`.
+        companions: files that are read together with these: the index of each Megatron `.bin`.
     """
 
     config: SourceConfig
@@ -106,7 +106,7 @@ class Source:
     eos: int = -1
     block: int = 64 * 1024
     vocabulary: int | None = None
-    beside: list[InputFile] = field(default_factory=list)
+    companions: list[InputFile] = field(default_factory=list)
 
     def recipe(self) -> str:
         """Everything besides the files' bytes that the documents depend on."""
@@ -157,8 +157,8 @@ def open_source(
             remedy="name the others by their ending, such as *.jsonl, or make two domains of them",
         )  # fmt: skip
     found = list(files.values())
-    beside = [_index(file, f"{key}.path") for file in found] if formats == {"megatron"} else []
-    return Source(source, key, kind, found, -1 if eos is None else eos, block, vocabulary, beside)
+    companions = [_index(file, f"{key}.path") for file in found] if formats == {"megatron"} else []
+    return Source(source, key, kind, found, -1 if eos is None else eos, block, vocabulary, companions)
 
 
 def _index(file: InputFile, key: str) -> InputFile:
@@ -393,9 +393,9 @@ def _validate_files(source: Source) -> list[UserError]:
 
 def _has_rows(source: Source, file: InputFile) -> bool:
     if source.kind == "tokens" and source.config.tokens_column is None:
-        dtype = np.dtype("<u2") if source.beside else ids_dtype(source, file)
+        dtype = np.dtype("<u2") if source.companions else ids_dtype(source, file)
         with reading(file.path, f"{source.key}.path"):
-            if source.beside:
+            if source.companions:
                 return len(megatron.read_index(file.path)[1]) > 0
             return any(len(part) for part in readers.raw_ids(file.path, dtype))
     return any(True for _ in read_file(source, file))

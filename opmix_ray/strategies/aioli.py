@@ -20,11 +20,11 @@ from opmix_ray.config.strategy import AioliConfig
 from opmix_ray.mixture import Mixture
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.costs import Costs
-from opmix_ray.train.live import Live, Moment
+from opmix_ray.train.callback import Moment, TrainingCallback
 
 
 @dataclass(frozen=True)
-class Sweeps(Live):
+class Sweeps(TrainingCallback):
     """Aioli inside the main run."""
 
     settings: AioliConfig = field(default_factory=AioliConfig)
@@ -87,7 +87,7 @@ class Aioli(Strategy):
 
     decides = "never"
 
-    def live(self, config: RunConfig, caps: dict[str, float]) -> Live:
+    def callback(self, config: RunConfig, caps: dict[str, float]) -> TrainingCallback:
         return Sweeps(caps, config.objective(), config.strategies.aioli)
 
     def live_cost(self, config: RunConfig, domains: int, costs: Costs) -> float:

@@ -21,7 +21,7 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.costs import Costs, Planned
 from opmix_ray.strategies.making import Making
-from opmix_ray.train.live import Live
+from opmix_ray.train.callback import TrainingCallback
 
 
 class Strategy:
@@ -89,7 +89,7 @@ class Strategy:
         """Make a decision; what a crash left in `making.place` need not be done again."""
         return making.decision(making.situation.current, "the strategy keeps the mixture")
 
-    def live(self, config: RunConfig, caps: dict[str, float]) -> Live | None:
+    def callback(self, config: RunConfig, caps: dict[str, float]) -> TrainingCallback | None:
         """What happens inside segments; None: nothing.
 
         Args:

@@ -21,7 +21,7 @@ from opmix_ray.data.plan import fit_to_caps, share_caps
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.make import Situation, decision_seed
 from opmix_ray.decision.progress import Progress
-from opmix_ray.decision.rule import LEAST_ROWS, Decision, Question, answer, prior_mixture
+from opmix_ray.decision.rule import LEAST_ROWS, Decision, DecisionInputs, fit_decision, prior_mixture
 from opmix_ray.decision.task import load_weights
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
@@ -163,13 +163,13 @@ class Making:
         identity = Components(tuple(self.domains), tuple(self.domains), np.eye(len(self.domains)))
         settings = ProposalConfig(law=LAW, kl=KL)
         lower = {name: min(config.data.domains[name].min_share, self.caps[name]) for name in self.domains}
-        question = Question(
+        question = DecisionInputs(
             components=identity, sets=tuple(config.decided_on()),
             objective=config.objective_of(self.prepared.bytes_per_token), current=current,
             prior=prior_mixture(prior, current, self.tokens), lower=lower, upper=self.caps,
             settings=settings, seed=self.seed(),
         )  # fmt: skip
-        found = answer(rows, question)
+        found = fit_decision(rows, question)
         self.add("fit", 0.0, 0.0, found.seconds)
         if found.proposal is None or found.law is None:
             usable = sum(row.usable for row in rows)

@@ -23,11 +23,11 @@ from opmix_ray.config import RunConfig
 from opmix_ray.config.strategy import OdmConfig
 from opmix_ray.mixture import Mixture
 from opmix_ray.strategies.base import Strategy
-from opmix_ray.train.live import Live, Moment
+from opmix_ray.train.callback import Moment, TrainingCallback
 
 
 @dataclass(frozen=True)
-class Bandit(Live):
+class Bandit(TrainingCallback):
     """The bandit inside the main run."""
 
     settings: OdmConfig = field(default_factory=OdmConfig)
@@ -55,7 +55,7 @@ class Odm(Strategy):
 
     decides = "never"
 
-    def live(self, config: RunConfig, caps: dict[str, float]) -> Live:
+    def callback(self, config: RunConfig, caps: dict[str, float]) -> TrainingCallback:
         return Bandit(caps, config.objective(), config.strategies.odm)
 
 

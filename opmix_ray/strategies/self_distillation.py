@@ -29,13 +29,13 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.loss import sequence_losses, training_loss
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.continual import Sequential
-from opmix_ray.train.live import Live
+from opmix_ray.train.callback import TrainingCallback
 
 Example = tuple[torch.Tensor, torch.Tensor]  # ids of a prompt and of its demonstration
 
 
 @dataclass(frozen=True)
-class Distillation(Live):
+class Distillation(TrainingCallback):
     """Self-distillation inside the main run."""
 
     settings: SelfDistillationConfig = field(default_factory=SelfDistillationConfig)
@@ -70,7 +70,7 @@ class SelfDistillation(Strategy):
     ) -> Mixture | None:
         return Sequential().start(config, stage, old, tokens)
 
-    def live(self, config: RunConfig, caps: dict[str, float]) -> Live:
+    def callback(self, config: RunConfig, caps: dict[str, float]) -> TrainingCallback:
         return Distillation(caps, config.objective(), config.strategies.self_distillation)
 
 

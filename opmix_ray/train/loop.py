@@ -34,13 +34,13 @@ from opmix_ray.model.load import load_model, set_recompute
 from opmix_ray.model.loss import SetLoss, compute_context, measure
 from opmix_ray.output.fence import allowed
 from opmix_ray.storage import Storage
+from opmix_ray.train.callback import TrainingCallback
+from opmix_ray.train.callback_runner import CallbackRunner
 from opmix_ray.train.checkpoint import TrainState, is_finite, read_state, read_tensors, write_checkpoint
 from opmix_ray.train.domain_losses import DomainLosses
-from opmix_ray.train.live import Live
 from opmix_ray.train.notice import Notice
 from opmix_ray.train.parallel import Parallel, divides
 from opmix_ray.train.schedule import learning_rate
-from opmix_ray.train.steering import Steering
 
 RATE = "train.optimizer.learning_rate"  # key of the error of a run that diverged
 
@@ -63,7 +63,7 @@ class Segment:
         sampler: `SamplerState.to_dict()` to start from; none: the checkpoint's.
         seed: of the run.
         sequences_searched: held-out sequences per set that are kept for decisions.
-        live: what a strategy does inside the segment, if anything.
+        callback: what a strategy does inside the segment, if anything.
         writer: token with which checkpoints may be written; none: there is no other writer.
     """
 
@@ -83,7 +83,7 @@ class Segment:
     evaluation: EvaluationConfig
     sequences_searched: int
     prepared: Prepared
-    live: Live | None = None
+    callback: TrainingCallback | None = None
     sampler: dict[str, Any] | None = None
     writer: str | None = None
 
@@ -129,7 +129,9 @@ class _Worker:
             list(self.stores), segment.start, segment.stage_steps, self.device, self.parallel.total
         )
         self.domain_losses.restore(self.state.domains, self.state.step, first=self.rank == 0)
-        self.steering = Steering(self, segment.live) if segment.live is not None else None
+        self.callback_runner = (
+            CallbackRunner(self, segment.callback) if segment.callback is not None else None
+        )
         self.started = time.monotonic()
         self.seconds_before = self.state.seconds
         nats, targets = self.state.partial
@@ -165,7 +167,7 @@ class _Worker:
         set_recompute(model, segment.model.recompute)
         if not divides(segment.train.strategy):
             model.to(self.device)  # type: ignore[arg-type]
-        own = segment.live.module(model) if segment.live is not None else None
+        own = segment.callback.module(model) if segment.callback is not None else None
         self.parallel = Parallel(model, segment.train.strategy, self.device, own)
         self.optimizer = _optimizer(model, segment.train)
         if directory is not None and (directory / "optimizer.pt").exists():
@@ -201,8 +203,8 @@ class _Worker:
 
     def _step(self) -> None:
         segment, train = self.segment, self.segment.train
-        if self.steering is not None:
-            self.steering.before_step()
+        if self.callback_runner is not None:
+            self.callback_runner.before_step()
         batch = self.sampler.next_batch()
         ids, mask = self._rows(batch)
         own = [float(mask[:, 1:].sum()), float(self.notice.due(self.rank)), float(self.notice.told())]
@@ -240,8 +242,8 @@ class _Worker:
             torch.nn.utils.clip_grad_norm_(self.parallel.module.parameters(), train.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.steering is not None:
-            self.steering.after_step()
+        if self.callback_runner is not None:
+            self.callback_runner.after_step()
         self.domain_losses.end_step()
         self._since[0] = self._since[0] + nats
         self._since[1] += targets
@@ -282,7 +284,7 @@ class _Worker:
                 "tokens_per_second": tokens / max(now - since, 1e-9),
                 "delivered": self.sampler.delivered,
             }
-            | ({} if self.steering is None else {"mixture": self.sampler.mixture.shares})
+            | ({} if self.callback_runner is None else {"mixture": self.sampler.mixture.shares})
         )
         self._since = [0.0, 0, now]
         self._logged = self.state.step
@@ -351,8 +353,8 @@ class _Worker:
         nats = torch.as_tensor(self._since[0], dtype=torch.float64).to(self.device)
         self.state.partial = [float(self.parallel.total(nats.clone())), float(self._since[1])]
         self.state.domains = self.domain_losses.to_dict()
-        if self.steering is not None:
-            self.steering.before_save()
+        if self.callback_runner is not None:
+            self.callback_runner.before_save()
         weights = self.parallel.model_state()
         optimizer = self.parallel.optimizer_state(self.optimizer)
         rng = self.parallel.gather(torch.get_rng_state())

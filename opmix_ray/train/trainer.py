@@ -18,12 +18,12 @@ from ray.train.torch import TorchTrainer
 
 from opmix_ray.errors import user_errors
 from opmix_ray.node import here
-from opmix_ray.signals import Watch
+from opmix_ray.signals import StopSignals
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state
 from opmix_ray.train.loop import Segment, train_segment
 from opmix_ray.train.notice import ListeningConfig
-from opmix_ray.train.salvage import salvage
+from opmix_ray.train.recover import recover
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 TRAIN = "train"  # directory of the segments inside a run's output
@@ -101,7 +101,7 @@ def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
     filesystem, root = storage.filesystem
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    saved = salvage(storage, f"{TRAIN}/{segment.name}", lambda text: on_event("note", {"text": text}))
+    saved = recover(storage, f"{TRAIN}/{segment.name}", lambda text: on_event("note", {"text": text}))
     if saved is not None:
         segment = replace(segment, checkpoint=saved)
     reporter = Reporter.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
@@ -162,7 +162,7 @@ def _own_interrupt() -> Iterator[None]:
     Train puts a handler of its own in place, does not take it away, and forgets a signal that comes when its
     controller is already done.
     """
-    before, watch = signal.getsignal(signal.SIGINT), Watch()
+    before, watch = signal.getsignal(signal.SIGINT), StopSignals()
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from ray import tune
 
 from opmix_ray.config.objective import Objective
 from opmix_ray.data.held_out import HeldOut, count_of, part_of, texts_of, tokens_of
-from opmix_ray.model.base import with_base
+from opmix_ray.model.base import join_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import SetLoss
@@ -215,18 +215,18 @@ class MixtureTrial(tune.Trainable):
     `rest` is a number of seconds to wait for other evaluators, which keeps the actor from being given up meanwhile.
     """
 
-    def setup(self, config: dict[str, Any], task: SearchTask | None = None, shelf: Any = None) -> None:
-        """Build the model on the shared arrays: those of the task, or those on a shelf for it."""
+    def setup(self, config: dict[str, Any], task: SearchTask | None = None, holder: Any = None) -> None:
+        """Build the model on the shared arrays: those of the task, or those with a holder for it."""
         if task is None:
             raise ValueError("use tune.with_parameters(MixtureTrial, task=SearchTask.put(...))")
         asked = self.trial_resources.required_resources if self.trial_resources else {}
         torch.set_num_threads(max(1, int(asked.get("CPU", 1))))
-        arrays = [task.base, task.factors, task.sets] if shelf is None else ray.get(shelf.take.remote())
+        arrays = [task.base, task.factors, task.sets] if holder is None else ray.get(holder.take.remote())
         base, factors, sets = ray.get(arrays)
         self._space = task.space or Simplex(task.components)
         self._components = task.components
         self._scorer = CandidateScorer(
-            with_base(factors, base),
+            join_base(factors, base),
             sets,
             task.objective,
             batch_size=task.batch_size,

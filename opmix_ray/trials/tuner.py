@@ -93,9 +93,9 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
     resources: dict[str, Any] = {"cpu": config.cpus, **config.resources}
     if config.gpus:
         resources["gpu"] = config.gpus
-    shelf = _shelve([task.base, task.factors, task.sets])
+    holder = _hold_arrays([task.base, task.factors, task.sets])
     bare = replace(task, base=None, factors=None, sets=None)
-    trainable = tune.with_resources(tune.with_parameters(MixtureTrial, task=bare, shelf=shelf), resources)
+    trainable = tune.with_resources(tune.with_parameters(MixtureTrial, task=bare, holder=holder), resources)
     directory = tempfile.mkdtemp(prefix="opmix-tune-")  # Tune's own notes; nothing in it is needed later
     try:
         tune.Tuner(
@@ -118,7 +118,7 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
             ),
         ).fit()
     finally:
-        ray.kill(shelf)
+        ray.kill(holder)
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -133,11 +133,11 @@ class _Silent(tune.ProgressReporter):
 
 
 @ray.remote(num_cpus=0)
-class _Shelf:
+class _ArrayHolder:
     """Holds references into the object store for as long as a search lasts.
 
     Tune keeps what `tune.with_parameters` is given until the driver ends, and with it everything that it refers to: the
-    weights of every decision of a run would stay in the object store. A shelf can be cleared.
+    weights of every decision of a run would stay in the object store. A holder can be cleared.
     """
 
     def __init__(self, references: Sequence[Any]) -> None:
@@ -148,6 +148,6 @@ class _Shelf:
         return self._references
 
 
-def _shelve(references: Sequence[Any]) -> Any:
-    """A handle of a shelf with object references, on the driver's machine; it is cleared by `ray.kill`."""
-    return _Shelf.options(scheduling_strategy=here()).remote(references)  # type: ignore[attr-defined]
+def _hold_arrays(references: Sequence[Any]) -> Any:
+    """A handle of a holder of object references, on the driver's machine; it is cleared by `ray.kill`."""
+    return _ArrayHolder.options(scheduling_strategy=here()).remote(references)  # type: ignore[attr-defined]

@@ -115,11 +115,11 @@ def test_a_full_disk_ends_the_run_and_more_space_lets_it_finish(tiny: TinyRun, d
 
 def test_an_interrupt_that_another_handler_swallows_is_still_seen() -> None:
     """As Train's own does, when it comes after the last step of a segment."""
-    from opmix_ray.signals import Watch
+    from opmix_ray.signals import StopSignals
 
     before = signal.getsignal(signal.SIGINT)
-    outer = Watch()
-    inner = Watch()
+    outer = StopSignals()
+    inner = StopSignals()
     signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
         assert (outer.stopped(), inner.stopped()) == (0, 0)

@@ -15,7 +15,7 @@ from opmix_ray.counts.ngrams import DataLeft, count_ngrams
 from opmix_ray.counts.response import DataResponse
 from opmix_ray.decision.aimed import aimed
 from opmix_ray.decision.data_law import Known
-from opmix_ray.decision.rule import Decision, Question, answer, conclude, fit
+from opmix_ray.decision.rule import Decision, DecisionInputs, conclude, fit, fit_decision
 from opmix_ray.mixture import Mixture
 from opmix_ray.trials.components import Components
 
@@ -33,7 +33,7 @@ def text(name: str, seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return ids + 32 * DOMAINS.index(name), np.ones((rows, LENGTH), bool)
 
 
-def question(**changes: Any) -> Question:
+def question(**changes: Any) -> DecisionInputs:
     """What counting alone answers: three domains, and a set like each of them."""
     data = DataLeft(4000.0, np.zeros(3), np.full(3, 100.0 * LENGTH))
     held = {name: text(name, 9, 20) for name in DOMAINS}
@@ -53,11 +53,11 @@ def question(**changes: Any) -> Question:
         "known": Known({name: one.for_the_set(even, data) for name, one in counted.items()}, data),
         "free": {},
     }
-    return Question(**(fields | changes))
+    return DecisionInputs(**(fields | changes))
 
 
-def decide(asked: Question) -> Decision:
-    return conclude([], None, answer([], asked), asked, index=0, step=0, stage="s")
+def decide(asked: DecisionInputs) -> Decision:
+    return conclude([], None, fit_decision([], asked), asked, index=0, step=0, stage="s")
 
 
 def greatest(losses: Any) -> float:
@@ -122,7 +122,7 @@ def test_a_packages_own_number_is_minimised() -> None:
     assert found < law.objective(pool).min() + 0.05 * math.log(3)  # what the KL term may cost
 
 
-def limited(given: float | str, name: str = "middle", **changes: Any) -> tuple[Question, Decision]:
+def limited(given: float | str, name: str = "middle", **changes: Any) -> tuple[DecisionInputs, Decision]:
     """A decision for the hard set alone, which leaves nothing to the others, under a limit on one of them."""
     fields: dict[str, Any] = {
         "objective": weighted("loss", {"easy": 0.0, "middle": 0.0, "hard": 1.0}),
@@ -133,7 +133,7 @@ def limited(given: float | str, name: str = "middle", **changes: Any) -> tuple[Q
     return asked, decide(asked)
 
 
-def ends(asked: Question, decision: Decision, name: str) -> tuple[float, float]:
+def ends(asked: DecisionInputs, decision: Decision, name: str) -> tuple[float, float]:
     """Prediction of a set and its 95 % bound at the decision's mixture."""
     law = fit([], asked)
     shares = Mixture(decision.mixture).array(law.domains)[None]

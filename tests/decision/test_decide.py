@@ -10,7 +10,14 @@ import pytest
 
 from opmix_ray.config import ProposalConfig
 from opmix_ray.decision.old_part import probe_data
-from opmix_ray.decision.rule import Decision, Question, answer, conclude, measure_gain, prior_mixture
+from opmix_ray.decision.rule import (
+    Decision,
+    DecisionInputs,
+    conclude,
+    fit_decision,
+    measure_gain,
+    prior_mixture,
+)
 from opmix_ray.mixture import Mixture
 from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import TrialRow
@@ -23,7 +30,7 @@ SETS = DOMAINS
 NEED = {"a": 0.1, "b": 0.2, "c": 0.6}  # how much each set gains from its domain
 
 
-def question(**changes: object) -> Question:
+def question(**changes: object) -> DecisionInputs:
     fields = {
         "components": PARTS,
         "sets": SETS,
@@ -36,7 +43,7 @@ def question(**changes: object) -> Question:
         "seed": 0,
         "steps": 200.0,
     }
-    return Question(**(fields | changes))  # type: ignore[arg-type]
+    return DecisionInputs(**(fields | changes))  # type: ignore[arg-type]
 
 
 def row(run: str, weights: np.ndarray, *, noise: float = 0.02, shift: float = 0.0) -> TrialRow:
@@ -67,7 +74,7 @@ def rows(count: int = 14) -> list[TrialRow]:
 
 def decide(candidates: list[TrialRow], checked: TrialRow | None = None, **changes: object) -> Decision:
     asked = question(**changes)
-    found = answer(candidates, asked)
+    found = fit_decision(candidates, asked)
     if checked is None and found.weights is not None:
         checked = row("proposal", found.weights)
     return conclude(candidates, checked, found, asked, index=0, step=10, stage="s")

@@ -10,7 +10,7 @@ import pytest
 
 from opmix_ray.config import ProposalConfig
 from opmix_ray.decision.old_part import OldPart, choose_components
-from opmix_ray.decision.rule import Question, answer, conclude
+from opmix_ray.decision.rule import DecisionInputs, conclude, fit_decision
 from opmix_ray.mixture import Mixture
 from opmix_ray.trials.rows import TrialRow
 
@@ -19,7 +19,7 @@ OLD = Mixture({"a": 0.75, "b": 0.25, "x": 0.0, "y": 0.0})
 NEED = {"a": 0.3, "b": 0.1, "x": 0.2, "y": 0.05}
 
 
-def question(current: Mixture = OLD, old: Mixture | None = OLD, **changes: object) -> Question:
+def question(current: Mixture = OLD, old: Mixture | None = OLD, **changes: object) -> DecisionInputs:
     chosen = choose_components("old_new", old, current)
     components = chosen.components(0.9)
     fields = {
@@ -35,10 +35,10 @@ def question(current: Mixture = OLD, old: Mixture | None = OLD, **changes: objec
         "old": chosen.old,
         "steps": 200.0,
     }
-    return Question(**(fields | changes))  # type: ignore[arg-type]
+    return DecisionInputs(**(fields | changes))  # type: ignore[arg-type]
 
 
-def rows(asked: Question, count: int = 14) -> list[TrialRow]:
+def rows(asked: DecisionInputs, count: int = 14) -> list[TrialRow]:
     """Candidates whose loss on a set falls with the logarithm of its domain's share."""
     rng = np.random.default_rng(3)
     names = asked.components.names
@@ -84,7 +84,7 @@ def test_without_anything_new_or_old_there_is_no_such_part() -> None:
 
 def test_the_proposal_keeps_the_inside_of_the_old_data() -> None:
     asked = question()
-    found = answer(rows(asked), asked)
+    found = fit_decision(rows(asked), asked)
     assert found.law is not None
     assert found.mixture is not None
     assert found.proposal is not None
@@ -98,17 +98,17 @@ def test_the_proposal_keeps_the_inside_of_the_old_data() -> None:
 
 def test_a_second_decision_in_the_stage_starts_from_what_the_first_one_chose() -> None:
     first = question()
-    chosen = answer(rows(first), first).mixture
+    chosen = fit_decision(rows(first), first).mixture
     assert chosen is not None
     again = question(current=chosen)
-    found = answer(rows(again), again)
+    found = fit_decision(rows(again), again)
     assert found.mixture is not None
     assert found.mixture.distance(chosen) < 0.05, "the same losses lead to the same mixture"
 
 
 def test_caps_hold_for_single_old_domains() -> None:
     asked = question(upper={"a": 0.15, "b": 1.0, "x": 1.0, "y": 1.0})
-    found = answer(rows(asked), asked)
+    found = fit_decision(rows(asked), asked)
     assert found.mixture is not None
     assert found.mixture["a"] <= 0.15 + 1e-6
     assert found.mixture["b"] == pytest.approx(found.mixture["a"] / 3)
@@ -117,7 +117,7 @@ def test_caps_hold_for_single_old_domains() -> None:
 def test_the_decision_is_written_over_domains() -> None:
     asked = question()
     candidates = rows(asked)
-    found = answer(candidates, asked)
+    found = fit_decision(candidates, asked)
     checked = replace(min(candidates, key=lambda row: row.objective), run="proposal")
     decision = conclude(candidates, checked, found, asked, index=0, step=5, stage="s")
     assert decision.kept == "proposal"
@@ -134,7 +134,7 @@ def test_more_of_the_new_never_helps_the_old(seed: int) -> None:
         replace(row, losses=row.losses | {name: 3 + rng.normal(0, 0.002) for name in "ab"})
         for row in rows(asked, count=6)
     ]
-    law = answer(told, asked).law
+    law = fit_decision(told, asked).law
     assert law is not None
     at = np.array([[0.8, 0.1, 0.1], [0.2, 0.4, 0.4]])
     less, more = law.predict(at)

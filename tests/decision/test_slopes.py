@@ -11,7 +11,7 @@ import pytest
 
 from opmix_ray.config import RunConfig
 from opmix_ray.decision.old_part import OldPart
-from opmix_ray.decision.rule import answer
+from opmix_ray.decision.rule import fit_decision
 from opmix_ray.decision.slopes import slopes_of
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Slopes, fit_law
@@ -139,7 +139,7 @@ def test_a_decision_uses_the_slopes_of_its_candidates() -> None:
     errors = []
     unseen = np.random.default_rng(6).dirichlet(np.ones(3), 40)
     for part in (rows, [replace(r, slopes={}) for r in rows]):
-        law = answer(part, asked).law
+        law = fit_decision(part, asked).law
         assert law is not None
         guess = law.predict(unseen) - law.predict(unseen).mean(axis=0)
         true = -need * np.log(unseen + 0.3)

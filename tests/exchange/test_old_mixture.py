@@ -13,7 +13,7 @@ from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserErrors
 from opmix_ray.exits import exit_code
 from opmix_ray.runner.base import beginning
-from opmix_ray.runner.enter import enter
+from opmix_ray.runner.stage_start import start_stage
 from tests.exchange.conftest import MIXTURE, Output
 from tests.support import TinyRun
 
@@ -26,10 +26,10 @@ def test_a_stage_carries_on_with_the_old_mixture_in_tokens(
     tiny.tree["base"] = {"mixture": str(Path(file).relative_to(tmp_path))}  # relative to the configuration
     tiny.tree["stages"][0]["start"] = "carry"
     config = tiny.load()
-    entry = enter(config, 0, beginning(config), prepare(config))
-    assert entry.mixture.shares == pytest.approx(MIXTURE, abs=1e-9)
-    assert entry.old is not None
-    assert entry.old.shares == pytest.approx(MIXTURE, abs=1e-9)
+    start = start_stage(config, 0, beginning(config), prepare(config))
+    assert start.mixture.shares == pytest.approx(MIXTURE, abs=1e-9)
+    assert start.old is not None
+    assert start.old.shares == pytest.approx(MIXTURE, abs=1e-9)
 
 
 def test_a_new_domain_has_no_share(text_run: Output, tiny: TinyRun, tmp_path: Path) -> None:
@@ -37,8 +37,8 @@ def test_a_new_domain_has_no_share(text_run: Output, tiny: TinyRun, tmp_path: Pa
     tiny.tree["base"] = {"mixture": str(tmp_path / "old.yaml")}
     tiny.tree["stages"][0]["start"] = "carry"
     config = tiny.load()
-    entry = enter(config, 0, beginning(config), prepare(config))
-    assert entry.mixture.shares == pytest.approx({"code": 0.25, "german": 0.0, "mathematics": 0.75})
+    start = start_stage(config, 0, beginning(config), prepare(config))
+    assert start.mixture.shares == pytest.approx({"code": 0.25, "german": 0.0, "mathematics": 0.75})
 
 
 def test_the_unit_can_be_said(tiny: TinyRun, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_the_unit_can_be_said(tiny: TinyRun, tmp_path: Path) -> None:
     config = tiny.load()
     prepared = prepare(config)
     long, short = (prepared.domains[name].tokens_per_document for name in ("code", "mathematics"))
-    mixture = enter(config, 0, beginning(config), prepared).mixture
+    mixture = start_stage(config, 0, beginning(config), prepared).mixture
     assert mixture["code"] / mixture["mathematics"] == pytest.approx(0.25 * long / (0.75 * short))
 
 

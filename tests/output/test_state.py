@@ -19,7 +19,7 @@ from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_sta
 from opmix_ray.runner.trust import final_rows, trusted
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, write_checkpoint
-from opmix_ray.train.salvage import NOTES, salvage
+from opmix_ray.train.recover import NOTES, recover
 from tests.support import TinyRun
 
 
@@ -123,7 +123,7 @@ def test_the_one_before_is_used_where_the_last_checkpoint_is_damaged_or_gone(tmp
             (last / "optimizer.pt").write_bytes(content)
         else:
             shutil.rmtree(last)
-        assert salvage(storage, "train/seg", said.append) == "train/seg.saved"
+        assert recover(storage, "train/seg", said.append) == "train/seg.saved"
         assert read_state(tmp_path / "train" / "seg.saved").step == 3
         assert not base.exists()
     assert [line.partition("checkpoint_2 ")[2].split(";")[0] for line in said] == [
@@ -131,7 +131,7 @@ def test_the_one_before_is_used_where_the_last_checkpoint_is_damaged_or_gone(tmp
         "is gone",
     ]
     (tmp_path / "train" / "seg.saved" / "state.json").write_text("{}")
-    assert salvage(storage, "train/seg", said.append) is None
+    assert recover(storage, "train/seg", said.append) is None
 
 
 def test_a_state_goes_back_to_the_one_before_its_checkpoint(tmp_path: Path) -> None:
@@ -177,13 +177,13 @@ def test_a_damaged_row_is_left_out_and_named(tmp_path: Path) -> None:
 
 def test_the_newest_whole_checkpoint_is_saved_when_the_notes_are_cut_off(tmp_path: Path) -> None:
     storage, base = Storage(str(tmp_path)), tmp_path / "train" / "seg"
-    assert salvage(storage, "train/seg") is None
+    assert recover(storage, "train/seg") is None
     _checkpoint(base / "checkpoint_1", 3)
     _checkpoint(base / "checkpoint_2", 6)
     (_checkpoint(base / "checkpoint_3", 9) / "rng.pt").write_bytes(b"")
     (base / NOTES).write_bytes(b"")
     for _ in range(2):  # the second time as after a crash in between
-        assert salvage(storage, "train/seg") == "train/seg.saved"
+        assert recover(storage, "train/seg") == "train/seg.saved"
         assert read_state(tmp_path / "train" / "seg.saved").step == 6
         assert not base.exists()
         base.mkdir()
@@ -194,5 +194,5 @@ def test_whole_notes_are_left_and_what_they_do_not_know_is_removed(tmp_path: Pat
     _checkpoint(base / "checkpoint_1", 3)
     _checkpoint(base / "checkpoint_2", 6)
     (base / NOTES).write_text(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]}))
-    assert salvage(Storage(str(tmp_path)), "train/seg") is None
+    assert recover(Storage(str(tmp_path)), "train/seg") is None
     assert [path.name for path in sorted(base.iterdir())] == ["checkpoint_1", NOTES]

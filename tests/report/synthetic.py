@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from opmix_ray.config import RunConfig, dump_config
-from opmix_ray.decision.rule import Question, answer, conclude
+from opmix_ray.decision.rule import DecisionInputs, conclude, fit_decision
 from opmix_ray.mixture import Mixture
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.result import make_result
@@ -111,7 +111,7 @@ def _decide(
     domains = tuple(current.domains)
     data = np.vstack([current.array(), *(0.9 * np.eye(len(domains)) + 0.1 * current.array())])
     components = Components(("old", *domains), domains, data)
-    question = Question(
+    question = DecisionInputs(
         components=components,
         sets=domains,
         objective=config.objective(),
@@ -138,7 +138,7 @@ def _decide(
         weights = np.eye(len(domains) + 1)[0] if trial == 0 else rng.dirichlet(np.full(len(domains) + 1, 0.7))
         log.add(score(f"{trial:03d}", weights, unusual.get(trial, "ok")))
     candidates = list(log.rows)
-    found = answer(candidates, question)
+    found = fit_decision(candidates, question)
     checked = None if found.weights is None else score("proposal", found.weights)
     if checked is not None:
         log.add(checked)
@@ -175,7 +175,7 @@ def _row(
     run: str,
     weights: np.ndarray,
     components: Components,
-    question: Question,
+    question: DecisionInputs,
     levels: np.ndarray,
     strength: np.ndarray,
     hard: np.ndarray,

@@ -15,8 +15,8 @@ from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.output.state import RunState
-from opmix_ray.runner.base import BASE, Before, adopt, beginning, same_content, with_base
-from opmix_ray.runner.enter import enter
+from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, same_content, starting_from_base
+from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.storage import Storage
 from tests.support import TinyRun, read_json
 
@@ -28,32 +28,32 @@ def prepared(tiny: TinyRun) -> Prepared:
     return prepare(tiny.load())
 
 
-def before(prepared: Prepared, **consumed: int) -> Before:
+def before(prepared: Prepared, **consumed: int) -> PriorTraining:
     read = {name: Content.of(prepared.domains[name]) for name in consumed}
     shares = {name: count / sum(consumed.values()) for name, count in consumed.items()}
-    return Before(shares, SamplerState(consumed=consumed), read)
+    return PriorTraining(shares, SamplerState(consumed=consumed), read)
 
 
 def test_without_a_past_there_is_nothing_old(tiny: TinyRun, prepared: Prepared) -> None:
-    entry = enter(tiny.load(), 0, beginning(tiny.load()), prepared)
-    assert (entry.old, entry.used, entry.notes) == (None, {}, [])
+    start = start_stage(tiny.load(), 0, beginning(tiny.load()), prepared)
+    assert (start.old, start.used, start.notes) == (None, {}, [])
 
 
 def test_a_given_old_mixture_is_restricted_to_the_stage(tiny: TinyRun, prepared: Prepared) -> None:
     tiny.tree["stages"] = [STAGE | {"domains": ["code", "mathematics"]}]
     tiny.tree["base"] = {"mixture": {"code": 0.2, "german": 0.8}}
     config = tiny.load()
-    entry = enter(config, 0, beginning(config), prepared)
-    assert entry.old is not None
-    assert entry.old.shares == entry.mixture.shares == {"code": 1.0, "mathematics": 0.0}
+    start = start_stage(config, 0, beginning(config), prepared)
+    assert start.old is not None
+    assert start.old.shares == start.mixture.shares == {"code": 1.0, "mathematics": 0.0}
 
 
 def test_caps_count_what_earlier_runs_read(tiny: TinyRun, prepared: Prepared) -> None:
     size = prepared.domains["code"].train_sequences
     tiny.tree["stages"] = [STAGE]
     tiny.tree["data"]["domains"]["code"]["max_epochs"] = 1
-    fresh = enter(tiny.load(), 0, before(prepared, code=10, german=10), prepared)
-    used_up = enter(tiny.load(), 0, before(prepared, code=size - 16, german=size - 16), prepared)
+    fresh = start_stage(tiny.load(), 0, before(prepared, code=10, german=10), prepared)
+    used_up = start_stage(tiny.load(), 0, before(prepared, code=size - 16, german=size - 16), prepared)
     assert fresh.mixture["code"] == pytest.approx(0.5)
     assert used_up.mixture["code"] == pytest.approx(0.1), "16 of 160 sequences are left"
     assert used_up.notes == ["code: share changed by -0.4000 to keep its max_epochs",
@@ -66,8 +66,8 @@ def test_what_a_stage_leaves_is_old_for_the_next(tiny: TinyRun, prepared: Prepar
         STAGE,
     ]
     config = tiny.load()
-    first = enter(config, 0, Before(), prepared)
-    second = enter(config, 1, first.after(20), prepared)
+    first = start_stage(config, 0, PriorTraining(), prepared)
+    second = start_stage(config, 1, first.after(20), prepared)
     assert second.old is not None
     assert second.old.shares == {"code": 0.75, "german": 0.25, "mathematics": 0.0}
     assert second.used == {"code": 15 * 32.0, "german": 5 * 32.0}
@@ -110,7 +110,7 @@ def test_a_base_becomes_the_first_checkpoint(tiny: TinyRun, base: Path, moments:
     assert (found / "optimizer.pt").exists() == (found / "rng.pt").exists() == moments
     assert state.sampler["consumed"] == {"code": 7, "german": 9}
     assert read_json(found / "state.json")["sampler"]["step"] == 0, "steps are counted anew"
-    with with_base(config) as based:
+    with starting_from_base(config) as based:
         assert based.model.path == str(base / "model")
         assert based.model.autocast == config.model.autocast
 
@@ -120,7 +120,7 @@ def test_a_model_that_is_named_is_taken_instead_of_the_bases(tiny: TinyRun, base
     config, state = tiny.load(), RunState()
     adopt(config, Storage(str(tiny.directory / "out")), state)
     assert (state.checkpoint, state.sampler["consumed"]) == (None, {"code": 7, "german": 9})
-    with with_base(config) as based:
+    with starting_from_base(config) as based:
         assert based == config
 
 

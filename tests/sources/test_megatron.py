@@ -89,7 +89,7 @@ def test_the_index_is_part_of_what_is_prepared(tmp_path: Path) -> None:
     prefix = write_indexed(tmp_path / "x", DOCUMENTS)
     source = open_source(SourceConfig(path=str(prefix)), "data.domains.d")
     assert [Path(file.path).name for file in source.files] == ["x.bin"]
-    assert [Path(file.path).name for file in source.beside] == ["x.idx"]
+    assert [Path(file.path).name for file in source.companions] == ["x.idx"]
 
 
 def cut(prefix: Path) -> None:

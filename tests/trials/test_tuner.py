@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from opmix_ray.config import RunConfig
-from opmix_ray.model.base import with_base
+from opmix_ray.model.base import join_base
 from opmix_ray.runner.task import make_task
 from opmix_ray.storage import Storage
 from opmix_ray.trials.rows import RowLog, TrialRow
@@ -78,7 +78,7 @@ def test_a_search_scores_every_candidate_and_changes_no_stored_byte(ready: Ready
     assert len(made) == 7
     # What Tune's actors measured is what the plain scorer measures.
     base, factors, sets = ray.get([ready.task.base, ready.task.factors, ready.task.sets])
-    scorer = CandidateScorer(with_base(factors, base), sets, ready.task.objective, autocast=False)
+    scorer = CandidateScorer(join_base(factors, base), sets, ready.task.objective, autocast=False)
     for row in [rows[0], rows[4], checked]:
         score = scorer.score(np.array(list(row.weights.values())))
         assert score.objective == pytest.approx(row.objective, abs=1e-6)

@@ -12,20 +12,22 @@ from opmix_ray.config.strategy import AioliConfig, OdmConfig
 from opmix_ray.mixture import Mixture
 from opmix_ray.strategies.aioli import Sweeps, interactions, perturbed
 from opmix_ray.strategies.odm import Bandit, exp3_policy, exploration, update_rewards
-from opmix_ray.train.live import Live, Moment
+from opmix_ray.train.callback import Moment, TrainingCallback
 
 UNIFORM = Mixture.uniform("abc")
 
 
-def play(live: Live, steps: int, losses: dict[str, float], held_out: Any = None) -> list[Mixture]:
+def play(
+    callback: TrainingCallback, steps: int, losses: dict[str, float], held_out: Any = None
+) -> list[Mixture]:
     """The mixture of every step; memory goes through JSON as it does in a checkpoint."""
     memory: dict[str, Any] = {}
     mixture, seen, found = UNIFORM, {}, []
     for done in range(steps):
         moment = Moment(done, steps, mixture, seen)
-        if live.measures(memory, moment):
+        if callback.measures(memory, moment):
             moment = Moment(done, steps, mixture, seen, held_out(done, found))
-        mixture = live.steer(memory, moment) or mixture
+        mixture = callback.steer(memory, moment) or mixture
         memory = json.loads(json.dumps(memory))
         found.append(mixture)
         seen = losses
@@ -74,8 +76,10 @@ def test_aioli_sweeps_then_leans_to_the_domain_that_helps_most() -> None:
         total["loss"] = 10.0 - sum(0.1 * mixture["b"] for mixture in mixtures)  # only b's data help
         return {"x": total["loss"]}
 
-    live = Sweeps(objective={"x": 1.0}, settings=AioliConfig(rounds=2, sweep_fraction=0.3, eta=2.0, ema=None))
-    found = play(live, 40, {}, held_out)
+    callback = Sweeps(
+        objective={"x": 1.0}, settings=AioliConfig(rounds=2, sweep_fraction=0.3, eta=2.0, ema=None)
+    )
+    found = play(callback, 40, {}, held_out)
     sweep = [max(mixture, key=mixture.__getitem__) for mixture in found[:6]]
     assert sweep == ["a", "a", "b", "b", "c", "c"]
     assert found[0]["a"] == pytest.approx(0.75)
@@ -85,12 +89,12 @@ def test_aioli_sweeps_then_leans_to_the_domain_that_helps_most() -> None:
 
 
 def test_a_stage_too_short_for_its_sweeps_is_left_alone() -> None:
-    live = Sweeps(objective={"x": 1.0}, settings=AioliConfig(rounds=4))
-    assert play(live, 8, {}) == [UNIFORM] * 8
+    callback = Sweeps(objective={"x": 1.0}, settings=AioliConfig(rounds=4))
+    assert play(callback, 8, {}) == [UNIFORM] * 8
 
 
-def test_repetition_caps_hold_for_live_mixtures() -> None:
-    live = Live(caps={"a": 0.1, "b": 1.0, "c": 1.0})
-    assert live.allowed(Mixture({"a": 8, "b": 1, "c": 1})).shares == pytest.approx(
+def test_repetition_caps_hold_for_moved_mixtures() -> None:
+    callback = TrainingCallback(caps={"a": 0.1, "b": 1.0, "c": 1.0})
+    assert callback.allowed(Mixture({"a": 8, "b": 1, "c": 1})).shares == pytest.approx(
         {"a": 0.1, "b": 0.45, "c": 0.45}
     )

@@ -14,14 +14,14 @@ from typing import Any
 
 import ray
 
-from opmix_ray.compare.plan import Entry
+from opmix_ray.compare.plan import ComparedRun
 from opmix_ray.config import dump_config
 from opmix_ray.errors import UserError
 from opmix_ray.output.state import RESULT
 from opmix_ray.storage import Storage
 
 
-class Beside:
+class ParallelRuns:
     """Commands that join the cluster this process is connected to; whoever leaves the `with` early ends them.
 
     A command that is ended writes a checkpoint first, and goes on from there when the comparison is begun again.
@@ -38,7 +38,7 @@ class Beside:
         self._lock, self._over = threading.Lock(), False
         self.pool = ThreadPoolExecutor(most)
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> ParallelRuns:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,7 +48,7 @@ class Beside:
                 process.terminate()
         self.pool.shutdown(cancel_futures=True)
 
-    def run(self, entry: Entry) -> dict[str, Any]:
+    def run(self, entry: ComparedRun) -> dict[str, Any]:
         """One run to its end; the content of its result.json.
 
         Raises:
@@ -59,7 +59,7 @@ class Beside:
         with _with_secrets(entry, self._storage.path(file)) as readable:
             return self._run(entry, storage, ["run", readable, "--output", storage.uri, "--json"])
 
-    def _run(self, entry: Entry, storage: Storage, words: list[str]) -> dict[str, Any]:
+    def _run(self, entry: ComparedRun, storage: Storage, words: list[str]) -> dict[str, Any]:
         with self._lock:
             if self._over:
                 raise UserError("was not begun", key=f"{entry.strategy}, seed {entry.seed}")
@@ -79,7 +79,7 @@ class Beside:
 
 
 @contextmanager
-def _with_secrets(entry: Entry, written: str) -> Iterator[str]:
+def _with_secrets(entry: ComparedRun, written: str) -> Iterator[str]:
     """A file with the whole configuration: the one that was written or, where secrets were left out of that, one that
     its owner alone may read and that goes with the end of the run."""
     whole = dump_config(entry.config, secrets=True)

@@ -1,7 +1,7 @@
 """How a stage begins: reading positions and old mixture in the names of its domains, and its first mixture.
 
-entry = enter(config, 1, before, prepared)
-entry.mixture, entry.old
+start = start_stage(config, 1, before, prepared)
+start.mixture, start.old
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from opmix_ray.config import RunConfig
 from opmix_ray.data.lineage import Content, Origin, follow, take_over
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
-from opmix_ray.runner.base import Before
+from opmix_ray.runner.base import PriorTraining
 from opmix_ray.runner.plan import stage_domains, start_mixture
 
 
 @dataclass(frozen=True)
-class Entry:
+class StageStart:
     """A stage as it begins.
 
     Args:
@@ -30,11 +30,11 @@ class Entry:
 
     mixture: Mixture
     old: Mixture | None
-    before: Before
+    before: PriorTraining
     used: dict[str, float]
     notes: list[str]
 
-    def after(self, sequences: float) -> Before:
+    def after(self, sequences: float) -> PriorTraining:
         """What a stage of so many sequences under its first mixture leaves to the next."""
         consumed = dict(self.before.sampler.consumed)
         for name, share in self.mixture.items():
@@ -46,7 +46,7 @@ class Entry:
         )
 
 
-def enter(config: RunConfig, position: int, before: Before, prepared: Prepared) -> Entry:
+def start_stage(config: RunConfig, position: int, before: PriorTraining, prepared: Prepared) -> StageStart:
     """Begin a stage.
 
     Args:
@@ -72,4 +72,4 @@ def enter(config: RunConfig, position: int, before: Before, prepared: Prepared) 
     notes += [
         f"{name}: share changed by {change:+.4f} to keep its max_epochs" for name, change in moved.items()
     ]
-    return Entry(mixture, old, Before(before.mixture, sampler, read), used, notes)
+    return StageStart(mixture, old, PriorTraining(before.mixture, sampler, read), used, notes)

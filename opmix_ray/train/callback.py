@@ -1,6 +1,6 @@
 """What a strategy may do inside a segment: change the mixture before a step, or put its own loss in the place of ours.
 
-A `Live` object travels to every worker and keeps nothing itself: what it remembers is a plain dictionary in the
+A `TrainingCallback` object travels to every worker and keeps nothing itself: what it remembers is a dictionary in the
 checkpoint, so that a resumed segment goes on exactly where it stood. All workers see the same numbers.
 """
 
@@ -25,7 +25,7 @@ class Moment:
         steps: of the stage.
         mixture: in force.
         losses: training loss of the last step by domain, nats per token; domains without a row are left out.
-        held_out: loss of the sets that decisions may look at, where `Live.measures` asked for it.
+        held_out: loss of the sets that decisions may look at, where `TrainingCallback.measures` asked for it.
     """
 
     done: int
@@ -36,7 +36,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Live:
+class TrainingCallback:
     """The neutral one, which changes nothing.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Beside(Generic[T]):
+class Background(Generic[T]):
     """A call in a thread of its own; its result, or its error, comes at the end.
 
     The main thread keeps what must have it: signals and Ray Train.

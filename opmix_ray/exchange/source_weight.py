@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Entry:
+class SourceWeight:
     """A weight and what it is for.
 
     Args:
@@ -22,7 +22,7 @@ class Entry:
     weight: float
 
 
-def entry_weight(value: Any) -> float:
+def as_weight(value: Any) -> float:
     """A weight as a finite number of at least 0.
 
     Raises:

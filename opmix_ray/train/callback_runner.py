@@ -1,4 +1,4 @@
-"""The part of a worker that serves a `Live` strategy: it watches losses, measures held-out sets, moves the mixture."""
+"""The part of a worker that runs a `TrainingCallback`: it watches losses, measures held-out sets, moves the mixture."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 import torch
 
 from opmix_ray.data.held_out import part_of, search_sets, tokens_of
-from opmix_ray.train.live import Live, Moment
+from opmix_ray.train.callback import Moment, TrainingCallback
 
 
-class Steering:
+class CallbackRunner:
     """What a worker does beside training for a strategy that acts live.
 
     Args:
         worker: of `train.loop`, whose state it moves on.
-        live: the strategy.
+        callback: the strategy.
     """
 
-    def __init__(self, worker: Any, live: Live) -> None:
-        self.worker, self.live = worker, live
+    def __init__(self, worker: Any, callback: TrainingCallback) -> None:
+        self.worker, self.callback = worker, callback
         self._sets: Any = None
         if worker.resumed:
             self._call("recall", worker.optimizer)
 
     def before_step(self) -> None:
         """Let the strategy set the mixture of the next step."""
-        worker, live = self.worker, self.live
+        worker, callback = self.worker, self.callback
         state, segment = worker.state, worker.segment
         moment = Moment(
             done=state.step - segment.stage_start,
@@ -35,17 +35,17 @@ class Steering:
             losses=state.live.get("losses", {}),
         )
         memory = state.live.setdefault("memory", {})
-        if live.measures(memory, moment):
+        if callback.measures(memory, moment):
             moment = Moment(moment.done, moment.steps, moment.mixture, moment.losses, self._held_out())
-        mixture = live.steer(memory, moment)
+        mixture = callback.steer(memory, moment)
         if mixture is not None:
-            worker.sampler.set_mixture(live.allowed(mixture))
+            worker.sampler.set_mixture(callback.allowed(mixture))
 
     def after_step(self) -> None:
         """Put the step's losses by domain where the next step finds them, and count what a module of its own did."""
         self._call("after_step")
         self._count()
-        if self.live.watches_losses:
+        if self.callback.watches_losses:
             self.worker.state.live["losses"] = self.worker.domain_losses.of_step()
 
     def before_save(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opmix_ray.decision.lost import can_do_without, holding
+from opmix_ray.decision.failed_probes import can_do_without, holding
 from opmix_ray.decision.old_part import probe_data
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import Probe

@@ -20,7 +20,7 @@ NOTES = "checkpoint_manager_snapshot.json"  # Ray Train's
 _LISTED = re.compile(r'"(checkpoint_\d[^"/]*)"')
 
 
-def salvage(storage: Storage, directory: str, say: Callable[[str], None] = lambda _: None) -> str | None:
+def recover(storage: Storage, directory: str, say: Callable[[str], None] = lambda _: None) -> str | None:
     """Make a segment's directory fit to go on in; to be called while no worker runs.
 
     Checkpoints that were never finished are removed. If Ray's notes or the last checkpoint are damaged, the newest
