@@ -210,8 +210,9 @@ class RunFiles:
         """What is minimised; the mean loss where the files do not tell."""
         if self.config:
             try:
-                rows = self.evaluations[-1:] or [{}]
-                return self.config.objective_of(bytes_per_token_of(rows[0]))
+                last = self.evaluations[-1] if self.evaluations else {}
+                row = {key: numbers(_mapping(last.get(key))) for key in ("losses", "bits_per_byte")}
+                return self.config.objective_of(bytes_per_token_of(row))
             except UserError:
                 pass
         return Objective.of(self.objective)
