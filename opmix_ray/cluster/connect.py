@@ -112,7 +112,7 @@ def check_processors(config: RunConfig) -> list[UserError]:
 
     `opmix run` does what is asked all the same, slowly: its Ray has as many as the run asks for.
     """
-    if address_of(config) is not None or ray.is_initialized() or config.cluster.num_cpus is not None:
+    if _joins(config) or config.cluster.num_cpus is not None:
         return []
     have = os.cpu_count() or 1
     return [
@@ -125,6 +125,11 @@ def check_processors(config: RunConfig) -> list[UserError]:
         for demand in demands(config)
         if demand.count * demand.each["CPU"] > have
     ]
+
+
+def _joins(config: RunConfig) -> bool:
+    """Whether a run goes to a Ray that is there."""
+    return address_of(config) is not None or ray.is_initialized()
 
 
 def check_resources(config: RunConfig) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from opmix_ray.cluster import connect
 from tests.cli.conftest import Opmix
 from tests.support import TinyRun
 
@@ -187,7 +188,10 @@ CASES: dict[str, tuple[Callable[[Tree], None], str, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_is_refused_with_file_key_value_and_remedy(opmix: Opmix, tiny: TinyRun, case: str) -> None:
+def test_is_refused_with_file_key_value_and_remedy(
+    opmix: Opmix, tiny: TinyRun, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "_joins", lambda _: False)  # other tests may have left a Ray
     change, named, words = CASES[case]
     change(tiny.tree)
     output = tiny.directory / "out"

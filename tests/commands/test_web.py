@@ -151,7 +151,10 @@ def test_host_without_web_is_refused(going: Storage, opmix: Opmix) -> None:
 def test_the_command_serves_until_it_is_stopped(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", decisions=1, trials=6, domains=PLAIN[:3], steps=60)
     command = [sys.executable, "-m", "opmix_ray", "watch", run.uri, "--web"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as job:  # fmt: skip
         assert job.stderr is not None
         address = job.stderr.readline().split()[1]
         assert "finished" in job.stderr.readline()

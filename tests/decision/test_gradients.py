@@ -12,6 +12,7 @@ from tests.support import TinyRun, opmix, read_json
 @pytest.mark.slow
 def test_a_decision_with_gradients_scores_a_third_of_the_candidates(tiny: TinyRun) -> None:
     tiny.tree["search"] |= {"gradients": True, "trials": 12}
+    tiny.tree["proposal"] = tiny.tree.get("proposal", {}) | {"law": "own-share"}
     out = tiny.directory / "out"
     done = opmix("search", str(tiny.write()), "--output", str(out))
     assert done.returncode == 0, done.stderr

@@ -50,8 +50,9 @@ def place(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "examples").mkdir()
     for name in ("opmix.yaml", "examples/quickstart.yaml"):
         (directory / name).write_text((directory / "run.yaml").read_text())
-    for name, source in (("web", "german"), ("code", "code")):
-        (directory / f"{name}.jsonl").symlink_to(tiny_data / f"{source}.jsonl")
+    for name, sources in (("web", ("german", "mathematics")), ("code", ("code",))):
+        texts = [(tiny_data / f"{source}.jsonl").read_text() for source in sources]
+        (directory / f"{name}.jsonl").write_text("".join(texts))
     done = opmix("run", str(directory / "run.yaml"), "--output", str(directory / "base"), "--set", "stages.0.steps=2",
                  "--set", "stages.0.decide_at=[]", "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
