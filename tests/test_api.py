@@ -56,10 +56,11 @@ def test_a_run_from_a_mapping(tiny: TinyRun, ray_session: None) -> None:
 
 
 def test_probes_and_an_interpolator_from_a_file(tiny: TinyRun, ray_session: None) -> None:
+    tiny.tree["probe"]["steps"] = 40  # enough to see what a probe has learned
     file = tiny.write()
     probes = opmix_ray.train_probes(file)
     model = opmix_ray.Interpolator(probes, autocast=False)
-    sets = opmix_ray.search_sets(opmix_ray.prepare(file, progress=False), 4, 4)
+    sets = opmix_ray.search_sets(opmix_ray.prepare(file, progress=False), 4, 16)
     losses = []
     for weights in (np.zeros(len(probes.components)), np.eye(len(probes.components))[0]):
         model.set(weights)
