@@ -43,7 +43,8 @@ def main(config_file: str, candidates: int) -> None:
     results = tuner.fit()
     best = results.get_best_result(filter_nan_and_inf=True)
     shares = dict(zip(task.components.domains, best.metrics["ratios"], strict=True))
-    stopped = sum(1 for result in results if not result.metrics["complete"])
+    seen = [result.metrics["sequences"] for result in results]
+    stopped = sum(1 for count in seen if count < max(seen))
     print(f"best of {len(results)}: {best.metrics['objective']:.4f} nats per token; {stopped} stopped early")
     for name, share in shares.items():
         print(f"  {name} {share:.3f}")
