@@ -87,7 +87,7 @@ def own_resources(config: RunConfig) -> dict[str, float]:
 def check_cluster(config: RunConfig) -> list[UserError]:
     """Whether the cluster answers and has what the run asks for; no Ray of our own is started for that."""
     address = address_of(config)
-    if address is None and not ray.is_initialized():
+    if not joins_ray(config):
         have = {
             "CPU": float(own_cpus(config)),
             "GPU": float(torch.cuda.device_count()),
@@ -112,7 +112,7 @@ def check_processors(config: RunConfig) -> list[UserError]:
 
     `opmix run` does what is asked all the same, slowly: its Ray has as many as the run asks for.
     """
-    if _joins(config) or config.cluster.num_cpus is not None:
+    if joins_ray(config) or config.cluster.num_cpus is not None:
         return []
     have = os.cpu_count() or 1
     return [
@@ -127,7 +127,7 @@ def check_processors(config: RunConfig) -> list[UserError]:
     ]
 
 
-def _joins(config: RunConfig) -> bool:
+def joins_ray(config: RunConfig) -> bool:
     """Whether a run goes to a Ray that is there."""
     return address_of(config) is not None or ray.is_initialized()
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-import ray
 import torch
 
 from opmix_ray.cluster.autoscaler import machine_types
-from opmix_ray.cluster.connect import address_of, connected, own_cpus
+from opmix_ray.cluster.connect import connected, joins_ray, own_cpus
 from opmix_ray.cluster.demand import machines_now
 from opmix_ray.cluster.memory import PROCESS, plan_memory, vocabulary
 from opmix_ray.config import RunConfig
@@ -104,7 +103,7 @@ def memory_warnings(config: RunConfig, plan: Mapping[str, Any]) -> list[str]:
 
 
 def _machines(config: RunConfig) -> list[Machine]:
-    if address_of(config) is None and not ray.is_initialized():
+    if not joins_ray(config):
         gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
         return [Machine(own_cpus(config), psutil.virtual_memory().total, gpu)]
     with connected(config):

@@ -17,7 +17,7 @@ import psutil
 import ray
 import torch
 
-from opmix_ray.cluster.connect import address_of, connected, own_cpus
+from opmix_ray.cluster.connect import connected, joins_ray, own_cpus
 from opmix_ray.cluster.demand import machines_now, of_main_run
 from opmix_ray.config import RunConfig
 from opmix_ray.data.held_out import report_sets, tokens_of
@@ -185,19 +185,15 @@ def _speed(config: RunConfig, prepared: Prepared, weights: int) -> float:
         "threads": max(1, int(train.cpus_per_worker)),
     }
     try:
-        one = _here(config, options, weights) if _alone(config) else _there(config, options)
+        one = _there(config, options) if joins_ray(config) else _here(config, options, weights)
     except UserError:
         raise
     except Exception as error:  # of torch, of Ray, of code that came with a model
         raise UserError(f"no step could be timed: {first_line(error)}") from error
     workers = float(train.workers)
-    if _alone(config) and not cuda:
+    if not joins_ray(config) and not cuda:
         workers = min(workers, max(1.0, own_cpus(config) / train.cpus_per_worker))
     return one.tokens_per_second * (workers if workers == 1 else SEVERAL * workers)
-
-
-def _alone(config: RunConfig) -> bool:
-    return address_of(config) is None and not ray.is_initialized()
 
 
 def _here(config: RunConfig, options: Mapping[str, Any], weights: int) -> Speed:

@@ -191,7 +191,8 @@ CASES: dict[str, tuple[Callable[[Tree], None], str, str]] = {
 def test_is_refused_with_file_key_value_and_remedy(
     opmix: Opmix, tiny: TinyRun, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "_joins", lambda _: False)  # other tests may have left a Ray
+    # other tests may have left a Ray
+    monkeypatch.setattr(connect, "joins_ray", lambda config: connect.address_of(config) is not None)
     change, named, words = CASES[case]
     change(tiny.tree)
     output = tiny.directory / "out"

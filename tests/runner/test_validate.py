@@ -137,7 +137,7 @@ def test_what_a_run_will_cost(tiny: TinyRun) -> None:
 
 def test_a_model_that_no_machine_holds_is_not_timed(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "PER_WEIGHT", 1e12)
-    monkeypatch.setattr(forecast, "_alone", lambda _: True)  # other tests may have left a Ray
+    monkeypatch.setattr(forecast, "joins_ray", lambda _: False)  # other tests may have left a Ray
     cost = examine(tiny.load())["cost"]
     assert cost["seconds"] is None
     assert "free memory" in cost["untimed"]
