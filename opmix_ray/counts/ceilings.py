@@ -111,17 +111,9 @@ def ceilings_of(
             and isinstance(response, DataResponse)
             and here <= _counted(response, response.centre)
         ):
-            known = _seen_from(response, before)
+            known = response.seen_from(before)
         found[name] = Ceiling(limit.ceiling(here), Z, errors.get(name, 0.0), known)
     return found
-
-
-def _seen_from(response: DataResponse, shares: np.ndarray) -> DataResponse:
-    """The same predictions, with standard errors of differences from another mixture (K,)."""
-    return DataResponse(
-        float(response.predict(shares[None])[0]), shares, response.trust, response.beyond, response.doubt,
-        response.covariance, response.counts, response.data, response.expand,
-    )  # fmt: skip
 
 
 def told(law: FittedLaw, ceilings: Mapping[str, Ceiling], shares: np.ndarray) -> dict[str, dict[str, Any]]:

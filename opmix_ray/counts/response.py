@@ -50,6 +50,13 @@ class DataResponse(Response):
         self.counts, self.data, self.expand = counts, data, expand
         self._middle = float(self.counted(centre[None])[0])
 
+    def seen_from(self, shares: np.ndarray) -> DataResponse:
+        """The same predictions, with standard errors of differences from another mixture (K,)."""
+        return DataResponse(
+            float(self.predict(shares)[0]), shares, self.trust, self.beyond, self.doubt, self.covariance,
+            self.counts, self.data, self.expand,
+        )  # fmt: skip
+
     def counted(self, ratios: np.ndarray) -> np.ndarray:
         """The n-gram model's loss, (n, K) -> (n,); 0 where there is none."""
         if self.counts is None or self.data is None:

@@ -138,16 +138,9 @@ def difference_std(law: FittedLaw, one: Mapping[str, float], other: Mapping[str,
         a, b = np.array([shares_of(one, law)]), np.array([shares_of(other, law)])
         responses = [r for r, weight in zip(law.responses, law.weights, strict=True) if weight > 0]
         if law.direct is None and all(isinstance(r, DataResponse) for r in responses):
-            moved = [_at(r, b[0]) if isinstance(r, DataResponse) else r for r in law.responses]
+            moved = [r.seen_from(b[0]) if isinstance(r, DataResponse) else r for r in law.responses]
             sure = FittedLaw(law.name, law.domains, law.metric_names, law.weights, moved)
             return float((aimed(sure, law.aim) if isinstance(law, AimedLaw) else sure).objective_std(a)[0])
         return float(np.hypot(law.objective_std(a)[0], law.objective_std(b)[0]))
     except (UserError, ValueError, TypeError, LookupError):
         return math.nan
-
-
-def _at(response: DataResponse, centre: np.ndarray) -> DataResponse:
-    return DataResponse(
-        response.level, centre, response.trust, response.beyond, response.doubt, response.covariance,
-        response.counts, response.data, response.expand,
-    )  # fmt: skip
