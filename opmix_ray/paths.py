@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 Kind = Literal["text", "prompt", "messages", "tokens"]  # what a document is
@@ -37,6 +38,11 @@ PLAIN = {  # of files that a folder may also hold beside its data: notes, settin
 }
 ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|citation|authors|contributing|requirements)\b.*"
                    r"|(dataset_infos?|dataset_dict|state|config|metadata|package(-lock)?)\.json", re.I)  # fmt: skip
+
+
+def existing(path: Path) -> Path:
+    """A path, or the nearest directory above it that is there."""
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def is_uri(path: str) -> bool:

@@ -1,8 +1,9 @@
 """Replay the product's decision on problems whose truth is kept: what it chose, and how much of what could be had.
 
-The decision is the one that costs no FLOPs: `decision.rule.answer` without a candidate, on counts of the problem's
-data. What its mixture came to is measured where `train --rounds 3` trained it; else it is read off a Gaussian process
-on all trained mixtures, and as doubtful as the column `doubt` says (root mean square error, left out one by one).
+The decision is the one that costs no FLOPs: `decision.rule.fit_decision` without a candidate, on counts of the
+problem's data. What its mixture came to is measured where `train --rounds 3` trained it; else it is read off a
+Gaussian process on all trained mixtures, and as doubtful as the column `doubt` says (root mean square error, left out
+one by one).
 """
 
 from __future__ import annotations
@@ -83,9 +84,7 @@ def judge(problem: Problem) -> Verdict:
         shares.append(as_array(run["mixture"], domains))
         values.append(np.mean([objective(bench, r[number]["losses"][end]) for r in same if len(r) > number]))
     trained, losses = np.array(shares), np.array(values)
-    law, others, current = _decide(bench, first["prefix"])
-    choice = choose(law, others, current)
-    mixture = others.get(choice.name, current)
+    law, choice, mixture = decided(bench, first["prefix"])
     at = mixture.array(domains)
     near = np.abs(trained - at).max(axis=1)
     if near.min() < SAME:
@@ -101,20 +100,16 @@ def judge(problem: Problem) -> Verdict:
     )  # fmt: skip
 
 
-def decided(bench: Bench, prefix: dict[str, Any]) -> tuple[Choice, Mixture]:
-    """What the product chooses, and the mixture."""
-    law, others, current = _decide(bench, prefix)
-    choice = choose(law, others, current)
-    return choice, others.get(choice.name, current)
-
-
-def _decide(bench: Bench, prefix: dict[str, Any]) -> tuple[FittedLaw, dict[str, Mixture], Mixture]:
+def decided(bench: Bench, prefix: dict[str, Any]) -> tuple[FittedLaw, Choice, Mixture]:
+    """The product's law, what it chooses, and the mixture."""
     question = asked(bench, prefix)
     found = fit_decision([], question)
     assert found.law is not None
     assert found.mixture is not None
     free = {name: mixture for name, mixture in question.free.items() if name != "current"}
-    return found.law, {"proposal": found.mixture, **free}, question.current
+    others = {"proposal": found.mixture, **free}
+    choice = choose(found.law, others, question.current)
+    return found.law, choice, others.get(choice.name, question.current)
 
 
 def asked(bench: Bench, prefix: dict[str, Any]) -> DecisionInputs:

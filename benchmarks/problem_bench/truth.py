@@ -249,7 +249,7 @@ def _train_decided(
     from problem_bench.judge import decided
 
     mine = result["seeds"][str(seed)]
-    choice, mixture = decided(bench, mine["prefix"])
+    _, choice, mixture = decided(bench, mine["prefix"])
     at = mixture.array(bench.domains)
     if any(np.abs(as_array(run["mixture"], bench.domains) - at).max() < SAME for run in mine["runs"]):
         return

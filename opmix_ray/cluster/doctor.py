@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from opmix_ray.cluster.place import LONGEST, default_place, ray_place
 from opmix_ray.config import DataConfig
 from opmix_ray.errors import UserError
+from opmix_ray.paths import existing
 from opmix_ray.version import __version__
 
 State = Literal["ok", "slow", "wrong", "-"]
@@ -214,7 +215,7 @@ def _places() -> Iterator[Finding]:
         yield Finding("ray's sockets", found)
     places = {"results (here)": Path.cwd(), "data cache": cache, "ray's files": shorter or files}
     for what, place in places.items():
-        there = next(each for each in (place, *place.parents) if each.exists())
+        there = existing(place)
         usage = shutil.disk_usage(there)
         found = f"{usage.free / GIB:.1f} GiB free in {place}"
         if not os.access(there, os.W_OK):

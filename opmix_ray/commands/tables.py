@@ -67,7 +67,7 @@ def _accuracy(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
 def print_table(console: Console, value: Any) -> None:
     """A list of rows, or a mapping, as a table."""
     rows: Sequence[Mapping[str, Any]] = (
-        [{"key": key, "value": start} for key, start in value.items()]
+        [{"key": key, "value": entry} for key, entry in value.items()]
         if isinstance(value, Mapping)
         else value
     )

@@ -246,13 +246,7 @@ def fit(usable: Sequence[TrialRow], question: DecisionInputs) -> FittedLaw:
             objective=weights, old=old, steps=question.steps or 1.0,
             probe_steps=question.probe_steps, seed=question.seed,
         )  # fmt: skip
-        before = question.before
-        if before is not None and old is not None:
-            before = old.reduced(before)
-        return aimed(
-            levelled(law, now_of(usable, question), None if before is None else before.array(law.domains)),
-            aim,
-        )
+        return aimed(levelled(law, now_of(usable, question), _before(law, question)), aim)
     law = fit_law(
         ratios,
         losses,

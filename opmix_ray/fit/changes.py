@@ -63,8 +63,8 @@ class Changes:
             for new, share in self.parts.get(name, {name: 1.0}).items():
                 turn[place, after.index(new)] = share
         ratios = sweep.ratios @ turn
-        used = (ratios > 0).any(axis=0)
-        unused = [name for name, there in zip(after, np.atleast_1d(used), strict=True) if not there]
+        used = np.asarray((ratios > 0).any(axis=0))
+        unused = [name for name, there in zip(after, used, strict=True) if not there]
         notes = [
             note
             for note in sweep.notes

@@ -26,6 +26,7 @@ from opmix_ray.errors import UserError, first_line
 from opmix_ray.model.load import DTYPES
 from opmix_ray.runner.base import beginning
 from opmix_ray.runner.plan import in_stage, plan, scaled, stage_domains
+from opmix_ray.runner.standing import total_steps
 from opmix_ray.strategies.costs import Costs, Planned
 from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.train.speed import Speed, measure
@@ -48,13 +49,12 @@ class Forecast:
     """
 
     def __init__(self, config: RunConfig, prepared: Prepared) -> None:
-        self._config, self._costs = config, Costs(config, prepared)
+        self._config, self.costs = config, Costs(config, prepared)
 
     def training(self, strategy: str, scale: float = 1.0) -> float:
         """FLOPs of the main run, with so many times its steps."""
         config = self._planned(strategy, scale)
-        steps = sum(stage.steps for stage in config.stages)
-        return steps * config.train.batch_size * self._costs.length * self._costs.train
+        return total_steps(config) * config.train.batch_size * self.costs.length * self.costs.train
 
     def searching(self, strategy: str, scale: float = 1.0) -> float:
         """FLOPs of probes, proxies and scoring, over all decisions and stages, in a run of so many times its steps."""
@@ -62,14 +62,14 @@ class Forecast:
         way, total = strategy_of(config), 0.0
         begun = {name for name, share in beginning(config).mixture.items() if share > 0}
         for stage in config.stages:
-            total += way.live_cost(config, len(stage_domains(config, stage)), self._costs)
+            total += way.live_cost(config, len(stage_domains(config, stage)), self.costs)
         for step in plan(config):
             if step.index >= 0:
                 earlier = config.stages[: step.stage]
                 known = begun | {name for stage in earlier for name in stage_domains(config, stage)}
                 stage = config.stages[step.stage]
                 planned = Planned(stage, stage_domains(config, stage), known, step.space)
-                total += way.cost(in_stage(config, step.stage, begun), planned, self._costs)
+                total += way.cost(in_stage(config, step.stage, begun), planned, self.costs)
         return total
 
     def scale(self, strategy: str, budget: float) -> float:
@@ -113,15 +113,16 @@ def estimate(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         sum `total`; both are None where no step could be timed, and `untimed` says why.
     """
     config = strategy_of(config).plan(config)
-    forecast, costs = Forecast(config, prepared), Costs(config, prepared)
+    forecast = Forecast(config, prepared)
+    costs = forecast.costs
     training, deciding = forecast.training(config.strategy), forecast.searching(config.strategy)
     reported = report_sets(prepared, config.evaluation.sequences, config.search.sequences)
     evaluating = _evaluations(config) * sum(map(tokens_of, reported.values())) * costs.forward
     weights = sum(parameter.numel() for parameter in costs.model.parameters())
     model = float(weights * DTYPES[config.model.dtype].itemsize)
-    tokens = sum(stage.steps for stage in config.stages) * config.train.batch_size * costs.length
+    tokens = total_steps(config) * config.train.batch_size * costs.length
     found: dict[str, Any] = {
-        "steps": sum(stage.steps for stage in config.stages),
+        "steps": total_steps(config),
         "tokens": tokens,
         "flops": {"training": training, "deciding": deciding, "evaluating": evaluating},
         "deciding": deciding / training,

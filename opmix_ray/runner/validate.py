@@ -27,13 +27,14 @@ from opmix_ray.model.architecture import architecture
 from opmix_ray.model.harness import check_harness
 from opmix_ray.model.load import load_model
 from opmix_ray.model.spread import check_spread
-from opmix_ray.paths import is_uri
+from opmix_ray.paths import existing, is_uri
 from opmix_ray.remote import refuse_credentials
 from opmix_ray.runner.base import beginning, starting_from_base
 from opmix_ray.runner.check_plan import check_plan, oddities
 from opmix_ray.runner.forecast import estimate
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, wanted_mixture
 from opmix_ray.runner.stage_start import start_stage
+from opmix_ray.runner.standing import total_steps
 from opmix_ray.runner.trial import try_probes
 from opmix_ray.secret import HIDDEN, placeholders
 from opmix_ray.sources.source import open_source, validate_sources
@@ -97,7 +98,7 @@ def examine(
 def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
     """What the prepared data show: sizes, repetition caps, bytes where the objective counts them."""
     errors: list[UserError] = _collected(lambda: config.objective_of(prepared.bytes_per_token))
-    errors += check_reach(config, prepared)
+    errors += check_limits(config, prepared)
     first = before = beginning(config)
     for position, stage in enumerate(config.stages):
         names = stage_domains(config, stage)
@@ -129,7 +130,7 @@ def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
     return errors
 
 
-def check_reach(config: RunConfig, prepared: Prepared) -> list[UserError]:
+def check_limits(config: RunConfig, prepared: Prepared) -> list[UserError]:
     """Limits that no mixture of this run reaches, for a model that has learned nothing yet."""
     model = config.model
     fresh = model.config is not None and model.path is None
@@ -137,7 +138,7 @@ def check_reach(config: RunConfig, prepared: Prepared) -> list[UserError]:
     if not limits or not fresh:
         return []
     domains = list(dict.fromkeys(name for stage in config.stages for name in stage_domains(config, stage)))
-    tokens = float(sum(stage.steps for stage in config.stages) * config.train.batch_size * prepared.seq_len)
+    tokens = float(total_steps(config) * config.train.batch_size * prepared.seq_len)
     least = least_losses(prepared, limits, domains, tokens)
     return [
         UserError(
@@ -214,7 +215,7 @@ def check_places(config: RunConfig) -> list[UserError]:
         if path.exists() and not path.is_dir():
             errors.append(UserError("is a file", key=key, value=place, remedy="name a directory"))
             continue
-        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        there = existing(path)
         try:
             os.rmdir(tempfile.mkdtemp(prefix=".opmix-", dir=there))
         except OSError as error:
