@@ -19,7 +19,7 @@ from opmix_ray.yaml_file import parse_yaml
 from tests.support import TinyRun
 
 EXAMPLES = sorted(
-    file for file in shipped("examples").glob("*.yaml") if "stages:" in file.read_text()
+    file for file in shipped("examples").rglob("*.yaml") if "stages:" in file.read_text()
 )  # the others are not runs
 
 
