@@ -88,7 +88,7 @@ class DataConfig(Section):
         gt=0,
         lt=1,
         description="Share of each domain's documents that is held out, chosen by a hash of the document; "
-        "near-duplicates go together.",
+        "near-duplicates go together. Where that gives less than a sequence, those of the least hashes.",
     )
     cache: str = Field(
         "~/.cache/opmix_ray",

@@ -325,7 +325,12 @@ class _Job:
         else:
             signature = np.concatenate([np.zeros((0, HASHES), np.uint32), *signatures])
             choice = choose(
-                digests, signature, spool.tokens(), fraction=data.eval_fraction, least=data.seq_len
+                digests,
+                signature,
+                spool.tokens(),
+                fraction=data.eval_fraction,
+                least=data.seq_len,
+                padded=recipe.masked,
             )
         apart = choice.chosen
         lost = (leaks >= 0) & ~apart

@@ -18,7 +18,15 @@ from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.init.discover import KEY, discover, ignored, safe_name
 from opmix_ray.init.look import Domain, look, without_bad
-from opmix_ray.init.sizing import Machine, Plan, can_be_split, choose_sequences, make_plan, vocabulary
+from opmix_ray.init.sizing import (
+    Machine,
+    Plan,
+    Sequences,
+    can_be_split,
+    choose_sequences,
+    make_plan,
+    vocabulary,
+)
 from opmix_ray.init.write import relative, write_config
 from opmix_ray.runner.validate import check_before, refuse
 from opmix_ray.sources.source import ids_dtype, open_source
@@ -107,7 +115,7 @@ def begin(
             found = open_source(sources[domain.name], KEY, vocabulary=size)
             for file in [] if found.companions else found.files:
                 ids_dtype(found, file)
-    tokens = {domain.name: _tokens(domain, loaded, sequences.eval_fraction) for domain in domains}
+    tokens = {domain.name: _tokens(domain, loaded, sequences) for domain in domains}
     say("measuring how fast this machine trains")
     plan = make_plan(
         minutes,
@@ -253,9 +261,9 @@ def _absolute(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"cache": cache})})
 
 
-def _tokens(domain: Domain, tokenizer: PreTrainedTokenizerFast, eval_fraction: float) -> float:
+def _tokens(domain: Domain, tokenizer: PreTrainedTokenizerFast, sequences: Sequences) -> float:
     """Training tokens of a domain, from the tokens that its sample becomes."""
-    _, size = domain.held_out(eval_fraction)
+    _, size = domain.held_out(sequences.eval_fraction, sequences.seq_len)
     if domain.kind == "tokens":
         return size
     pieces = Encoder(tokenizer).texts(domain.texts)

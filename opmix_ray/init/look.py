@@ -12,6 +12,7 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.init.columns import choose_columns
 from opmix_ray.init.discover import KEY, Part
 from opmix_ray.init.rows import sample
+from opmix_ray.overlap.near import filled
 from opmix_ray.paths import Kind, file_format
 from opmix_ray.sources.files import InputFile, reading
 from opmix_ray.sources.lines import refuse_pointer
@@ -23,6 +24,7 @@ FILES = 3  # of a domain that are looked into
 TRIED = 256  # files of a domain whose beginnings are read
 FEW = 500  # documents up to which all are read, to see which ones would be held out
 TEXTS = 200  # documents kept as a sample
+BYTES_PER_TOKEN = 3.0  # before a tokenizer is there to measure it
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Domain:
         documents: how many, estimated where there are many; 0: not known (token ids).
         size: characters of text, or token ids.
         texts: some documents' texts, in order.
-        draws: of every document, where it falls in [0, 1): those below `eval_fraction` are held out. Empty where
-            there are so many that it does not matter.
+        draws: of every document, where it falls in [0, 1): those below `eval_fraction` are held out, or the least.
+            Empty where there are so many that it does not matter.
         lengths: characters of the same documents.
     """
 
@@ -55,12 +57,14 @@ class Domain:
         """Name of the domain."""
         return self.part.name
 
-    def held_out(self, fraction: float) -> tuple[float, float]:
+    def held_out(self, fraction: float, seq_len: int) -> tuple[float, float]:
         """Characters (or ids) on the held-out side and on the training side of a split."""
         if not len(self.draws):
             return self.size * fraction, self.size * (1 - fraction)
-        out = float(self.lengths[self.draws < fraction].sum())
-        return out, float(self.lengths.sum()) - out
+        least = seq_len * (1.0 if self.kind == "tokens" else BYTES_PER_TOKEN)
+        out = filled(self.draws < fraction, self.draws, self.lengths, fraction, least)
+        held = float(self.lengths[out].sum())
+        return held, float(self.lengths.sum()) - held
 
 
 def without_bad(part: Part) -> tuple[Part, list[UserError]]:

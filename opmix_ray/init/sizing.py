@@ -13,7 +13,7 @@ from typing import Any
 
 from opmix_ray.config import RunConfig, SearchConfig
 from opmix_ray.decision.budget import decision_size
-from opmix_ray.init.look import Domain
+from opmix_ray.init.look import BYTES_PER_TOKEN, Domain
 from opmix_ray.runner.forecast import DECISION, SEGMENT, SEVERAL, START
 from opmix_ray.train.speed import Speed
 
@@ -26,7 +26,6 @@ FIRST = 2  # the shape that is measured first
 COUNTING = 5.0  # seconds of a decision that counts words and trains no probe
 STEPS = 600  # aimed at
 REPORTED = 48  # held-out sequences per set in reports
-BYTES_PER_TOKEN = 3.0  # before a tokenizer is there to measure it
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def can_be_split(domain: Domain) -> bool:
 
 def _enough(domain: Domain, fraction: float, seq_len: int, sequences: int) -> bool:
     per_token = 1.0 if domain.kind == "tokens" else BYTES_PER_TOKEN
-    out, rest = domain.held_out(fraction)
+    out, rest = domain.held_out(fraction, seq_len)
     return out / per_token >= sequences * seq_len and rest / per_token >= sequences * seq_len
 
 

@@ -38,16 +38,26 @@ class HoldOut:
 
 
 def held_out(
-    digests: np.ndarray, signatures: np.ndarray, tokens: np.ndarray, *, fraction: float, least: int
+    digests: np.ndarray,
+    signatures: np.ndarray,
+    tokens: np.ndarray,
+    *,
+    fraction: float,
+    least: int,
+    padded: bool = False,
 ) -> HoldOut:
     """Choose by the hash of the content; near-duplicates go together, as far as the hold-out keeps its size.
+
+    Documents whose digests lie below a threshold are held out. Where these are less than a sequence (a small domain
+    may have none), those of the least digests are.
 
     Args:
         digests: of the documents, uint64 of shape (n,).
         signatures: `Prints.signatures` of the same.
         tokens: of each document.
         fraction: of the documents that is held out.
-        least: tokens without which a hold-out is of no use.
+        least: tokens of a sequence: without one, a hold-out or what is left for training is of no use.
+        padded: whether a document makes a sequence however short it is.
     """
     by_digest = np.argsort(digests, kind="stable")  # so that the order of the files does not matter
     group = np.empty(len(digests), np.int64)
@@ -56,11 +66,51 @@ def held_out(
     split = sizes > max(3.0, LARGEST * fraction * len(digests))
     below = fraction * 2.0**64
     alone = digests < below
-    together = np.where(split, alone, _of_groups(digests, group) < below)
+    keys = np.where(split, digests, _of_groups(digests, group))
+    together = keys < below
     have, had = int(tokens[together].sum()), int(tokens[alone].sum())
-    if not had / WITHIN <= have <= had * WITHIN or (have < least <= had):
-        return HoldOut(alone, int((sizes > 1).sum()))
-    return HoldOut(together, int(split.sum()))
+    enough = 1 if padded else least
+    apart = HoldOut(filled(alone, digests, tokens, fraction, enough), int((sizes > 1).sum()))
+    if had and (not had / WITHIN <= have <= had * WITHIN or (have < least <= had)):
+        return apart
+    kept = filled(together & bool(had), keys, tokens, fraction, enough)
+    if tokens[kept].sum() < enough and tokens[apart.chosen].sum() > tokens[kept].sum():
+        return apart
+    return HoldOut(kept, int(split.sum()))
+
+
+def filled(
+    chosen: np.ndarray, keys: np.ndarray, tokens: np.ndarray, fraction: float, least: float
+) -> np.ndarray:
+    """A hold-out that is of use: as it was chosen, or where that is too little, with documents of the least keys too.
+
+    Args:
+        chosen: bool of shape (n,), the documents chosen so far.
+        keys: of the documents; those of one key stay together.
+        tokens: of each document, or whatever its length is counted in.
+        fraction: of the tokens that a hold-out that was too little gets.
+        least: tokens that make a hold-out, and what is left for training, of use.
+
+    Returns:
+        bool of shape (n,). One key is chosen wherever there are two.
+    """
+    held = float(tokens[chosen].sum())
+    if held >= least:
+        return chosen
+    chosen, whole = chosen.copy(), float(tokens.sum())
+    order = np.argsort(keys, kind="stable")
+    ends = np.flatnonzero(np.r_[keys[order][1:] != keys[order][:-1], True]) + 1 if len(order) else order
+    units = np.split(order, ends[:-1])
+    # More than half is held out only where nothing else makes a sequence.
+    for left, goal in ((max(least, whole / 2), max(least, fraction * whole)), (least, least)):
+        for unit in units:
+            size = float(tokens[unit].sum())
+            if held < goal and not chosen[unit[0]] and whole - held - size >= left:
+                chosen[unit] = True
+                held += size
+    if not chosen.any() and len(units) > 1:
+        chosen[units[0]] = True
+    return chosen
 
 
 def _of_groups(digests: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -144,6 +144,69 @@ def test_the_hold_out_keeps_its_size(copies: int, fraction: float) -> None:
     assert (again.chosen == found.chosen[order]).all(), "however the files are ordered"
 
 
+def chosen_of(
+    rows: list[str], fraction: float, least: int, tokens: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Digests of documents and which of them are held out."""
+    digests = np.array([Document(text=row).digest() for row in rows], np.uint64)
+    signatures = Prints.of([normal(row) for row in rows]).signatures()
+    tokens = np.full(len(rows), 80) if tokens is None else tokens
+    return digests, held_out(digests, signatures, tokens, fraction=fraction, least=least).chosen
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 30])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_small_domain_holds_out_its_least_digests(count: int, seed: int) -> None:
+    rows = texts(count, 100 + seed, 80)
+    digests, chosen = chosen_of(rows, 1e-9, least=80)
+    assert chosen.sum() == 1
+    assert digests[chosen] == digests.min()
+    assert chosen_of(rows[::-1], 1e-9, least=80)[1].tolist() == chosen[::-1].tolist()
+    _, three = chosen_of(rows, 1e-9, least=240)
+    assert three.sum() == (1 if count < 6 else 3), (
+        "a sequence on either side, or one document if there are not two"
+    )
+    half = chosen_of(rows, 0.5, least=80)[1]
+    threshold = digests < 0.5 * 2.0**64
+    assert (half == threshold).all() if threshold.any() else half.sum() == max(1, count // 2)
+
+
+def test_what_the_threshold_holds_out_stays_as_it_was() -> None:
+    for seed in range(20):
+        digests, chosen = chosen_of(texts(60, seed, 80), 0.05, least=80)
+        below = digests < 0.05 * 2.0**64
+        assert (chosen == below).all() if below.any() else chosen.sum() == 3
+
+
+def test_near_duplicates_of_a_small_hold_out_go_with_it_unless_nothing_else_is_there() -> None:
+    pairs = [[text, text.replace(text.split()[40], "lantern", 1)] for text in texts(10, 31, 80)]
+    _, chosen = chosen_of([row for pair in pairs for row in pair], 1e-9, least=80)
+    assert chosen.sum() == 2
+    first = int(np.flatnonzero(chosen)[0])
+    assert first % 2 == 0
+    assert chosen[first + 1]
+    digests, chosen = chosen_of(pairs[0], 1e-9, least=80)
+    assert chosen.sum() == 1, "two that are alike are a domain still"
+    assert digests[chosen] == digests.min()
+
+
+def test_a_long_document_is_not_held_out_where_short_ones_do() -> None:
+    rows = texts(12, 32, 80)
+    digests, _ = chosen_of(rows, 1e-9, least=80)
+    tokens = np.where(digests == digests.min(), 10_000, 90)
+    _, chosen = chosen_of(rows, 0.05, least=80, tokens=tokens)
+    assert digests.min() not in digests[chosen]
+    assert 80 <= tokens[chosen].sum() <= 11 * 90 - 80
+
+
+def test_a_hold_out_of_examples_needs_one(make_config: Make, write_rows: Write) -> None:
+    rows = [{"q": f"{n}?", "a": text} for n, text in enumerate(texts(4, 33, 5))]
+    source = {"path": write_rows("d.jsonl", rows), "prompt_column": "q", "completion_column": "a"}
+    manifest = prepare(make_config(seq_len=256, eval_fraction=1e-9, d=source)).domains["d"].manifest
+    assert manifest["splits"]["eval"]["documents"] == 1
+    assert manifest["splits"]["train"]["documents"] == 3
+
+
 def test_what_is_not_held_out_together_is_said(make_config: Make, write_rows: Write) -> None:
     (text,) = texts(1, 6, 60)
     rows = [{"text": text.replace("river", f"river{n}", 1)} for n in range(6)]

@@ -61,9 +61,9 @@ def test_few_documents_are_counted_exactly(tmp_path: Path) -> None:
     domain = of(file)
     assert domain.documents == 20
     assert domain.size == sum(len(f"{i} {WORDS}") for i in range(20))
-    out, rest = domain.held_out(0.3)
+    out, rest = domain.held_out(0.3, 32)
     assert out + rest == domain.size
-    assert domain.held_out(1.0) == (domain.size, 0)
+    assert domain.held_out(1.0, 32) == (domain.size, 0)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
