@@ -1,4 +1,4 @@
-# make demo    install, then train a small model that decides its own mixture (a few minutes on two cores)
+# make demo    install, then train a small model that decides its own mixture (some minutes on two cores)
 # make test    install with the development tools, then run the tests (under 10 minutes on two cores)
 # make test-fast  what one runs while working: no Ray, no whole runs
 # make help    everything else
@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Torch's own index for a build without CUDA: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .PHONY: demo test test-fast test-slow test-long test-targets test-cluster fuzz lint format types docs docs-site constraints release-check clean help
 

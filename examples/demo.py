@@ -25,7 +25,7 @@ def main() -> None:
     keys = [f"seed={arguments.seed}"]
     decided = _run([*keys, f"output={arguments.output}"])
     cost = decided["ledger"]["overhead"]
-    steps = round(300 * (1 + cost))
+    steps = round(200 * (1 + cost))
     plain = _run([*keys, f"output={arguments.output}-uniform", "strategy=uniform", f"stages.0.steps={steps}"])
     after, before = (result["evaluations"][-1]["perplexity"][TARGET] for result in (decided, plain))
     print()
