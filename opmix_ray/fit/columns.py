@@ -42,8 +42,12 @@ BOOKKEEPING = _set(
     "seed seeds rng step steps epoch epochs iteration iterations iter iters lr runtime timestamp walltime "
     "throughput flops tflops flop mfu warmup dropout uid uuid seconds secs elapsed eta stderr bsz momentum beta1 "
     "beta2 fewshot wd ckpt pid gpus cpus devices nodes bootstrap params parameters time hours minutes duration "
-    "date price std sem variance var"
+    "date price std sem variance var flos kwh usd eur coef coeff coefficient weight eps epsilon decay smoothing "
+    "clip clipping temperature util utilization utilisation alpha beta gamma lambda tau theta sigma sec scale "
+    "gb mb gib mib"
 )
+# Words and pairs of words that say the same wherever they stand in a name without a word of a metric.
+ANYWHERE = _set("seed rng lr flops tflops flos warmup dropout runtime timestamp mfu tokens throughput")
 PAIRS = frozenset(
     {
         ("learning", "rate"), ("dropout", "rate"), ("sampling", "rate"), ("grad", "norm"), ("gradient", "norm"),
@@ -51,12 +55,14 @@ PAIRS = frozenset(
         ("wall", "time"), ("wall", "clock"), ("std", "err"), ("standard", "error"), ("per", "second"),
         ("per", "sec"), ("seq", "len"), ("sequence", "length"), ("context", "length"), ("gpu", "hours"),
         ("loss", "scale"), ("tokens", "seen"), ("train", "time"), ("training", "time"), ("max", "steps"),
+        ("relative", "time"), ("beta", "1"), ("beta", "2"), ("power", "w"), ("tok", "s"), ("it", "s"),
+        ("ci", "low"), ("ci", "high"), ("ci", "lower"), ("ci", "upper"), ("mixture", "entropy"), ("of", "mixture"),
     }
 )  # fmt: skip
 # Last words of columns that are bookkeeping where they hold whole numbers.
 COUNTS = _set(
     "token tokens size sizes batch bs memory mem gpu cpu device node rank id ids "
-    "idx index row rows trial number no nr num count counts version port job attempt layers heads depth width dim "
+    "idx index n row rows trial number no nr num count counts version port job attempt layers heads depth width dim "
     "hidden vocab length len context examples samples documents docs shot shots cost checkpoint workers "
     "threads created started finished updated round rounds repeat replicate group fold"
 )
@@ -92,14 +98,21 @@ def bookkeeping(name: str) -> str | None:
         return f"`{found[0]}` holds a run's settings"
     if re.search(r"[./]", name) and (area := next((w for w in found[:-1] if w in AREAS), None)):
         return f"`{area}` holds a run's settings"
+    if re.search(r".__(MIN|MAX)$", name):
+        return "it is a tracker's range of another column"
     if re.fullmatch(r"unnamed: ?\d+|level_\d+|column ?\d+|\.\.\.\d+", name.lower()):
         return "it is an index that was saved with the table"
     last = next((word for word in reversed(found) if not word.isdigit() and word != "none"), found[-1])
     end = tuple(found[-2:])
-    # a tracker's `val_loss_step` and `val_loss_epoch` are losses
-    if last in ("step", "epoch") and is_metric(name):
+    # `val_loss_step`, `val_loss_epoch` and `loss_seed_1` are losses
+    if last in ("step", "epoch", "seed") and is_metric(name):
         return None
-    if last in BOOKKEEPING or end in PAIRS:
+    pairs = set(zip(found, found[1:], strict=False))
+    if (
+        last in BOOKKEEPING
+        or end in PAIRS
+        or (not is_metric(name) and (ANYWHERE & set(found) or PAIRS & pairs))
+    ):
         return "by its name it is no metric"
     return None
 

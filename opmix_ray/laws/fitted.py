@@ -226,16 +226,17 @@ class FittedLaw:
             for blend in blends([*law.responses, *([] if law.direct is None else [law.direct])]):
                 blend.basis = basis
             uniform = np.full((1, len(law.domains)), 1 / len(law.domains))
-            shapes = law.predict(uniform).shape, law.objective_std(uniform).shape
-            fits = shapes == ((1, len(law.metric_names)), (1,))
+            with np.errstate(all="ignore"):
+                found = law.predict(uniform), law.objective(uniform), law.objective_std(uniform)
+            fits = [part.shape for part in found] == [(1, len(law.metric_names)), (1,), (1,)]
+            numbers = all(np.isfinite(part).all() for part in found) and law.weights.sum() > 0
         except UserError:
             raise
         except Exception as error:  # wrong shapes and types show in as many ways
             raise UserError(
                 f"the law is damaged ({error!r})", remedy="write it again with `opmix fit`"
             ) from None
-        if not fits:
-            raise UserError(
-                "the law is damaged (its parts do not fit together)", remedy="write it again with `opmix fit`"
-            )
+        if not fits or not numbers:
+            why = "its parts do not fit together" if not fits else "what it predicts is no number"
+            raise UserError(f"the law is damaged ({why})", remedy="write it again with `opmix fit`")
         return law

@@ -29,6 +29,7 @@ from opmix_ray.checksums import check, is_sealed
 from opmix_ray.config import ModelConfig
 from opmix_ray.errors import UserError, first_line
 
+SHOWN = 3  # missing weights that an error names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -238,14 +239,23 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
     options = _dense_gguf(config.gguf_file) if config.gguf_file else {}
     try:
         with _without_bar():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 str(local) if local.exists() else path,
                 dtype=DTYPES[config.dtype],
                 trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
                 **options,
             )
     except Exception as error:
         raise no_causal_lm("loaded", path, error) from error
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"its files lack {len(missing)} of the model's weights ({', '.join(missing[:SHOWN])}"
+            f"{', ...' if len(missing) > SHOWN else ''}), which would be random",
+            key="model.path",
+            value=path,
+            remedy="fetch or save the model again, whole and with its head",
+        )
     if config.gguf_file:
         return _without_quantizer(model)
     if getattr(model.config, "quantization_config", None) is not None:

@@ -58,6 +58,24 @@ SETTINGS: dict[str, list[object]] = {
     "counter": RNG.permutation(ROWS).tolist(),
     "jobs_done": RNG.integers(3, 90, ROWS).tolist(),
     "acc_stderr": RNG.uniform(0, 0.1, ROWS).tolist(),
+    **{
+        name: RNG.uniform(0, 1, ROWS).round(6).tolist()
+        for name in (
+            "lr_max",
+            "lr/group0",
+            "learning_rate_peak",
+            "warmup_ratio",
+            "total_flos",
+            "tokens/sec",
+            "billion_tokens",
+            "temperature",
+            "adam_beta_2",
+            "web_loss_weight",
+            "web_loss_ci_low",
+            "gpu_util",
+            "Relative Time (Process)",
+        )
+    },
     "same": [2.5] * ROWS,
     "host": ["a", "b"] * (ROWS // 2),
 }
@@ -372,7 +390,18 @@ def test_turning_twice_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["web_loss", "eval/lm/books-validation/CE loss", "mmlu_bpb", "stepmania", "code", "val_loss_epoch"],
+    [
+        "web_loss",
+        "eval/lm/books-validation/CE loss",
+        "mmlu_bpb",
+        "stepmania",
+        "code",
+        "val_loss_epoch",
+        "loss_seed_1",
+        "nll_per_token",
+        "loss@tokens",
+        "ppl (lr 3e-4)",
+    ],
 )
 def test_names_of_metrics_are_no_bookkeeping(name: str) -> None:
     assert bookkeeping(name) is None

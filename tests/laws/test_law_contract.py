@@ -316,6 +316,11 @@ def test_a_damaged_file_is_refused() -> None:
     data = fit("linear", *sweep(12)).to_dict()
     with pytest.raises(UserError, match="format"):
         FittedLaw.from_dict(data | {"format": 99})
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="what it predicts is no number"):
+            FittedLaw.from_dict(data | {"std_scale": number})
+        with pytest.raises(UserError, match="what it predicts is no number"):
+            FittedLaw.from_dict(data | {"objective": dict.fromkeys(METRICS, number)})
     del data["objective"]
     with pytest.raises(UserError, match="damaged"):
         FittedLaw.from_dict(data)

@@ -132,6 +132,19 @@ def test_directories_that_hold_no_model(tmp_path: Path) -> None:
         load(path=str(tmp_path))
 
 
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    model = load(config=LLAMA)
+    weights = model.state_dict()
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    model.save_pretrained(tmp_path, state_dict=weights)
+    line = r"model.path = .*: its files lack 1 of the model's weights \(model.layers.1.mlp.down_proj.weight\)"
+    with pytest.raises(UserError, match=line):
+        load(path=str(tmp_path))
+    model.model.save_pretrained(tmp_path / "headless")
+    with pytest.raises(UserError, match=r"lm_head.weight.*with its head"):
+        load(path=str(tmp_path / "headless"))
+
+
 def test_a_base_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     save_model(tiny("llama"), tmp_path)
     with pytest.raises(
