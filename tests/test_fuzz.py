@@ -19,7 +19,7 @@ from tests.fuzz.trial import tried
 from tests.support import TinyRun
 
 INPUTS = 2500  # of all quick kinds together; `make fuzz` takes 5,000 of all
-QUICK = [*FILES, *PROBE, "wrong rows", "run.yaml"]
+QUICK = [*FILES, *PROBE, "wrong rows", "run.yaml", "sweep"]
 FEW = 30  # of each other kind
 
 

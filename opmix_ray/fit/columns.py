@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def bookkeeping(name: str) -> str | None:
     # `val_loss_step`, `val_loss_epoch` and `loss_seed_1` are losses
     if last in ("step", "epoch", "seed") and is_metric(name):
         return None
-    pairs = set(zip(found, found[1:], strict=False))
+    pairs = set(pairwise(found))
     if (
         last in BOOKKEEPING
         or end in PAIRS

@@ -82,7 +82,7 @@ def begin(
         UserError: there is nothing to train on, fewer than two domains, or a file that must not be replaced.
     """
     target = _check_target(directory, overwrite)
-    domains = _look(data, say)
+    domains = look_at(data, say)
     _check_domains(domains, data, tokenizer or model)
     for domain in domains:
         say(
@@ -153,7 +153,7 @@ def begin(
     return Begun(target, rows, plan, minutes)
 
 
-def _look(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
+def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
     """What the files hold; those that cannot be used are named and left out, in one go.
 
     Raises:

@@ -119,5 +119,6 @@ def _arrow(file: InputFile) -> Sample:
         batch = next(batches, None)
         if batch is None:
             return Sample([], 0.0)
+        batch.validate(full=True)  # else a damaged file can crash the process
         share = max(1.0, file.size / max(1, batch.nbytes))
         return Sample(batch.slice(0, ROWS).to_pylist(), batch.num_rows * share)

@@ -21,8 +21,10 @@ from opmix_ray.commands.status import run_status, status_words
 from opmix_ray.commands.studies import write_studies
 from opmix_ray.config import ModelConfig, SourceConfig, load_config
 from opmix_ray.data.tokenizer import load_tokenizer_from
-from opmix_ray.exchange import read_weights
-from opmix_ray.fit import predict_command
+from opmix_ray.exchange import FORMATS, read_weights
+from opmix_ray.exchange.handover import Handover, Part
+from opmix_ray.fit import predict_command, read_sweep
+from opmix_ray.init.begin import look_at
 from opmix_ray.model.load import load_model, save_model
 from opmix_ray.model.probe import load_probe
 from opmix_ray.report import write_report
@@ -30,12 +32,13 @@ from opmix_ray.sources.source import iter_documents
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
 from tests.fuzz.damage import broken, retyped
-from tests.fuzz.files import COLUMNS, FILES, PROBE
+from tests.fuzz.files import COLUMNS, FILES, PROBE, SWEEP
 from tests.model.tiny_models import VOCAB, tiny
 from tests.report.synthetic import make_run
 from tests.sources.megatron_files import write_indexed
 from tests.support import DEMO, ROOT
 
+BARE = ("data.npy", "data.txt", "data.csv")  # read without a word on columns
 Feed = Callable[[random.Random, Path], object]
 
 
@@ -47,7 +50,7 @@ def _read(path: Path | str, **settings: Any) -> None:
 def _source(name: str) -> Feed:
     def feed(rng: random.Random, directory: Path) -> None:
         (directory / name).write_bytes(broken(rng.choice(FILES[name]), rng))
-        _read(directory / name, **({} if name.endswith(".npy") else rng.choice(COLUMNS)))
+        _read(directory / name, **({} if name in BARE else rng.choice(COLUMNS)))
 
     return feed
 
@@ -107,6 +110,17 @@ def _whole(kind: str) -> Path:
         save_model(tiny("llama"), place)
     elif kind == "gguf":
         _write_gguf(place / "model.gguf")
+    elif kind == "exported":
+        parts = tuple(
+            Part(name, share, paths=(f"/data/{name}.jsonl",), documents=100, tokens=5000)
+            for name, share in (("web", 0.5), ("code", 0.3), ("books", 0.2))
+        )
+        for name, format in FORMATS.items():
+            (place / name).mkdir()
+            for file, text in format.write(
+                Handover("a run", parts, planned_tokens=10_000), format.unit
+            ).files.items():
+                (place / name / f"{name}-{file}").write_text(text)
     elif kind == "checkpoint":
         model = tiny("llama")
         optimizer = torch.optim.AdamW(model.parameters())
@@ -187,6 +201,32 @@ def _run(name: str) -> Feed:
     return feed
 
 
+def _sweep(rng: random.Random, directory: Path) -> None:
+    """A sweep's two tables of which one is damaged."""
+    name = rng.choice(list(SWEEP))
+    for file, content in SWEEP.items():
+        (directory / file).write_bytes(broken(content, rng) if file == name else content)
+    read_sweep(directory / "ratios.csv", directory / "metrics.csv")
+
+
+def _exported(rng: random.Random, directory: Path) -> None:
+    """A mixture in another trainer's format."""
+    file = rng.choice([each for each in sorted(_whole("exported").rglob("*")) if each.is_file()])
+    (directory / file.name).write_bytes(_damaged(file.name, file.read_bytes(), rng))
+    read_weights(str(directory / file.name))
+
+
+def _begun(rng: random.Random, directory: Path) -> None:
+    """A folder of data of which `opmix init` makes domains."""
+    place = directory / "data"
+    shutil.rmtree(place, ignore_errors=True)
+    for name, contents in FILES.items():
+        folder, content = place / name.replace(".", "-"), rng.choice(contents)
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(broken(content, rng) if rng.random() < 0.4 else content)
+    look_at([str(place)], lambda line: None)
+
+
 def _yaml(rng: random.Random, directory: Path) -> None:
     file, whole = directory / "run.yaml", (ROOT / "examples/quickstart.yaml").read_bytes()
     if rng.random() < 0.5:
@@ -203,6 +243,9 @@ FEEDS: dict[str, Feed] = {
     "wrong rows": _wrong_rows,
     **{name: _probe(name) for name in PROBE},
     "run.yaml": _yaml,
+    "sweep": _sweep,
+    "exported mixture": _exported,
+    "init": _begun,
     "megatron": _megatron,
     "save_to_disk": _saved,
     "tokenizer": _tokenizer,

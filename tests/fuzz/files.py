@@ -42,6 +42,16 @@ def _numpy() -> bytes:
     return file.getvalue()
 
 
+def _csv() -> bytes:
+    lines = ["text,prompt,answer", *(f'"{text or ""}, quoted",p,a' for text in _TEXTS)]
+    return "\n".join(lines).encode()
+
+
+def _sweep(names: list[str], values: np.ndarray) -> bytes:
+    rows = (f"r{n}," + ",".join(f"{value:.6f}" for value in row) for n, row in enumerate(values))
+    return "\n".join([",".join(["run", *names]), *rows]).encode()
+
+
 _ROWS = [{"text": text or "", "prompt": "p", "answer": "a", "messages": _CHAT} for text in _TEXTS]
 _LINES = "".join(json.dumps(row) + "\n" for row in _ROWS).encode()
 FILES: dict[str, list[bytes]] = {
@@ -55,6 +65,9 @@ FILES: dict[str, list[bytes]] = {
     "data.jsonl.gz": [gzip.compress(_LINES)],
     "data.jsonl.zst": [zstandard.compress(_LINES)],
     "data.npy": [_numpy()],
+    "data.json": [json.dumps(_ROWS).encode(), json.dumps(_ROWS, indent=1).encode()],
+    "data.csv": [_csv(), _csv().replace(b",", b";")],
+    "data.txt": ["\n\n".join(text or "" for text in _TEXTS).encode()],
 }
 COLUMNS: list[dict[str, str]] = [
     {},
@@ -62,6 +75,11 @@ COLUMNS: list[dict[str, str]] = [
     {"messages_column": "messages"},
     {"prompt_column": "prompt", "completion_column": "answer"},
 ]
+_SHARES = np.random.default_rng(0).dirichlet(np.ones(3), 12)
+SWEEP: dict[str, bytes] = {
+    "ratios.csv": _sweep(["web", "code", "books"], _SHARES),
+    "metrics.csv": _sweep(["web_loss", "code_loss", "seed"], 2 + 0.3 * (_SHARES + 0.1) ** -0.5),
+}
 _LAYER = "base_model.model.layers.0.q_proj.lora_"
 PROBE: dict[str, bytes] = {
     "adapter_model.safetensors": save(
