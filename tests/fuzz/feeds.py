@@ -117,10 +117,10 @@ def _whole(kind: str) -> Path:
         )
         for name, format in FORMATS.items():
             (place / name).mkdir()
-            for file, text in format.write(
-                Handover("a run", parts, planned_tokens=10_000), format.unit
-            ).files.items():
-                (place / name / f"{name}-{file}").write_text(text)
+            written = format.write(Handover("a run", parts, planned_tokens=10_000), format.unit)
+            for file, text in written.files.items():
+                if file != "dataset_info.json":  # which holds no weights
+                    (place / name / f"{name}-{file}").write_text(text)
     elif kind == "checkpoint":
         model = tiny("llama")
         optimizer = torch.optim.AdamW(model.parameters())

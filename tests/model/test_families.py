@@ -61,8 +61,8 @@ def held(model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.ones(ids.shape, dtype=bool)
 
 
-# transformers 5 renames `mlp.shared_expert.` in what it reads; as a pattern that also meets `mlp.shared_experts`, so PEFT
-# loses these layers of any adapter, its own too.
+# transformers 5 renames `mlp.shared_expert.` in what it reads; as a pattern that also meets `mlp.shared_experts`, so
+# PEFT loses these layers of any adapter, its own too.
 UNREAD = {"laguna"}
 
 
