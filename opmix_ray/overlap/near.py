@@ -95,11 +95,11 @@ def filled(
         bool of shape (n,). One key is chosen wherever there are two.
     """
     held = float(tokens[chosen].sum())
-    if held >= least:
+    if held >= least or not len(keys):
         return chosen
     chosen, whole = chosen.copy(), float(tokens.sum())
     order = np.argsort(keys, kind="stable")
-    ends = np.flatnonzero(np.r_[keys[order][1:] != keys[order][:-1], True]) + 1 if len(order) else order
+    ends = np.flatnonzero(np.r_[keys[order][1:] != keys[order][:-1], True]) + 1
     units = np.split(order, ends[:-1])
     # More than half is held out only where nothing else makes a sequence.
     for left, goal in ((max(least, whole / 2), max(least, fraction * whole)), (least, least)):
