@@ -33,7 +33,7 @@ def _interrupt_after(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     while not (output / file).exists() or (output / file).read_text().count("\n") < rows:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -43,7 +43,9 @@ def _interrupt_after(
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.promise
+@pytest.mark.timeout(900)
 def test_interrupted_while_it_trains_and_while_it_searches(tiny: TinyRun) -> None:
     output = tiny.directory / "out"
     tiny.tree["stages"][0] |= {"steps": 300, "decide_at": [0.03]}

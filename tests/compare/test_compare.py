@@ -97,6 +97,9 @@ def test_where_domains_were_learned(tiny: TinyRun) -> None:
     assert learned_at(tiny.load()) == {"code": 10, "german": 0, "mathematics": 30}
 
 
+@pytest.mark.slow
+@pytest.mark.promise
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_session")
 def test_a_comparison_from_the_command_line(tiny: TinyRun, opmix: Opmix) -> None:
     tiny.tree["stages"][0]["steps"] = 4

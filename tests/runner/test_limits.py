@@ -31,7 +31,9 @@ def test_a_limit_that_may_be_reached_is_not(tiny: TinyRun) -> None:
     assert check_prepared(config, prepare(config)) == []
 
 
-@pytest.mark.parametrize("budget", [0.05, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("budget", [0.05, None])
 def test_a_run_keeps_limits_in_perplexity_and_says_so(
     tiny: TinyRun, ray_session: None, budget: float | None
 ) -> None:

@@ -37,9 +37,11 @@ def decided(config: RunConfig) -> tuple[np.ndarray, dict[str, float]]:
     return np.array(data), read_json(place / "check.json")["data"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "start",
-    [name if name == "uniform" else pytest.param(name, marks=pytest.mark.slow) for name in STARTS],
+    [pytest.param(name, marks=pytest.mark.promise) if name == "uniform" else name for name in STARTS],
 )
 def test_a_run_a_script_and_the_checks_before_a_run_train_old_on_the_same(
     tiny: TinyRun, ray_session: None, start: str

@@ -109,7 +109,8 @@ def test_only_a_finished_run_can_be_gone_on_from(first: Path, tiny: TinyRun, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.promise
+@pytest.mark.timeout(900)
 def test_domains_change_between_runs(first: Path, tiny: TinyRun, tiny_data: Path, tmp_path: Path) -> None:
     """One is renamed, one is revised, one is new: the positions and the old mixture follow."""
     lines = (tiny_data / "code.jsonl").read_text().splitlines(keepends=True)

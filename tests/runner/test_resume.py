@@ -66,6 +66,7 @@ def _assert_same(found: dict, expected: dict) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.timeout(900)
 def test_killed_in_the_middle_of_the_search(tiny: TinyRun, undisturbed: dict) -> None:
     output = tiny.directory / "out"

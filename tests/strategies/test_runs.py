@@ -128,14 +128,14 @@ MOMENTS: dict[str, Moment] = {
 }
 
 
+MARKS = {"swarm": [pytest.mark.slow], "aioli": [pytest.mark.slow, pytest.mark.promise]}
+
+
 # Of those that train models beforehand and those that decide before every step one each is `slow`, the rest `long`.
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "strategy",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in ("swarm", "aioli") else pytest.mark.long)
-        for name in MOMENTS
-    ],
+    [pytest.param(name, marks=MARKS.get(name, [pytest.mark.long])) for name in MOMENTS],
 )
 def test_killed_and_resumed_is_the_same_as_undisturbed(tiny: TinyRun, strategy: str) -> None:
     if strategy == "self-distillation":

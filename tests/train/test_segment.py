@@ -146,6 +146,7 @@ def test_two_segments_are_one(tiny: TinyRun, prepared: Prepared, whole: tuple[Se
     assert curves.to_dict() == by_domain(whole[0]).to_dict()
 
 
+@pytest.mark.slow
 def test_a_segment_that_is_done_is_found_again(
     tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events]
 ) -> None:
@@ -165,6 +166,7 @@ def test_a_checkpoint_is_a_hugging_face_directory(tiny: TinyRun, whole: tuple[Se
     assert json.loads((directory / "state.json").read_text())["step"] == 6
 
 
+@pytest.mark.slow
 def test_a_stage_that_begins_again_counts_its_own_steps_whatever_its_weights_had_done(
     tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events]
 ) -> None:

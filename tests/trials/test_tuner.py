@@ -95,6 +95,7 @@ def test_a_search_scores_every_candidate_and_changes_no_stored_byte(ready: Ready
     assert sorted(row.run for row in new) == ["003", "004", "005", "proposal"]
 
 
+@pytest.mark.slow
 def test_every_candidate_brings_its_slopes_where_asked_for(ready: Ready, tmp_path: Path) -> None:
     plain, _, _ = search(ready, tmp_path / "plain", trials=4, sampler="random")
     rows, checked, _ = search(ready, tmp_path / "slopes", trials=4, sampler="random", slopes=True)
