@@ -23,10 +23,11 @@ from opmix_ray.exchange.energon import read_energon
 from opmix_ray.exchange.handover import Unit, without_query
 from opmix_ray.exchange.hf_datasets import read_datasets
 from opmix_ray.exchange.llamafactory import read_llamafactory
-from opmix_ray.exchange.megatron import prefix, read_blend, read_nemo
+from opmix_ray.exchange.megatron import read_blend, read_nemo
 from opmix_ray.exchange.mosaic import read_streaming
 from opmix_ray.exchange.olmix import read_olmix
 from opmix_ray.exchange.olmo_core import read_olmo_core
+from opmix_ray.exchange.places import prefix
 from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 from opmix_ray.exchange.torchtitan import read_torchtitan
 from opmix_ray.paths import is_uri

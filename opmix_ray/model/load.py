@@ -239,7 +239,7 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
     options = _dense_gguf(config.gguf_file) if config.gguf_file else {}
     try:
         with _without_bar():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(local) if local.exists() else path,
                 dtype=DTYPES[config.dtype],
                 trust_remote_code=config.trust_remote_code,
@@ -248,6 +248,7 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
             )
     except Exception as error:
         raise no_causal_lm("loaded", path, error) from error
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise UserError(
             f"its files lack {len(missing)} of the model's weights ({', '.join(missing[:SHOWN])}"

@@ -15,6 +15,7 @@ from opmix_ray.report.doubts import WEAK, decision_doubts
 from opmix_ray.report.gather import DecisionFiles
 from opmix_ray.report.law_check import LawCheck, check_law
 from opmix_ray.report.paired import LEVEL
+from opmix_ray.report.run_panels import MOST_SETS
 from opmix_ray.report.side_by_side import of_decision
 from opmix_ray.report.why import why_not_best
 from opmix_ray.report.words import moved, outcome
@@ -97,7 +98,7 @@ def _law(files: DecisionFiles, check: LawCheck | None, unit: str) -> str:
     text = paragraph(f"Law: {files.decision['law_name']}.", judged, _promise(files, unit)) + paragraph(
         _reading(check)
     )
-    hidden = len(check.sets) - panels.MOST_SETS if check else 0
+    hidden = len(check.sets) - MOST_SETS if check else 0
     more = paragraph(f"{n.plural(hidden, 'more set')} in the table.", kind="soft") if hidden > 0 else ""
     absent = (
         ""
