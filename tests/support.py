@@ -90,7 +90,7 @@ class TinyRun:
         return [sys.executable, "-m", "opmix_ray", *arguments]
 
 
-def opmix(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def opmix(*arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     return subprocess.run(
         [sys.executable, "-m", "opmix_ray", *arguments],

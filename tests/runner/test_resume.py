@@ -47,7 +47,7 @@ def _outcome(output: Path) -> dict:
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     directory = tmp_path_factory.mktemp("undisturbed")
-    finish(start(TinyRun(tiny_data, directory), directory / "out"), 240)
+    finish(start(TinyRun(tiny_data, directory), directory / "out"), 420)
     return _outcome(directory / "out")
 
 
@@ -67,12 +67,12 @@ def _assert_same(found: dict, expected: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.promise
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_killed_in_the_middle_of_the_search(tiny: TinyRun, undisturbed: dict) -> None:
     output = tiny.directory / "out"
-    kill_when(start(tiny, output), output, MOMENTS["in the middle of the search"], 200)
+    kill_when(start(tiny, output), output, MOMENTS["in the middle of the search"], 400)
     done = (output / "decisions/000/trials.jsonl").read_text().splitlines()
-    finish(start(tiny, output, "--resume"), 240)
+    finish(start(tiny, output, "--resume"), 420)
     _assert_same(_outcome(output), undisturbed)
     for line in done[:-1]:  # the last one may have been cut off
         assert line in (output / "decisions/000/trials.jsonl").read_text()
@@ -84,6 +84,6 @@ def test_killed_at_five_moments_in_one_run(tiny: TinyRun, undisturbed: dict) -> 
     """One run that dies five times, each time at another moment, ends like one that never did."""
     output = tiny.directory / "out"
     for number, moment in enumerate(MOMENTS.values()):
-        kill_when(start(tiny, output, *(["--resume"] if number else [])), output, moment, 200)
-    finish(start(tiny, output, "--resume"), 240)
+        kill_when(start(tiny, output, *(["--resume"] if number else [])), output, moment, 400)
+    finish(start(tiny, output, "--resume"), 420)
     _assert_same(_outcome(output), undisturbed)
