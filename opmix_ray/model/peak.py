@@ -201,7 +201,7 @@ class _Meter(TorchDispatchMode):
     """Counts the bytes of every storage made while it is on, for as long as the storage lives."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.marked = 0  # the peak until `mark`
         self.peak = 0  # since then
