@@ -185,7 +185,7 @@ def search(
             loaded, model, step=step, overwrite=overwrite, pareto=pareto, progress=progress
         )
     show(decision.to_dict(), decision.mixture, as_json)
-    if pareto and not as_json:
+    if "front" in decision.details and not as_json:
         from opmix_ray.commands.tables import front_table
 
         show(None, front_table(decision.details["front"]), as_json)

@@ -98,7 +98,9 @@ def search_once(
         ledger, session = Ledger(), Session(storage)
         with connected(config):
             decision = make_decision(config, prepared, storage, situation, progress, ledger)
-        if pareto:
+        if pareto and not storage.child(PLACE).exists("law.json"):
+            progress.message(f"no front: there is no law to draw one by; {decision.reason}")
+        elif pareto:
             decision.details["front"] = _front(config, storage, decision, sets)
             storage.child(PLACE).write_json("decision.json", decision.to_dict())
         state.mixture = Mixture(decision.mixture).shares
@@ -116,12 +118,7 @@ def search_once(
 
 def _front(config: RunConfig, storage: Storage, decision: Decision, sets: list[str]) -> list[dict[str, Any]]:
     """What a decision would propose if the sets weighed otherwise, by the law it was made with."""
-    place = storage.child(PLACE)
-    if not place.exists("law.json"):
-        raise UserError(
-            "there is no law to draw a front by", key="--pareto", value=True, remedy=decision.reason
-        )
-    law, current = FittedLaw.from_dict(place.read_json("law.json")), Mixture(decision.current)
+    law, current = FittedLaw.from_dict(storage.child(PLACE).read_json("law.json")), Mixture(decision.current)
     inside = decision.details["components"].get(OLD)
     expand = None if inside is None or OLD not in law.domains else {OLD: inside}
     if expand is not None:
