@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test test-fast test-slow test-promises test-long test-targets test-cluster fuzz lint format types docs docs-site constraints release-check clean help
+.PHONY: demo test test-fast test-slow test-promise test-long test-targets test-cluster fuzz lint format types docs docs-site constraints release-check clean help
 
 demo: $(VENV)/.runs
 	$(BIN)/python examples/demo.py
@@ -27,7 +27,7 @@ test-slow: $(VENV)/.develops
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 # Of the slow tests those that no change may break: kills, interrupts, domains that come, a comparison.
-test-promises: $(VENV)/.develops
+test-promise: $(VENV)/.develops
 	$(BIN)/python -m pytest -m promise --timeout 900
 
 test-long: $(VENV)/.develops
