@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opmix_ray.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from opmix_ray.api import prepare, run, search, train_probes
+    from opmix_ray.api import discover, prepare, run, search, train_probes
     from opmix_ray.config import RunConfig, load_config, make_config
     from opmix_ray.data.held_out import search_sets
     from opmix_ray.decision.propose import propose
@@ -43,6 +43,7 @@ _WHERE = {
     "SearchTask": "opmix_ray.trials.trial",
     "Strategy": "opmix_ray.strategies.base",
     "UserError": "opmix_ray.errors",
+    "discover": "opmix_ray.api",
     "fit_law": "opmix_ray.laws",
     "load_config": "opmix_ray.config",
     "make_config": "opmix_ray.config",
@@ -70,6 +71,7 @@ __all__ = [
     "Strategy",
     "TrainingCallback",
     "UserError",
+    "discover",
     "fit_law",
     "load_config",
     "make_config",

@@ -12,7 +12,7 @@ terminal. Ray is used where it is connected already; else one is started and end
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from opmix_ray import pile
 from opmix_ray.cluster.connect import connected
 from opmix_ray.commands.notebook import progress_here
 from opmix_ray.config import RunConfig, load_config, make_config
@@ -150,6 +151,45 @@ def prepare(config: Config, *, progress: Progress | bool = True) -> Prepared:
     """
     with _shown(progress) as shown:
         return validate(as_config(config), _file(config), shown.preparing)
+
+
+def discover(
+    files: Sequence[str | Path] | str | Path,
+    output: str | Path,
+    *,
+    domains: int = pile.DOMAINS,
+    like: str | Path | None = None,
+    vectors: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Sort a pile of documents into domains: shards by domain, a page, and an opmix.yaml.
+
+    Args:
+        files: files, folders, globs, URIs of the pile; or one of them.
+        output: local directory that is not there yet.
+        domains: how many.
+        like: output of an earlier call, into whose domains these documents are sorted.
+        vectors: .npy file with a vector for each document, or a column with one, to go by instead of the text.
+        tokenizer: that token ids were made with.
+        seed: of everything random.
+
+    Returns:
+        The content of discover.json: `domains`, each with `name`, `words`, `documents`, `share`; `stability`; ...
+
+    Raises:
+        UserError: something in the input is wrong; nothing is written.
+    """
+    given = [files] if isinstance(files, str | Path) else files
+    return pile.discover(
+        [str(file) for file in given],
+        output,
+        domains=domains,
+        like=like,
+        vectors=None if vectors is None else str(vectors),
+        tokenizer=None if tokenizer is None else str(tokenizer),
+        seed=seed,
+    )
 
 
 def as_config(config: Config) -> RunConfig:

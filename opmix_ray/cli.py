@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from opmix_ray.commands.compare import compare
+from opmix_ray.commands.discover import discover
 from opmix_ray.commands.doctor import doctor
 from opmix_ray.commands.export import export
 from opmix_ray.commands.fit import fit, predict
@@ -108,6 +109,7 @@ def demo(
 
 
 app.command()(init)
+app.command()(discover)
 app.command()(compare)
 app.command()(export)
 app.command()(doctor)

@@ -34,6 +34,7 @@ strategies
 report watch
 runner
 compare fit init
+pile
 commands
 api exits
 cli
@@ -41,7 +42,7 @@ __init__
 __main__ spot
 """
 LEVEL = {room: level for level, line in enumerate(ORDER.split("\n")) for room in line.split()}
-LINES, FILES = 3000, 299  # at most: lines of a room, files of the package
+LINES, FILES = 3000, 306  # at most: lines of a room, files of the package
 
 
 def _modules() -> dict[str, Path]:

@@ -23,8 +23,8 @@ from opmix_ray.sources.listing import expand, identity, listing
 KEY = "--data"
 SMALL = 100_000  # bytes of text below which a file is no domain of its own
 MOST_FILES = 32  # domains that the files of one folder make; more of them are one domain
-_TRAIN = {"train", "training"}
-_HELD_OUT = {
+TRAIN = {"train", "training"}
+HELD_OUT = {
     "test",
     "testing",
     "valid",
@@ -36,7 +36,7 @@ _HELD_OUT = {
     "heldout",
     "held_out",
 }
-_NAMELESS = {"", "data", "part", "shard", "chunk", "file", "output", "text", "corpus"} | _TRAIN
+_NAMELESS = {"", "data", "part", "shard", "chunk", "file", "output", "text", "corpus"} | TRAIN
 # A number at the end of a file's name, as writers of shards put it there; a year is not one.
 _SHARD = re.compile(r"^(.*?)[-_.]?((?:part|shard|chunk|split)?[-_.]?\d+(?:[-_.]?of[-_.]?\d+)?)$")
 _YEAR = re.compile(r"^[-_.]?(19|20)\d\d$")
@@ -183,7 +183,7 @@ def _part(name: str, folder: str | None, files: list[InputFile]) -> Part:
     words = {
         file.path: _words(file.path[depth:] if folder is not None else _base(file.path)) for file in files
     }
-    out = [file for file in files if words[file.path] & _HELD_OUT]
+    out = [file for file in files if words[file.path] & HELD_OUT]
     kept = [file for file in files if file not in out]
     if not kept or not out:
         kept, out = files, []
@@ -209,7 +209,7 @@ def _holds(folder: str, files: list[InputFile]) -> bool:
 def _is_splits(names: Iterable[str]) -> bool:
     """Whether names are the splits of one data set: a training part, and nothing but held-out ones."""
     words = [_words(name) for name in names]
-    return len(words) > 1 and any(w & _TRAIN for w in words) and all(w & (_TRAIN | _HELD_OUT) for w in words)
+    return len(words) > 1 and any(w & TRAIN for w in words) and all(w & (TRAIN | HELD_OUT) for w in words)
 
 
 def _words(path: str) -> set[str]:

@@ -248,6 +248,7 @@ _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "messages_column": (_is_messages, "lists of messages with role and content"),
     "tools_column": (lambda kind: True, "tools"),
     "tokens_column": (_is_ids, "lists of integers"),
+    "vectors_column": (_is_list, "lists of numbers"),
     "choices_column": (_is_list, "lists of text"),
     "answer_column": (lambda kind: _is_text(kind) or pa.types.is_integer(kind), "text or integers"),
 }

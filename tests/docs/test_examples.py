@@ -29,7 +29,7 @@ MINIMAL: dict[str, Any] = {
 OTHERS = re.compile(
     r"^(apiVersion|cluster_name|datasets|interleave_probs):", re.MULTILINE
 )  # of other programs
-HEAVY = re.compile(r"ray\.init|opmix_ray\.run\(|opmix_ray\.search\(|train_probes\(")
+HEAVY = re.compile(r"ray\.init|opmix_ray\.discover\(|opmix_ray\.run\(|opmix_ray\.search\(|train_probes\(")
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("python") if not HEAVY.search(b.text)], ids=str)
