@@ -31,10 +31,13 @@ def finish(process: subprocess.Popen[bytes], timeout: float) -> None:
 def kill_when(process: subprocess.Popen[bytes], output: Path, moment: Moment, timeout: float) -> None:
     """`kill -9` as soon as the output shows the moment, which must come before the end."""
     deadline = time.monotonic() + timeout
-    while not moment(output):
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        while not moment(output):
+            assert process.poll() is None, process.communicate()[1].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
     assert not (output / "result.json").exists(), "it was over before it could be killed"

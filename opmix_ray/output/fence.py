@@ -1,7 +1,7 @@
-"""Who may write checkpoints into an output: workers of the driver that holds its lock, not those of one that is gone.
+"""Who may write into an output: the driver that came last and its workers, not those of one before it.
 
     token = raise_fence(storage)          # the driver, when it has the lock
-    with allowed(storage, token):         # a worker, around writing
+    with writing(storage, token):         # a worker around a checkpoint, the driver around its state
         ...
 
 A driver that is killed leaves workers that may train on for seconds. On a local file system they and the next driver
@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from opmix_ray.errors import UserError
 from opmix_ray.output.state import FENCE
 from opmix_ray.storage import Storage
 
@@ -30,11 +31,21 @@ def raise_fence(storage: Storage) -> str:
 
 
 @contextlib.contextmanager
-def allowed(storage: Storage, token: str) -> Iterator[bool]:
-    """Whether a token's holder may still write, and for the time of a `with` the next driver waits."""
+def writing(storage: Storage, token: str) -> Iterator[None]:
+    """Write, if a token's holder still may; for the time of a `with` the next driver waits.
+
+    Raises:
+        UserError: another driver has raised the fence since.
+    """
     with _turn(storage, fcntl.LOCK_SH):
         place = f"{FENCE}/token"
-        yield storage.exists(place) and storage.read_text(place) == token
+        if not storage.exists(place) or storage.read_text(place) != token:
+            raise UserError(
+                "another opmix process has taken this output over",
+                file=storage.uri,
+                remedy="nothing: it goes on",
+            )
+        yield
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from opmix_ray.errors import UserError, write_to
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.flops import forward_flops, train_flops
-from opmix_ray.output.fence import raise_fence
+from opmix_ray.output.fence import raise_fence, writing
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import locked
 from opmix_ray.output.mixture_file import write_mixture
@@ -148,11 +148,12 @@ class _Runner:
         for number in range(self.state.done, len(steps)):
             before = asdict(self.state)
             getattr(self, f"_{steps[number].kind}")(steps[number])
-            if self.state.checkpoint != before["checkpoint"]:
-                self.storage.write_json(BEFORE, before)
             self.state.done = number + 1
             self.state.ledger = self.ledger.to_dict()
-            self.state.save(self.storage)
+            with writing(self.storage, self.writer):
+                if self.state.checkpoint != before["checkpoint"]:
+                    self.storage.write_json(BEFORE, before)
+                self.state.save(self.storage)
             self.session.save()
             self.watch.costs(self.state.step, self.state.ledger, self.ledger.overhead())
             self._drop_old_checkpoints()

@@ -10,8 +10,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import load_model, set_recompute
 from opmix_ray.model.loss import SetLoss, compute_context, measure
-from opmix_ray.output.fence import allowed
+from opmix_ray.output.fence import writing
 from opmix_ray.storage import Storage
 from opmix_ray.train.callback import TrainingCallback
 from opmix_ray.train.callback_runner import CallbackRunner
@@ -365,7 +364,8 @@ class _Worker:
         directory = Path(tempfile.mkdtemp(prefix="opmix-checkpoint-"))
         try:
             write_checkpoint(directory, self.parallel.model, weights, optimizer, rng, self.state)
-            with _may_write(self.segment):
+            writer = self.segment.writer
+            with writing(Storage(self.segment.output), writer) if writer is not None else nullcontext():
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -377,22 +377,6 @@ class _Worker:
     def _send(self, kind: str, payload: dict[str, Any]) -> None:
         if self.rank == 0 and self.reporter is not None:
             self.reporter.push.remote(kind, payload)
-
-
-@contextmanager
-def _may_write(segment: Segment) -> Iterator[None]:
-    """For the time of a `with` no other driver takes the output over; of one that was taken over nothing is written."""
-    if segment.writer is None:
-        yield
-        return
-    with allowed(Storage(segment.output), segment.writer) as still:
-        if not still:
-            raise UserError(
-                "another opmix process has taken this output over",
-                file=segment.output,
-                remedy="nothing: it goes on",
-            )
-        yield
 
 
 _AGAIN = "run again with --resume: the checkpoint before it is used, if that is whole"

@@ -14,12 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from opmix_ray.checksums import fault
 from opmix_ray.errors import UserError
-from opmix_ray.output.fence import allowed, raise_fence
+from opmix_ray.output.fence import raise_fence, writing
 from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_state, open_output
 from opmix_ray.runner.trust import final_rows, trusted
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, write_checkpoint
 from opmix_ray.train.recover import NOTES, recover
+from tests.object_store import object_store
 from tests.support import TinyRun
 
 
@@ -155,16 +156,32 @@ def test_a_state_goes_back_to_the_one_before_its_checkpoint(tmp_path: Path) -> N
 def test_whoever_lost_the_output_may_not_write(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     old = raise_fence(storage)
-    with allowed(storage, old) as still:
-        assert still
+    with writing(storage, old):
         waiting = threading.Thread(target=raise_fence, args=(storage,))
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive()  # until the one who writes is done
     waiting.join(30)
     assert not waiting.is_alive()
-    with allowed(storage, old) as still:
-        assert not still
+    with (
+        pytest.raises(UserError, match="another opmix process has taken this output over"),
+        writing(storage, old),
+    ):
+        raise AssertionError
+
+
+def test_of_two_drivers_on_an_object_store_the_later_one_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_store(tmp_path) as store:
+        for name, value in store.environment().items():
+            monkeypatch.setenv(name, value)
+        storage = Storage(store.uri("run"))
+        first, second = raise_fence(storage), raise_fence(storage)
+        with writing(storage, second):
+            storage.write_text("state.json", "{}")
+        with pytest.raises(UserError, match="taken this output over"), writing(storage, first):
+            raise AssertionError
 
 
 def test_a_damaged_row_is_left_out_and_named(tmp_path: Path) -> None:
