@@ -130,6 +130,9 @@ class Recipe:
         return [normal(text) for text in self.tokenizer.backend_tokenizer.decode_batch(ids)]
 
     def _encode(self, documents: list[Document], empty: int, read: int, file: InputFile) -> Block:
+        for document in documents:
+            if document.ids is not None:
+                self._check_ids(document.ids, file)
         words = self._words(documents)
         digests = np.array(
             [document.digest(each) for document, each in zip(documents, words, strict=True)], dtype=np.uint64
@@ -144,7 +147,7 @@ class Recipe:
         elif kind == "messages":
             encoded = [self._chat(document, file) for document in documents]
         else:
-            encoded = [self._tokens(document, file) for document in documents]
+            encoded = [self._tokens(document) for document in documents]
         ids = [item[0] for item in encoded]
         return Block(
             ids=np.concatenate([np.empty(0, np.int64), *ids]).astype(np.uint32),
@@ -191,17 +194,21 @@ class Recipe:
                 remedy="mend the messages, or use a tokenizer whose template fits them",
             ) from None
 
-    def _tokens(self, document: Document, file: InputFile) -> tuple[np.ndarray, np.ndarray | None, int]:
-        assert document.ids is not None
-        ids = document.ids
-        if len(ids) and ids.max() >= self._vocabulary:
+    def _check_ids(self, ids: np.ndarray, file: InputFile) -> None:
+        wrong = ids[(ids < 0) | (ids >= self._vocabulary)]
+        if len(wrong):
+            column = ".tokens_column" if self.source.config.tokens_column else ""
             raise UserError(
-                f"holds the token id {ids.max()}, outside the vocabulary of {self._vocabulary} of the "
+                f"holds the token id {wrong[0]}, outside the vocabulary of {self._vocabulary} of the "
                 f"tokenizer {self.tokenizer.name_or_path or 'trained here'}",
                 file=file.path,
-                key=f"{self.source.key}.tokens_column"
-                if self.source.config.tokens_column
-                else self.source.key,
-                remedy="name the tokenizer that the data were made with as tokenizer.path",
+                key=f"{self.source.key}{column}",
+                remedy="name the tokenizer that the data were made with as tokenizer.path"
+                if wrong[0] > 0
+                else "write the token itself, whatever its label in a loss was",
             )
+
+    def _tokens(self, document: Document) -> tuple[np.ndarray, np.ndarray | None, int]:
+        assert document.ids is not None
+        ids = document.ids
         return (np.append(ids, self._encoder.eos) if document.complete else ids), None, 0

@@ -4,8 +4,9 @@
     found.files, found.hidden, found.outside
     files = expand("data/**/*.jsonl.gz", key="data.domains.code.path")
 
-Names inside a folder that begin with `.` or `_` are left out (`.git`, `.ipynb_checkpoints`, `_temporary`); a hidden
-file or folder that is named itself is read. Links are followed, a link to where one already is or was is not.
+Names inside a folder that begin with `.` or `_` (`.git`, `.ipynb_checkpoints`, `_temporary`), and what a file server or
+an office program puts beside files (`@eaDir`, `~$a.csv`), are left out; a hidden file or folder that is named itself is
+read. Links are followed, a link to where one already is or was is not.
 """
 
 from __future__ import annotations
@@ -28,7 +29,18 @@ from opmix_ray.paths import file_format, is_uri, of_data
 from opmix_ray.remote import is_local, local_path, missing_bucket, reason, remedy
 from opmix_ray.sources.files import InputFile, filesystem
 
-HIDDEN = (".", "_")
+# What names of hidden files and folders begin with; and of office programs, file servers and file systems.
+HIDDEN = (
+    ".",
+    "_",
+    "~$",
+    "@eaDir",
+    "#recycle",
+    "#snapshot",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+)
 _SHOWN = 3
 
 

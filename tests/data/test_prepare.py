@@ -299,6 +299,17 @@ def test_a_token_outside_the_vocabulary_is_named(
     assert path in str(caught.value)
 
 
+@pytest.mark.parametrize("sets", [False, True])
+def test_an_id_below_nought_is_named(make_config: Make, tmp_path: Path, sets: bool) -> None:
+    rows = [[5, 6, 7, 8, 9, 10, 11, 0]] * 60
+    rows[7] = [5, -100, 7, 8, 9, 10, 11, 0]
+    np.save(tmp_path / "a.npy", np.concatenate(rows).astype(np.int32))
+    (tmp_path / "t.jsonl").write_text('{"text": "a text of an evaluation set"}\n' * 9)
+    more = {"t": {"path": str(tmp_path / "t.jsonl")}} if sets else {}
+    with pytest.raises(UserError, match="holds the token id -100, outside the vocabulary of 300"):
+        prepare(make_config(sets=more, d={"path": str(tmp_path / "a.npy")}))
+
+
 # ---- too little ----
 
 
