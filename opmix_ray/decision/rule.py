@@ -443,12 +443,16 @@ def _chosen(
             )
         )  # fmt: skip
     mixture = current if choice.name == choice.CURRENT else others[choice.name]
+    lost = bool(rows) and not _usable(rows)
+    alone = (
+        f"none of {len(rows)} candidates gave a finite loss, so that it is counted alone: " if lost else ""
+    )
     return Decision(
         index=index,
         step=step,
         stage=stage,
         kept="old" if choice.name == choice.CURRENT else "proposal",
-        reason=choice.reason,
+        reason=f"{alone}{choice.reason}",
         trials=len(rows),
         usable=len(_usable(rows)),
         current=current.shares,

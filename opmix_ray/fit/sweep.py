@@ -429,5 +429,7 @@ def _too_few(kept: int, table: CsvTable, left_out: list[LeftOut]) -> UserError:
         f"only {kept} runs have a mixture and a metric, a law needs at least {LEAST_ROWS}"
         + (f"; left out: {reasons}{more}" if left_out else ""),
         file=table.path,
-        remedy="check that both files name the same runs",
+        remedy="give shares: divide each line by its sum"
+        if left_out and all(" sum to " in item.reason for item in left_out)
+        else "check that both files name the same runs",
     )

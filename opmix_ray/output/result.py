@@ -68,7 +68,9 @@ def make_result(
                 "proposal": d["proposal"],
                 "kept": d["kept"],
                 "reason": d["reason"],
-                "failed": not d["usable"] and bool(d["trials"] or d["details"].get("lost")),
+                "failed": not d["usable"]
+                and not d["law_name"]
+                and bool(d["trials"] or d["details"].get("lost")),
                 "gain": d["gain"],
                 "law": d["law"],
             }

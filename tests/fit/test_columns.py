@@ -251,6 +251,14 @@ def test_shares_as_people_write_them(tmp_path: Path, separator: str, shape: Call
     assert len(sweep.runs) == ROWS
 
 
+def test_counts_of_tokens_are_told_from_shares(tmp_path: Path) -> None:
+    _, metrics = files(tmp_path)
+    counts: Cells = {n: [int(1e9 * v) for v in SHARES[:, d]] for d, n in enumerate(DOMAINS)}
+    ratios = write(tmp_path / "counts.csv", {"run": [f"r{i}" for i in range(ROWS)], **counts})
+    with pytest.raises(UserError, match=r"only 0 runs.*divide each line by its sum"):
+        read_sweep(ratios, metrics)
+
+
 def test_decimal_commas_between_commas_are_told(tmp_path: Path) -> None:
     _, metrics = files(tmp_path)
     (tmp_path / "bad.csv").write_text("run,web,code\nr0,0,5,0,5\n")
