@@ -134,28 +134,3 @@ def test_killed_in_a_decision_it_goes_on(
     for mine, theirs in zip(found["train"], expected["train"], strict=True):
         assert mine == (theirs[0], pytest.approx(theirs[1], abs=1e-5), theirs[2])
     assert found["losses"] == [pytest.approx(losses, abs=1e-5) for losses in expected["losses"]]
-
-
-def test_of_two_drivers_the_later_one_ends_well_and_the_first_says_so(
-    undisturbed: str, store: ObjectStore, tiny_data: Path, tmp_path: Path
-) -> None:
-    file = _configured(store, tiny_data, tmp_path)
-    output = store.uri("twice")
-    command = TinyRun(tiny_data, tmp_path).command("run", str(file), "--output", output, "--json")
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-    storage, deadline = Storage(output), time.monotonic() + 300
-    try:
-        while not storage.exists("decisions/000/probes/code/probe.json"):
-            assert first.poll() is None, first.communicate()[1].decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        second = opmix("run", str(file), "--output", output, "--resume", timeout=500)
-        assert second.returncode == 0, second.stderr
-        said = first.communicate(timeout=300)[1].decode().splitlines()
-    finally:
-        first.kill()
-    assert first.returncode == 2, said
-    assert [line for line in said if line.startswith("error: ")][-1].endswith(
-        "another opmix process has taken this output over; nothing: it goes on"
-    )
-    assert _outcome(output) == _outcome(undisturbed)
