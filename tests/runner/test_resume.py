@@ -1,15 +1,14 @@
-"""`kill -9` at any moment, then `--resume`: weights, mixture, batches and losses as undisturbed, bit for bit."""
+"""`kill -9` at any moment, then `--resume`: the same mixture, batches and losses as undisturbed."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.killing import Moment, finish, kill_when, start
-from tests.support import TinyRun, opmix, read_json
+from tests.support import TinyRun, read_json
 
 
 def _rows(output: Path, name: str) -> int:
@@ -42,7 +41,6 @@ def _outcome(output: Path) -> dict:
         "domains": [list(row["domains"].items()) for row in rows if row["kind"] == "train"],
         "curves": read_json(output / "state.json")["curves"],
         "ratios": (output / "decisions/000/ratios.csv").read_text(),
-        "weights": hashlib.sha256((output / "model" / "model.safetensors").read_bytes()).hexdigest(),
     }
 
 
@@ -54,7 +52,6 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def _assert_same(found: dict, expected: dict) -> None:
-    assert found["weights"] == expected["weights"], "bit for bit"
     assert found["delivered"] == expected["delivered"]
     assert found["domains"] == expected["domains"]
     assert found["curves"] == expected["curves"]
@@ -90,23 +87,3 @@ def test_killed_at_five_moments_in_one_run(tiny: TinyRun, undisturbed: dict) -> 
         kill_when(start(tiny, output, *(["--resume"] if number else [])), output, moment, 400)
     finish(start(tiny, output, "--resume"), 420)
     _assert_same(_outcome(output), undisturbed)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_another_evaluation_set_between_kill_and_resume_is_refused(tiny: TinyRun) -> None:
-    held = tiny.directory / "held.jsonl"
-    held.write_text("".join(json.dumps({"text": f"{n} is a number. " * 30}) + "\n" for n in range(9)))
-    tiny.tree["evaluation"]["sets"] = {"held": {"path": str(held)}}
-    output = tiny.directory / "out"
-    kill_when(start(tiny, output), output, MOMENTS["in the first segment, after a checkpoint"], 400)
-    good = held.read_text()
-    held.write_text(good.replace("number", "figure"))
-    refused = opmix("run", str(tiny.file), "--output", str(output), "--resume")
-    assert refused.returncode == 2
-    (line,) = refused.stderr.splitlines()
-    assert "evaluation.sets.held: holds other" in line
-    moved = held.rename(tiny.directory / "moved.jsonl")
-    moved.write_text(good)
-    tiny.tree["evaluation"]["sets"]["held"]["path"] = str(moved)
-    finish(start(tiny, output, "--resume"), 500)
