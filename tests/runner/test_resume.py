@@ -1,7 +1,8 @@
-"""`kill -9` at any moment, then `--resume`: the same mixture, batches and losses as undisturbed."""
+"""`kill -9` at any moment, then `--resume`: the same weights, bit for bit, and mixture, batches and losses."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def _outcome(output: Path) -> dict:
         "domains": [list(row["domains"].items()) for row in rows if row["kind"] == "train"],
         "curves": read_json(output / "state.json")["curves"],
         "ratios": (output / "decisions/000/ratios.csv").read_text(),
+        "weights": hashlib.sha256((output / "model" / "model.safetensors").read_bytes()).hexdigest(),
     }
 
 
@@ -52,6 +54,7 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def _assert_same(found: dict, expected: dict) -> None:
+    assert found["weights"] == expected["weights"], "bit for bit"
     assert found["delivered"] == expected["delivered"]
     assert found["domains"] == expected["domains"]
     assert found["curves"] == expected["curves"]
