@@ -297,7 +297,12 @@ def _stability(features: Features, lengths: np.ndarray, domains: int, seed: int)
 
 def save(assigner: Assigner, path: Path) -> None:
     """Write an assigner as arrays of numbers."""
-    np.savez_compressed(path, version=np.array(VERSION), kind=np.array(assigner.kind), **assigner.arrays())
+    arrays: dict[str, Any] = {
+        "version": np.array(VERSION),
+        "kind": np.array(assigner.kind),
+        **assigner.arrays(),
+    }
+    np.savez_compressed(path, **arrays)
 
 
 def load(path: Path, domains: int) -> Assigner:

@@ -188,7 +188,7 @@ def _vectors(
 ) -> np.ndarray | None:
     """(documents, numbers) of documents with their places among all; None where the text is gone by."""
     if file is not None:
-        found = np.asarray(
+        found: np.ndarray = np.asarray(
             file.array[[entry.position if by_row else place for place, entry in entries]], dtype=np.float32
         )
         wrong = width is not None and found.shape[1] != width
