@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from opmix_ray import pile
 from opmix_ray.cluster.connect import connected
 from opmix_ray.commands.notebook import progress_here
 from opmix_ray.config import RunConfig, load_config, make_config
@@ -30,6 +29,7 @@ from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.model.base import join_base
 from opmix_ray.model.interpolate import ProbeSet
+from opmix_ray.pile import DOMAINS
 from opmix_ray.runner import runner
 from opmix_ray.runner.search import search_once
 from opmix_ray.runner.task import make_task
@@ -157,7 +157,7 @@ def discover(
     files: Sequence[str | Path] | str | Path,
     output: str | Path,
     *,
-    domains: int = pile.DOMAINS,
+    domains: int = DOMAINS,
     like: str | Path | None = None,
     vectors: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -180,8 +180,10 @@ def discover(
     Raises:
         UserError: something in the input is wrong; nothing is written.
     """
+    from opmix_ray.pile.make import discover as sort  # scikit-learn only where it is needed
+
     given = [files] if isinstance(files, str | Path) else files
-    return pile.discover(
+    return sort(
         [str(file) for file in given],
         output,
         domains=domains,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from opmix_ray.commands.options import Json
+from opmix_ray.pile import DOMAINS
 
 
 def discover(
@@ -15,7 +16,7 @@ def discover(
         list[str], typer.Argument(metavar="FILES", help="Files or folders of the pile.", show_default=False)
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="New directory.", show_default=False)],
-    domains: Annotated[int, typer.Option(help="How many domains.")] = 8,
+    domains: Annotated[int, typer.Option(help="How many domains.")] = DOMAINS,
     like: Annotated[
         Path | None,
         typer.Option(help="Output of an earlier call: these files go into its domains.", metavar="DIR"),
@@ -35,7 +36,7 @@ def discover(
     Writes shards by domain, a page to look at, and an opmix.yaml.
     """
     from opmix_ray.commands.show import console, show
-    from opmix_ray.pile import discover as sort
+    from opmix_ray.pile.make import discover as sort
 
     def say(text: str) -> None:
         if not as_json:

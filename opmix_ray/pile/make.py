@@ -18,13 +18,13 @@ from typing import IO, Any
 import numpy as np
 
 from opmix_ray.errors import UserError, user_errors
+from opmix_ray.pile import DOMAINS
 from opmix_ray.pile.assign import Assigner, Groups, find_groups, load, save
 from opmix_ray.pile.documents import Entry, Pile, VectorFile, open_pile
 from opmix_ray.pile.page import render
 from opmix_ray.pile.words import names_by, typical_words
 from opmix_ray.remote import is_local, local_path
 
-DOMAINS = 8
 MOST_DOMAINS = 64  # as `opmix init` takes
 SAMPLE = 12_000  # documents that domains are found in
 BATCH = 512  # documents assigned at a time

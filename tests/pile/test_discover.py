@@ -19,26 +19,16 @@ from sklearn.metrics import normalized_mutual_info_score
 import opmix_ray
 from opmix_ray.config import load_config
 from opmix_ray.config.data import NAME
-from opmix_ray.init import begin
 from opmix_ray.pile.assign import find_groups
 from opmix_ray.pile.words import names_by, typical_words
 from opmix_ray.runner.validate import check_all
 from opmix_ray.sources.source import iter_documents
-from opmix_ray.train import speed
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
+from tests.init.test_begin import home as home
 from tests.support import DEMO, DOMAINS
 
 SIX = ("code", "speeches", "glossary", "german", "novel", "mathematics")
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(speed, "STEPS", 1)
-    monkeypatch.setattr(begin, "SPEED_TEST", 512)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
