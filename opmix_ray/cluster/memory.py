@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 from opmix_ray.config import RunConfig
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
 from opmix_ray.model.architecture import architecture
+from opmix_ray.model.loss import has_bfloat16
 from opmix_ray.model.peak import StepMemory, count_forward, count_step
 from opmix_ray.model.spread import Spread, blocks_of
 from opmix_ray.model.targets import Target, adapted_layers, target
@@ -99,7 +100,7 @@ class _Plan:
         )
         share = -(-train.batch_size // train.workers)
         micro = min(train.micro_batch_size or share, share)
-        step = self._step(micro, fused=not train.gpus_per_worker and not sharded)
+        step = self._step(micro, train.gpus_per_worker, fused=not train.gpus_per_worker and not sharded)
         parts = train.workers if sharded else 1
         weights = gradients = self.weights // parts
         moments = 2 * self.weights // parts
@@ -141,7 +142,7 @@ class _Plan:
         config = self.config
         batch = config.probe.batch_size or config.train.batch_size
         micro = min(config.train.micro_batch_size or batch, batch)
-        step = self._step(micro, fused=not config.probe.gpus, probe=True)
+        step = self._step(micro, config.probe.gpus, fused=not config.probe.gpus, probe=True)
         weights = self.weights if config.probe.gpus else 0
         adapter = _FLOAT * self.adapter
         found = {
@@ -166,16 +167,16 @@ class _Plan:
         sequences = min(config.evaluation.batch_size, search.sequences)
         slopes = with_slopes(config, self._components())
         if slopes:  # activations are kept, weights' gradients let go one by one
-            step = self._step(sequences, fused=False)
+            step = self._step(sequences, search.gpus, fused=False)
         else:
             step = count_forward(
                 self.model,
                 sequences=sequences,
                 seq_len=config.data.seq_len,
-                autocast=config.model.autocast,
+                autocast=self._casts(search.gpus),
                 on_cpu=not search.gpus,
             )
-        width = min(self._width(), _HALF) if config.model.autocast else self._width()
+        width = min(self._width(), _HALF) if self._casts(search.gpus) else self._width()
         own = sum(_numel(layer) * width for layer in self.layers)
         rounding = _FLOAT * max(map(_numel, self.layers)) if width < _FLOAT else 0
         # Left and right factor of the largest layer, side by side, when the model is moved.
@@ -211,12 +212,16 @@ class _Plan:
         factors = self._factors() if self.decides else 0
         return {"weights": weights, "factors": factors, "peak": PROCESS + weights + factors}
 
-    def _step(self, sequences: int, *, fused: bool, probe: bool = False) -> StepMemory:
+    def _casts(self, gpus: float) -> bool:
+        """Whether passes compute in bfloat16: GPUs are taken to have it, other machines' CPUs to be like this one's."""
+        return self.config.model.autocast and (bool(gpus) or has_bfloat16("cpu"))
+
+    def _step(self, sequences: int, gpus: float, *, fused: bool, probe: bool = False) -> StepMemory:
         return count_step(
             self.model,
             sequences=sequences,
             seq_len=self.config.data.seq_len,
-            autocast=self.config.model.autocast,
+            autocast=self._casts(gpus),
             fused=fused,
             recompute=self.config.model.recompute,
             probe=self.config.probe if probe else None,

@@ -21,7 +21,11 @@ class ModelConfig(Section):
         "`{model_type: llama, hidden_size: 128, ...}`; the vocabulary size follows the tokenizer.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type the weights are held in.")
-    autocast: bool = Field(True, description="Compute in bfloat16 autocast while the weights stay float32.")
+    autocast: bool = Field(
+        True,
+        description="Compute in bfloat16 autocast while the weights stay float32, on GPUs and CPUs that have "
+        "instructions for bfloat16; others compute in float32, which is faster there.",
+    )
     recompute: bool = Field(
         False,
         description="Keep only each layer's input for the backward pass and compute the rest again: much less memory, "

@@ -27,7 +27,14 @@ from transformers import PreTrainedModel
 from opmix_ray.data.held_out import Held
 from opmix_ray.errors import UserError
 from opmix_ray.model.load import build_empty, fill, model_spec
-from opmix_ray.model.loss import SetLoss, batches, compute_context, evaluate_sets, sequence_losses
+from opmix_ray.model.loss import (
+    SetLoss,
+    batches,
+    compute_context,
+    evaluate_sets,
+    has_bfloat16,
+    sequence_losses,
+)
 from opmix_ray.model.probe import Probe
 from opmix_ray.model.spread import Devices, Spread
 from opmix_ray.model.targets import Target, target
@@ -116,13 +123,12 @@ class Interpolator:
     Args:
         probe_set: possibly with read-only arrays in shared memory.
         device: where to compute; none: the first GPU, else the CPU. Over several the model's blocks are spread.
-        autocast: compute in bfloat16 while the weights stay as they are. The private copy is then held in bfloat16,
-            which autocast would cast it to in every pass.
+        autocast: compute in bfloat16 while the weights stay as they are, where the device computes in that type. The
+            private copy is then held in bfloat16, which autocast would cast it to in every pass.
     """
 
     def __init__(self, probe_set: ProbeSet, *, device: Devices | None = None, autocast: bool = False) -> None:
         self.probe_set = probe_set
-        self.autocast = autocast
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = build_empty(probe_set.spec)
@@ -137,7 +143,10 @@ class Interpolator:
         self._layers: dict[str, _Layer] = {}
         found = {name: target(self.model, name) for name in probe_set.A}
         bases = {name: each.weight.data for name, each in found.items()}
-        cast = autocast and self._holds_in_bfloat16([each for each in found.values() if not each.experts])
+        self.autocast = autocast and has_bfloat16(self.device.type)
+        cast = self.autocast and self._holds_in_bfloat16(
+            [each for each in found.values() if not each.experts]
+        )
         for name, each in found.items():
             if not cast or each.experts:
                 each.module._parameters[each.leaf] = nn.Parameter(bases[name].clone(), requires_grad=False)

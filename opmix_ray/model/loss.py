@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -159,8 +159,24 @@ def measure(held: Held, score: Score, generate: Generate, batch_size: int, devic
 
 
 def compute_context(autocast: bool, device: torch.device | str) -> torch.autocast:
-    """The context of a forward pass: bfloat16 autocast, or nothing."""
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=autocast)
+    """The context of a forward pass: bfloat16 autocast where the device computes in that type, else nothing."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=autocast and has_bfloat16(kind))
+
+
+@cache
+def has_bfloat16(device: str) -> bool:
+    """Whether a device computes in bfloat16 itself. Others emulate it, many times slower than float32.
+
+    Args:
+        device: `cpu`, `cuda` or another type of device of torch.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return True
+    found = torch.cpu.get_capabilities()  # of x86, and of ARM
+    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "avx10_1", "bf16"))
 
 
 def batches(

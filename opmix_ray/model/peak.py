@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from opmix_ray.config import ProbeConfig
 from opmix_ray.model.fused_head import fused_head_loss, is_plain_linear
 from opmix_ray.model.load import is_remote, set_recompute
-from opmix_ray.model.loss import compute_context, head_losses
+from opmix_ray.model.loss import head_losses
 from opmix_ray.model.probe import attach, base_causal_lm
 
 _DEPTHS = (2, 3)  # layers of the models that are run
@@ -65,7 +65,7 @@ def count_step(
         model: from `architecture`.
         sequences: in one pass.
         seq_len: tokens in each.
-        autocast: compute in bfloat16.
+        autocast: compute in bfloat16, whether this machine would or not.
         accumulate: whether an earlier pass has left its gradients.
         recompute: whether layers keep their inputs only.
         probe: train a LoRA probe on frozen weights; none: train the weights.
@@ -81,7 +81,7 @@ def count_step(
             causal = base_causal_lm(made)
             with _Meter(made) as meter:
                 meter.live = meter.peak = sum(p.grad.nbytes for p in made.parameters() if p.grad is not None)
-                with compute_context(autocast, "cpu"):
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
                     hidden = _hidden(causal, sequences, seq_len)
                     saved = meter.live
                     loss = _loss(causal, hidden, fused=fused)
@@ -100,7 +100,7 @@ def count_forward(
     def one_pass(layers: int) -> tuple[int, ...]:
         with _running(model, layers) as made, torch.no_grad():
             made.requires_grad_(False).eval()
-            with _Meter(made) as meter, compute_context(autocast, "cpu"):
+            with _Meter(made) as meter, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
                 hidden = _hidden(made, sequences, seq_len)
                 meter.mark()
                 _loss(made, hidden, on_cpu=on_cpu)

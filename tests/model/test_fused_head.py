@@ -47,6 +47,7 @@ def test_a_frozen_head_gets_no_gradient() -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 def test_training_takes_the_same_steps_with_it(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = []
+    monkeypatch.setattr("opmix_ray.model.loss.has_bfloat16", lambda device: True)
     for fused in (True, False):
         if not fused:
             monkeypatch.setattr("opmix_ray.model.loss.can_fuse", lambda head, hidden: False)

@@ -293,7 +293,11 @@ def test_a_probe_set_is_plain_data_that_pickles() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_under_autocast_the_private_copy_is_in_bfloat16_and_losses_are_the_same(name: str) -> None:
+def test_under_autocast_the_private_copy_is_in_bfloat16_and_losses_are_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("loss", "interpolate"):
+        monkeypatch.setattr(f"opmix_ray.model.{module}.has_bfloat16", lambda device: True)
     model = tiny(name)
     probe_set = ProbeSet.build(model, made_probes(model, 3), domains(3))
     sets = {"x": tokens(6, 12)}
@@ -317,6 +321,8 @@ def test_a_model_that_leaves_autocast_keeps_its_copy_in_float32(monkeypatch: pyt
             return forward(self, x.float())
 
     monkeypatch.setattr(LlamaMLP, "forward", without_autocast)
+    for module in ("loss", "interpolate"):
+        monkeypatch.setattr(f"opmix_ray.model.{module}.has_bfloat16", lambda device: True)
     model = tiny("llama")
     probe_set = ProbeSet.build(model, made_probes(model, 2), domains(2))
     found = Interpolator(probe_set, autocast=True)

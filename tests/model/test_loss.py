@@ -182,7 +182,8 @@ def test_a_models_probe_counts_in_its_loss() -> None:
     np.testing.assert_allclose(found.nats, by_hand(peft_model, ids, mask), rtol=1e-5)
 
 
-def test_autocast_computes_in_bfloat16_and_nothing_else_does() -> None:
+def test_autocast_computes_in_bfloat16_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opmix_ray.model.loss.has_bfloat16", lambda device: True)
     model, sets = tiny("llama"), {"x": tokens()}
     seen: list[torch.dtype] = []
     hook = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda m, a, out: seen.append(out.dtype))
@@ -192,6 +193,14 @@ def test_autocast_computes_in_bfloat16_and_nothing_else_does() -> None:
     assert off != on == pytest.approx(off, rel=1e-2)
     with compute_context(False, "cpu"):
         assert F.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("loss", "interpolate"):
+        monkeypatch.setattr(f"opmix_ray.model.{name}.has_bfloat16", lambda device: False)
+    model, sets = tiny("llama"), {"x": tokens()}
+    off, on = (evaluate_sets(model, sets, 8, autocast=flag)["x"].nats for flag in (False, True))
+    np.testing.assert_array_equal(on, off)
 
 
 def test_set_loss_in_every_unit() -> None:
