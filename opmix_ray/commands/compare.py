@@ -32,6 +32,10 @@ def compare(
         bool,
         typer.Option("--equal-compute", help="Shorten runs that search, so that all cost the same FLOPs."),
     ] = False,
+    cyclic: Annotated[
+        bool,
+        typer.Option("--cyclic", help="Every seed begins with the domains of another stage (cyclic orders)."),
+    ] = False,
     scale: Annotated[
         str | None, typer.Option(help="Take NAME.<scale>.yaml, the same setting at another size.")
     ] = None,
@@ -63,7 +67,7 @@ def compare(
     with about(config), progress_for(as_json) as progress:
         content: dict[str, Any] = compare(
             loaded, names, seeds=seeds, output=output, resume=resume, overwrite=overwrite,
-            equal_compute=equal_compute, parallel=parallel, progress=progress,
+            equal_compute=equal_compute, cyclic=cyclic, parallel=parallel, progress=progress,
         )  # fmt: skip
     show(content, table_rows(content), as_json)
     if not as_json:

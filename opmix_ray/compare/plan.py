@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opmix_ray.config import RunConfig
+from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
 from opmix_ray.runner.forecast import Forecast
-from opmix_ray.runner.plan import scaled
+from opmix_ray.runner.plan import scaled, stage_domains
 from opmix_ray.strategies.registry import check_strategy, strategy_names
 
 RUNS = "runs"  # directory of the runs inside a comparison's output
@@ -53,6 +53,7 @@ def entries(
     seeds: int,
     output: str,
     scale: Mapping[str, float] | None = None,
+    cyclic: bool = False,
 ) -> list[ComparedRun]:
     """Every run, seed by seed, so that a comparison that is cut off has whole rows.
 
@@ -62,9 +63,14 @@ def entries(
         seeds: how many; they count up from the configuration's own.
         output: directory or URI of the comparison.
         scale: factor on the steps of a strategy's stages; none: 1.
+        cyclic: every seed begins with another stage's domains.
+
+    Raises:
+        UserError: the stages have no other order.
     """
     found = []
-    for seed in range(config.seed, config.seed + seeds):
+    for number, seed in enumerate(range(config.seed, config.seed + seeds)):
+        stages = rotated(config, number) if cyclic else config.stages
         for name in strategies:
             place = f"{RUNS}/{name}/seed-{seed}"
             factor = (scale or {}).get(name, 1.0)
@@ -73,10 +79,46 @@ def entries(
                 "seed": seed,
                 "name": f"{config.name}-{name}-{seed}",
                 "output": f"{output.rstrip('/')}/{place}",
-                "stages": [scaled(stage, factor) for stage in config.stages],
+                "stages": [scaled(stage, factor) for stage in stages],
             }
             found.append(ComparedRun(name, seed, place, config.model_copy(update=update)))
     return found
+
+
+def rotated(config: RunConfig, by: int) -> list[StageConfig]:
+    """The stages with what each one adds moved on: the first begins with the domains that came in stage `by`.
+
+    Names go with the domains; steps, start and decisions stay with the place.
+
+    Args:
+        config: stages of which each keeps the domains before it and adds some.
+        by: how many places, modulo the number of stages.
+
+    Raises:
+        UserError: a stage adds nothing, or leaves out what came before.
+    """
+    had: set[str] = set()
+    adds: list[list[str]] = []
+    for stage in config.stages:
+        domains = stage_domains(config, stage)
+        new = [name for name in domains if name not in had]
+        if not new or not had <= set(domains):
+            raise UserError(
+                "has no cyclic orders: each stage must keep the domains before it and add some",
+                key="stages",
+                value=stage.name,
+                remedy="leave --cyclic out",
+            )
+        adds.append(new)
+        had |= set(new)
+    by %= len(adds)
+    adds = adds[by:] + adds[:by]
+    names = [stage.name for stage in config.stages]
+    names = names[by:] + names[:by]
+    return [
+        stage.model_copy(update={"name": name, "domains": [d for new in adds[: place + 1] for d in new]})
+        for place, (stage, name) in enumerate(zip(config.stages, names, strict=True))
+    ]
 
 
 def factors(config: RunConfig, prepared: Prepared, strategies: Sequence[str]) -> dict[str, float]:

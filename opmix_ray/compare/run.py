@@ -39,6 +39,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     equal_compute: bool = False,
+    cyclic: bool = False,
     parallel: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def compare(
         resume: the output must hold a comparison; without it one that is there goes on as well.
         overwrite: remove what is there first.
         equal_compute: shorten the runs of strategies that search, so that all cost the same FLOPs, search included.
+        cyclic: every seed begins with the domains of another stage, so that no order of arrival decides.
         parallel: runs at a time; more than one: each in a process of its own, all on one cluster.
         progress: what a person sees.
 
@@ -71,8 +73,8 @@ def compare(
         with starting_from_base(config) as based:
             prepared = validate(based, None, progress.preparing)
             scale = factors(based, prepared, names) if equal_compute else None
-        planned_runs = entries(config, names, seeds, storage.uri, scale)
-        table = _Table(config, names, seeds, equal_compute, storage)
+        planned_runs = entries(config, names, seeds, storage.uri, scale, cyclic)
+        table = _Table(config, names, seeds, {"equal_compute": equal_compute, "cyclic": cyclic}, storage)
         with connected(config):
             table.run(planned_runs, parallel, progress)
         return table.write()
@@ -82,10 +84,10 @@ class _Table:
     """Rows as they come in, and the files that show them."""
 
     def __init__(
-        self, config: RunConfig, names: list[str], seeds: int, equal_compute: bool, storage: Storage
+        self, config: RunConfig, names: list[str], seeds: int, how: dict[str, bool], storage: Storage
     ) -> None:
         self._config, self._names, self._seeds = config, names, seeds
-        self._equal, self._storage = equal_compute, storage
+        self._how, self._storage = how, storage
         self._times: dict[str, float] = storage.read_json(TIMES) if storage.exists(TIMES) else {}
         self._lock = threading.Lock()
         self._rows: dict[tuple[int, int], Row] = {}
@@ -118,7 +120,7 @@ class _Table:
             "name": self._config.name,
             "strategies": self._names,
             "seeds": [self._config.seed + number for number in range(self._seeds)],
-            "equal_compute": self._equal,
+            **self._how,
             "complete": len(rows) == len(self._names) * self._seeds,
             "summary": summarise(rows, self._names),
             "rows": [row.to_dict() for row in rows],

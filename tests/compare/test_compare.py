@@ -34,6 +34,36 @@ def test_every_strategy_gets_the_same_work_but_its_own_name(tiny: TinyRun) -> No
         assert entry.config.output == f"out/{entry.place}"
 
 
+def test_cyclic_orders_move_what_arrives_and_leave_the_places(tiny: TinyRun) -> None:
+    one, two, three = tiny.tree["data"]["domains"]
+    tiny.tree["stages"] = [
+        {"name": "first", "domains": [one], "steps": 4},
+        {"name": "second", "domains": [one, two], "steps": 6, "start": "join"},
+        {"name": "third", "steps": 8, "start": "join", "decide_at": [0.5]},
+    ]
+    found = [each.config.stages for each in entries(tiny.load(), ["uniform"], 4, "out", cyclic=True)]
+    assert [[stage.domains for stage in stages] for stages in found] == [
+        [[one], [one, two], [one, two, three]],
+        [[two], [two, three], [two, three, one]],
+        [[three], [three, one], [three, one, two]],
+        [[one], [one, two], [one, two, three]],
+    ]
+    assert [stage.name for stage in found[1]] == ["second", "third", "first"]
+    for stages in found:
+        assert [(stage.steps, stage.start, stage.decide_at) for stage in stages] == [
+            (4, "proportional", []), (6, "join", []), (8, "join", [0.5]),
+        ]  # fmt: skip
+
+
+def test_stages_that_add_nothing_have_no_cyclic_orders(tiny: TinyRun, opmix: Opmix) -> None:
+    tiny.tree["stages"] = [{"name": "a", "steps": 4}, {"name": "b", "steps": 4}]
+    line = opmix(
+        "compare", tiny.write(), "-o", tiny.directory / "out", "--strategies", "uniform", "--cyclic"
+    ).only_error()
+    assert "stages = b: has no cyclic orders" in line
+    assert not (tiny.directory / "out" / "runs").exists()
+
+
 def test_equal_compute_shortens_what_searches(tiny: TinyRun) -> None:
     tiny.tree["stages"][0]["steps"] = 400
     config = tiny.load()
