@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -257,6 +258,12 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
             value=path,
             remedy="fetch or save the model again, whole and with its head",
         )
+    if left := sorted(found["unexpected_keys"]):
+        _refuse_cut_off(model.config, left, path)
+        logging.get_logger(__name__).warning(
+            "%s: %d weights of its files have no place in the model and are left out: %s%s",
+            path, len(left), ", ".join(left[:SHOWN]), ", ..." if len(left) > SHOWN else "",
+        )  # fmt: skip
     if config.gguf_file:
         return _without_quantizer(model)
     if getattr(model.config, "quantization_config", None) is not None:
@@ -267,6 +274,21 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
             remedy="name the model in float32 or bfloat16",
         )
     return model
+
+
+def _refuse_cut_off(config: Any, left: list[str], path: str) -> None:
+    """Refuse a configuration with fewer layers than the files hold: the rest would go without a word."""
+    layers = int(getattr(config.get_text_config(), "num_hidden_layers", 0))
+    numbers = [
+        int(found[1]) for name in left if (found := re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name))
+    ]
+    if layers and numbers and max(numbers) >= layers:
+        raise UserError(
+            f"config.json names {layers} layers and the files hold {max(numbers) + 1}",
+            key="model.path",
+            value=path,
+            remedy="correct num_hidden_layers, or save the shorter model with save_pretrained if that is meant",
+        )
 
 
 def no_causal_lm(done: str, path: str, error: Exception) -> UserError:

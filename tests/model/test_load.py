@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from opmix_ray.config import ModelConfig, ProbeConfig
@@ -130,6 +132,27 @@ def test_directories_that_hold_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"is an adapter"):
         load(path=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_layers_that_the_configuration_does_not_name_are_not_dropped_in_silence(
+    name: str, tmp_path: Path
+) -> None:
+    save_model(tiny(name), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    key = "n_layer" if "n_layer" in config else "num_hidden_layers"
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: 1, "layer_types": None}))
+    with pytest.raises(UserError, match=r"model.path = .*: config.json names 1 layers and the files hold 2"):
+        load(path=str(tmp_path))
+
+
+def test_weights_without_a_place_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_model(tiny("llama"), tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    save_file(load_file(file) | {"score.weight": torch.ones(2, 2)}, file, metadata={"format": "pt"})
+    with caplog.at_level("WARNING"):
+        load(path=str(tmp_path))
+    assert "1 weights of its files have no place in the model and are left out: score.weight" in caplog.text
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
