@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -92,7 +94,7 @@ def examine(
         prepared, errors = _prepared(config, on_progress)
         refuse(errors if prepared is None else check_prepared(config, prepared))
         assert prepared is not None
-        return {"cost": estimate(config, prepared), "warnings": oddities(config)}
+        return {"cost": estimate(config, prepared), "warnings": oddities(config) + copies(config)}
 
 
 def check_prepared(config: RunConfig, prepared: Prepared) -> list[UserError]:
@@ -247,6 +249,24 @@ def shared_files(config: RunConfig) -> list[UserError]:
                 )
                 break
     return errors
+
+
+def copies(config: RunConfig) -> list[str]:
+    """A line for each file with the same bytes as another one under another name; its text counts twice."""
+    same_size: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for name, source in config.data.domains.items():
+        for file in open_source(source, f"data.domains.{name}").files:
+            if not is_uri(file.path) and file.size:
+                same_size[file.size].append((name, file.path))
+    found, first = [], dict[str, str]()
+    for name, path in (each for group in same_size.values() if len(group) > 1 for each in group):
+        with open(path, "rb") as opened:
+            other = first.setdefault(hashlib.file_digest(opened, "sha256").hexdigest(), path)
+        if other != path:
+            found.append(
+                f"data.domains.{name}.path: {path} holds the same bytes as {other}; its text counts twice"
+            )
+    return found
 
 
 def refuse(errors: list[UserError]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from opmix_ray.errors import UserErrors
 from opmix_ray.runner import forecast
 from opmix_ray.runner.check_plan import oddities
-from opmix_ray.runner.validate import check_all, check_before, check_prepared, examine, validate
+from opmix_ray.runner.validate import check_all, check_before, check_prepared, copies, examine, validate
 from tests.support import DOMAINS, TinyRun
 
 
@@ -28,6 +29,14 @@ def test_errors_name_the_configurations_file_where_they_name_no_other(tiny: Tiny
     errors = {error.key: error.file for error in check_all(tiny.load(), tiny.file)}
     assert errors["tokenizer.path"] == str(tiny.file)
     assert str(errors["data.domains.code.text_column"]).endswith("code.jsonl")
+
+
+def test_a_copy_under_another_name_is_told(tiny: TinyRun) -> None:
+    first = next(iter(tiny.tree["data"]["domains"].values()))
+    copied = shutil.copy(first["path"], tiny.directory / "copy.jsonl")
+    first["path"] = [first["path"], str(copied)]
+    (line,) = copies(tiny.load())
+    assert f"{copied} holds the same bytes as" in line
 
 
 def test_every_domain_that_is_too_small_is_named(tiny: TinyRun) -> None:
