@@ -57,10 +57,11 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
     whole = stage.steps * train.batch_size * length * TRAIN
     batch = probe.batch_size or train.batch_size
     count = components + (1 if probe.check else 0)
+    looks = 2 if probe.check else 1  # at the proposal, and of the check
 
     def cost(steps: int, rows: int, trials: int, sequences: int) -> float:
         probes = count * steps * rows * length * PROBE
-        return (probes + (trials + 1) * sequences * sets * length * FORWARD) / whole
+        return (probes + (trials + looks) * sequences * sets * length * FORWARD) / whole
 
     if search.budget is None:
         share = cost(probe.steps, batch, search.trials, search.sequences)
@@ -77,10 +78,10 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
     fewest = components + MORE_TRIALS
     trials = search.trials
     if "search.trials" not in by_hand:
-        trials = max(fewest, min(search.trials, int(passes / LEAST_SEQUENCES) - 1))
+        trials = max(fewest, min(search.trials, int(passes / LEAST_SEQUENCES) - looks))
     sequences = search.sequences
     if "search.sequences" not in by_hand:
-        sequences = min(search.sequences, int(passes / (trials + 1)))
+        sequences = min(search.sequences, int(passes / (trials + looks)))
     percent = f"{100 * search.budget:g} % of the stage's FLOPs for {max(1, len(stage.decide_at))} decision(s)"
     if steps < LEAST_STEPS or sequences < LEAST_SEQUENCES:
         if config.proposal.law != "auto":  # a law that cannot be had by counting

@@ -24,7 +24,9 @@ _KEYS = ("name", "data", "tokens", "seconds", "flops", "losses", "measured")
 _SHAPE: dict[str, Any] = {"factors": {}, "scale": 0.0, "rank": 0, "alpha": 0.0, "target_modules": []}
 
 
-def check_task(config: RunConfig, prepared: Prepared, chosen: Chosen, stream: str) -> ProbeTask:
+def check_task(
+    config: RunConfig, prepared: Prepared, chosen: Chosen, stream: str, sequences: int | None
+) -> ProbeTask:
     """A probe on the mixture nearest to the uniform one that the components span, which is a candidate too.
 
     Args:
@@ -32,6 +34,7 @@ def check_task(config: RunConfig, prepared: Prepared, chosen: Chosen, stream: st
         prepared: its data.
         chosen: components.
         stream: names its order of the data.
+        sequences: of each set that it is measured on, those that candidates see; None: `search.sequences`.
     """
     components = chosen.components(config.probe.new_share)
     domains = components.domains
@@ -40,7 +43,7 @@ def check_task(config: RunConfig, prepared: Prepared, chosen: Chosen, stream: st
         probe_task(config, prepared, chosen.names[0], chosen.replayed, stream),
         name=CHECK,
         data=dict(zip(domains, shares.tolist(), strict=True)),
-        measure=(config.evaluation.sequences, config.search.sequences, tuple(config.decided_on())),
+        measure=(config.evaluation.sequences, config.search.sequences, tuple(config.decided_on()), sequences),
     )
 
 

@@ -293,7 +293,7 @@ class _Maker:
         return Probing(
             self.config, self.prepared, self.place, self.progress,
             chosen=self.chosen,
-            index=self.situation.index,
+            index=self.situation.index, sequences=self.size.sequences,
         ).train(base)  # fmt: skip
 
     def _undecided(self, found: Trained, base_bytes: int, began: float) -> Decision:

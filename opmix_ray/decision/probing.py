@@ -53,6 +53,7 @@ class Probing:
         progress: what a person sees.
         chosen: components.
         index: of the decision.
+        sequences: of each set that candidates see; None: `search.sequences`.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class Probing:
         *,
         chosen: Chosen,
         index: int,
+        sequences: int | None = None,
     ) -> None:
         self.config, self.prepared, self.place, self.progress = config, prepared, place, progress
         self.chosen, self.names, self.stream = chosen, chosen.names, f"decision-{index}"
+        self.sequences = sequences
 
     def train(self, base: Any) -> Trained:
         """All probes.
@@ -89,7 +92,7 @@ class Probing:
         if trained.check is not None:
             self.progress.probe_done(trained.check)
         elif self.config.probe.check:
-            missing.append(check_task(self.config, self.prepared, self.chosen, self.stream))
+            missing.append(check_task(self.config, self.prepared, self.chosen, self.stream, self.sequences))
         for probe in self._trained(missing, base):
             if isinstance(probe, LostProbe):
                 self._note(probe, trained.lost)

@@ -44,5 +44,5 @@ class OPMix(Strategy):
         probes = probe_flops(costs.model, config.probe, tokens, costs.length)
         scored = candidates(config, components) + 1  # the proposal is one more
         looks = scored * (PRICE if with_slopes(config, components) else 1)
-        seen = looks * costs.seen_of(size.sequences) + config.probe.check * costs.seen
-        return probes + seen * costs.forward
+        looks += config.probe.check
+        return probes + looks * costs.seen_of(size.sequences) * costs.forward

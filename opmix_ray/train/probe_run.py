@@ -15,7 +15,7 @@ import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
 from opmix_ray.data.gather import gather
-from opmix_ray.data.held_out import search_sets, texts_of
+from opmix_ray.data.held_out import part_of, search_sets, texts_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.mixture import Mixture
@@ -38,8 +38,8 @@ class ProbeTask:
         batch_size: sequences a step.
         micro_batch_size: sequences in one forward pass.
         seed: of the run.
-        measure: held-out sequences for reports and for the search, and the sets, see `search_sets`: measure the trained
-            probe on the latter; None: do not.
+        measure: held-out sequences for reports and for the search, and the sets, see `search_sets`, and how many
+            of each set are looked at: measure the trained probe on these; None: do not.
         retries: how often it is trained again when its machine goes away.
     """
 
@@ -53,7 +53,7 @@ class ProbeTask:
     optimizer: OptimizerConfig
     model: ModelConfig
     prepared: Prepared
-    measure: tuple[int, int, tuple[str, ...]] | None = None
+    measure: tuple[int, int, tuple[str, ...], int | None] | None = None
     retries: int = 3
 
 
@@ -128,7 +128,9 @@ class ProbeRun:
         tokens = len(self._losses) * task.batch_size * length
         flops, losses = tokens * self._flops, {}
         if measured and task.measure is not None:
-            sets = texts_of(search_sets(task.prepared, *task.measure))
+            *which, looked_at = task.measure
+            held = search_sets(task.prepared, *which)
+            sets = texts_of({name: part_of(one, slice(0, looked_at)) for name, one in held.items()})
             found = evaluate_sets(self._adapted, sets, task.micro_batch_size, autocast=task.model.autocast)
             losses = {name: loss.mean for name, loss in found.items()}
             seen = sum(ids.size for ids, _ in sets.values())

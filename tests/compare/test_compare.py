@@ -89,6 +89,13 @@ def _within_budget(tiny: TinyRun, steps: int, budget: float = 0.3) -> RunConfig:
     return tiny.load()
 
 
+@pytest.mark.parametrize(("steps", "budget"), [(120, 0.3), (400, 0.1), (1500, 0.05), (1500, 0.02)])
+def test_a_decision_is_sized_to_its_budget(tiny: TinyRun, steps: int, budget: float) -> None:
+    config = _within_budget(tiny, steps, budget)
+    forecast = Forecast(config, prepare(config))
+    assert 0.3 * budget < forecast.searching("opmix") / forecast.training("opmix") <= budget
+
+
 def test_a_forecast_counts_the_sizes_that_the_budget_allows(tiny: TinyRun) -> None:
     config = _within_budget(tiny, 120)
     prepared = prepare(config)

@@ -34,7 +34,7 @@ def test_all_decisions_together_cost_at_most_the_budget(steps: int, components: 
         assert probe.batch_size is not None
         cost = (
             count * probe.steps * probe.batch_size * PROBE
-            + (search.trials + 1) * size.sequences * 4 * FORWARD
+            + (search.trials + 1 + probe.check) * size.sequences * 4 * FORWARD
         )
         assert cost / (steps * 16 * TRAIN) == pytest.approx(size.share)
 

@@ -49,7 +49,7 @@ class Place:
     def train(self, watch: Watch | None = None) -> Trained:
         probing = Probing(
             self.config, self.prepared, self.storage, watch or Watch(),
-            chosen=self.chosen, index=0,
+            chosen=self.chosen, index=0, sequences=LOOKED_AT,
         )  # fmt: skip
         return probing.train(ray.put(self.base))
 
@@ -58,8 +58,11 @@ class Place:
         tasks = [
             probe_task(self.config, self.prepared, n, self.chosen.replayed, "decision-0") for n in self.names
         ]
-        tasks.append(check_task(self.config, self.prepared, self.chosen, "decision-0"))
+        tasks.append(check_task(self.config, self.prepared, self.chosen, "decision-0", LOOKED_AT))
         return [train_probe(task, self.base) for task in tasks]
+
+
+LOOKED_AT = 2  # sequences of each set, as candidates do
 
 
 def assert_same(found: Trained, expected: list[Probe]) -> None:
@@ -76,6 +79,9 @@ def test_probes_are_trained_once_and_found_where_they_lie(tiny: TinyRun, ray_ses
     found = place.train()
     assert_same(found, place.in_one_go())
     assert {len(probe.losses) for probe in found.costs()} == {3}
+    assert found.check is not None
+    looks = LOOKED_AT * place.prepared.seq_len * len(found.check.measured)
+    assert found.check.tokens == found.probes[0].tokens + looks
     again = Watch()
     assert_same(place.train(again), found.costs())
     assert again.begun == 0
