@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -20,6 +20,7 @@ from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import is_held
+from opmix_ray.output.result import kept_steps
 from opmix_ray.output.rows import read_rows
 from opmix_ray.output.state import STATE, load_state, read_config
 from opmix_ray.record import read_record
@@ -43,6 +44,7 @@ class Snapshot:
         losses: of the last evaluation by set, nats per token; `first` of the first.
         decisions: of each, step, what was kept, and why.
         overhead: FLOPs of deciding over those of training.
+        kept: step of each stage's weights, with `train.keep: best`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Snapshot:
     mixture: dict[str, float]
     decisions: list[dict[str, Any]]
     overhead: float
+    kept: dict[str, int] = field(default_factory=dict)
 
 
 class Follower:
@@ -100,6 +103,7 @@ class Follower:
             mixture=state.mixture,
             decisions=self._decisions(),
             overhead=Ledger(state.ledger).overhead(),
+            kept=kept_steps(measured),
         )
 
     def _doing(self, done: int) -> str:

@@ -43,7 +43,8 @@ class PlainProgress(Progress):
         elif row["kind"] == "evaluation":
             right = row.get("accuracy", {})
             losses = {name: loss for name, loss in row["losses"].items() if name not in right}
-            self.message(f"step {row['step']}: held-out loss {_losses(losses)}{_accuracies(right)}")
+            kept = f" (kept of step {row['kept']})" if "kept" in row else ""
+            self.message(f"step {row['step']}: held-out loss {_losses(losses)}{_accuracies(right)}{kept}")
 
     def decision_started(self, index: int, step: int, components: Sequence[str], trials: int) -> None:
         self.message(f"decision {index} at step {step}: {len(components)} probes, then {trials} candidates")

@@ -9,6 +9,7 @@ from typing import Any
 from opmix_ray.commands.follow import Follower, Snapshot
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import is_held
+from opmix_ray.output.result import kept_words
 from opmix_ray.output.state import RESULT, load_state, read_config
 from opmix_ray.record import read_record
 from opmix_ray.runner.standing import current, next_words, resumes_at
@@ -39,6 +40,7 @@ def run_status(directory: str) -> dict[str, Any]:
         "stage": state.stage,
         "mixture": state.mixture,
         "loss": shot.losses,
+        "kept": shot.kept,
         "next": next_words(config, storage, state),
         "ledger": {**ledger.to_dict(), "overhead": ledger.overhead()},
     }
@@ -78,6 +80,8 @@ def status_words(found: Mapping[str, Any]) -> str:
         mean = sum(found["loss"].values()) / len(found["loss"])
         sets = "  ".join(f"{name} {loss:.3f}" for name, loss in found["loss"].items())
         lines.append(f"held out  {mean:.4f} nats per token ({sets})")
+    if found["kept"]:
+        lines.append(f"kept      {kept_words(found['kept'])}")
     for decision in found["decisions"]:
         kept = "new mixture" if decision["kept"] == "proposal" else "old mixture kept"
         lines.append(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, summary
-from opmix_ray.output.result import perplexity_of
+from opmix_ray.output.result import kept_words, perplexity_of
 from opmix_ray.runner.base import beginning
 from opmix_ray.runner.stage_start import start_stage
 
@@ -38,6 +38,7 @@ def closing_words(result: Mapping[str, Any], report: str) -> str:
             f"objective {first['objective']:.4f} -> {last['objective']:.4f}"
             f"{_perplexity(first, last, result.get('objective', {}))}",
             *_accuracy(first, last),
+            *([f"kept      {kept_words(result['kept'])}"] if result.get("kept") else []),
             *(f"harness   {task}: {_cell(scores)}" for task, scores in result.get("harness", {}).items()),
             f"cost      {main['tokens']:,.0f} tokens trained in {main['seconds']:.0f} worker seconds; deciding took "
             f"{deciding:.0f} worker seconds and {100 * ledger['overhead']:.1f} % of the training FLOPs",

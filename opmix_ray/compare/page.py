@@ -11,6 +11,7 @@ from opmix_ray.draw.figure import figure, grid
 from opmix_ray.draw.html import esc, fold, paragraph, section, table
 from opmix_ray.draw.panel import Dots, Mark, Panel, Rects, Whiskers
 from opmix_ray.draw.shell import shell
+from opmix_ray.output.result import kept_words
 
 
 def render(content: Mapping[str, Any]) -> str:
@@ -165,4 +166,7 @@ def _runs(content: Mapping[str, Any]) -> str:
         for row in content["rows"]
     ]
     head = ["run", "mean loss", "mean perplexity", "forgetting", "FLOPs", "last mixture"]
+    if any(row.get("kept") for row in content["rows"]):
+        head.append("weights kept")
+        rows = [[*cells, kept_words(row["kept"])] for cells, row in zip(rows, content["rows"], strict=True)]
     return section("Runs", fold("Every run", table(head, rows, caption="Every run")), name="runs")

@@ -12,7 +12,7 @@ from opmix_ray.draw.html import contents, items, paragraph, section, table
 from opmix_ray.draw.panel import Dots, Line, Mark, Panel
 from opmix_ray.draw.shell import shell
 from opmix_ray.errors import UserError
-from opmix_ray.output.ledger import DECIDING
+from opmix_ray.output.ledger import DECIDING, TRAINING
 from opmix_ray.output.result import perplexity_change
 from opmix_ray.output.state import COMPARISON
 from opmix_ray.report.gather import RunFiles, gather
@@ -159,7 +159,9 @@ def _rows(runs: Sequence[RunFiles]) -> list[list[str]]:
 
 def _flops(run: RunFiles) -> float:
     """Of training and deciding."""
-    return sum(run.ledger.get(purpose, {}).get("flops", 0.0) for purpose in ("main", *DECIDING)) or math.nan
+    return (
+        sum(run.ledger.get(purpose, {}).get("flops", 0.0) for purpose in (*TRAINING, *DECIDING)) or math.nan
+    )
 
 
 def _shared(runs: Sequence[RunFiles]) -> list[str]:

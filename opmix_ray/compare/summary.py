@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from opmix_ray.output.ledger import DECIDING
+from opmix_ray.output.ledger import DECIDING, TRAINING
 
 CONFIDENCE = 0.95
 
@@ -31,6 +31,8 @@ class Row:
         search_flops: the part of it that was done to decide.
         worker_seconds: of all workers together, reports left out.
         wall_seconds: from start to end, over all attempts.
+        mixture: the last one.
+        kept: step of each stage's weights, with `train.keep: best`.
     """
 
     strategy: str
@@ -50,6 +52,7 @@ class Row:
     worker_seconds: float
     wall_seconds: float
     mixture: dict[str, float]
+    kept: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
@@ -66,7 +69,7 @@ def row_of(strategy: str, result: Mapping[str, Any], wall_seconds: float, learne
         learned: evaluation set -> step at the end of the first stage that trained on it; 0: before the run.
     """
     last, ledger = result["evaluations"][-1], result["ledger"]
-    counted = ("main", *DECIDING)
+    counted = [purpose for purpose in (*TRAINING, *DECIDING) if purpose in ledger]
     return Row(
         strategy=strategy,
         seed=result["seed"],
@@ -85,6 +88,7 @@ def row_of(strategy: str, result: Mapping[str, Any], wall_seconds: float, learne
         worker_seconds=sum(ledger[purpose]["seconds"] for purpose in counted),
         wall_seconds=wall_seconds,
         mixture=result["final_mixture"],
+        kept=result.get("kept", {}),
     )
 
 

@@ -71,7 +71,6 @@ class DoReMiConfig(Section):
     """Group DRO on a proxy against a reference model (arXiv 2305.10429)."""
 
     eta: float = Field(1.0, gt=0, description="Step size of the domain weights.")
-    smoothing: float = Field(1e-3, ge=0, lt=1, description="Share of the uniform mixture in the weights.")
     proxy: ProxyConfig = Field(default_factory=ProxyConfig, description="How both models are trained.")
 
 
@@ -93,17 +92,12 @@ class AioliConfig(Section):
     )
     one_hot: float = Field(0.75, gt=0, le=1, description="Share of the domain whose turn it is in a sweep.")
     eta: float = Field(1.0, gt=0, description="Step size of the exponentiated gradient.")
-    ema: float | None = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="Share of the old value in the smoothed interactions; none: no smoothing.",
-    )
 
 
 class SelfDistillationConfig(Section):
     """On-policy self-distillation for instruction tuning (SDFT, arXiv 2601.19897)."""
 
+    rollouts: int = Field(1, ge=1, description="Answers that the student gives to each prompt.")
     max_new_tokens: int = Field(32, ge=1, description="Longest answer that the student gives.")
     temperature: float = Field(1.0, gt=0, description="Of the student's sampling.")
     teacher_rate: float = Field(

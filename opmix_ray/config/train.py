@@ -53,7 +53,6 @@ class OptimizerConfig(Section):
 
     learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moments.")
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(0.1, ge=0, description="Applied to matrices only.")
     clip_norm: float | None = Field(
         1.0, gt=0, description="Greatest norm of the gradient; none: no clipping."
@@ -92,6 +91,13 @@ class TrainConfig(Section):
     )
     eval_every: int | None = Field(
         None, ge=1, description="Steps between evaluations; none: around decisions and at the end."
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="Weights that a stage ends with, which the next one goes on from and a run exports: those of its "
+        "last step, or those of its best evaluation (with `eval_every`): the greatest mean accuracy, by "
+        "`evaluation.weights`, where sets of questions have a weight, and among equals or without questions "
+        "the least objective; the first of equals.",
     )
     log_every: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl.")
     max_failures: int = Field(3, ge=0, description="How often a segment is retried when a worker dies.")

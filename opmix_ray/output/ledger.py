@@ -7,6 +7,8 @@
 Seconds are those of the workers, summed over them; bytes are what was put into the object store or
 written as checkpoints. `idle` are the seconds in which the main run's workers had nothing to do because a
 decision was being made: the wall time of every decision, less what was trained beside it, times the workers.
+Self-distillation's `answers` are tokens that the student generated (prompts read for it included), `teacher` those that
+its teacher scored: they are training, as `main` is.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-PURPOSES = ("main", "probes", "search", "fit", "evaluation", "idle")
+TRAINING = ("main", "answers", "teacher")
 UNITS = ("tokens", "flops", "seconds", "bytes")
 DECIDING = ("probes", "search", "fit")
+PURPOSES = (*TRAINING, *DECIDING, "evaluation", "idle")
 
 
 class Ledger:
@@ -44,9 +47,11 @@ class Ledger:
             self.add(purpose, **other[purpose])
 
     def overhead(self) -> float:
-        """FLOPs of probes, search and fit over those of the main run; 0 before any training."""
-        main = self._sums["main"]["flops"]
-        return sum(self._sums[purpose]["flops"] for purpose in DECIDING) / main if main else 0.0
+        """FLOPs of probes, search and fit over those of training; 0 before any training."""
+        deciding, training = (
+            sum(self._sums[purpose]["flops"] for purpose in kind) for kind in (DECIDING, TRAINING)
+        )
+        return deciding / training if training else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Every sum, by purpose and unit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -35,6 +35,7 @@ def make_result(
     Returns:
         Losses in nats per token, perplexities as their exponentials, accuracies and their rates of wrong answers
         among the losses; means over sets of one kind, None where there is none; costs in tokens, FLOPs, seconds, bytes.
+        The last evaluation is of the finished model; `kept` is the step of each stage's weights (`train.keep: best`).
     """
     ledger = Ledger(state.ledger)
     delivered: dict[str, int] = next(
@@ -55,6 +56,7 @@ def make_result(
         "seed": config.seed,
         "objective": config.objective(),
         "steps": state.step,
+        "kept": kept_steps(rows),
         "domains": list(config.data.domains),
         "initial_mixture": state.mixtures[0]["mixture"] if state.mixtures else {},
         "final_mixture": state.mixture,
@@ -86,6 +88,20 @@ def make_result(
         },
         "ledger": {**ledger.to_dict(), "overhead": ledger.overhead()},
     }
+
+
+def kept_steps(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Stage -> step whose weights it ended with, where that is the best and not the last one.
+
+    Args:
+        rows: of metrics.jsonl.
+    """
+    return {row["stage"]: row["kept"] for row in rows if "kept" in row}
+
+
+def kept_words(kept: Mapping[str, int]) -> str:
+    """`step 40 in words, step 180 in letters`."""
+    return ", ".join(f"step {step:,} in {stage}" for stage, step in kept.items())
 
 
 def perplexity_of(row: Mapping[str, Any], objective: Mapping[str, float]) -> float:

@@ -31,6 +31,7 @@ class EvaluationRow(TypedDict):
     kind: Literal["evaluation"]
     step: int
     losses: dict[str, float]
+    kept: NotRequired[int]  # step whose weights a stage ends with; the row is about these
 
 
 Row = Annotated[TrainRow | EvaluationRow, Field(discriminator="kind")]

@@ -18,7 +18,7 @@ from opmix_ray.decision.aimed import aimed
 from opmix_ray.draw.numbers import number, numbers
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
-from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.ledger import TRAINING, Ledger
 from opmix_ray.output.sessions import read_sessions
 from opmix_ray.output.state import CONFIG, METRICS, MIXTURE, RESULT, STATE
 from opmix_ray.storage import Storage
@@ -193,17 +193,21 @@ class RunFiles:
 
     @property
     def ledger(self) -> dict[str, dict[str, float]]:
-        """Sums by purpose and unit."""
+        """Sums by purpose and unit; without answers and teacher where there are none."""
         entries = _mapping(self.result.get("ledger")) or _mapping(self.state.get("ledger"))
-        return {name: numbers(units) for name, units in entries.items() if isinstance(units, dict)}
+        found = {name: numbers(units) for name, units in entries.items() if isinstance(units, dict)}
+        return {name: own for name, own in found.items() if name not in TRAINING[1:] or any(own.values())}
+
+    @property
+    def training_flops(self) -> float:
+        """FLOPs of training, a student's answers and its teacher included; NaN where nothing was trained."""
+        flops = {name: units.get("flops", 0.0) for name, units in self.ledger.items()}
+        return sum(flops.get(name, 0.0) for name in TRAINING) if flops.get("main") else math.nan
 
     @property
     def overhead(self) -> float:
-        """FLOPs of deciding over those of the main run; NaN where nothing was trained."""
-        ledger = self.ledger
-        if not ledger.get("main", {}).get("flops"):
-            return math.nan
-        return Ledger(ledger).overhead()
+        """FLOPs of deciding over those of training; NaN where nothing was trained."""
+        return Ledger(self.ledger).overhead() if self.training_flops > 0 else math.nan
 
     @property
     def minimised(self) -> Objective:

@@ -16,6 +16,8 @@ STEPS = "optimiser steps"
 NATS = "nats per token"
 PURPOSES = {
     "main": "training",
+    "answers": "answers of the student",
+    "teacher": "teacher",
     "probes": "probes",
     "search": "candidates",
     "fit": "law and proposal",
@@ -197,11 +199,11 @@ def delivered(run: RunFiles) -> Panel | None:
 def cost(run: RunFiles) -> Panel | None:
     """FLOPs of every purpose over those of training."""
     ledger = run.ledger
-    main = ledger.get("main", {}).get("flops", math.nan)
-    if not main > 0:
+    training = run.training_flops
+    if not training > 0:
         return None
     names = [name for name in ledger if name not in ("main", "idle")]  # waiting takes no FLOPs
-    values = [ledger[name].get("flops", math.nan) / main for name in names]
+    values = [ledger[name].get("flops", math.nan) / training for name in names]
     places = [float(i) for i in range(len(names))]
     texts = [n.percent(value) for value in values]
     return Panel(

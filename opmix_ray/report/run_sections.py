@@ -132,13 +132,13 @@ def cost(run: RunFiles) -> str:
     ledger = run.ledger
     if not ledger:
         return section("Cost", paragraph("Nothing has been spent yet."), name="cost")
-    main = ledger.get("main", {}).get("flops", math.nan)
+    training = run.training_flops
     rows = [
         [
             panels.PURPOSES.get(name, name),
             n.count(units.get("tokens")),
             n.power(units.get("flops")),
-            n.percent(units.get("flops", math.nan) / main) if main > 0 else n.NOTHING,
+            n.percent(units.get("flops", math.nan) / training) if training > 0 else n.NOTHING,
             n.seconds(units.get("seconds")),
             n.size(units.get("bytes")),
         ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from opmix_ray.draw import numbers as n
 from opmix_ray.output.ledger import DECIDING
-from opmix_ray.output.result import perplexity_of
+from opmix_ray.output.result import kept_steps, kept_words, perplexity_of
 from opmix_ray.report.gather import DecisionFiles, RunFiles
 from opmix_ray.report.why import taken_words
 
@@ -50,7 +50,9 @@ def _trained(run: RunFiles) -> str:
     seen = f" ({n.count(tokens)} tokens)" if tokens > 0 else ""
     model = _model(run)
     if run.finished:
-        return f"{model} was trained for {n.plural(run.step, 'step')}{seen} on {domains}."
+        kept = kept_steps(run.evaluations)
+        best = f" The best weights of each stage were kept: {kept_words(kept)}." if kept else ""
+        return f"{model} was trained for {n.plural(run.step, 'step')}{seen} on {domains}.{best}"
     return (
         f"This run is not finished: {model[:1].lower()}{model[1:]} has been trained for {run.step:,} of "
         f"{n.plural(run.planned_steps, 'planned step')}{seen} on {domains}."

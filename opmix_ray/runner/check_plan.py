@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,7 @@ from opmix_ray.config.objective import UNITS, Limit
 from opmix_ray.errors import UserError
 from opmix_ray.laws.base import nearest
 from opmix_ray.laws.fit import law_names
-from opmix_ray.runner.plan import decision_points, overlap_steps, stage_domains
+from opmix_ray.runner.plan import decision_points, evaluated_at, overlap_steps, plan, stage_domains
 from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.trials.space import OLD
 from opmix_ray.watch.trackers import CALLBACKS, missing
@@ -263,6 +264,19 @@ class _Check:
             self.wrong(
                 f"is more than train.batch_size, {train.batch_size}", "train.workers", train.workers,
                 "raise train.batch_size or use fewer workers",
+            )  # fmt: skip
+        measured = Counter(
+            step.stage
+            for step in plan(self.config)
+            for at in evaluated_at(self.config, step)
+            if at > step.start
+        )
+        if train.keep == "best" and max(measured.values(), default=0) < 2:
+            longest = max(stage.steps for stage in self.config.stages)
+            self.wrong(
+                "leaves one evaluation to a stage, at its end, so that train.keep: best has no choice",
+                "train.eval_every", train.eval_every,
+                f"set it below {longest}, the steps of the longest stage, or set train.keep to last",
             )  # fmt: skip
         spent = schedule.warmup_fraction + (schedule.decay_fraction if schedule.kind == "wsd" else 0)
         if spent > 1 + ROUNDING:

@@ -23,9 +23,11 @@ from opmix_ray.config import RunConfig
 from opmix_ray.data.held_out import report_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError, first_line
+from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import DTYPES
 from opmix_ray.runner.base import beginning
-from opmix_ray.runner.plan import in_stage, plan, scaled, stage_domains
+from opmix_ray.runner.plan import evaluated_at, in_stage, plan, scaled, stage_domains
+from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.standing import total_steps
 from opmix_ray.strategies.costs import Costs, Planned
 from opmix_ray.strategies.registry import strategy_of
@@ -49,12 +51,12 @@ class Forecast:
     """
 
     def __init__(self, config: RunConfig, prepared: Prepared) -> None:
-        self._config, self.costs = config, Costs(config, prepared)
+        self._config, self._prepared, self.costs = config, prepared, Costs(config, prepared)
 
     def training(self, strategy: str, scale: float = 1.0) -> float:
         """FLOPs of the main run, with so many times its steps."""
         config = self._planned(strategy, scale)
-        return total_steps(config) * config.train.batch_size * self.costs.length * self.costs.train
+        return strategy_of(config).training_cost(config, self.costs, lambda: self._mixtures(config))
 
     def searching(self, strategy: str, scale: float = 1.0) -> float:
         """FLOPs of probes, proxies and scoring, over all decisions and stages, in a run of so many times its steps."""
@@ -93,6 +95,17 @@ class Forecast:
                 break
         return factor
 
+    def _mixtures(self, config: RunConfig) -> list[Mixture]:
+        """The first mixture of every stage, where no decision changes one."""
+        found, before = [], beginning(config)
+        for position, stage in enumerate(config.stages):
+            if stage.restart:
+                before = beginning(config)
+            start = start_stage(config, position, before, self._prepared)
+            found.append(start.mixture)
+            before = start.after(stage.steps * config.train.batch_size)
+        return found
+
     def _planned(self, strategy: str, scale: float) -> RunConfig:
         stages = [scaled(stage, scale) for stage in self._config.stages]
         named = self._config.model_copy(update={"strategy": strategy, "stages": stages})
@@ -121,12 +134,17 @@ def estimate(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     weights = sum(parameter.numel() for parameter in costs.model.parameters())
     model = float(weights * DTYPES[config.model.dtype].itemsize)
     tokens = total_steps(config) * config.train.batch_size * costs.length
+    kept = 2 if config.train.keep == "best" else 1  # weights and moments in one checkpoint
     found: dict[str, Any] = {
         "steps": total_steps(config),
         "tokens": tokens,
         "flops": {"training": training, "deciding": deciding, "evaluating": evaluating},
         "deciding": deciding / training,
-        "bytes": {"data": _data_bytes(prepared), "model": model, "checkpoint": model + 8.0 * weights},
+        "bytes": {
+            "data": _data_bytes(prepared),
+            "model": model,
+            "checkpoint": kept * (model + 8.0 * weights),
+        },
         "tokens_per_second": None,
         "seconds": None,
         "untimed": None,
@@ -153,11 +171,7 @@ def estimate(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
 def _evaluations(config: RunConfig) -> int:
     """How often a run measures the reported sets."""
-    found, every = 1, config.train.eval_every
-    for step in plan(config):
-        if step.end > step.start:
-            found += 1 + (sum(1 for at in range(step.start + 1, step.end) if at % every == 0) if every else 0)
-    return found
+    return sum(len(evaluated_at(config, step)) for step in plan(config) if step.end > step.start)
 
 
 def _data_bytes(prepared: Prepared) -> float:

@@ -56,6 +56,13 @@ def plan(config: RunConfig) -> list[Step]:
     return steps
 
 
+def evaluated_at(config: RunConfig, step: Step) -> tuple[int, ...]:
+    """Global steps after which every evaluation set is measured, in a step of the plan that trains."""
+    every = config.train.eval_every
+    inside = [at for at in range(step.start + 1, step.end) if every and at % every == 0]
+    return (*([0] if step.start == 0 else []), *inside, step.end)
+
+
 def scaled(stage: StageConfig, factor: float) -> StageConfig:
     """A stage with so many times its steps, at least one."""
     return stage.model_copy(update={"steps": max(1, round(stage.steps * factor))})

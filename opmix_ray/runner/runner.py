@@ -46,13 +46,14 @@ from opmix_ray.runner.background import Background
 from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, same_content, starting_from_base
 from opmix_ray.runner.content import changed, fingerprint
 from opmix_ray.runner.harness import run_harness
-from opmix_ray.runner.plan import Step, in_stage, plan, stage_domains
+from opmix_ray.runner.plan import Step, evaluated_at, in_stage, plan, stage_domains
 from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.standing import resumes_at, total_steps
 from opmix_ray.runner.trust import DAMAGED, checkpoints, final_rows, trusted
 from opmix_ray.runner.validate import check_before, prepare_checked, refuse
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.registry import strategy_of
+from opmix_ray.train.checkpoint import BestRule
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.train.loop import RATE, Segment
 from opmix_ray.train.trainer import TRAIN, SegmentResult, run_segment
@@ -176,10 +177,6 @@ class _Runner:
 
     def _train(self, step: Step) -> None:
         config, stage = self.config, self.config.stages[step.stage]
-        every = config.train.eval_every
-        evaluate = {step.end} | ({0} if step.start == 0 else set())
-        if every:
-            evaluate |= {s for s in range(step.start + 1, step.end) if s % every == 0}
         stage_start = sum(other.steps for other in config.stages[: step.stage])
         segment = Segment(
             name=step.name(config),
@@ -189,7 +186,7 @@ class _Runner:
             stage_start=stage_start,
             stage_steps=stage.steps,
             mixture=self.state.mixture,
-            evaluate_at=tuple(sorted(evaluate)),
+            evaluate_at=evaluated_at(config, step),
             output=self.storage.uri,
             checkpoint=self.state.checkpoint,
             seed=config.seed,
@@ -201,6 +198,7 @@ class _Runner:
             callback=strategy_of(config).callback(self._as_of(stage.name), self._caps(stage)),
             sampler=self.state.sampler,
             writer=self.writer,
+            best=self._best_rule(stage.name),
         )
         self.progress.segment_started(stage.name, step.start, step.end, self.state.mixture)
         try:
@@ -339,6 +337,13 @@ class _Runner:
         """The configuration with the objective of a stage."""
         position = [other.name for other in self.config.stages].index(stage)
         return in_stage(self.config, position, self.state.read)
+
+    def _best_rule(self, stage: str) -> BestRule | None:
+        """Which evaluation of a stage is the best; None: the last weights are kept."""
+        if self.config.train.keep == "last":
+            return None
+        config = self._as_of(stage)
+        return BestRule(config.objective_of(self.prepared.bytes_per_token), config.objective())
 
     def _follow(self, decision: Decision, step: Step, idle: float) -> None:
         """Let a decision's mixture come into force at the step's end; `idle` seconds were waited for it."""

@@ -4,12 +4,12 @@ A round begins with a sweep: every domain j in turn is trained on with the mixtu
 others the rest; the fall of every held-out loss i over its steps, per step, is `B[i, j]`. The interactions solve
 `B = A P^T` with P the sweep's mixtures; shifted to be at least 0 and scaled to sum to 1, then smoothed over rounds,
 they move the mixture for the rest of the round: `p_j` in proportion to `exp(eta * sum_i A[i, j])`, started from the
-stage's first mixture; without smoothing from the last round's. Sweeps count as training; their measurements as search.
+stage's first mixture. Sweeps count as training; their measurements as search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.costs import Costs
 from opmix_ray.train.callback import Moment, TrainingCallback
+
+OLD = 0.1  # share of the old value in the smoothed interactions: the paper's gamma, algorithm 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Sweeps(TrainingCallback):
         if moment.done not in edges or len(names) < 2:
             return None
         if "first" not in memory:
-            memory.update(first=moment.mixture.shares, base=moment.mixture.shares, falls={}, smooth=None)
+            memory.update(first=moment.mixture.shares, falls={}, smooth=None)
         position = edges.index(moment.done) % (
             len(names) + 1
         )  # D beginnings of a domain's steps, then the end
@@ -59,18 +61,11 @@ class Sweeps(TrainingCallback):
         falls = np.array([[memory["falls"][n][m] * self.objective[m] for n in names] for m in used])
         found = interactions(falls, settings.one_hot).sum(axis=0)
         memory["falls"] = {}
-        if settings.ema is None:
-            start: Mapping[str, float] = memory["base"]
-        else:
-            start = memory["first"]
-            before = memory["smooth"]
-            if before is not None:
-                found = settings.ema * np.array(before) + (1 - settings.ema) * found
-            memory["smooth"] = found.tolist()
-        shares = np.array([start[name] for name in names]) * np.exp(settings.eta * found)
-        mixture = Mixture.from_array(names, shares)
-        memory["base"] = mixture.shares
-        return mixture
+        if memory["smooth"] is not None:
+            found = OLD * np.array(memory["smooth"]) + (1 - OLD) * found
+        memory["smooth"] = found.tolist()
+        first = np.array([memory["first"][name] for name in names])
+        return Mixture.from_array(names, first * np.exp(settings.eta * found))
 
     def _edges(self, moment: Moment) -> list[int]:
         """Steps at which a sweep's parts begin and end, over the whole stage."""

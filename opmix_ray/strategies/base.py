@@ -8,7 +8,7 @@ class WorstFirst(Strategy):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from opmix_ray.config import RunConfig, StageConfig
@@ -101,6 +101,19 @@ class Strategy:
     def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
         """FLOPs of one decision, from shapes and counts alone: known before the run begins."""
         return 0.0
+
+    def training_cost(
+        self, config: RunConfig, costs: Costs, mixtures: Callable[[], Sequence[Mixture]]
+    ) -> float:
+        """FLOPs of the main run.
+
+        Args:
+            config: the run as it was planned.
+            costs: of its model and data.
+            mixtures: gives the first mixture of every stage.
+        """
+        sequences = sum(stage.steps for stage in config.stages) * config.train.batch_size
+        return sequences * costs.length * costs.train
 
     def live_cost(self, config: RunConfig, domains: int, costs: Costs) -> float:
         """FLOPs of what is measured inside a stage of so many domains."""

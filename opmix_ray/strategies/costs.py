@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import part_of, search_sets, tokens_of
@@ -61,6 +64,13 @@ class Costs:
     def look(self) -> float:
         """FLOPs of one look at the held-out sets with the run's own model."""
         return self.seen * self.forward
+
+    def rows(self, domain: str, most: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Training rows of a domain, ids int64 (L,) and which count, bool (L,); so many at most, evenly spread."""
+        store = self._prepared.domains[domain].train()
+        places = np.unique(np.linspace(0, len(store) - 1, most).astype(int))
+        ids, mask = map(torch.from_numpy, store.batch(places))
+        return list(zip(ids, mask, strict=True))
 
     def proxy(self, settings: ProxyConfig) -> tuple[float, float]:
         """FLOPs of training one proxy, and of a token forward through it."""

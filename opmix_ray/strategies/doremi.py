@@ -35,23 +35,23 @@ from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import Proxy, ProxyRun, ProxyTask, run_tasks, train_proxy
 
 REFERENCE, PROXY = "reference", "proxy"
+SMOOTHING = 1e-3  # share of the uniform mixture in the weights: the paper's c, algorithm 1
 
 
-def next_weights(alpha: np.ndarray, excess: np.ndarray, eta: float, smoothing: float) -> np.ndarray:
+def next_weights(alpha: np.ndarray, excess: np.ndarray, eta: float) -> np.ndarray:
     """One step of the domain weights: exponentiated gradient ascent on the excess losses, then smoothing.
 
     Args:
         alpha: (D,) weights that sum to 1.
         excess: (D,) mean excess loss, nats per token, at least 0.
         eta: step size.
-        smoothing: share of the uniform mixture, c.
     """
     grown = alpha * np.exp(eta * (excess - excess.max()))
-    return (1 - smoothing) * grown / grown.sum() + smoothing / len(alpha)
+    return (1 - SMOOTHING) * grown / grown.sum() + SMOOTHING / len(alpha)
 
 
 def train_dro(
-    task: ProxyTask, base: BaseModel | None, sets: HeldOut, reference: BaseModel, eta: float, smoothing: float
+    task: ProxyTask, base: BaseModel | None, sets: HeldOut, reference: BaseModel, eta: float
 ) -> Proxy:
     """Train the proxy; `found["mixture"]` is the mean of its domain weights.
 
@@ -60,7 +60,7 @@ def train_dro(
         base: weights to start from; None: fresh ones.
         sets: held-out sequences.
         reference: the trained reference model.
-        eta, smoothing: see `next_weights`.
+        eta: see `next_weights`.
     """
     began = time.monotonic()
     run = ProxyRun(task, base)
@@ -75,7 +75,7 @@ def train_dro(
         for ids, mask, domains in parts:  # the weights of a step come before its gradient
             ahead = _excess(run, other, ids, mask, domains, count)
             excess += ahead
-        alpha = next_weights(alpha, excess / np.maximum(targets, 1), eta, smoothing)
+        alpha = next_weights(alpha, excess / np.maximum(targets, 1), eta)
         total += alpha
         scale = torch.from_numpy(alpha / np.maximum(targets, 1)).to(run.device)
         for ids, mask, domains in parts:
@@ -129,7 +129,7 @@ class DoReMi(Strategy):
             with place.local(REFERENCE) as directory:
                 reference = ray.put(load_base(directory))
             task = making.proxy(PROXY, Mixture.uniform(making.domains), settings.proxy)
-            arguments = (start, making.sets, reference, settings.eta, settings.smoothing)
+            arguments = (start, making.sets, reference, settings.eta)
             for proxy in run_tasks(train_dro, [(task, arguments)], making.progress.probe_started):
                 place.write_json("proxy.json", _cost(proxy) | proxy.found)
         for name in (f"{REFERENCE}.json", "proxy.json"):

@@ -117,9 +117,7 @@ class ProxyRun:
             {"params": [p for p in self.parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
         settings = task.optimizer
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps
-        )
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
         self.stores = {name: prepared.domains[name].train() for name, p in task.mixture.items() if p > 0}
         self.domains = list(self.stores)
         self.sampler = Sampler(

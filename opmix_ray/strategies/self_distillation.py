@@ -1,37 +1,47 @@
 """On-policy self-distillation for instruction tuning (SDFT: Shenfeld et al. 2026, arXiv 2601.19897).
 
-The student answers a prompt x by sampling: y ~ p(. | x). The teacher is the same model, a moving average of its weights
-since the stage began, shown a demonstration first: q(. | x, d, x). The loss is the reverse KL on the student's tokens,
-over the whole vocabulary,
+The student answers a prompt x by sampling, `rollouts` times: y ~ p(. | x). The teacher is the same model, a moving
+average of its weights since the stage began, shown a demonstration first: q(. | x, d, x). The loss of a prompt is the
+reverse KL on the student's tokens, over the whole vocabulary,
 
-    mean over t of KL( p(. | x, y_<t) || q(. | x, d, x, y_<t) )
+    mean over y of the mean over t of KL( p(. | x, y_<t) || q(. | x, d, x, y_<t) )
 
-Prompts and demonstrations are read from the packed training rows: what does not count in the loss, and the answer
-that follows. A prompt that a row cuts off keeps its end.
+and counts as much as the tokens of its demonstration would in plain training. Prompts and demonstrations are read from
+the packed training rows: what does not count in the loss, and the answer that follows. A prompt that a row cuts off
+keeps its end. What is sampled depends on seed, step and row, whichever worker has the row.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.config.strategy import SelfDistillationConfig
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.loss import sequence_losses, training_loss
+from opmix_ray.model.accuracy import plain_generate
+from opmix_ray.model.loss import CHUNK_LOGITS, has_plain_head, sequence_losses, training_loss
+from opmix_ray.model.probe import base_causal_lm
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.continual import Sequential
+from opmix_ray.strategies.costs import Costs
 from opmix_ray.train.callback import TrainingCallback
 
 Example = tuple[torch.Tensor, torch.Tensor]  # ids of a prompt and of its demonstration
+Head = Callable[[torch.Tensor], torch.Tensor]
+LOOKED_AT = 16  # rows of a domain from which the cost of a step is forecast
 
 
 @dataclass(frozen=True)
@@ -39,9 +49,10 @@ class Distillation(TrainingCallback):
     """Self-distillation inside the main run."""
 
     settings: SelfDistillationConfig = field(default_factory=SelfDistillationConfig)
+    seed: int = 0
 
     def module(self, model: Any) -> nn.Module:
-        return DistillationModule(model, self.settings)
+        return DistillationModule(model, self.settings, self.seed)
 
 
 class SelfDistillation(Strategy):
@@ -71,7 +82,41 @@ class SelfDistillation(Strategy):
         return Sequential().start(config, stage, old, tokens)
 
     def callback(self, config: RunConfig, caps: dict[str, float]) -> TrainingCallback:
-        return Distillation(caps, config.objective(), config.strategies.self_distillation)
+        return Distillation(caps, config.objective(), config.strategies.self_distillation, config.seed)
+
+    def training_cost(
+        self, config: RunConfig, costs: Costs, mixtures: Callable[[], Sequence[Mixture]]
+    ) -> float:
+        settings, total = config.strategies.self_distillation, 0.0
+        by_domain: dict[str, float] = {}
+        for stage, mixture in zip(config.stages, mixtures(), strict=True):
+            for name, share in mixture.items():
+                if share > 0 and name not in by_domain:
+                    rows = costs.rows(name, LOOKED_AT)
+                    by_domain[name] = sum(_row_cost(*row, settings, costs) for row in rows) / len(rows)
+                total += stage.steps * config.train.batch_size * share * by_domain.get(name, 0.0)
+        return total
+
+
+def _row_cost(ids: torch.Tensor, mask: torch.Tensor, settings: SelfDistillationConfig, costs: Costs) -> float:
+    """FLOPs of a packed row, with answers as long as the demonstrations."""
+    total = 0.0
+    for prompt, demonstration in examples_of(ids, mask):
+        if fits(costs.model, (prompt, demonstration), settings):
+            counts = _passed(
+                len(prompt), len(demonstration), min(len(demonstration), settings.max_new_tokens)
+            )
+            total += counts["main"] * costs.train + (counts["answers"] + counts["teacher"]) * costs.forward
+    return settings.rollouts * total
+
+
+def _passed(prompt: int, demonstration: int, answer: int) -> dict[str, int]:
+    """Tokens of one answer by purpose in the ledger: trained on, generated, and scored by the teacher."""
+    return {
+        "main": prompt + answer,
+        "answers": prompt + answer,
+        "teacher": 2 * prompt + demonstration + answer,
+    }
 
 
 class DistillationModule(nn.Module):
@@ -80,43 +125,58 @@ class DistillationModule(nn.Module):
     Args:
         model: the student, and what the teacher begins as.
         settings: how the student answers, and how the teacher follows it.
+        seed: of the answers.
     """
 
-    def __init__(self, model: Any, settings: SelfDistillationConfig) -> None:
+    def __init__(self, model: Any, settings: SelfDistillationConfig, seed: int = 0) -> None:
         super().__init__()
-        self.model, self._settings = model, settings
+        self.model, self._settings, self._seed = model, settings, seed
         self.teacher = model
         if settings.teacher_rate < 1:
             self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
-        self._trained = self._forwarded = 0
+        self._step = 0
+        self._counts = dict.fromkeys(("main", "answers", "teacher"), 0)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, per_sequence: bool = False) -> Any:
-        """(loss, targets, None) of packed rows (n, L): the mean reverse KL times the rows' number of targets."""
+        """(sum of loss, targets, None) of packed rows (n, L): a prompt's loss times the tokens of its demonstration."""
         if per_sequence:
             return sequence_losses(self.model, ids, mask)
-        targets = mask[:, 1:].sum()
-        examples = [e for row, own in zip(ids, mask, strict=True) for e in examples_of(row, own)]
-        examples = [e for e in examples if self._fits(e)]
-        if not examples:  # several workers need the same passes all the same
+        targets, rollouts = mask[:, 1:].sum(), self._settings.rollouts
+        asked: list[Example] = []
+        draws: list[np.ndarray] = []
+        for row, own in zip(ids, mask, strict=True):
+            found = examples_of(row, own)
+            numbers = self._draws(row, len(found))
+            for place, example in enumerate(found):
+                if fits(self.model, example, self._settings):
+                    asked += [example] * rollouts
+                    draws.append(numbers[place])
+        if not asked:  # several workers need the same passes all the same
             nats, _, _ = training_loss(self.model, ids, torch.ones_like(mask))
             return 0.0 * nats, targets, None
-        answers, valid = self._answer([prompt for prompt, _ in examples])
-        plain = [prompt for prompt, _ in examples]
-        shown = [torch.cat([prompt, demonstration, prompt]) for prompt, demonstration in examples]
-        student = _log_probabilities(self.model, plain, answers, valid)
+        plain = [prompt for prompt, _ in asked]
+        shown = [torch.cat([prompt, demonstration, prompt]) for prompt, demonstration in asked]
+        answers, valid = self._answer(plain, torch.from_numpy(np.concatenate(draws)).to(ids.device))
+        lengths = valid.sum(dim=1)
+        student = _states(self.model, plain, answers, valid)
         with torch.no_grad():
-            teacher = _log_probabilities(self.teacher, shown, answers, valid)
-        divergence = reverse_kl(student, teacher)[valid]
-        own = int(valid.sum())
-        self._trained += sum(map(len, plain)) + own
-        self._forwarded += sum(map(len, plain)) + sum(map(len, shown)) + 2 * own  # answering, teaching
-        return divergence.mean() * targets, targets, None
+            teacher = _states(self.teacher, shown, answers, valid)
+        divergence = _divergence(*student, *teacher)  # (k,), the answers' tokens one after another
+        weights = torch.tensor([len(demonstration) for _, demonstration in asked], device=ids.device)
+        by_token = (weights / (rollouts * lengths)).repeat_interleave(lengths)
+        for (prompt, demonstration), length in zip(asked, lengths.tolist(), strict=True):
+            for purpose, count in _passed(len(prompt), len(demonstration), length).items():
+                self._counts[purpose] += count
+        return (divergence * by_token).sum(), targets, None
 
-    def take_counts(self) -> tuple[int, int]:
-        """Tokens trained on and tokens only passed forward since the last call."""
-        found = self._trained, self._forwarded
-        self._trained = self._forwarded = 0
+    def take_counts(self) -> dict[str, int]:
+        """Tokens trained on, generated and scored since the last call, by purpose in the ledger."""
+        found, self._counts = self._counts, dict.fromkeys(self._counts, 0)
         return found
+
+    def begin_step(self, step: int) -> None:
+        """Sample for a global step."""
+        self._step = step
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -143,24 +203,28 @@ class DistillationModule(nn.Module):
             return []
         return list(zip(self.teacher.parameters(), self.model.parameters(), strict=True))
 
-    def _fits(self, example: Example) -> bool:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        prompt, demonstration = example
-        length = 2 * len(prompt) + len(demonstration) + self._settings.max_new_tokens
-        return limit is None or length <= limit
+    def _draws(self, row: torch.Tensor, prompts: int) -> np.ndarray:
+        """Uniform numbers for the tokens of the answers to a row's prompts: (prompts, rollouts, T)."""
+        digest = hashlib.blake2b(row.cpu().numpy().tobytes(), digest_size=8).digest()
+        random = np.random.default_rng([self._seed, self._step, int.from_bytes(digest, "little")])
+        return random.random((prompts, self._settings.rollouts, self._settings.max_new_tokens))
 
     @torch.no_grad()
-    def _answer(self, prompts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _answer(self, prompts: list[torch.Tensor], draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The student's answers (n, T) and which of their tokens count: all up to the end-of-text token."""
         eos = self.model.config.eos_token_id
         eos = eos[0] if isinstance(eos, list) else eos
         ids, seen = _left_padded(prompts, eos)
+        settings = GenerationConfig(
+            max_new_tokens=self._settings.max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
+            pad_token_id=eos, eos_token_id=eos,
+        )  # fmt: skip
+        drawn = _Drawn(draws, self._settings.temperature, ids.shape[1])
         training = self.model.training
         self.model.eval()
-        out = self.model.generate(
-            input_ids=ids, attention_mask=seen, max_new_tokens=self._settings.max_new_tokens, do_sample=True,
-            temperature=self._settings.temperature, top_k=0, top_p=1.0, use_cache=True, pad_token_id=eos,
-            eos_token_id=eos,
+        out = plain_generate(
+            self.model, input_ids=ids, attention_mask=seen, generation_config=settings,
+            logits_processor=LogitsProcessorList([drawn]),
         )  # fmt: skip
         self.model.train(training)
         answers = out[:, ids.shape[1] :]
@@ -168,22 +232,72 @@ class DistillationModule(nn.Module):
         return answers, ended == 0
 
 
-def _log_probabilities(
+class _Drawn(LogitsProcessor):
+    """Leaves one token to `generate`: the one that a uniform number falls on.
+
+    Args:
+        draws: numbers in [0, 1), (n, T).
+        temperature: of the sampling.
+        prompt: length of the prompts.
+    """
+
+    def __init__(self, draws: torch.Tensor, temperature: float, prompt: int) -> None:
+        self._draws, self._temperature, self._prompt = draws, temperature, prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        at = input_ids.shape[1] - self._prompt
+        sums = (scores.double() / self._temperature).softmax(dim=-1).cumsum(dim=-1)
+        token = torch.searchsorted(sums, self._draws[:, at : at + 1] * sums[:, -1:], right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, token.clamp_max(sums.shape[1] - 1), 0.0)
+
+
+def _states(
     model: Any, contexts: list[torch.Tensor], answers: torch.Tensor, valid: torch.Tensor
-) -> torch.Tensor:
-    """Log-probabilities of the next token at every token of the answers: (n, T, V)."""
+) -> tuple[torch.Tensor, Head]:
+    """What the head makes the k counting tokens of the answers from, (k, H), and the head."""
     ids, seen = _left_padded(contexts, 0)
     ids = torch.cat([ids, answers], dim=1)
     seen = torch.cat([seen, valid.long()], dim=1)
     positions = (seen.cumsum(dim=1) - 1).clamp_min(0)
-    logits = model(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False).logits
-    length = answers.shape[1]
-    return F.log_softmax(logits[:, -length - 1 : -1].float(), dim=-1)
+    causal, part = base_causal_lm(model), slice(-answers.shape[1] - 1, -1)
+    inputs = {"input_ids": ids, "attention_mask": seen, "position_ids": positions, "use_cache": False}
+    if has_plain_head(causal):
+        return causal.base_model(**inputs).last_hidden_state[:, part][valid], causal.get_output_embeddings()
+    return causal(**inputs).logits[:, part][valid], nn.Identity()
+
+
+def _divergence(student: torch.Tensor, head: Head, teacher: torch.Tensor, other: Head) -> torch.Tensor:
+    """Reverse KL of every token, (k,); logits of many are made again in the backward pass."""
+    weight = getattr(head, "weight", None)
+    size = max(1, CHUNK_LOGITS // (student.shape[1] if weight is None else weight.shape[0]))
+    if len(student) <= size:
+        return _of_heads(student, head, teacher, other)
+    parts = [slice(start, start + size) for start in range(0, len(student), size)]
+    return torch.cat(
+        [
+            checkpoint(_of_heads, student[part], head, teacher[part], other, use_reentrant=False)
+            for part in parts
+        ]
+    )
+
+
+def _of_heads(student: torch.Tensor, head: Head, teacher: torch.Tensor, other: Head) -> torch.Tensor:
+    with torch.no_grad():
+        theirs = F.log_softmax(other(teacher).float(), dim=-1)
+    return reverse_kl(F.log_softmax(head(student).float(), dim=-1), theirs)
 
 
 def reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """KL(student || teacher) of log-probabilities (..., V), nats: (...)."""
     return (student.exp() * (student - teacher)).sum(dim=-1)
+
+
+def fits(model: Any, example: Example, settings: SelfDistillationConfig) -> bool:
+    """Whether the model can read as much as the teacher has to."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    prompt, demonstration = example
+    length = 2 * len(prompt) + len(demonstration) + settings.max_new_tokens
+    return limit is None or length <= limit
 
 
 def examples_of(ids: torch.Tensor, mask: torch.Tensor) -> list[Example]:

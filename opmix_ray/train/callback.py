@@ -58,9 +58,10 @@ class TrainingCallback:
         Where it does not train on the next token it gives None for the nats of each sequence, and no loss is kept by
         domain.
 
-        Where the module has them, `after_step()` is called after every step, `take_counts()` gives tokens trained on
-        and passed forward since, and `keep(optimizer)` and `recall(optimizer)` put what it remembers into the
-        optimiser's state before a checkpoint, and take it from there in a segment that goes on.
+        Where the module has them, `begin_step(step)` is called before every step and `after_step()` after it,
+        `take_counts()` gives the tokens trained on since (`main`) and those passed forward, by purpose in the
+        ledger, and `keep(optimizer)` and `recall(optimizer)` put what it remembers into the optimiser's state before a
+        checkpoint, and take it from there in a segment that goes on.
         """
         return None
 

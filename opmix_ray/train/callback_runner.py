@@ -37,6 +37,7 @@ class CallbackRunner:
         memory = state.live.setdefault("memory", {})
         if callback.measures(memory, moment):
             moment = Moment(moment.done, moment.steps, moment.mixture, moment.losses, self._held_out())
+        self._call("begin_step", state.step)
         mixture = callback.steer(memory, moment)
         if mixture is not None:
             worker.sampler.set_mixture(callback.allowed(mixture))
@@ -62,11 +63,12 @@ class CallbackRunner:
         worker, own = self.worker, self._call("take_counts")
         if own is None:
             return
-        counts = torch.tensor(own, dtype=torch.float64, device=worker.device)
-        trained, forwarded = map(int, worker.parallel.total(counts).tolist())
+        counts = torch.tensor(list(own.values()), dtype=torch.float64, device=worker.device)
+        totals = dict(zip(own, map(int, worker.parallel.total(counts).tolist()), strict=True))
         segment, state = worker.segment, worker.state
-        state.tokens += trained - segment.train.batch_size * segment.prepared.seq_len
-        state.side["main"] = state.side.get("main", 0) + forwarded
+        state.tokens += totals.pop("main") - segment.train.batch_size * segment.prepared.seq_len
+        for purpose, count in totals.items():
+            state.side[purpose] = state.side.get(purpose, 0) + count
 
     def _held_out(self) -> dict[str, float]:
         """Mean loss of the sequences that decisions may look at; counted as search."""

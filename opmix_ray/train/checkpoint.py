@@ -1,13 +1,18 @@
 """What the main run needs to go on: weights, optimiser, random states, sampler and the rows written so far.
 
 A checkpoint is a directory: `model/` (Hugging Face), `optimizer.pt`, `rng.pt`, `state.json`, and
-`checksums.json` of all these files, without which it does not count. Nothing in it is unpickled into code.
+`checksums.json` of all these files, without which it does not count. Nothing in it is unpickled into code. With
+`train.keep: best` there is also `best/`: `model/` and `optimizer.pt` of the stage's best evaluation so far. At a
+stage's end these are in the place of the last ones.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,12 +20,14 @@ from typing import Any
 import torch
 
 from opmix_ray.checksums import seal
+from opmix_ray.config.objective import Objective
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.model.load import save_model
 from opmix_ray.record import checked
 
 _EARLIER = "resume from an earlier run"
+BEST = "best"  # directory inside a checkpoint
 
 
 @dataclass
@@ -38,6 +45,7 @@ class TrainState:
         domains: `DomainLosses.to_dict()`, the training loss by domain since the segment began.
         live: what a live strategy remembers.
         side: tokens passed forward beside training since the segment began, by purpose in the ledger.
+        best: `row` and `score` of the stage's best evaluation so far; empty where the last weights are kept.
     """
 
     step: int = 0
@@ -50,30 +58,41 @@ class TrainState:
     domains: dict[str, Any] = field(default_factory=dict)
     live: dict[str, Any] = field(default_factory=dict)
     side: dict[str, int] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
 
 
-def write_checkpoint(
-    directory: Path, model: Any, weights: dict[str, torch.Tensor] | None, optimizer: dict[str, Any],
-    rng: list[Any], state: TrainState,
-) -> None:  # fmt: skip
-    """Write a checkpoint directory.
+_LATER = {"best"}  # what checkpoints of earlier versions lack
+
+
+def write_weights(
+    directory: Path, model: Any, weights: dict[str, torch.Tensor] | None, optimizer: dict[str, Any]
+) -> None:
+    """Write `model/` and `optimizer.pt` into a local directory.
 
     Args:
-        directory: an empty local directory.
+        directory: that neither is in.
         model: the transformers model.
         weights: whole weights where the model holds only its part.
         optimizer: the optimiser's whole state.
-        rng: torch's random state of every worker, in order of rank.
-        state: everything else.
     """
     if weights is None:
         save_model(model, directory / "model")
     else:
         model.save_pretrained(directory / "model", state_dict=weights)
     torch.save(optimizer, directory / "optimizer.pt")
+    seal(directory / "model")
+
+
+def finish_checkpoint(directory: Path, rng: list[Any], state: TrainState) -> None:
+    """Make a checkpoint of a directory that holds weights.
+
+    Args:
+        directory: see `write_weights`.
+        rng: torch's random state of every worker, in order of rank.
+        state: everything else.
+    """
     torch.save(rng, directory / "rng.pt")
     (directory / "state.json").write_text(json.dumps(asdict(state)))
-    seal(directory / "model")
     seal(directory)
 
 
@@ -98,7 +117,7 @@ def read_state(directory: Path) -> TrainState:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _no_checkpoint(str(error), file) from None
-    if not isinstance(values, dict) or set(values) != set(names):
+    if not isinstance(values, dict) or set(values) | _LATER != set(names):
         raise _no_checkpoint(f"must hold {', '.join(names)}", file)
     return checked(TrainState, values, file=file, remedy=_EARLIER)
 
@@ -121,3 +140,91 @@ def read_tensors(directory: Path, name: str) -> Any:
             file=directory / name,
             remedy="resume from an earlier checkpoint",
         ) from None
+
+
+@dataclass(frozen=True)
+class BestRule:
+    """How evaluations are compared: by accuracy where questions count, then by the objective.
+
+    Args:
+        objective: of the stage.
+        weights: of every evaluation set in it.
+    """
+
+    objective: Objective
+    weights: Mapping[str, float]
+
+    def score(self, row: Mapping[str, Any]) -> list[float]:
+        """Greater is better, position by position; what is no number is worst.
+
+        Args:
+            row: about an evaluation, as in metrics.jsonl.
+        """
+        asked = {name: self.weights.get(name, 0.0) for name in row["accuracy"]}
+        total = sum(asked.values())
+        right = (
+            sum(weight * row["accuracy"][name] for name, weight in asked.items()) / total if total else 0.0
+        )
+        return [_number(right), _number(-self.objective.at(row["losses"]))]
+
+
+def _number(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+class BestKeeper:
+    """What a worker does beside training so that its stage ends with its best weights; nothing where the last are kept.
+
+    What it needs after a crash is in the checkpoint: `TrainState.best`, and the directory `best/`.
+
+    Args:
+        worker: of `train.loop`.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+        self._place = tempfile.TemporaryDirectory(prefix="opmix-best-", ignore_cleanup_errors=True)
+        self._aside = Path(self._place.name) / BEST
+
+    def begin(self, found: TrainState, directory: Path) -> None:
+        """Go on with the best of the stage so far; the checkpoint is the stage's own or the one before it."""
+        worker = self.worker
+        same = found.best.get("row", {}).get("stage") == worker.segment.stage
+        worker.state.best = found.best if same else {}
+        if worker.state.best and worker.rank == 0 and (directory / BEST).exists():
+            shutil.copytree(directory / BEST, self._aside)
+
+    def compare(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """Put the weights aside if no evaluation of the stage was better.
+
+        Args:
+            row: the evaluation, as in metrics.jsonl.
+
+        Returns:
+            At the stage's end a row about the weights that are kept.
+        """
+        worker = self.worker
+        state, segment, parallel = worker.state, worker.segment, worker.parallel
+        if segment.best is None or state.step == segment.stage_start:
+            return None
+        score = parallel.gather(segment.best.score(row))[0]  # one worker's, lest rounding parts them
+        if not state.best or score > state.best["score"]:
+            worker.refuse_nan()
+            state.best = {"score": score, "row": row}
+            weights, optimizer = parallel.model_state(), parallel.optimizer_state(worker.optimizer)
+            if worker.rank == 0:
+                shutil.rmtree(self._aside, ignore_errors=True)
+                self._aside.mkdir()
+                write_weights(self._aside, parallel.model, weights, optimizer)
+        if state.step < segment.stage_end:
+            return None
+        best = state.best["row"]
+        return {**best, "step": state.step, "kept": best["step"], "tokens": 0, "seconds": 0.0}
+
+    def write(self, directory: Path) -> None:
+        """Put the best weights beside those of a checkpoint; at the stage's end into their place."""
+        worker = self.worker
+        if not worker.state.best:
+            return
+        last = worker.state.step == worker.segment.stage_end
+        shutil.copytree(self._aside, directory if last else directory / BEST, dirs_exist_ok=True)

@@ -35,7 +35,16 @@ from opmix_ray.output.fence import writing
 from opmix_ray.storage import Storage
 from opmix_ray.train.callback import TrainingCallback
 from opmix_ray.train.callback_runner import CallbackRunner
-from opmix_ray.train.checkpoint import TrainState, is_finite, read_state, read_tensors, write_checkpoint
+from opmix_ray.train.checkpoint import (
+    BestKeeper,
+    BestRule,
+    TrainState,
+    finish_checkpoint,
+    is_finite,
+    read_state,
+    read_tensors,
+    write_weights,
+)
 from opmix_ray.train.domain_losses import DomainLosses
 from opmix_ray.train.notice import Notice
 from opmix_ray.train.parallel import Parallel, divides
@@ -64,6 +73,7 @@ class Segment:
         sequences_searched: held-out sequences per set that are kept for decisions.
         callback: what a strategy does inside the segment, if anything.
         writer: token with which checkpoints may be written; none: there is no other writer.
+        best: which evaluation's weights the stage ends with; none: the last.
     """
 
     name: str
@@ -85,6 +95,12 @@ class Segment:
     callback: TrainingCallback | None = None
     sampler: dict[str, Any] | None = None
     writer: str | None = None
+    best: BestRule | None = None
+
+    @property
+    def stage_end(self) -> int:
+        """Global step at which the stage ends."""
+        return self.stage_start + self.stage_steps
 
 
 def train_segment(config: dict[str, Any]) -> None:
@@ -114,6 +130,7 @@ class _Worker:
         self.notice = Notice()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.keeper = BestKeeper(self)
         with _checkpoint(segment) as directory:
             self._begin(directory)
         self.stores = {name: segment.prepared.domains[name].train() for name in segment.mixture}
@@ -151,6 +168,7 @@ class _Worker:
             self.state = (
                 found if self.resumed else TrainState(segment.start, found.sampler, segment=segment.name)
             )
+            self.keeper.begin(found, directory)
             source = source.at(directory / "model")
         if segment.sampler is not None and not self.resumed:
             self.state.sampler = segment.sampler
@@ -296,7 +314,7 @@ class _Worker:
             remedy="lower it, or lengthen the warm-up, and run again with --resume: the last checkpoint is good",
         )
 
-    def _refuse_nan(self) -> None:
+    def refuse_nan(self) -> None:
         """End the segment rather than save weights or moments that are not numbers, on all workers alike."""
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         mine = float(is_finite([*self.parallel.model.parameters(), *moments]))
@@ -320,23 +338,21 @@ class _Worker:
             tokens += tokens_of(held)
         self.parallel.model.train()
         sizes = {n: d.bytes_per_token for n, d in segment.prepared.eval_sets.items()}
-        self._row(
-            {
-                "kind": "evaluation",
-                "step": self.state.step,
-                "stage": segment.stage,
-                "losses": {name: loss.mean for name, loss in losses.items()},
-                "perplexity": {
-                    n: loss.perplexity for n, loss in losses.items() if isinstance(sets[n], tuple)
-                },
-                "accuracy": {
-                    n: 1 - loss.mean for n, loss in losses.items() if not isinstance(sets[n], tuple)
-                },
-                "bits_per_byte": {n: losses[n].bits_per_byte(size) for n, size in sizes.items() if size},
-                "tokens": tokens,
-                "seconds": time.monotonic() - began,
-            }
-        )
+        row = {
+            "kind": "evaluation",
+            "step": self.state.step,
+            "stage": segment.stage,
+            "losses": {name: loss.mean for name, loss in losses.items()},
+            "perplexity": {n: loss.perplexity for n, loss in losses.items() if isinstance(sets[n], tuple)},
+            "accuracy": {n: 1 - loss.mean for n, loss in losses.items() if not isinstance(sets[n], tuple)},
+            "bits_per_byte": {n: losses[n].bits_per_byte(size) for n, size in sizes.items() if size},
+            "tokens": tokens,
+            "seconds": time.monotonic() - began,
+        }
+        self._row(row)
+        kept = self.keeper.compare(row)
+        if kept is not None:
+            self._row(kept)
         self._since[2] += time.monotonic() - began
 
     def _measure(self, held: Held) -> SetLoss:
@@ -346,7 +362,7 @@ class _Worker:
 
     def _save(self) -> None:
         self.notice.pending = False
-        self._refuse_nan()
+        self.refuse_nan()
         self.state.sampler = self.sampler.state.to_dict()
         self.state.seconds = self.seconds_before + (time.monotonic() - self.started) * self.world
         nats = torch.as_tensor(self._since[0], dtype=torch.float64).to(self.device)
@@ -363,7 +379,9 @@ class _Worker:
             return
         directory = Path(tempfile.mkdtemp(prefix="opmix-checkpoint-"))
         try:
-            write_checkpoint(directory, self.parallel.model, weights, optimizer, rng, self.state)
+            write_weights(directory, self.parallel.model, weights, optimizer)
+            self.keeper.write(directory)
+            finish_checkpoint(directory, rng, self.state)
             writer = self.segment.writer
             with writing(Storage(self.segment.output), writer) if writer is not None else nullcontext():
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
@@ -407,4 +425,4 @@ def _optimizer(model: torch.nn.Module, train: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)

@@ -81,7 +81,7 @@ class ProbeRun:
         self._parameters = [p for p in self._adapted.parameters() if p.requires_grad]
         rate = task.optimizer.learning_rate * task.probe.learning_rate_ratio
         self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=rate, betas=task.optimizer.betas, eps=task.optimizer.eps, weight_decay=0.0
+            self._parameters, lr=rate, betas=task.optimizer.betas, weight_decay=0.0
         )
         stores = {n: task.prepared.domains[n].train() for n, share in task.data.items() if share > 0}
         self._stores = stores

@@ -58,10 +58,10 @@ def test_a_row_counts_the_search_and_leaves_reports_out() -> None:
         "seed": 3, "steps": 5, "final_mixture": {"a": 1.0},
         "evaluations": [{"step": 5, "losses": {"a": 1.0}, "perplexity": {"a": 2.7}, "mean_loss": 1.0,
                          "mean_perplexity": 2.7, "objective": 1.0}],
-        "ledger": {p: amounts for p in ("main", "probes", "search", "fit", "evaluation")},
+        "ledger": {p: amounts for p in ("main", "answers", "teacher", "probes", "search", "fit", "evaluation")},
     }  # fmt: skip
     found = row_of("opmix", result, 9.0, {"a": 5})
-    assert (found.flops, found.search_flops, found.tokens, found.worker_seconds) == (400, 300, 40, 4)
+    assert (found.flops, found.search_flops, found.tokens, found.worker_seconds) == (600, 300, 60, 6)
 
 
 def test_the_csv_has_a_line_per_run_and_a_column_per_set() -> None:

@@ -30,7 +30,7 @@ from opmix_ray.model.probe import load_probe
 from opmix_ray.report import write_report
 from opmix_ray.sources.source import iter_documents
 from opmix_ray.storage import Storage
-from opmix_ray.train.checkpoint import TrainState, read_state, read_tensors, write_checkpoint
+from opmix_ray.train.checkpoint import TrainState, finish_checkpoint, read_state, read_tensors, write_weights
 from tests.fuzz.damage import broken, retyped
 from tests.fuzz.files import COLUMNS, FILES, PROBE, SWEEP
 from tests.model.tiny_models import VOCAB, tiny
@@ -124,9 +124,8 @@ def _whole(kind: str) -> Path:
     elif kind == "checkpoint":
         model = tiny("llama")
         optimizer = torch.optim.AdamW(model.parameters())
-        write_checkpoint(
-            place, model, None, optimizer.state_dict(), [torch.get_rng_state()], TrainState(step=3)
-        )
+        write_weights(place, model, None, optimizer.state_dict())
+        finish_checkpoint(place, [torch.get_rng_state()], TrainState(step=3))
     return place
 
 

@@ -18,7 +18,7 @@ from opmix_ray.output.fence import raise_fence, writing
 from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_state, open_output
 from opmix_ray.runner.trust import final_rows, trusted
 from opmix_ray.storage import Storage
-from opmix_ray.train.checkpoint import TrainState, read_state, write_checkpoint
+from opmix_ray.train.checkpoint import TrainState, finish_checkpoint, read_state, write_weights
 from opmix_ray.train.recover import NOTES, recover
 from tests.object_store import object_store
 from tests.support import TinyRun
@@ -74,7 +74,8 @@ def _checkpoint(directory: Path, step: int) -> Path:
     model = AutoModelForCausalLM.from_config(config)
     optimizer = torch.optim.AdamW(model.parameters()).state_dict()
     directory.mkdir(parents=True)
-    write_checkpoint(directory, model, None, optimizer, [torch.get_rng_state()], TrainState(step=step))
+    write_weights(directory, model, None, optimizer)
+    finish_checkpoint(directory, [torch.get_rng_state()], TrainState(step=step))
     return directory
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from opmix_ray.config.strategy import SelfDistillationConfig
-from opmix_ray.strategies.self_distillation import DistillationModule, examples_of, reverse_kl
+from opmix_ray.strategies import self_distillation
+from opmix_ray.strategies.self_distillation import DistillationModule, _Drawn, examples_of, reverse_kl
 from tests.model.tiny_models import tiny as tiny_model
 
-SETTINGS = SelfDistillationConfig(max_new_tokens=4)
+ROLLOUTS = 3
+SETTINGS = SelfDistillationConfig(max_new_tokens=4, rollouts=ROLLOUTS)
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 0, 11, 12, 13, 14, 0]])
 MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1, 1]], dtype=torch.bool)
 
@@ -42,7 +46,6 @@ def test_the_gradient_reaches_the_student_alone_and_draws_it_to_the_teacher(
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
     losses = []
     for _ in range(16):
-        torch.manual_seed(1)  # the same answers to compare on
         loss, targets, _ = module(IDS, MASK)
         assert int(targets) == 7
         optimizer.zero_grad()
@@ -55,12 +58,13 @@ def test_the_gradient_reaches_the_student_alone_and_draws_it_to_the_teacher(
 
 def test_tokens_are_counted_by_what_was_done_with_them(module: DistillationModule) -> None:
     module(IDS, MASK)
-    trained, forwarded = module.take_counts()
+    found = module.take_counts()
     prompts, shown = 3 + 2, (3 + 4 + 3) + (2 + 3 + 2)
-    answers = trained - prompts
-    assert 2 <= answers <= 2 * SETTINGS.max_new_tokens
-    assert forwarded == prompts + shown + 2 * answers
-    assert module.take_counts() == (0, 0)
+    answers = found["main"] - ROLLOUTS * prompts
+    assert ROLLOUTS * 2 <= answers <= ROLLOUTS * 2 * SETTINGS.max_new_tokens
+    assert found["answers"] == found["main"]
+    assert found["teacher"] == ROLLOUTS * shown + answers
+    assert module.take_counts() == dict.fromkeys(found, 0)
 
 
 def test_rows_without_a_prompt_give_no_loss_but_a_gradient_of_zero(module: DistillationModule) -> None:
@@ -70,12 +74,68 @@ def test_rows_without_a_prompt_give_no_loss_but_a_gradient_of_zero(module: Disti
     assert all(p.grad is None or not p.grad.any() for p in module.parameters())
 
 
-def test_the_same_random_state_gives_the_same_loss(module: DistillationModule) -> None:
+def answered(module: DistillationModule, step: int, *rows: int) -> tuple[list[list[int]], float]:
+    """What was answered in a batch of these rows, and the sum of its loss."""
+    answers: list[list[int]] = []
+    real = module._answer
+
+    def seen(*arguments: Any) -> Any:
+        found, valid = real(*arguments)
+        answers.extend(a[v].tolist() for a, v in zip(found, valid, strict=True))
+        return found, valid
+
+    module._answer = seen  # type: ignore[method-assign]
+    module.begin_step(step)
+    ids = torch.cat([IDS.roll(-row) if row else IDS for row in rows])
+    loss = float(module(ids, torch.cat([MASK] * len(rows)))[0].detach())
+    module._answer = real  # type: ignore[method-assign]
+    return answers, loss
+
+
+def test_answers_depend_on_seed_step_and_row_and_not_on_who_has_the_row(module: DistillationModule) -> None:
+    """Two workers with a row each do what one does with both, whatever their random states."""
+    both, whole = answered(module, 3, 0, 1)
+    parts = [answered(module, 3, row) for row in (0, 1)]
+    assert both == parts[0][0] + parts[1][0]
+    assert whole == pytest.approx(parts[0][1] + parts[1][1], rel=1e-5)
+    assert len({tuple(answer) for answer in both}) > ROLLOUTS, "rollouts differ"
+    assert answered(module, 4, 0)[0] != parts[0][0]
+    other = DistillationModule(module.model, SETTINGS, seed=1)
+    assert answered(other, 3, 0)[0] != parts[0][0]
+
+
+def test_the_loss_is_the_mean_over_rollouts_weighed_by_demonstrations(module: DistillationModule) -> None:
+    """By hand, one answer after the other, without padding, cache or blocks."""
+    answers, loss = answered(module, 0, 0)
+    examples = [e for e in examples_of(IDS[0], MASK[0]) for _ in range(ROLLOUTS)]
+    expected = 0.0
+    for (prompt, demonstration), answer in zip(examples, answers, strict=True):
+        logs = []
+        for context in (prompt, torch.cat([prompt, demonstration, prompt])):
+            logits = module.model(torch.cat([context, torch.tensor(answer)])[None]).logits[0]
+            logs.append(logits[len(context) - 1 : -1].log_softmax(-1))
+        expected += len(demonstration) * float(reverse_kl(*logs).mean().detach()) / ROLLOUTS
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(module: DistillationModule) -> None:
+    scores = torch.tensor([[2.0, 0.0, -1.0, 1.0]]).expand(4000, 4)
+    draws = torch.rand(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drawn = _Drawn(draws, 2.0, prompt=3)(torch.zeros(4000, 3, dtype=torch.long), scores).argmax(dim=1)
+    shares = torch.bincount(drawn, minlength=4) / 4000
+    assert shares.tolist() == pytest.approx((scores[0] / 2).softmax(-1).tolist(), abs=0.03)
+
+
+def test_many_logits_are_made_in_blocks(module: DistillationModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same loss and gradient."""
     found = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        found.append(float(module(IDS, MASK)[0].detach()))
-    assert found[0] == found[1]
+    for size in (1 << 24, 1 << 9):
+        monkeypatch.setattr(self_distillation, "CHUNK_LOGITS", size)
+        module.zero_grad()
+        loss = module(IDS, MASK)[0]
+        loss.backward()
+        found.append([float(loss.detach()), *(p.grad.norm().item() for p in module.model.parameters())])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_the_teacher_follows_slowly_and_a_checkpoint_takes_it_along(module: DistillationModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from ray.exceptions import ActorDiedError
 from ray.train import ControllerError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from opmix_ray.config.objective import Objective
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.mixture import Mixture
 from opmix_ray.train import trainer
+from opmix_ray.train.checkpoint import BestRule
 from opmix_ray.train.domain_curves import DomainCurves
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import SegmentResult, run_segment
@@ -156,6 +159,38 @@ def test_a_segment_that_is_done_is_found_again(
     assert second.state.rows == whole[0].state.rows
     assert second.checkpoint == whole[0].checkpoint
     assert [kind for kind, _ in events] == ["start"]
+
+
+def test_a_stage_ends_with_its_best_weights_over_all_its_segments(tiny: TinyRun, prepared: Prepared) -> None:
+    """Those of step 2 here, the bits of a run that was never longer; the best of one segment is known in the next."""
+    never = {"evaluate_at": ()}
+    two = run_segment(segment(tiny, prepared, "short", end=2, **never), lambda *_: None)
+    there = run_segment(segment(tiny, prepared, "measured", end=2, evaluate_at=(2,)), lambda *_: None)
+    aim = held_out(there)[0]["code"]
+    near = replace(Objective.of({"code": 1.0}), own=lambda losses: abs(losses["code"] - aim))
+    rule = BestRule(near, {"code": 1.0})
+
+    first = segment(tiny, prepared, "best", end=4, evaluate_at=(0, 1, 2, 3, 4), best=rule)
+    middle = run_segment(first, lambda *_: None)
+    assert middle.state.best["row"]["step"] == 2
+    place = {"start": 4, "evaluate_at": (5, 6), "checkpoint": middle.checkpoint}
+    end = run_segment(segment(tiny, prepared, "best", best=rule, **place), lambda *_: None)
+    assert end.state.step == 6
+    assert [row["step"] for row in end.state.rows if row["kind"] == "evaluation"] == [5, 6, 6]
+    last = end.state.rows[-1]
+    assert (last["kept"], last["losses"]) == (2, middle.state.best["row"]["losses"])
+    assert weights(tiny, "best", middle) != weights(tiny, "short", two), "training went on from the last ones"
+    for name, mine, theirs in zip(
+        FILES, weights(tiny, "best", end), weights(tiny, "short", two), strict=True
+    ):
+        assert mine == theirs, name
+
+
+FILES = ("model/model.safetensors", "optimizer.pt")
+
+
+def weights(tiny: TinyRun, output: str, result: SegmentResult) -> list[bytes]:
+    return [(tiny.directory / output / result.checkpoint / name).read_bytes() for name in FILES]
 
 
 def test_a_checkpoint_is_a_hugging_face_directory(tiny: TinyRun, whole: tuple[SegmentResult, Events]) -> None:
