@@ -176,7 +176,10 @@ def _read_old_mixture(config: RunConfig) -> tuple[RunConfig, list[UserError]]:
 
 
 def dump_config(config: RunConfig, *, secrets: bool = False) -> str:
-    """The resolved configuration as YAML, every default written out; passwords and keys only with `secrets`."""
+    """The resolved configuration as YAML; passwords and keys only with `secrets`.
+
+    Every default is written out but the sizes that `search.budget` chooses: read again they would count as given.
+    """
     tree = config.model_dump(mode="json")
     return yaml.safe_dump(tree if secrets else without_secrets(tree), sort_keys=False, allow_unicode=True)
 

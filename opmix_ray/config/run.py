@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -53,6 +53,8 @@ class StageConfig(Section):
 class ProbeConfig(Section):
     """The LoRA probes of a decision."""
 
+    sized_by_rule: ClassVar[frozenset[str]] = frozenset({"steps", "batch_size"})
+
     steps: int = Field(25, ge=1, description="Optimiser steps of each probe.")
     batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
     rank: int = Field(16, ge=1, description="LoRA rank.")
@@ -80,6 +82,8 @@ class ProbeConfig(Section):
 
 class SearchConfig(Section):
     """Candidates and how they are scored."""
+
+    sized_by_rule: ClassVar[frozenset[str]] = frozenset({"trials", "sequences"})
 
     space: str = Field(
         "simplex", description="Name of a search space that ships (`simplex`, `old_new`, ...) or a YAML file."

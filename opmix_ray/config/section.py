@@ -11,9 +11,15 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from pydantic_core import PydanticUndefined
 
 from opmix_ray.config.gone import gone
@@ -27,6 +33,17 @@ class Section(BaseModel):
     """A part of the configuration; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    sized_by_rule: ClassVar[frozenset[str]] = frozenset()
+    """Keys whose values a rule chooses unless they are given. Not given, they are left out of what is written down:
+    whoever reads that would take them for given."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset_sizes(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = write(self)
+        for key in self.sized_by_rule - self.model_fields_set:
+            tree.pop(key, None)
+        return tree
 
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -67,8 +67,8 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
         share = cost(probe.steps, batch, search.trials, search.sequences)
         return Size(config, search.sequences, share, "search.budget is null: sizes as configured")
     one = SAFE * search.budget / max(1, len(stage.decide_at)) * whole
-    by_hand = {f"probe.{name}" for name in ("steps", "batch_size") if name in probe.model_fields_set} | {
-        f"search.{name}" for name in ("trials", "sequences") if name in search.model_fields_set
+    by_hand = {f"probe.{name}" for name in probe.sized_by_rule & probe.model_fields_set} | {
+        f"search.{name}" for name in search.sized_by_rule & search.model_fields_set
     }
     rows = FOR_PROBES * one / (count * length * PROBE)  # of one probe, over all its steps
     if "probe.batch_size" not in by_hand:

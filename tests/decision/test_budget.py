@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from opmix_ray.config import RunConfig, make_config
+from opmix_ray.config import RunConfig, dump_config, load_config, make_config
 from opmix_ray.decision.budget import FORWARD, PROBE, TRAIN, sized
 from opmix_ray.decision.choice import Choice, choose
 from opmix_ray.laws.base import Constant
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture
+from opmix_ray.output.state import identity
 
 
 def config(steps: int, **sections: object) -> RunConfig:
@@ -62,6 +65,17 @@ def test_what_is_set_by_hand_stays() -> None:
     assert size.config is not None
     assert (size.config.probe.steps, size.config.search.trials) == (7, 20)
     assert "by hand: probe.steps, search.trials" in size.words
+
+
+@pytest.mark.parametrize("given", [{}, {"probe": {"steps": 25}}, {"search": {"trials": 12, "sequences": 32}}])
+def test_what_is_written_down_and_read_again_is_sized_alike(given: dict[str, object], tmp_path: Path) -> None:
+    """Every worker of `compare --parallel`, and whoever runs an output's config.yaml again, reads what was written."""
+    run = config(1000, **given)
+    (tmp_path / "run.yaml").write_text(dump_config(run))
+    again = load_config(tmp_path / "run.yaml")
+    first, second = (sized(each, each.stages[0], components=4, sets=4) for each in (run, again))
+    assert (first.words, first.sequences) == (second.words, second.sequences)
+    assert (identity(run) == identity(config(1000))) == (not given)  # given by hand, it is another run
 
 
 def test_no_budget_changes_nothing() -> None:
