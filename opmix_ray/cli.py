@@ -44,11 +44,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Decides what a language model should train on next.",
 )
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in the output stands.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that is in the output.")]
 Price = Annotated[
     float | None,
     typer.Option(
-        "--price-per-hour", min=0, help="Price of an hour of the machine or cluster: what will it cost?"
+        "--price-per-hour",
+        min=0,
+        help="Price of an hour of the machine or cluster, to say what the run will cost.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove a run that is already in the output.")]
@@ -76,7 +78,7 @@ def run(
     address: Address = None,
     base: Annotated[
         str | None,
-        typer.Option("--continue", help="Finished run to go on from: its model, mixture, reading positions."),
+        typer.Option("--continue", help="Finished run to continue: its model, mixture, reading positions."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check everything and say what the run will cost.")
@@ -170,7 +172,7 @@ def search(
     output: Output = None,
     step: Annotated[int, typer.Option(help="Step the checkpoint is at, for the record.")] = 0,
     pareto: Annotated[
-        bool, typer.Option("--pareto", help="Also the front between the sets with a weight.")
+        bool, typer.Option("--pareto", help="Also find what each set with a weight costs the others.")
     ] = False,
     overwrite: Overwrite = False,
     address: Address = None,

@@ -16,9 +16,11 @@ from opmix_ray.trials.space import SpaceConfig
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-Made by `make docs` from `opmix_ray/config/`; do not edit. A run is one YAML file. Paths in it are relative to the
-file. `opmix run FILE --set train.batch_size=8` overrides a key; list entries are counted from 0
-(`--set stages.0.steps=100`).
+One YAML file describes a run. Paths in it are relative to the file. `opmix run FILE --set train.batch_size=8` overrides
+a key; entries of a list are counted from 0 (`--set stages.0.steps=100`). A heading below is the place of its keys in
+the file: `learning_rate` under `train.optimizer` is `train.optimizer.learning_rate`.
+
+`make docs` writes this page from `opmix_ray/config/`; do not edit it.
 """
 
 
@@ -29,38 +31,60 @@ def sections_of(annotation: Any) -> list[type[Section]]:
     return [found for part in typing.get_args(annotation) for found in sections_of(part)]
 
 
-def type_name(annotation: Any) -> str:
-    """A type in the words of a YAML file."""
+def places() -> dict[type[Section], list[str]]:
+    """Every section of a run, with the dotted keys that it stands at: `train.optimizer`, `data.domains.NAME`."""
+    found: dict[type[Section], list[str]] = {RunConfig: []}
+    queue: list[tuple[type[Section], str]] = [(RunConfig, "")]
+    for model, at in queue:
+        for name, field in model.model_fields.items():
+            for inner in sections_of(field.annotation):
+                key = f"{at}{name}{_below(field.annotation)}"
+                found.setdefault(inner, []).append(key)
+                queue.append((inner, f"{key}."))
+    return found
+
+
+def _below(annotation: Any) -> str:
+    """What stands between a key and the section it holds."""
+    origin = typing.get_origin(annotation)
+    return ".NAME" if origin is dict else ".NUMBER" if origin is list else ""
+
+
+def type_name(annotation: Any, link: str = "") -> str:
+    """A type in the words of a YAML file; `link` is the heading of the section that it is."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return type_name(args[0])
     if origin is typing.Literal:
         return " \\| ".join(f"`{value}`" for value in args)
     if origin is typing.Annotated:
-        return type_name(args[0])
+        return type_name(args[0], link)
     if origin in (types.UnionType, typing.Union):
-        return " \\| ".join(type_name(part) for part in args if part is not type(None))
+        return " \\| ".join(type_name(part, link) for part in args if part is not type(None))
     if origin is list:
-        return f"list of {type_name(args[0])}"
+        return f"list of {type_name(args[0], link)}"
     if origin is dict:
-        return f"mapping of {type_name(args[1])}"
+        return f"mapping of {type_name(args[1], link)}"
     if origin is tuple:
         return f"{len(args)} numbers"
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+        return f"[section](#{link.replace('.', '').replace(', ', '-').lower()})"
     return {str: "text", int: "integer", float: "number", bool: "true or false", Any: "anything"}[annotation]
 
 
 def default_of(field: Any) -> str:
     """A field's default as it would stand in YAML."""
     if field.default_factory is not None:
-        return "see there" if sections_of(field.annotation) else "empty"
+        return "see below" if sections_of(field.annotation) else "empty"
     if field.default is PydanticUndefined:
         return "**required**"
     return "none" if field.default is None else f"`{field.default}`"
 
 
-def section(model: type[Section], title: str) -> str:
+def heading(keys: list[str]) -> str:
+    """The keys that a section stands at, as its heading."""
+    return ", ".join(keys) or "The whole file"
+
+
+def section(model: type[Section], title: str, known: dict[type[Section], list[str]]) -> str:
     """One section's table."""
     lines = [
         f"\n## {title}\n",
@@ -70,18 +94,17 @@ def section(model: type[Section], title: str) -> str:
     ]
     for name, field in model.model_fields.items():
         meaning = (field.description or "").replace("|", "\\|")
-        lines.append(f"| `{name}` | {type_name(field.annotation)} | {default_of(field)} | {meaning} |")
+        inner = sections_of(field.annotation)
+        kind = type_name(field.annotation, heading(known[inner[0]]) if inner else "")
+        lines.append(f"| `{name}` | {kind} | {default_of(field)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
 def document() -> str:
     """The whole page."""
-    order: list[type[Section]] = [RunConfig]
-    for model in order:
-        for field in model.model_fields.values():
-            order += [found for found in sections_of(field.annotation) if found not in order]
-    parts = [section(model, model.__name__) for model in order]
-    return HEAD + "".join(parts) + section(SpaceConfig, "SpaceConfig")
+    known = places()
+    parts = [section(model, heading(keys), known) for model, keys in known.items()]
+    return HEAD + "".join(parts) + section(SpaceConfig, "A search space file", known)
 
 
 def main() -> None:

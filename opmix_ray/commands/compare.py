@@ -41,7 +41,7 @@ def compare(
     ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Runs at a time, on one cluster or machine.")] = 1,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the comparison in the output.")
+        bool, typer.Option("--resume", help="Continue the comparison that is in the output.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove the comparison that is in the output.")

@@ -28,7 +28,7 @@ def discover(
     tokenizer: Annotated[
         str | None, typer.Option(help="Hub id, directory or tokenizer.json that token ids were made with.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is random.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Sort a pile of documents into domains.

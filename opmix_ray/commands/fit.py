@@ -33,17 +33,19 @@ def fit(
             help="uniform, proportional or a file; none: proportional where --caps holds all tokens."
         ),
     ] = None,
-    kl: Annotated[str, typer.Option(help="Weight of KL to the prior, or auto: of least regret.")] = "0.05",
+    kl: Annotated[
+        str, typer.Option(help="Weight of KL to the prior, or auto: the weight of least regret.")
+    ] = "0.05",
     caps: Caps = None,
     bounds: Bounds = None,
     objective: Annotated[Path | None, typer.Option(help="File of metric weights.")] = None,
     share_columns: Annotated[
         list[str] | None,
-        typer.Option(help="Columns of shares, names or patterns; none: found out.", metavar="NAMES"),
+        typer.Option(help="Columns of shares, names or patterns; none: they are found.", metavar="NAMES"),
     ] = None,
     metric_columns: Annotated[
         list[str] | None,
-        typer.Option(help="Columns of metrics, names or patterns; none: found out.", metavar="NAMES"),
+        typer.Option(help="Columns of metrics, names or patterns; none: they are found.", metavar="NAMES"),
     ] = None,
     maximise: Annotated[
         list[str] | None,
@@ -58,10 +60,10 @@ def fit(
         typer.Option(help="File of domains renamed, split, merged, added or removed since.", metavar="FILE"),
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals; 0: none.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is random.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit a law to somebody's sweep and propose a mixture."""
+    """Fit a law to a sweep of runs and propose a mixture."""
     from opmix_ray.fit import closing_words, fit_command
 
     with _told(as_json) as told:

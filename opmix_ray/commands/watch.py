@@ -27,7 +27,7 @@ def watch(
         str | None, typer.Option(help="Where the page listens; beyond 127.0.0.1 its address holds a token.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Of the page; none: 8790 or a free one.")
+        int | None, typer.Option(min=1, max=65535, help="Port of the page; none: 8790 or a free one.")
     ] = None,
 ) -> None:
     """Follow a run in the terminal until it ends.

@@ -60,11 +60,13 @@ class DomainConfig(SourceConfig):
         gt=0,
         description="How often the domain may be read, earlier runs included; none: no limit.",
     )
-    min_share: float = Field(0.0, ge=0, le=1, description="Least share a decision may give this domain.")
-    max_share: float = Field(1.0, ge=0, le=1, description="Greatest share a decision may give this domain.")
+    min_share: float = Field(0.0, ge=0, le=1, description="Least share that a decision may give this domain.")
+    max_share: float = Field(
+        1.0, ge=0, le=1, description="Greatest share that a decision may give this domain."
+    )
     group: str | None = Field(None, description="Group for the `grouped` search space.")
     renamed_from: str | None = Field(
-        None, description="Name of this domain in an earlier run; reading goes on where it stood."
+        None, description="Name of this domain in an earlier run; it is read on from where it stood."
     )
     split_from: str | None = Field(
         None,
@@ -81,7 +83,7 @@ class DomainConfig(SourceConfig):
 class DataConfig(Section):
     """Domains and how they become token sequences."""
 
-    domains: dict[Name, DomainConfig] = Field(min_length=1, description="The sources, by name.")
+    domains: dict[Name, DomainConfig] = Field(min_length=1, description="The domains, by name.")
     seq_len: int = Field(1024, ge=8, description="Tokens in one sequence.")
     eval_fraction: float = Field(
         0.05,
@@ -97,7 +99,7 @@ class DataConfig(Section):
 
 
 class BaseConfig(Section):
-    """What a run goes on from: an earlier run, or a model whose old mixture is known."""
+    """What a run continues: an earlier run, or a model whose old mixture is known."""
 
     run: str | None = Field(
         None,
@@ -115,7 +117,7 @@ class BaseConfig(Section):
         "None: what the file's format counts; tokens for shares given here.",
     )
     optimizer: bool = Field(
-        True, description="Take over the optimiser's moments where the earlier run still holds them."
+        True, description="Take over the optimiser's moments if the earlier run still has them."
     )
 
 
@@ -166,7 +168,7 @@ class EvaluationConfig(Section):
         "stage has no weight in the decisions before it.",
     )
     harness: HarnessConfig | None = Field(
-        None, description="Tasks for the finished model; reported, and no part of the objective."
+        None, description="Tasks for the finished model; they are reported, and no decision looks at them."
     )
     objective: str = Field(
         "loss",

@@ -26,13 +26,13 @@ class StageConfig(Section):
     domains: list[str] | None = Field(None, description="Domains used; none: all.")
     start: Literal["uniform", "proportional", "carry", "join"] | dict[str, float] = Field(
         "proportional",
-        description="First mixture: `uniform`; `proportional` to tokens; `carry`: the mixture of the last stage or "
+        description="First mixture. `uniform`; `proportional` to tokens; `carry`: the mixture of the last stage or "
         "of the base, in which new domains have no share; `join`: the same with every new domain at its "
         "uniform share; or shares by name, one for every domain, that sum to 1. `carry` and `join` are "
         "proportional where nothing came before.",
     )
     decide_at: list[float] = Field(
-        default_factory=list, description="Fractions of the stage at which to decide, each in [0, 1)."
+        default_factory=list, description="When to decide: fractions of the stage, each in [0, 1)."
     )
     search_space: str | list[str] | None = Field(
         None,
@@ -41,7 +41,7 @@ class StageConfig(Section):
     )
     overlap: bool | Annotated[int, Field(ge=1)] = Field(
         False,
-        description="Train on under the old mixture while a decision is made. A number: the new mixture comes into "
+        description="Train under the old mixture while a decision is made. A number: the new mixture comes into "
         "force after so many steps. True: after a tenth of the stage. The number is fixed beforehand, "
         "so a run does not depend on how long a decision takes.",
     )
@@ -56,22 +56,25 @@ class ProbeConfig(Section):
     sized_by_rule: ClassVar[frozenset[str]] = frozenset({"steps", "batch_size"})
 
     steps: int = Field(25, ge=1, description="Optimiser steps of each probe.")
-    batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
+    batch_size: int | None = Field(None, ge=1, description="Sequences in a step; none: as in the main run.")
     rank: int = Field(16, ge=1, description="LoRA rank.")
     alpha: float = Field(32.0, gt=0, description="LoRA alpha; the scale is alpha / rank.")
-    learning_rate_ratio: float = Field(2.0, gt=0, description="Probe learning rate over the main run's.")
+    learning_rate_ratio: float = Field(
+        2.0, gt=0, description="The probe's learning rate, divided by the main run's."
+    )
     new_share: float = Field(
-        0.9, gt=0, le=1, description="Share of its own domain in a probe's data; the rest is the old mixture."
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the probe's own domain in its data; the rest is the old mixture.",
     )
     target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear",
-        description="Layers adapted, fused experts among them; `all-linear` leaves out embedding, head and what a LoRA "
-        "would not be felt in.",
+        description="Layers that are adapted, fused experts among them; `all-linear` leaves out embedding, head and "
+        "what a LoRA would not be felt in.",
     )
     cpus: float = Field(1, gt=0, description="CPUs asked for per probe.")
-    gpus: float = Field(
-        0, ge=0, description="GPUs asked for per probe; over several, the model's blocks are spread."
-    )
+    gpus: float = Field(0, ge=0, description="GPUs asked for per probe; several share the model's blocks.")
     resources: dict[str, float] = Field(default_factory=dict, description="What else is asked for per probe.")
     check: bool = Field(
         True,
@@ -86,7 +89,7 @@ class SearchConfig(Section):
     sized_by_rule: ClassVar[frozenset[str]] = frozenset({"trials", "sequences"})
 
     space: str = Field(
-        "simplex", description="Name of a search space that ships (`simplex`, `old_new`, ...) or a YAML file."
+        "simplex", description="A built-in search space (`simplex`, `old_new`, ...), or a YAML file."
     )
     budget: float | None = Field(
         0.05,
@@ -109,7 +112,7 @@ class SearchConfig(Section):
     round_size: int = Field(
         4,
         ge=1,
-        description="Candidates asked for together. The result depends on it, so that it need not depend on the "
+        description="Candidates proposed together. The result depends on this number, and so not on the "
         "number of evaluators.",
     )
     evaluators: int = Field(2, ge=1, description="Trials scored at the same time.")
@@ -118,7 +121,7 @@ class SearchConfig(Section):
     gpus: float = Field(
         0,
         ge=0,
-        description="GPUs asked for per evaluator; over several, the model's blocks are spread. 0: it works on CPUs.",
+        description="GPUs asked for per evaluator; several share the model's blocks. 0: it works on CPUs.",
     )
     resources: dict[str, float] = Field(
         default_factory=dict, description="What else is asked for per evaluator."
@@ -126,7 +129,7 @@ class SearchConfig(Section):
 
 
 class ProposalConfig(Section):
-    """From the fitted law to the next mixture."""
+    """How the fitted law becomes the next mixture."""
 
     law: str = Field("auto", description="Mixing law: `auto`, `log-linear`, `log-share`, ...")
     kl: float = Field(0.05, ge=0, description="Weight of KL(proposal || prior) in nats of loss.")
@@ -136,7 +139,9 @@ class ProposalConfig(Section):
         "tempered, the one that the law likes best (with another law than `auto`: the mixture in force).",
     )
     verify: bool = Field(
-        True, description="Take a proposal only if its check shows a gain; false: take it as it is."
+        True,
+        description="With another law than `auto`: take a proposal only if its check shows a gain; false: take it as "
+        "it is. `auto` weighs what the check measured.",
     )
 
 
@@ -144,9 +149,9 @@ class ClusterConfig(Section):
     """Where Ray is."""
 
     address: str | None = Field(
-        None, description="Ray address; none: RAY_ADDRESS, else a Ray of our own on this machine."
+        None, description="Ray address; none: RAY_ADDRESS, else a Ray that the run starts on this machine."
     )
-    num_cpus: int | None = Field(None, ge=1, description="CPUs of a Ray of our own; none: all.")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of the Ray that the run starts; none: all.")
     grows: bool = Field(
         False,
         description="Wait for machines that are not there yet instead of refusing the run. A job on the cluster's "
@@ -161,7 +166,7 @@ class ClusterConfig(Section):
 
 
 class WatchConfig(Section):
-    """Who is told what happens; TensorBoard's event files are always written, to `tensorboard/` in the output."""
+    """Trackers that follow the run. TensorBoard's event files are always written, to `tensorboard/` in the output."""
 
     wandb: dict[str, Any] | None = Field(
         None,
@@ -181,7 +186,7 @@ class RunConfig(Section):
     """A whole run."""
 
     name: str = Field("run", pattern=NAME, description="Name of the run.")
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    seed: int = Field(0, ge=0, description="Seed of everything that is random.")
     output: str | None = Field(
         None, description="Directory or `pyarrow.fs` URI of the results; none: `runs/<name>`."
     )
@@ -189,15 +194,21 @@ class RunConfig(Section):
         default_factory=ModelConfig,
         description="The language model; with `base.run` that run's, unless another is named.",
     )
-    base: BaseConfig = Field(default_factory=BaseConfig, description="What the run goes on from.")
+    base: BaseConfig = Field(default_factory=BaseConfig, description="What the run continues.")
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="The tokenizer.")
     data: DataConfig = Field(description="Domains and sequences.")
     train: TrainConfig = Field(default_factory=TrainConfig, description="The main run.")
     stages: list[StageConfig] = Field(min_length=1, description="Stages, in order.")
-    probe: ProbeConfig = Field(default_factory=ProbeConfig, description="LoRA probes.")
-    search: SearchConfig = Field(default_factory=SearchConfig, description="Candidates.")
-    proposal: ProposalConfig = Field(default_factory=ProposalConfig, description="The next mixture.")
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Held-out sets.")
+    probe: ProbeConfig = Field(default_factory=ProbeConfig, description="LoRA probes of a decision.")
+    search: SearchConfig = Field(
+        default_factory=SearchConfig, description="Candidates and how they are scored."
+    )
+    proposal: ProposalConfig = Field(
+        default_factory=ProposalConfig, description="From the law to the next mixture."
+    )
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="Held-out sets, and what is minimised."
+    )
     strategy: str = Field(
         "opmix",
         description="Who decides the mixture: `opmix`, one of those that it is compared with (docs/compare.md), or one "
@@ -207,7 +218,7 @@ class RunConfig(Section):
         default_factory=StrategiesConfig, description="Parameters of the strategies."
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Where Ray is.")
-    watch: WatchConfig = Field(default_factory=WatchConfig, description="Who is told what happens.")
+    watch: WatchConfig = Field(default_factory=WatchConfig, description="Trackers that follow the run.")
 
     def output_uri(self) -> str:
         """The output directory or URI."""

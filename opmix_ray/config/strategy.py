@@ -45,8 +45,8 @@ class ProxyConfig(Section):
         "Without `model.config` a proxy starts from the weights in force.",
     )
     steps: int = Field(100, ge=1, description="Optimiser steps.")
-    batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
-    learning_rate_ratio: float = Field(1.0, gt=0, description="Learning rate over the main run's.")
+    batch_size: int | None = Field(None, ge=1, description="Sequences in a step; none: as in the main run.")
+    learning_rate_ratio: float = Field(1.0, gt=0, description="Learning rate, divided by the main run's.")
 
 
 class SwarmConfig(Section):
@@ -61,9 +61,9 @@ class MergeMixConfig(Section):
 
     trials: int = Field(20, ge=4, description="Merged models that are scored.")
     steps: int = Field(25, ge=1, description="Optimiser steps of each expert, at a constant learning rate.")
-    batch_size: int | None = Field(None, ge=1, description="Sequences a step; none: the main run's.")
+    batch_size: int | None = Field(None, ge=1, description="Sequences in a step; none: as in the main run.")
     learning_rate_ratio: float = Field(
-        0.5, gt=0, description="Learning rate over the main run's: experts must stay near each other."
+        0.5, gt=0, description="Learning rate, divided by the main run's: experts must stay near each other."
     )
 
 
@@ -99,11 +99,11 @@ class SelfDistillationConfig(Section):
 
     rollouts: int = Field(1, ge=1, description="Answers that the student gives to each prompt.")
     max_new_tokens: int = Field(32, ge=1, description="Longest answer that the student gives.")
-    temperature: float = Field(1.0, gt=0, description="Of the student's sampling.")
+    temperature: float = Field(1.0, gt=0, description="Temperature at which the student samples.")
     teacher_rate: float = Field(
         0.01, ge=0, le=1,
-        description="How far the teacher's weights move to the student's at every step; 0: it stays what the stage "
-        "began with; 1: it is the student.",
+        description="How far the teacher's weights move towards the student's at every step; 0: it stays what the "
+        "stage began with; 1: it is the student.",
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ class ModelConfig(Section):
         description="A transformers configuration for fresh weights, for example "
         "`{model_type: llama, hidden_size: 128, ...}`; the vocabulary size follows the tokenizer.",
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type the weights are held in.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type that the weights are held in.")
     autocast: bool = Field(
         True,
         description="Compute in bfloat16 autocast while the weights stay float32, on GPUs and CPUs that have "
@@ -28,8 +28,8 @@ class ModelConfig(Section):
     )
     recompute: bool = Field(
         False,
-        description="Keep only each layer's input for the backward pass and compute the rest again: much less memory, "
-        "a third more operations.",
+        description="Keep only the input of each layer for the backward pass, and compute the rest again: much less "
+        "memory, a third more operations.",
     )
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
 
@@ -53,7 +53,7 @@ class OptimizerConfig(Section):
 
     learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moments.")
-    weight_decay: float = Field(0.1, ge=0, description="Applied to matrices only.")
+    weight_decay: float = Field(0.1, ge=0, description="Weight decay of matrices; nothing else decays.")
     clip_norm: float | None = Field(
         1.0, gt=0, description="Greatest norm of the gradient; none: no clipping."
     )
@@ -67,7 +67,7 @@ class ScheduleConfig(Section):
     )
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="Share of the stage spent warming up.")
     decay_fraction: float = Field(0.2, ge=0, le=1, description="Share of the stage spent decaying (wsd).")
-    final_ratio: float = Field(0.1, ge=0, le=1, description="Last learning rate over the peak.")
+    final_ratio: float = Field(0.1, ge=0, le=1, description="Last learning rate, divided by the peak.")
 
 
 class TrainConfig(Section):
@@ -100,4 +100,4 @@ class TrainConfig(Section):
         "the least objective; the first of equals.",
     )
     log_every: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl.")
-    max_failures: int = Field(3, ge=0, description="How often a segment is retried when a worker dies.")
+    max_failures: int = Field(3, ge=0, description="How often a segment is tried again when a worker dies.")

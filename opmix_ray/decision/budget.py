@@ -105,8 +105,9 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
         }
     )
     share = cost(steps, batch, trials, sequences)
+    over = "within" if share * max(1, len(stage.decide_at)) <= search.budget else "more than"
     return Size(
         sizes, sequences, share,
         f"{count} probes of {steps} steps of {batch} sequences, {trials} candidates on {sequences} sequences a set: "
-        f"about {100 * share:.1f} %, within {percent}{kept}",
+        f"about {100 * share:.1f} %, {over} {percent}{kept}",
     )  # fmt: skip

@@ -280,8 +280,9 @@ def _measure(
     while True:
         try:
             return measure(
-                config, vocab_size=vocab_size, seq_len=seq_len, batch_size=batch, device=machine.device
-            )
+                config, vocab_size=vocab_size, seq_len=seq_len, batch_size=batch, device=machine.device,
+                threads=None if machine.gpus else machine.cpus,  # as the run's worker
+            )  # fmt: skip
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise UserError(

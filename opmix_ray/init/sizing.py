@@ -24,6 +24,7 @@ SHAPES = (  # hidden size and layers
 )  # fmt: skip
 FIRST = 2  # the shape that is measured first
 COUNTING = 5.0  # seconds of a decision that counts words and trains no probe
+MOST_WAITING = 0.5  # of the time given: a run that would wait longer for processes to start trains no probe
 STEPS = 600  # aimed at
 REPORTED = 48  # held-out sequences per set in reports
 
@@ -59,6 +60,7 @@ class Plan:
         available: training tokens there are.
         seconds: estimated, of the whole run.
         by: what ends the run, `time` or `data`.
+        budget: `search.budget`; 0 where the time given is too short for probes.
     """
 
     model: dict[str, Any] | None
@@ -71,6 +73,7 @@ class Plan:
     steps: int
     decide_at: list[float]
     learning_rate: float
+    budget: float
 
 
 def choose_sequences(
@@ -160,7 +163,8 @@ def make_plan(
     decide_at = [0.33] if minutes < 20 else [0.2, 0.5]
     idle = START + SEGMENT * (1 + len(decide_at))
     probing = len(decide_at) * (DECISION + domains)
-    deciding = 1 + SearchConfig().budget  # type: ignore[operator]
+    budget = SearchConfig().budget if idle + probing <= MOST_WAITING * 60 * minutes else 0.0
+    deciding = 1 + budget  # type: ignore[operator]
     seconds = max(0.2 * 60 * minutes, 60 * minutes - idle - probing) / deciding
     most = available * MAX_EPOCHS / 2  # so that every domain may still get twice its share
     if fresh:
@@ -174,7 +178,9 @@ def make_plan(
     per_second = speed.tokens_per_second * (workers if workers == 1 else SEVERAL * workers)
     tokens = min(seconds * per_second, most)
     batch = _power(tokens / seq_len / STEPS, 8 * workers, 256)
-    if not _probed(domains, seq_len, batch, max(20, round(tokens / (batch * seq_len))), decide_at):
+    if not budget or not _probed(
+        domains, seq_len, batch, max(20, round(tokens / (batch * seq_len))), decide_at
+    ):
         probing, deciding = len(decide_at) * COUNTING, 1.0
         tokens = min(max(0.2 * 60 * minutes, 60 * minutes - idle - probing) * per_second, most)
     steps = max(20, round(tokens / (batch * seq_len)))
@@ -191,6 +197,7 @@ def make_plan(
         steps=steps,
         decide_at=decide_at,
         learning_rate=rate,
+        budget=budget,  # type: ignore[arg-type]
     )
 
 

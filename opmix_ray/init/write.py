@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.config import SearchConfig
 from opmix_ray.init.look import Domain
 from opmix_ray.init.sizing import MAX_EPOCHS, REPORTED, Machine, Plan, Sequences
 from opmix_ray.paths import is_uri
@@ -90,7 +89,12 @@ def write_config(
         "# A decision counts what each mixture would teach. Where the budget pays for it, it also trains short LoRA",
         "# probes, one per domain, and scores candidates with them. It takes the mixture of least expected regret.",
         f"probe: {{{_probe_resources(machine, len(domains))}}}",
-        f"search: {{budget: {SearchConfig().budget}, {_search_resources(machine)}}}  # at most this part of the FLOPs",
+        f"search: {{budget: {plan.budget}, {_search_resources(machine)}}}  # "
+        + (
+            "at most this part of the FLOPs"
+            if plan.budget
+            else "no probes: the run is too short to wait for them"
+        ),
         f"evaluation: {{sequences: {REPORTED}}}  # held-out sequences of each domain in reports",
     ]
     return "\n".join(map(_aligned, lines)) + "\n"

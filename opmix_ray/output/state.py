@@ -29,6 +29,7 @@ BEFORE = "state.before.json"  # the state before the checkpoint in force was mad
 LOCK = ".lock"
 FENCE = ".writer"  # who may write checkpoints; see `opmix_ray.output.fence`
 HARNESS = "harness.json"
+TRAIN = "train"  # directory of the segments
 COMPARISON = "comparison.html"
 _FILES = {
     STATE,

@@ -60,7 +60,7 @@ def _verdict(files: DecisionFiles) -> str:
 
 def _doubts(files: DecisionFiles) -> str:
     lines = decision_doubts(files) if files.decision else []
-    return f'<div class="bad" role="note"><b>Not to be trusted</b>{items(lines)}</div>' if lines else ""
+    return f'<div class="bad" role="note"><b>Do not trust</b>{items(lines)}</div>' if lines else ""
 
 
 def _why(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> str:
@@ -77,7 +77,7 @@ def _health(files: DecisionFiles) -> str:
     for check in (check for check in checks if isinstance(check, dict)):
         passed = check.get("passed")
         mark = "holds" if passed is True else "fails" if passed is False else "unknown"
-        help_ = f"; what would help: {check.get('remedy')}" if passed is False else ""
+        help_ = f"; {check.get('remedy')} would help" if passed is False else ""
         lines.append(f"{mark}: {check.get('words', '')}{help_}")
     return section("What was checked", items(lines), level=4)
 

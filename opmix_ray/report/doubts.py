@@ -57,7 +57,7 @@ def _health(files: DecisionFiles) -> Iterator[str]:
     checks = health.get("checks") if isinstance(health, dict) else None
     for check in checks if isinstance(checks, list) else []:
         if isinstance(check, dict) and check.get("passed") is False and check.get("name") != "law":
-            yield f"{check.get('words', '')}; what would help: {check.get('remedy', '')}"
+            yield f"{check.get('words', '')}; {check.get('remedy', '')} would help"
     lost = files.details.get("lost")
     if isinstance(lost, dict) and lost:
         yield f"the probes of {', '.join(map(str, lost))} failed, so their shares stay as they were"
@@ -73,7 +73,7 @@ def _gain(files: DecisionFiles) -> Iterator[str]:
     gain = gain_over(files, IN_FORCE)
     if files.decision.get("kept") == "proposal" and gain.low <= 0 < gain.mean:
         yield (
-            f"the gain it expects may be nothing: {n.loss(gain.mean, sign=True)} nats per token, at least "
+            f"the expected gain may be 0: {n.loss(gain.mean, sign=True)} nats per token, with an interval from "
             f"{n.loss(gain.low, sign=True)}"
         )
 

@@ -20,7 +20,7 @@ def promises(run: RunFiles) -> str:
         gain = gain_over(files, IN_FORCE)
         if not files.decision or not math.isfinite(gain.mean):
             continue
-        end, (step, came) = _expected_end(files), _came(run, files)
+        end, (step, came) = _expected_end(files), ended_at(run, files)
         rows.append(
             [
                 f"decision {files.decision.get('index', files.name)}",
@@ -61,8 +61,9 @@ def _expected_end(files: DecisionFiles) -> float:
     return next((o.expected for o in outlooks(files, {}) if o.name == TAKEN), math.nan)
 
 
-def _came(run: RunFiles, files: DecisionFiles) -> tuple[float, float]:
-    """Step and objective of the last evaluation in the decision's stage after the decision; NaN without one."""
+def ended_at(run: RunFiles, files: DecisionFiles) -> tuple[float, float]:
+    """Step and what the decision minimised, at the last evaluation in its stage after it; NaN without one."""
+    aim = run.judged(files)
     begin, end = n.number(files.decision.get("step")), math.inf
     total = 0
     for stage in run.config.stages if run.config else []:
@@ -70,8 +71,9 @@ def _came(run: RunFiles, files: DecisionFiles) -> tuple[float, float]:
         if stage.name == files.decision.get("stage"):
             end = total
     after = [
-        (step, run.weighted(row))
+        (step, value)
         for row in run.evaluations
-        if begin < (step := n.number(row.get("step"))) <= end and math.isfinite(run.weighted(row))
+        if begin < (step := n.number(row.get("step"))) <= end
+        and math.isfinite(value := aim.at(n.numbers(row.get("losses"))))
     ]
     return after[-1] if after else (math.nan, math.nan)

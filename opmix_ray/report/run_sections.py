@@ -29,7 +29,7 @@ def _distrust(run: RunFiles) -> str:
     lines = doubts(run)
     if not lines:
         return ""
-    return f'<div class="bad" role="note"><b>Not to be trusted</b>{items(lines)}</div>'
+    return f'<div class="bad" role="note"><b>Do not trust</b>{items(lines)}</div>'
 
 
 def origin(run: RunFiles) -> str:

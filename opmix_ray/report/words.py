@@ -89,8 +89,8 @@ def _decided(run: RunFiles) -> str:
         return _one(made[0].decision) + tail
     taken = [files.decision for files in made if files.decision.get("kept") == "proposal"]
     left = [files.decision for files in made if files.decision.get("kept") != "proposal"]
-    measured = [decision for decision in left if n.numbers(decision.get("gain"))]
-    text = [f"The mixture was decided on {len(made)} times and changed {_times(len(taken))}."]
+    measured = [d for d in left if n.numbers(d.get("gain")) and not (d.get("details") or {}).get("choice")]
+    text = [f"There were {len(made)} decisions; the mixture changed {_times(len(taken))}."]
     text += [_one(decision, short=True) for decision in taken]
     if len(measured) > 1:
         steps = [n.count(decision.get("step")) for decision in measured]
@@ -133,9 +133,8 @@ def _changed(run: RunFiles) -> str:
         f"The objective, {_objective(run)}, {verb} from "
         f"{n.loss(before)} to {n.loss(after)} {run.unit} between step {first:,.0f} and step {last:,.0f}"
         f"{mean}. It is measured on documents that were not trained on. "
-        "One run cannot say how much of this is due to the mixture: the evidence for that is the gain measured "
-        "in each decision, which is by how much the objective falls on simulated models when nothing but the mixture "
-        "differs."
+        "One run cannot say how much of this comes from the mixture. The evidence for that is the gain that each "
+        "decision measured: how far the objective falls on simulated models when only the mixture differs."
     )
 
 
@@ -168,8 +167,8 @@ def _cost(run: RunFiles) -> str:
         return ""
     main = ledger["main"]
     waited = ledger.get("idle", {}).get("seconds", 0.0)
-    idle = f" and {n.seconds(waited)} in which its workers waited for decisions" if waited > 0 else ""
+    idle = f", and its workers waited {n.seconds(waited)} for decisions" if waited > 0 else ""
     return (
-        f"Deciding cost {n.percent(run.overhead)} of the FLOPs of training ({n.count(tokens)} tokens) and "
-        f"{n.seconds(spent)} of computing time, beside {n.seconds(main.get('seconds'))} of training{idle}."
+        f"Deciding cost {n.percent(run.overhead)} of the FLOPs of training ({n.count(tokens)} tokens). It took "
+        f"{n.seconds(spent)} of computing time; training took {n.seconds(main.get('seconds'))}{idle}."
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.plan import fit_to_caps, share_caps
 from opmix_ray.mixture import Mixture
-from opmix_ray.strategies.registry import strategy_of
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,8 @@ def start_mixture(
     names = stage_domains(config, stage)
     of_names = {name: float(tokens[name]) for name in names}
     old = Mixture(used) if any(used.values()) else previous
+    from opmix_ray.strategies.registry import strategy_of  # torch and Ray, which `opmix status` does without
+
     wanted = strategy_of(config).start(config, stage, old, of_names) or wanted_mixture(
         stage, previous, of_names
     )

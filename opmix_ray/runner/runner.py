@@ -39,7 +39,7 @@ from opmix_ray.output.lock import locked
 from opmix_ray.output.mixture_file import write_mixture
 from opmix_ray.output.result import make_result
 from opmix_ray.output.sessions import Session
-from opmix_ray.output.state import BEFORE, METRICS, RESULT, RunState, load_state, open_output
+from opmix_ray.output.state import BEFORE, METRICS, RESULT, TRAIN, RunState, load_state, open_output
 from opmix_ray.record import read_record
 from opmix_ray.report import write_report
 from opmix_ray.runner.background import Background
@@ -56,7 +56,7 @@ from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.train.checkpoint import BestRule
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.train.loop import RATE, Segment
-from opmix_ray.train.trainer import TRAIN, SegmentResult, run_segment
+from opmix_ray.train.trainer import SegmentResult, run_segment
 from opmix_ray.watch import Watch, watching
 
 

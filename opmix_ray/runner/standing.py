@@ -6,11 +6,10 @@ import contextlib
 
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
-from opmix_ray.output.state import RunState
+from opmix_ray.output.state import TRAIN, RunState
 from opmix_ray.record import read_record
 from opmix_ray.runner.plan import Step, plan
 from opmix_ray.storage import Storage
-from opmix_ray.train.trainer import TRAIN
 from opmix_ray.trials.rows import TRIALS
 
 

@@ -18,6 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from opmix_ray.errors import user_errors
 from opmix_ray.node import here
+from opmix_ray.output.state import TRAIN
 from opmix_ray.signals import StopSignals
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state
@@ -26,7 +27,6 @@ from opmix_ray.train.notice import ListeningConfig
 from opmix_ray.train.recover import recover
 
 OnEvent = Callable[[str, dict[str, Any]], None]
-TRAIN = "train"  # directory of the segments inside a run's output
 _POLL = 0.3  # seconds between two looks at what the workers reported
 # A segment ends with one report; at Ray's default interval each costs about two seconds.
 _ENVIRONMENT = {

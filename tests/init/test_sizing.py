@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from opmix_ray.init.sizing import MAX_EPOCHS, SHAPES, TOKENS_PER_WEIGHT, Machine, Plan, make_plan, size_of
+from opmix_ray.runner.forecast import DECISION, SEGMENT, START
 from opmix_ray.train.speed import Speed
 
 FAST, SLOW = 2e11, 2e9  # operations a second, over 6
@@ -63,11 +64,15 @@ def test_a_pretrained_model_keeps_its_size() -> None:
 def test_deciding_costs_no_more_time_than_its_budget(domains: int) -> None:
     found = plan(30, domains=domains)
     training = found.tokens / (2e10 / (found.weights + 4096 * 128))
-    assert training < found.seconds < 1.05 * training + 60 + 2 * (20 + domains)
+    assert training < found.seconds < 1.06 * training + START + 3 * SEGMENT + 2 * (DECISION + domains)
 
 
-def test_a_run_too_short_for_probes_waits_for_none() -> None:
-    assert plan(2, rate=SLOW, domains=40).seconds < 2.2 * 60
+@pytest.mark.parametrize("rate", [SLOW, FAST])
+def test_a_run_too_short_for_probes_waits_for_none(rate: float) -> None:
+    found = plan(2, rate=rate, domains=40)
+    assert found.budget == 0
+    assert found.seconds < 2.2 * 60
+    assert plan(20, rate=rate).budget > 0
 
 
 def test_shapes_can_be_built() -> None:

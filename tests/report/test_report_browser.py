@@ -6,6 +6,7 @@ Screenshots are kept in the directory that OPMIX_ARTEFACTS names, if it names on
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import shutil
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from opmix_ray.commands import web
 from opmix_ray.report import write_report
 from opmix_ray.storage import Storage
+from tests.report.synthetic import PLAIN, make_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DARK = ("--blink-settings=preferredColorScheme=0",)
@@ -39,10 +42,11 @@ document.getElementById("f").onload = event => {{
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium")]
 
 
-def browse(page: Path, *options: str) -> str:
+def browse(page: Path | str, *options: str) -> str:
     assert BROWSER is not None
+    address = page if isinstance(page, str) else page.as_uri()
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *options]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
 
 
@@ -90,3 +94,52 @@ def test_screenshots_at_a_phones_width(
     picture = place / f"report-phone-{name}.png"
     browse(frame, f"--window-size={PHONE + 140},6000", f"--screenshot={picture}", *options)
     assert picture.stat().st_size > 20_000
+
+
+def test_a_click_on_a_heading_sorts_and_sums_stay_below(full: Storage, tmp_path: Path) -> None:
+    page = Path(write_report(full)).read_text(encoding="utf-8")
+    script = (
+        "document.getElementById('f').onload = event => {"
+        " const box = [...event.target.contentDocument.querySelectorAll('#loss .scroll')].at(-1);"
+        " box.querySelectorAll('thead button')[2].click();"
+        " document.getElementById('measured').textContent ="
+        " [...box.querySelectorAll('tbody tr')].map(row => row.cells[0].textContent + '=' + row.cells[2].textContent)"
+        " .join(';'); };"
+    )
+    frame = tmp_path / "sorted.html"
+    # the page's own policy runs its own script alone: the frame's script works from outside, as a user's hand does
+    frame.write_text(
+        f'<!doctype html><iframe id="f" srcdoc="{html.escape(page)}"></iframe><p id="measured"></p>'
+        f"<script>{script}</script>",
+        encoding="utf-8",
+    )
+    found = re.search(r'<p id="measured">([^<]+)</p>', browse(frame, "--dump-dom"))
+    assert found is not None
+    rows = [entry.rpartition("=") for entry in found[1].split(";")]
+    values = [float(value) for _, _, value in rows[:-2]]
+    assert values == sorted(values)
+    assert len(values) == 6
+    assert rows[-1][0] == "objective"
+
+
+def test_the_live_page_asks_for_news_and_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", decisions=1, trials=6, domains=PLAIN[:3], steps=60)
+    run.delete("result.json")
+    run.write_json("state.json", run.read_json("state.json") | {"finished": False, "done": 2, "step": 20})
+    row = next(line for line in map(json.loads, run.lines("metrics.jsonl")) if line["kind"] == "train")
+    look, looks = web.look, iter(range(20, 60))
+
+    def trained_on(directory: str) -> str:
+        step = next(looks)
+        run.write_text("metrics.jsonl", json.dumps(row | {"step": step, "loss": step / 10}) + "\n")
+        return look(directory)
+
+    monkeypatch.setattr(web, "look", trained_on)
+    monkeypatch.setattr(web, "LEAST_PAUSE", 0.0)
+    monkeypatch.setattr(web, "REST", 0.0)
+    with web.serving(run.uri) as address:
+        seen = browse(address, "--virtual-time-budget=9000", "--dump-dom")
+    assert next(looks) >= 22, "asked again"
+    shown = re.search(r"<b>(\d+) of 60</b>", seen)
+    assert shown is not None
+    assert int(shown[1]) > 20, "and what came is in its place"

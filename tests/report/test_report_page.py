@@ -14,9 +14,11 @@ import pytest
 from opmix_ray.draw import numbers as n
 from opmix_ray.errors import UserError
 from opmix_ray.report import write_report
+from opmix_ray.report.gather import gather
+from opmix_ray.report.promises import ended_at
 from opmix_ray.storage import Storage
 from tests.report.reading import Page, fetched_by_style
-from tests.report.synthetic import HOSTILE, make_run
+from tests.report.synthetic import HOSTILE, PLAIN, make_run
 
 
 def said(text: str) -> str:
@@ -101,7 +103,7 @@ def test_the_first_paragraph_says_what_was_done_decided_and_paid(full: Storage, 
     text = Page(first).text
     result = full.read_json("result.json")
     assert "A llama model with fresh weights was trained for 600 steps" in text
-    assert "The mixture was decided on 5 times and changed" in text
+    assert "There were 5 decisions; the mixture changed" in text
     taken = next(decision for decision in result["decisions"] if decision["kept"] == "proposal")
     assert said(f"At step {taken['step']} it was changed") in text
     assert said(taken["reason"]) in text
@@ -184,3 +186,14 @@ def test_small_domains_of_many_share_a_band(tmp_path: Path) -> None:
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         write_report(Storage(str(tmp_path)))
+
+
+def test_what_came_is_measured_on_the_sets_that_the_decision_looked_at(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", decisions=1, trials=6, domains=PLAIN[:3], steps=60)
+    (name,) = run.names("decisions")
+    file = f"decisions/{name}/decision.json"
+    decision = run.read_json(file)
+    decision["details"]["objective"] = {PLAIN[0]: 1.0, PLAIN[1]: 0.0, PLAIN[2]: 0.0}
+    run.write_json(file, decision)
+    files = gather(run)
+    assert ended_at(files, files.decisions[0])[1] == files.evaluations[-1]["losses"][PLAIN[0]]
