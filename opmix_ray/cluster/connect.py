@@ -29,6 +29,7 @@ from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 
 _ALSO_ON_CPUS = {"probe": "probes", "search": "evaluators"}
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -43,11 +44,14 @@ def connected(config: RunConfig) -> Iterator[None]:
         check_resources(config)
         yield
         return
-    address = address_of(config)
+    address, unwatched = address_of(config), False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is not None:
         _join(address, config.cluster.connect_timeout)
     else:
+        # Nobody takes this machine away and leaves the run: one process less for Train to start with every segment.
+        unwatched = _WATCHER not in os.environ
+        os.environ.setdefault(_WATCHER, "0")
         place = ray_place()
         with _quiet():
             ray.init(address="local", num_cpus=own_cpus(config), resources=own_resources(config),
@@ -58,6 +62,8 @@ def connected(config: RunConfig) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+        if unwatched:
+            os.environ.pop(_WATCHER, None)
 
 
 def address_of(config: RunConfig) -> str | None:
