@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from opmix_ray.laws.base import Constant, Response, Table, is_constant, register
 from opmix_ray.laws.stack import Stack
@@ -129,6 +128,8 @@ class Groups:
         away = (filled - filled.mean(axis=0))[:, varying]
         spread = np.maximum(np.linalg.norm(away, axis=0), 1e-300)
         most = max(1, min(MOST, rows // ROWS, len(varying)))
+        from sklearn.cluster import KMeans  # half of what `opmix status` would import
+
         found = KMeans(most, n_init=STARTS, random_state=table.seed % 2**31).fit_predict((away / spread).T)
         member, shares = np.zeros((count, most), bool), np.zeros((count, most))
         member[varying, found] = True

@@ -158,3 +158,8 @@ def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in text] == []
+
+
+def test_the_gallery_shows_every_report_that_it_has() -> None:
+    shown = re.findall(r"gallery/([\w.-]+)", (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8"))
+    assert {file.name for file in (ROOT / "docs" / "gallery").iterdir()} == set(shown)
