@@ -88,7 +88,7 @@ def choose(
     beside = ""
     if rivals:
         second = min(rivals, key=lambda each: rivals[each])
-        beside = f"; with {_the(second)} {rivals[second] - expected[name]:+.4f}"
+        beside = f"; with {_the(second)} it would end {rivals[second] - expected[name]:.4f} higher"
     words = in_words(limits[name])
     way = "lower" if gain >= 0 else "higher"
     return Choice(
