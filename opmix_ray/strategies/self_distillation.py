@@ -95,6 +95,12 @@ class SelfDistillation(Strategy):
                     rows = costs.rows(name, LOOKED_AT)
                     by_domain[name] = sum(_row_cost(*row, settings, costs) for row in rows) / len(rows)
                 total += stage.steps * config.train.batch_size * share * by_domain.get(name, 0.0)
+        if not total:
+            raise UserError(
+                "leaves no prompt that the teacher can read twice, with a demonstration and an answer",
+                key="strategies.self_distillation.max_new_tokens", value=settings.max_new_tokens,
+                remedy="lower it, take a model with a longer context, or domains with prompts in every stage",
+            )  # fmt: skip
         return total
 
 

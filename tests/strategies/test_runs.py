@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from opmix_ray.data.prepare import prepare
+from opmix_ray.output.ledger import TRAINING
+from opmix_ray.runner.forecast import Forecast
 from opmix_ray.runner.runner import run
 from tests.killing import Moment, finish, kill_when, start
 from tests.support import TinyRun, read_json
@@ -19,7 +22,7 @@ PARAMETERS = {
     "mergemix": {"trials": 6, "steps": 3},
     "aioli": {"rounds": 2, "sweep_fraction": 0.5},
     "opmix_published": {"trials": 6},
-    "self_distillation": {"max_new_tokens": 4},
+    "self_distillation": {"max_new_tokens": 4, "rollouts": 2},
 }
 
 
@@ -93,12 +96,17 @@ def test_retraining_begins_every_stage_with_the_same_weights(tiny: TinyRun) -> N
 @pytest.mark.usefixtures("ray_session")
 def test_self_distillation_trains_on_the_students_answers(tiny: TinyRun) -> None:
     instructions(tiny)
-    result = run(tiny.load("strategy=self-distillation", "stages.0.steps=6"))
-    main = result["ledger"]["main"]
-    plain = run(tiny.load("strategy=uniform", "stages.0.steps=6", output="plain"))["ledger"]["main"]
-    assert main["tokens"] > 0
-    assert main["tokens"] != plain["tokens"]
-    assert main["flops"] / main["tokens"] > 1.3 * plain["flops"] / plain["tokens"]  # answering and teaching
+    config = tiny.load("strategy=self-distillation", "stages.0.steps=6")
+    forecast = Forecast(config, prepare(config))
+    result = run(config)
+    main, answers, teacher = (result["ledger"][purpose] for purpose in TRAINING)
+    assert answers["tokens"] == main["tokens"] > 0
+    assert teacher["tokens"] > answers["tokens"]  # the prompt twice, and the demonstration
+    spent = sum(part["flops"] for part in (main, answers, teacher))
+    assert spent == pytest.approx(
+        forecast.training("self-distillation"), rel=0.3
+    )  # answers are not known before
+    assert spent > 1.5 * forecast.training("uniform")
     assert result["decisions"] == []
 
 
@@ -109,7 +117,7 @@ def _outcome(output: Path) -> dict[str, Any]:
         "mixture": result["final_mixture"],
         "losses": result["evaluations"][-1]["losses"],
         "train": [(row["step"], row["loss"], row["delivered"]) for row in rows if row["kind"] == "train"],
-        "flops": [result["ledger"][purpose]["flops"] for purpose in ("main", "probes", "search")],
+        "flops": [result["ledger"][purpose]["flops"] for purpose in (*TRAINING, "probes", "search")],
     }
 
 

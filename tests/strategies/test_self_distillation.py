@@ -8,9 +8,15 @@ import pytest
 import torch
 
 from opmix_ray.config.strategy import SelfDistillationConfig
+from opmix_ray.data.prepare import prepare
+from opmix_ray.errors import UserError
+from opmix_ray.mixture import Mixture
+from opmix_ray.runner.forecast import Forecast
 from opmix_ray.strategies import self_distillation
 from opmix_ray.strategies.self_distillation import DistillationModule, _Drawn, examples_of, reverse_kl
 from tests.model.tiny_models import tiny as tiny_model
+from tests.strategies.test_runs import instructions
+from tests.support import TinyRun
 
 ROLLOUTS = 3
 SETTINGS = SelfDistillationConfig(max_new_tokens=4, rollouts=ROLLOUTS)
@@ -163,3 +169,35 @@ def test_the_teacher_follows_slowly_and_a_checkpoint_takes_it_along(module: Dist
     loss, _, _ = other(IDS, MASK)
     loss.backward()
     again.step()
+
+
+def test_an_on_policy_step_is_forecast_from_prompts_and_demonstrations(tiny: TinyRun) -> None:
+    """From a few rows nearly what all rows give by hand."""
+    instructions(tiny)
+    tiny.tree["strategy"] = "self-distillation"
+    config = tiny.load(
+        "strategies.self_distillation.rollouts=3", "strategies.self_distillation.max_new_tokens=4"
+    )
+    data = prepare(config)
+    forecast = Forecast(config, data)
+    whole = forecast.training("self-distillation")
+    eight = config.strategies.self_distillation.model_copy(update={"rollouts": 24})
+    changed = config.strategies.model_copy(update={"self_distillation": eight})
+    more = Forecast(config.model_copy(update={"strategies": changed}), data)
+    assert more.training("self-distillation") == pytest.approx(8 * whole)
+
+    expected, costs = 0.0, forecast.costs
+    for name, share in Mixture.uniform(data.domains).items():
+        rows = costs.rows(name, 10_000)
+        for ids, mask in rows:
+            for prompt, demonstration in examples_of(ids, mask):
+                own, answer = len(prompt), min(4, len(demonstration))
+                trained, scored = own + answer, 2 * own + len(demonstration) + answer
+                flops = trained * costs.train + (trained + scored) * costs.forward
+                expected += 12 * 4 * share * 3 * flops / len(rows)
+    assert whole == pytest.approx(expected, rel=0.05)
+
+    with pytest.raises(UserError, match="leaves no prompt"):
+        Forecast(tiny.load("strategies.self_distillation.max_new_tokens=60"), data).training(
+            "self-distillation"
+        )
