@@ -128,6 +128,11 @@ def test_a_module_imports_from_lower_rooms_only(module: str) -> None:
     assert not higher, f"{module} is below what it imports"
 
 
+def test_actors_that_serve_a_driver_import_nothing_of_ours() -> None:
+    """Each of their processes imports the module of its class, and with it all that this one imports."""
+    assert IMPORTS["node"] == set()
+
+
 def test_no_room_is_too_large() -> None:
     lines: Counter[str] = Counter()
     for module, file in MODULES.items():

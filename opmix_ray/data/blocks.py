@@ -56,9 +56,9 @@ def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
     """
     import ray.data
 
-    from opmix_ray.node import here
+    from opmix_ray.node import Over, here
 
-    over: Any = ray.remote(num_cpus=0)(_Over).options(scheduling_strategy=here()).remote()
+    over: Any = Over.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
 
     def row(index: int, result: Block | Exception) -> dict[str, Any]:
         return {"file": np.array([index]), "result": np.array([pickle.dumps(result)], dtype=object)}
@@ -97,16 +97,3 @@ def _ray_blocks(recipe: Recipe) -> Iterator[tuple[int, Block]]:
         for _ in left:
             pass
         ray.kill(over)
-
-
-class _Over:
-    """Whether nobody wants more blocks; workers ask before they give one."""
-
-    def __init__(self) -> None:
-        self._over = False
-
-    def say(self) -> None:
-        self._over = True
-
-    def said(self) -> bool:
-        return self._over

@@ -46,8 +46,11 @@ class Tried:
     ran: bool
 
 
+_known: dict[tuple[Any, ...], Tried] = {}  # what came of those that this process has tried
+
+
 def try_probes(model: PreTrainedModel, probe: ProbeConfig, *, autocast: bool) -> Tried:
-    """Try what a decision does with a model of this kind.
+    """Try what a decision does with a model of this kind; once in a process, which may check many runs of one model.
 
     Args:
         model: its architecture; parameters may be on the meta device.
@@ -57,8 +60,11 @@ def try_probes(model: PreTrainedModel, probe: ProbeConfig, *, autocast: bool) ->
     Raises:
         UserError: it cannot be done, in one line.
     """
-    with _quiet():
-        return _tried(model, probe, autocast)
+    key = (type(model), model.config.to_json_string(use_diff=False), probe.model_dump_json(), autocast)
+    if key not in _known:
+        with _quiet():
+            _known[key] = _tried(model, probe, autocast)
+    return _known[key]
 
 
 def _tried(model: PreTrainedModel, probe: ProbeConfig, autocast: bool) -> Tried:

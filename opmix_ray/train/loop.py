@@ -107,9 +107,9 @@ def train_segment(config: dict[str, Any]) -> None:
     """Train one segment; the loop that `TorchTrainer` runs on every worker.
 
     Args:
-        config: `segment`: the `Segment`; `reporter`: a handle of `Reporter`, or None.
+        config: `segment`: a reference of the `Segment`; `reporter`: a handle of `Reporter`, or None.
     """
-    segment, reporter = config["segment"], config["reporter"]
+    segment, reporter = ray.get(config["segment"]), config["reporter"]
     if reporter is not None and ray.get(reporter.failed.remote()):
         return  # it would fail again: the driver says why
     try:

@@ -17,7 +17,7 @@ from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfi
 from ray.train.torch import TorchTrainer
 
 from opmix_ray.errors import user_errors
-from opmix_ray.node import here
+from opmix_ray.node import Reporter, here
 from opmix_ray.output.state import TRAIN
 from opmix_ray.signals import StopSignals
 from opmix_ray.storage import Storage
@@ -34,32 +34,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
-
-
-@ray.remote(num_cpus=0)
-class Reporter:
-    """Holds what rank 0 reports until the driver takes it; on the driver's machine, so that it goes with no other."""
-
-    def __init__(self) -> None:
-        self._events: list[tuple[str, dict[str, Any]]] = []
-        self._error: Exception | None = None
-
-    def fail(self, error: Exception) -> None:
-        """Note an error that would come again; the first counts."""
-        self._error = self._error or error
-
-    def failed(self) -> Exception | None:
-        """The error that was noted."""
-        return self._error
-
-    def push(self, kind: str, payload: dict[str, Any]) -> None:
-        """Add one event."""
-        self._events.append((kind, payload))
-
-    def drain(self) -> list[tuple[str, dict[str, Any]]]:
-        """Take all events, oldest first."""
-        events, self._events = self._events, []
-        return events
 
 
 @dataclass(frozen=True)
@@ -110,7 +84,8 @@ def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
         resources["GPU"] = train.gpus_per_worker
     trainer = TorchTrainer(
         train_segment,
-        train_loop_config={"segment": segment, "reporter": reporter},
+        # as a reference, which Train's controller does not open: what a segment is made of takes seconds to import
+        train_loop_config={"segment": ray.put(segment), "reporter": reporter},
         torch_config=ListeningConfig(),
         scaling_config=ScalingConfig(
             num_workers=train.workers,

@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from opmix_ray.config import SearchConfig
-from opmix_ray.node import here
+from opmix_ray.node import Holder, here
 from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.searcher import PROPOSAL, MixtureSearch
 from opmix_ray.trials.space import Space
@@ -132,22 +132,6 @@ class _Silent(tune.ProgressReporter):
         """Nothing."""
 
 
-@ray.remote(num_cpus=0)
-class _ArrayHolder:
-    """Holds references into the object store for as long as a search lasts.
-
-    Tune keeps what `tune.with_parameters` is given until the driver ends, and with it everything that it refers to: the
-    weights of every decision of a run would stay in the object store. A holder can be cleared.
-    """
-
-    def __init__(self, references: Sequence[Any]) -> None:
-        self._references = list(references)
-
-    def take(self) -> list[Any]:
-        """The references."""
-        return self._references
-
-
 def _hold_arrays(references: Sequence[Any]) -> Any:
     """A handle of a holder of object references, on the driver's machine; it is cleared by `ray.kill`."""
-    return _ArrayHolder.options(scheduling_strategy=here()).remote(references)  # type: ignore[attr-defined]
+    return Holder.options(scheduling_strategy=here()).remote(references)  # type: ignore[attr-defined]
