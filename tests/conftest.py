@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as on any Ray of our own
 
 import pytest
 import ray
@@ -34,14 +35,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--fast` keep the tests that one process answers for in moments."""
+    """Tests on the session's Ray come last; with `--fast` only those that one process answers for in moments.
+
+    Where a Ray is, commands in the test's process go to it: data are read, and a step is timed, by its workers, each of
+    which takes seconds to start. So what needs no Ray comes before there is one.
+    """
     if config.getoption("--fast"):
         items[:] = [item for item in items if _is_fast(item)]
+    items.sort(key=_needs_ray)
 
 
 def _is_fast(item: pytest.Item) -> bool:
     room = item.path.relative_to(Path(__file__).parent).parts[0]
-    return room not in WHOLE_RUNS and "ray_session" not in getattr(item, "fixturenames", ())
+    return room not in WHOLE_RUNS and not _needs_ray(item)
+
+
+def _needs_ray(item: pytest.Item) -> bool:
+    return "ray_session" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

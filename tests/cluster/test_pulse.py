@@ -19,8 +19,13 @@ def test_a_head_that_is_gone_is_said_once_with_the_way_to_go_on(capsys: pytest.C
             time.sleep(0.3)
             assert capsys.readouterr().err == ""
             server.close()
-            time.sleep(0.6)
-    said = capsys.readouterr().err
+            said, deadline = "", time.monotonic() + 120
+            while not said:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+                said = capsys.readouterr().err
+            time.sleep(0.1)  # some looks more
+    said += capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith(f"error: Ray's head at {address} does not answer any more")
     assert "--resume" in said

@@ -48,6 +48,14 @@ def test_for_programs(run: Storage, opmix: Opmix) -> None:
     assert (found["step"], found["ended"]) == (60, "finished")
 
 
+def until(text: io.StringIO, lines: int) -> None:
+    """Wait until so many lines were written."""
+    deadline = time.monotonic() + 120
+    while text.getvalue().count("\n") < lines:
+        assert time.monotonic() < deadline, text.getvalue()
+        time.sleep(0.01)
+
+
 def test_it_follows_until_the_end(run: Storage) -> None:
     unfinish(run)
     lines = run.lines("metrics.jsonl")
@@ -59,12 +67,12 @@ def test_it_follows_until_the_end(run: Storage) -> None:
         ended: list[str] = []
         thread = threading.Thread(target=lambda: ended.append(follow(run.uri, 0.05, console)))
         thread.start()
-        time.sleep(0.3)
+        until(text, 1)
         assert thread.is_alive()
         run.write_text("metrics.jsonl", "\n".join(lines) + "\n")
-        time.sleep(0.3)
+        until(text, 2)
         run.write_json("state.json", run.read_json("state.json") | {"finished": True})
-        thread.join(10)
+        thread.join(120)
     assert ended == ["finished"]
     steps = [line.split(";")[0] for line in text.getvalue().splitlines()]
     assert len(steps) >= 3

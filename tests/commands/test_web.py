@@ -44,7 +44,7 @@ def going(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
 def ask(address: str, path: str = "/", **headers: str) -> tuple[int, dict[str, str], str]:
     """Status, headers and text; a redirect is not followed."""
     place = urlsplit(address)
-    connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=30)
+    connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=120)
     connection.request(
         "GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
     )
@@ -161,4 +161,4 @@ def test_the_command_serves_until_it_is_stopped(tmp_path: Path) -> None:
         assert "Finished" in ask(address)[2]
         time.sleep(0.2)
         job.send_signal(signal.SIGINT)
-        assert job.wait(60) == 0
+        assert job.wait(300) == 0

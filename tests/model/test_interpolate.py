@@ -6,7 +6,6 @@ import copy
 import hashlib
 import pickle
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -243,20 +242,9 @@ class Scorer:
         return digest(self.probe_set)
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    started = not ray.is_initialized()
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False
-    )
-    yield
-    if started:
-        ray.shutdown()
-
-
 @pytest.mark.parametrize(("name", "dtype", "readers"), [("qwen2", "float32", 2), ("gpt2", "bfloat16", 1)])
 def test_stored_bytes_are_the_same_after_a_search(
-    name: str, dtype: str, readers: int, local_ray: None
+    name: str, dtype: str, readers: int, ray_session: None
 ) -> None:
     model = tiny(name, dtype)
     before_model = bits(model)

@@ -162,7 +162,7 @@ def test_whoever_lost_the_output_may_not_write(tmp_path: Path) -> None:
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive()  # until the one who writes is done
-    waiting.join(30)
+    waiting.join(120)
     assert not waiting.is_alive()
     with (
         pytest.raises(UserError, match="another opmix process has taken this output over"),

@@ -11,7 +11,10 @@ import pytest
 from opmix_ray.decision.progress import Progress
 from opmix_ray.output.state import BEFORE
 from opmix_ray.runner.runner import run
-from tests.support import TinyRun, opmix, read_json
+from tests import support
+from tests.cli.conftest import Opmix
+from tests.cli.conftest import opmix as opmix
+from tests.support import TinyRun, read_json
 
 
 class Stopped(Exception):
@@ -57,7 +60,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_m
     whole = (tiny.directory / "undisturbed" / "model" / "model.safetensors").read_bytes()
     assert (output / "model" / "model.safetensors").read_bytes() == whole
     flip_a_bit(output / "model" / "model.safetensors")
-    ended = opmix(
+    ended = support.opmix(
         "run", str(tiny.write()), "--output", str(tiny.directory / "next"), "--continue", str(output)
     )
     assert ended.returncode == 2, ended.stderr
@@ -72,27 +75,24 @@ def test_a_run_that_diverged_is_not_tried_again_and_goes_on_with_a_lower_rate(ti
     tiny.tree["stages"][0]["decide_at"] = []
     tiny.tree["train"]["optimizer"] = {"learning_rate": 1e30, "clip_norm": None}
     output = tiny.directory / "out"
-    ended = opmix("run", str(tiny.write()), "--output", str(output), timeout=420)
+    ended = support.opmix("run", str(tiny.write()), "--output", str(output), timeout=420)
     assert ended.returncode == 2, ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert "train.optimizer.learning_rate = 1e+30: the training loss is" in ended.stderr
     assert "goes on" not in ended.stdout, "it was trained once"
     assert not list(output.glob("train/*/checkpoint_2*"))
     tiny.tree["train"]["batch_size"] = 8
-    again = opmix("run", str(tiny.write()), "--output", str(output), "--resume")
+    again = support.opmix("run", str(tiny.write()), "--output", str(output), "--resume")
     assert again.returncode == 2, "nothing but what the line advises may change"
     tiny.tree["train"]["batch_size"] = 4
     tiny.tree["train"]["optimizer"] = {"learning_rate": 0.003}
-    again = opmix("run", str(tiny.write()), "--output", str(output), "--resume", timeout=420)
+    again = support.opmix("run", str(tiny.write()), "--output", str(output), "--resume", timeout=420)
     assert again.returncode == 0, again.stderr
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 12
 
 
-def test_there_must_be_a_run_to_resume(tiny: TinyRun) -> None:
-    ended = opmix("run", str(tiny.write()), "--output", str(tiny.directory / "none"), "--resume")
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: ")
-    assert "holds no run to resume; leave --resume out to begin one" in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+def test_there_must_be_a_run_to_resume(opmix: Opmix, tiny: TinyRun) -> None:
+    line = opmix("run", tiny.write(), "--output", tiny.directory / "none", "--resume").only_error()
+    assert "holds no run to resume; leave --resume out to begin one" in line
     assert not (tiny.directory / "none").exists()

@@ -151,3 +151,10 @@ def test_a_model_that_no_machine_holds_is_not_timed(tiny: TinyRun, monkeypatch: 
     assert cost["seconds"] is None
     assert "free memory" in cost["untimed"]
     assert cost["flops"]["training"] > 0
+
+
+def test_where_a_ray_is_one_of_its_workers_times_the_step(
+    tiny: TinyRun, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "PER_WEIGHT", 1e12)  # in this process it would not be timed
+    assert examine(tiny.load())["cost"]["tokens_per_second"] > 0

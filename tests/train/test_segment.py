@@ -135,6 +135,8 @@ def test_fsdp2_trains_like_ddp(tiny: TinyRun, prepared: Prepared) -> None:
         assert (tensor - other[name]).abs().max() < 1e-3, name
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_two_segments_are_one(tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events]) -> None:
     """Moments, schedule, random state and cursors carry over, so a decision that changes nothing changes nothing."""
     first = run_segment(segment(tiny, prepared, "parts", end=4, evaluate_at=(0,)), lambda *_: None)

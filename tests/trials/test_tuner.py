@@ -117,7 +117,7 @@ def test_a_probe_that_blew_up_is_flagged_and_never_wins(ready: Ready, tmp_path: 
     for array in spoiled.values():
         array[2] = np.nan  # the third domain's probe
     task = replace(ready.task, factors=ray.put(replace(factors, B=spoiled)))
-    rows, checked, _ = search(ready, tmp_path, task=task)
+    rows, checked, _ = search(ready, tmp_path, task=task, evaluators=1)
     assert {row.status for row in rows} == {"nan"}
     assert checked is not None
     assert checked.status == "ok"  # the last probe is the only one that it gives no weight
@@ -131,7 +131,7 @@ def test_tune_run_with_optuna_search(ready: Ready) -> None:
         num_samples=4,
         resources_per_trial={"cpu": 1},
         reuse_actors=True,
-        max_concurrent_trials=2,
+        max_concurrent_trials=1,  # so that the one actor has to take the next candidate
         verbose=0,
     )
     assert len(analysis.trials) == 4

@@ -68,7 +68,7 @@ def test_wandb_writes_offline(
     found = Trackers(tiny.load(), "out")
     found.record(3, {"train/loss": 2.5})
     found.close(failed=False)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (files := list((tmp_path / "wandb").rglob("*.wandb"))):
         assert time.monotonic() < deadline
         time.sleep(0.2)
