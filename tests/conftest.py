@@ -58,9 +58,21 @@ def _needs_ray(item: pytest.Item) -> bool:
 def ray_session() -> Iterator[None]:
     """A Ray with two CPUs."""
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        _start_ray()
     yield
     ray.shutdown()
+
+
+def _start_ray(tries: int = 3) -> None:
+    """Ray gives its node 30 seconds to start, however busy the machine is."""
+    for left in reversed(range(tries)):
+        try:
+            ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+            return
+        except Exception as error:
+            if left == 0 or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 @pytest.fixture(scope="session")
