@@ -128,8 +128,8 @@ class ProbeRun:
         tokens = len(self._losses) * task.batch_size * length
         flops, losses = tokens * self._flops, {}
         if measured and task.measure is not None:
-            *which, looked_at = task.measure
-            held = search_sets(task.prepared, *which)
+            reported, searched, names, looked_at = task.measure
+            held = search_sets(task.prepared, reported, searched, names)
             sets = texts_of({name: part_of(one, slice(0, looked_at)) for name, one in held.items()})
             found = evaluate_sets(self._adapted, sets, task.micro_batch_size, autocast=task.model.autocast)
             losses = {name: loss.mean for name, loss in found.items()}
