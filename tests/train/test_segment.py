@@ -163,6 +163,7 @@ def test_a_segment_that_is_done_is_found_again(
     assert [kind for kind, _ in events] == ["start"]
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_its_best_weights_over_all_its_segments(tiny: TinyRun, prepared: Prepared) -> None:
     """Those of step 2 here, the bits of a run that was never longer; the best of one segment is known in the next."""
     never = {"evaluate_at": ()}
