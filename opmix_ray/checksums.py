@@ -23,7 +23,7 @@ SUMS = "checksums.json"
 def seal(directory: Path | str) -> None:
     """Write `checksums.json`: SHA-256 of every file by its name; links are followed."""
     directory = Path(directory)
-    sums = {name: _digest(directory / name) for name in sorted(_files(directory))}
+    sums = {name: file_digest(directory / name) for name in sorted(_files(directory))}
     (directory / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
 
@@ -43,7 +43,7 @@ def fault(directory: Path | str) -> str | None:
     for name, digest in sums.items():
         file = directory / name
         try:
-            same = _digest(file) == digest
+            same = file_digest(file) == digest
         except FileNotFoundError:
             return f"lacks {name}"
         except OSError as error:
@@ -89,6 +89,7 @@ def _files(directory: Path) -> Iterator[str]:
                 yield (here / name).relative_to(directory).as_posix()
 
 
-def _digest(file: Path) -> str:
+def file_digest(file: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections import defaultdict
@@ -14,6 +13,7 @@ from typing import Any
 from accelerate import init_empty_weights
 from transformers import AutoConfig
 
+from opmix_ray.checksums import file_digest
 from opmix_ray.cluster.connect import check_cluster, check_processors
 from opmix_ray.config import ModelConfig, RunConfig
 from opmix_ray.data.lineage import Origin, follow
@@ -260,8 +260,7 @@ def copies(config: RunConfig) -> list[str]:
                 same_size[file.size].append((name, file.path))
     found, first = [], dict[str, str]()
     for name, path in (each for group in same_size.values() if len(group) > 1 for each in group):
-        with open(path, "rb") as opened:
-            other = first.setdefault(hashlib.file_digest(opened, "sha256").hexdigest(), path)
+        other = first.setdefault(file_digest(path), path)
         if other != path:
             found.append(
                 f"data.domains.{name}.path: {path} holds the same bytes as {other}; its text counts twice"
