@@ -15,8 +15,9 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 demo: $(VENV)/.runs
 	$(BIN)/python examples/demo.py
 
+# Two processes, in the order that conftest.py gives: what needs no Ray first.
 test: $(VENV)/.develops
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # What one runs while working: no Ray, no whole runs.
 test-fast: $(VENV)/.develops

@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only tests that need neither Ray nor a whole run")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests on the session's Ray come last; with `--fast` only those that one process answers for in moments.
 
@@ -43,6 +44,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--fast"):
         items[:] = [item for item in items if _is_fast(item)]
     items.sort(key=_needs_ray)
+    for item in items:  # what two processes share out: the tests of a file, those on a Ray apart from the others
+        item.add_marker(pytest.mark.xdist_group(f"{item.path}{'-ray' if _needs_ray(item) else ''}"))
 
 
 def _is_fast(item: pytest.Item) -> bool:
