@@ -15,6 +15,8 @@ from typing import Any
 
 from opmix_ray.visible import visible
 
+LONGEST_VALUE = 80  # characters of a value in a message
+LONGEST_PATH = 500  # the end of a path tells the most
 GO_ON = "the same command with --resume goes on from the last checkpoint"
 _GONE = {"LocalRayletDiedError", "NodeDiedError", "OwnerDiedError", "RaySystemError", "RpcError"}  # of Ray
 _places: list[Path] = []  # where the command writes
@@ -27,7 +29,7 @@ class UserError(ValueError):
         problem: what is wrong, in words.
         file: the file that holds it, if any.
         key: dotted key inside the file or the name of the option.
-        value: the offending value; long values are shortened.
+        value: the offending value; long values are shortened, paths much later than others.
         remedy: what to do.
     """
 
@@ -60,7 +62,8 @@ class UserError(ValueError):
         place = ": ".join(part for part in (self.file, self.key) if part)
         if self.value is not None:
             shown = str(self.value)
-            shown = shown if len(shown) <= 80 else shown[:77] + "..."
+            most = LONGEST_PATH if "/" in shown else LONGEST_VALUE
+            shown = shown if len(shown) <= most else shown[: most - 3] + "..."
             place = f"{place} = {shown}" if place else shown
         line = f"{place}: {self.problem}" if place else self.problem
         if self.remedy:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as on any Ray of our own
+os.environ.setdefault("RAY_worker_niceness", "0")  # else workers wait for the other process that tests
 
 import pytest
 import ray

@@ -115,6 +115,8 @@ def test_an_unknown_file_system_is_named() -> None:
 def test_an_error_is_one_line_with_place_value_and_remedy() -> None:
     error = UserError("is\nwrong", file="a.yaml", key="b.c", value="x" * 200, remedy="mend it")
     assert str(error) == f"a.yaml: b.c = {'x' * 77}...: is wrong; mend it"
+    long = "/data/" + "x" * 200 + "/train.jsonl"
+    assert str(UserError("is wrong", key="b.c", value=long)) == f"b.c = {long}: is wrong"
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.key, copy.remedy) == (str(error), "b.c", "mend it")
     both = pickle.loads(pickle.dumps(UserErrors([error, UserError("two")])))
