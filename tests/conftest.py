@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--fast"):
         items[:] = [item for item in items if _is_fast(item)]
     items.sort(key=_needs_ray)
-    for item in items:  # what two processes share out: the tests of a file, those on a Ray apart from the others
+    for item in items:  # processes share out whole files, what needs a Ray apart from the rest
         item.add_marker(pytest.mark.xdist_group(f"{item.path}{'-ray' if _needs_ray(item) else ''}"))
 
 
