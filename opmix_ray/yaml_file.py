@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,13 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     return loaded
 
 
-def override(tree: dict[str, Any], setting: str) -> None:
+def override(tree: dict[str, Any], setting: str, meant: Callable[[str, Any], Any] | None = None) -> None:
     """Apply one `dotted.key=value` to a tree in place; the value is read as YAML.
+
+    Args:
+        tree: as of a YAML file.
+        setting: the key and the value.
+        meant: what a value means at a key, given the key's last name and the value; None: what it says.
 
     Raises:
         UserError: there is no `=`, the value is not YAML, or the key leads nowhere.
@@ -93,6 +99,8 @@ def override(tree: dict[str, Any], setting: str) -> None:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise _wrong("the value is not valid YAML", setting, "put it in quotes") from None
+    if meant is not None:
+        value = meant(next((part for part in reversed(parts) if not part.isdecimal()), ""), value)
     node: Any = tree
     for part in parts[:-1]:
         if isinstance(node, list):

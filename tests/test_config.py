@@ -63,6 +63,34 @@ def test_the_last_override_of_a_key_counts(tiny: TinyRun) -> None:
     assert tiny.load("seed=1", "seed=2").seed == 2
 
 
+def test_paths_in_overrides_are_what_a_shell_completes(
+    tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    (here / "runs" / "base").mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl", "space.yaml"):
+        (here / name).write_text("kind: simplex\n")
+    monkeypatch.chdir(here)
+    config = tiny.load(
+        "model.config=null",
+        "model.path=runs/base",
+        "tokenizer.path=org/name",  # leads nowhere: of a hub
+        'data.domains.code.path="*.jsonl"',
+        "data.domains.german.path=[a.jsonl, gone.jsonl]",
+        "evaluation.sets={held: {path: b.jsonl}}",
+        "search.space=space.yaml",
+    )
+    assert config.model.path == str(here / "runs" / "base")
+    assert config.tokenizer.path == "org/name"
+    assert config.data.domains["code"].path == str(here / "*.jsonl")
+    assert config.data.domains["german"].path == [str(here / "a.jsonl"), str(tiny.directory / "gone.jsonl")]
+    assert config.evaluation.sets["held"].path == str(here / "b.jsonl")
+    assert config.search.space == str(here / "space.yaml")
+    (tiny.directory / "old-run").mkdir()
+    changed = tiny.load("model.config=null", "base.run=old-run")  # not here: beside the file, as in it
+    assert changed.base.run == str(tiny.directory / "old-run")
+
+
 def test_paths_are_relative_to_the_file_and_uris_are_left(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,9 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
 
 One YAML file describes a run. Paths in it are relative to the file. `opmix run FILE --set train.batch_size=8` overrides
-a key; entries of a list are counted from 0 (`--set stages.0.steps=100`). A heading below is the place of its keys in
-the file: `learning_rate` under `train.optimizer` is `train.optimizer.learning_rate`.
+a key; entries of a list are counted from 0 (`--set stages.0.steps=100`). A path given there is looked for from where
+you are, then beside the file. A heading below is the place of its keys in the file: `learning_rate` under
+`train.optimizer` is `train.optimizer.learning_rate`.
 
 `make docs` writes this page from `opmix_ray/config/`; do not edit it.
 """

@@ -2,11 +2,14 @@
 
     config = load_config("examples/quickstart.yaml", overrides=["train.batch_size=8"])
 
-Paths in a file are relative to that file; `output` is relative to the working directory.
+Paths in a file are relative to that file; `output` is relative to the working directory, and so are paths in overrides
+that lead somewhere from there.
 """
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +23,9 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.paths import is_uri
 from opmix_ray.secret import hidden
 from opmix_ray.yaml_file import override, read_yaml
+
+_PATHS = {"path", "cache", "run", "mixture", "include_path"}  # keys whose values are paths
+_SPACES = {"space", "search_space"}  # a name, or the path of a YAML file
 
 
 def load_config(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
@@ -67,7 +73,7 @@ def load_partly(
     errors: list[UserError] = []
     for setting in overrides or []:
         try:
-            override(tree, setting)
+            override(tree, setting, _from_here)
         except UserError as error:
             errors.append(error)
     config, wrong = parse_partly(RunConfig, tree, path)
@@ -76,6 +82,24 @@ def load_partly(
         config, wrong = _read_old_mixture(_resolve_paths(config, path.resolve().parent))
         errors += wrong
     return config, errors
+
+
+def _from_here(key: str, value: Any) -> Any:
+    """A value as its key means it on a command line: paths are what a shell completes, from the working directory.
+
+    What leads nowhere from there stays as it is: relative to the file, or a hub id.
+    """
+    if isinstance(value, dict):
+        return {name: _from_here(str(name), inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_from_here(key, inner) for inner in value]
+    if not isinstance(value, str) or is_uri(value):
+        return value
+    if key in _PATHS or (key in _SPACES and value.endswith((".yaml", ".yml"))):
+        path = os.path.expanduser(value)
+        if os.path.exists(path) or any(glob.iglob(path, recursive=True)):
+            return str(Path(path).absolute())
+    return value
 
 
 SourceT = TypeVar("SourceT", bound=SourceConfig)
