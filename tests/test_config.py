@@ -86,6 +86,8 @@ def test_paths_in_overrides_are_what_a_shell_completes(
     assert config.data.domains["german"].path == [str(here / "a.jsonl"), str(tiny.directory / "gone.jsonl")]
     assert config.evaluation.sets["held"].path == str(here / "b.jsonl")
     assert config.search.space == str(here / "space.yaml")
+    tiny.tree["model"] = {"path": "runs/base"}  # not beside the file: where transformers would find it
+    assert tiny.load().model.path == str(here / "runs" / "base")
     (tiny.directory / "old-run").mkdir()
     changed = tiny.load("model.config=null", "base.run=old-run")  # not here: beside the file, as in it
     assert changed.base.run == str(tiny.directory / "old-run")

@@ -128,7 +128,11 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
         return entry.model_copy(update={"path": resolved})
 
     def hub_or_local(path: str | None) -> str | None:
-        return local(path) if path is not None and (base / Path(path).expanduser()).exists() else path
+        """Beside the file, or where transformers would look for it before a hub, which other processes could not."""
+        if path is None or is_uri(path):
+            return path
+        places = [(place / Path(path).expanduser()).absolute() for place in (base, Path.cwd())]
+        return next((str(place) for place in places if place.exists()), path)
 
     def space(name: str) -> str:
         return local(name) if name.endswith((".yaml", ".yml")) else name
