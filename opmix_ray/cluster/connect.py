@@ -44,19 +44,17 @@ def connected(config: RunConfig) -> Iterator[None]:
         check_resources(config)
         yield
         return
-    address, unwatched = address_of(config), False
+    address = address_of(config)
+    # Nobody takes a Ray of our own away and leaves the run: one process less for Train to start with every segment.
+    unwatched = address is None and _WATCHER not in os.environ
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is not None:
-        _join(address, config.cluster.connect_timeout)
-    else:
-        # Nobody takes this machine away and leaves the run: one process less for Train to start with every segment.
-        unwatched = _WATCHER not in os.environ
-        os.environ.setdefault(_WATCHER, "0")
-        place = ray_place()
-        with _quiet():
-            ray.init(address="local", num_cpus=own_cpus(config), resources=own_resources(config),
-                     include_dashboard=False, _temp_dir=None if place is None else str(place), **_QUIET)  # fmt: skip
     try:
+        if unwatched:
+            os.environ[_WATCHER] = "0"
+        if address is None:
+            _begin(config)
+        else:
+            _join(address, config.cluster.connect_timeout)
         check_resources(config)
         with pulse(ray.get_runtime_context().gcs_address):
             yield
@@ -64,6 +62,13 @@ def connected(config: RunConfig) -> Iterator[None]:
         ray.shutdown()
         if unwatched:
             os.environ.pop(_WATCHER, None)
+
+
+def _begin(config: RunConfig) -> None:
+    place = ray_place()
+    with _quiet():
+        ray.init(address="local", num_cpus=own_cpus(config), resources=own_resources(config),
+                 include_dashboard=False, _temp_dir=None if place is None else str(place), **_QUIET)  # fmt: skip
 
 
 def address_of(config: RunConfig) -> str | None:
