@@ -287,15 +287,17 @@ def _no_shares(names: Sequence[str], columns: np.ndarray) -> dict[int, str]:
     if most:
         idle = {p: reason for p, reason in odd.items() if p not in best and not filled[:, p].any()}
         best = best | idle
-    if 2 * most >= count:
+    if most == count:
         return best
-    # names do not say all: one or two more columns without which the rows are mixtures
-    for gone in (odd, {}) if len(odd) < len(names) else ({},):
+    # names do not say all: one or two more columns without which the rows, or clearly more of them, are mixtures
+    many = 2 * most >= count
+    needed = most + max(2, count // 10) if many else count // 2 + 1
+    for gone in (best,) if many else (odd, {}) if len(odd) < len(names) else ({},):
         rest = total - filled[:, list(gone)].sum(axis=1)
         others = [place for place in range(len(names)) if place not in gone]
         for size in (1, 2):
             for parts in combinations(others, size):
-                if 2 * mixtures(rest - filled[:, list(parts)].sum(axis=1)).sum() > count:
+                if mixtures(rest - filled[:, list(parts)].sum(axis=1)).sum() >= needed:
                     return gone | dict.fromkeys(parts, "the other columns sum to 1 without it")
     return best
 

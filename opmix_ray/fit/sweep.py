@@ -22,8 +22,10 @@ KEYS = (("run", "run_id"), ("index",), ("name",))  # what rows are joined by, th
 _WITH_ZERO = re.compile(r"^-?\d+\.0+$")
 
 
-def join_columns(ratios: CsvTable, metrics: CsvTable) -> tuple[str, str]:
+def join_columns(ratios: CsvTable, metrics: CsvTable) -> tuple[str, str] | None:
     """The column of each file to join by: the first kind that both have and that names every row once.
+
+    None where both are one file that names no runs: a line is a run.
 
     Raises:
         UserError: there is none.
@@ -42,6 +44,8 @@ def join_columns(ratios: CsvTable, metrics: CsvTable) -> tuple[str, str]:
         doubled = doubled or next(fault for fault in faults if fault)
     if doubled:
         raise doubled
+    if _one_file(ratios, metrics):
+        return None
     raise UserError(
         f"shares no column with {metrics.path.name} to join runs by",
         file=ratios.path,
@@ -74,6 +78,11 @@ def _by_plain(runs: Sequence[str], places: Sequence[int]) -> dict[str, list[int]
 def plain(run: str) -> str:
     """A run's name without the `.0` that a table of numbers puts behind it."""
     return run.partition(".")[0] if _WITH_ZERO.match(run) else run
+
+
+def _runs(table: CsvTable, key: str | None) -> list[str]:
+    """The name of every row's run; none: its line."""
+    return table.column(key) if key is not None else [f"line {line}" for line in table.lines]
 
 
 def _doubled(table: CsvTable, key: str) -> UserError | None:
@@ -175,11 +184,11 @@ def read_sweep(
             metric varies.
     """
     mixtures_table, metrics_table = read_csv(ratios), read_csv(metrics)
-    keys = join_columns(mixtures_table, metrics_table)
+    keys = join_columns(mixtures_table, metrics_table) or (None, None)
     found = read_mixtures(mixtures_table, keys[0], share_names)
     taken = metric_columns(metrics_table, metric_names, found.domains)
     left_out, notes = list(found.left_out), list(found.notes)
-    mixture_runs, metric_runs = mixtures_table.column(keys[0]), metrics_table.column(keys[1])
+    mixture_runs, metric_runs = _runs(mixtures_table, keys[0]), _runs(metrics_table, keys[1])
     partner = partners(mixture_runs, metric_runs)
     joined = set(partner)
     for place, run in enumerate(metric_runs):
@@ -242,7 +251,7 @@ def read_mixtures(table: CsvTable, key: str | None = None, wanted: Sequence[str]
     if per_cent.any():
         which = "the rows" if per_cent.all() else f"{per_cent.sum()} rows"
         notes.append(f"{which} of {table.path.name} sum to 100 and were read as per cent")
-    runs = table.column(key) if key is not None else [f"line {line}" for line in table.lines]
+    runs = _runs(table, key)
     rows, shares, left_out, rounded = [], [], [], []
     for place, row in enumerate(zip(*columns, strict=True)):
         values = np.array([np.nan if value is None else value for value in row])
@@ -300,24 +309,55 @@ def _looks(run: str) -> str | float:
 
 
 def _without_shares(taken: Taken, found: Mixtures, table: CsvTable, partner: Sequence[int | None]) -> Taken:
-    """The metrics without columns that repeat the shares of the domain that they are named after."""
-    if taken.asked:
+    """The metrics without columns that repeat the shares: those of this very file, or of another by name and values.
+
+    Shares are the same in whatever unit and however rounded: a loss is not in proportion to a domain's share.
+
+    Raises:
+        UserError: nothing else is left.
+    """
+    rows = [(place, there) for place in found.rows if (there := partner[place]) is not None]
+    if taken.asked or not rows:
         return taken
-    rows = [(row, partner[place]) for row, place in enumerate(found.rows) if partner[place] is not None]
-    repeated = [
-        name
-        for name in taken.names
-        if name in found.domains
-        and np.allclose(
-            values(table, name)[[there for _, there in rows if there is not None]],
-            found.shares[[row for row, _ in rows], found.domains.index(name)],
-            atol=1e-6,
+    one = _one_file(found.table, table)
+
+    def repeats(name: str) -> bool:
+        if name not in found.domains:
+            return False
+        if one:
+            return True
+        pairs = np.array(
+            [values(table, name)[[o for _, o in rows]], values(found.table, name)[[h for h, _ in rows]]]
         )
+        again, shares = np.nan_to_num(pairs)
+        unit = again.sum() / shares.sum() if shares.any() else 0.0
+        return bool(
+            unit > 0 and np.allclose(again, unit * shares, rtol=0.0, atol=unit * ROUNDING * shares.max())
+        )
+
+    gone = [
+        Column(table.path.name, name, "it holds the shares of that domain")
+        for name in taken.names
+        if repeats(name)
     ]
-    if not repeated or len(repeated) == len(taken.names):
-        return taken
-    gone = [Column(table.path.name, name, "it holds the shares of that domain") for name in repeated]
-    return Taken([name for name in taken.names if name not in repeated], [*taken.left_out, *gone])
+    repeated = {column.name for column in gone}
+    names, left_out = [n for n in taken.names if n not in repeated], [*taken.left_out, *gone]
+    if not names:
+        said = "; ".join(f"`{column.name}`: {column.reason}" for column in left_out[:SHOWN])
+        raise UserError(
+            f"no column holds a metric ({said})",
+            file=table.path,
+            remedy="give one column of numbers per metric",
+        )
+    return Taken(names, left_out)
+
+
+def _one_file(first: CsvTable, second: CsvTable) -> bool:
+    """Whether two tables are the same file."""
+    try:
+        return first.path.samefile(second.path)
+    except OSError:  # gone since it was read, or not a local one
+        return first.path == second.path
 
 
 def _measured(table: CsvTable, taken: Taken) -> tuple[np.ndarray, list[str]]:

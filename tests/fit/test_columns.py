@@ -442,3 +442,46 @@ def test_the_columns_are_said_first_and_nothing_in_json(
     columns = json.loads(capsys.readouterr().out)["columns"]
     assert columns["metrics"] == ["web_loss", "code_loss", "books_loss"]
     assert [column["name"] for column in columns["left_out"]] == ["seed", "_step"]
+
+
+UNITS: dict[str, Callable[[float], str]] = {
+    "rounded": lambda share: f"{share:.3f}",
+    "per cent": lambda share: f"{100 * share:.1f}",
+    "signs": lambda share: f"{100 * share:.2f}%",
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("named", [True, False], ids=["runs named", "no names"])
+def test_one_file_of_shares_and_metrics(tmp_path: Path, unit: str, named: bool) -> None:
+    runs: Cells = {"run": [f"r{i}" for i in range(ROWS)]} if named else {}
+    shares: Cells = {name: [UNITS[unit](v) for v in SHARES[:, d]] for d, name in enumerate(DOMAINS)}
+    file = write(tmp_path / "sweep.csv", {**runs, **shares, "loss": [f"{v:.5f}" for v in LOSSES[:, 0]]})
+    sweep = read_sweep(file, file)
+    assert (sweep.domains, sweep.metric_names, len(sweep.runs)) == (list(DOMAINS), ["loss"], ROWS)
+    np.testing.assert_allclose(sweep.ratios, SHARES, atol=2e-3)
+
+
+def test_shares_beside_the_metrics_are_known_in_another_unit(tmp_path: Path) -> None:
+    again: Cells = {name: [f"{100 * v:.1f}" for v in SHARES[:, d]] for d, name in enumerate(DOMAINS)}
+    sweep = read_sweep(*files(tmp_path, more_metrics=again))
+    assert sweep.metric_names == [f"{name}_loss" for name in DOMAINS]
+
+
+def test_losses_named_after_domains_stay_metrics(tmp_path: Path) -> None:
+    own: Cells = {name: [f"{v:.5f}" for v in LOSSES[:, d]] for d, name in enumerate(DOMAINS)}
+    sweep = read_sweep(*files(tmp_path, more_metrics=own))
+    assert set(DOMAINS) <= set(sweep.metric_names)
+
+
+def test_one_file_whose_metric_holds_words_has_none(tmp_path: Path) -> None:
+    shares: Cells = {name: list(SHARES[:, d]) for d, name in enumerate(DOMAINS)}
+    file = write(tmp_path / "sweep.csv", {**shares, "loss": [f"{v:.5f} nats" for v in LOSSES[:, 0]]})
+    with pytest.raises(UserError, match=r"no column holds a metric \(`loss`: it holds words"):
+        read_sweep(file, file)
+
+
+def test_a_metric_with_gaps_is_no_domain(tmp_path: Path) -> None:
+    gaps: Cells = {"other": [2.5 + i / 9 if i % 3 == 0 else "" for i in range(ROWS)]}
+    sweep = read_sweep(*files(tmp_path, more_shares=gaps))
+    assert (sweep.domains, len(sweep.runs), sweep.left_out) == (list(DOMAINS), ROWS, [])
