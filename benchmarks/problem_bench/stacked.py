@@ -43,7 +43,7 @@ class StackedLlamas:
         own = self.settings.optimizer
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": own.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=own.learning_rate, betas=own.betas, eps=own.eps, foreach=True,
+            lr=own.learning_rate, betas=own.betas, foreach=True,
         )  # fmt: skip
 
     def moments(self) -> list[dict[str, np.ndarray]]:

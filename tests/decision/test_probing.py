@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import PreparedDomain, prepare
@@ -59,7 +60,12 @@ class Place:
             probe_task(self.config, self.prepared, n, self.chosen.replayed, "decision-0") for n in self.names
         ]
         tasks.append(check_task(self.config, self.prepared, self.chosen, "decision-0", LOOKED_AT))
-        return [train_probe(task, self.base) for task in tasks]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as many as a probe's worker has: on some processors sums differ with it
+        try:
+            return [train_probe(task, self.base) for task in tasks]
+        finally:
+            torch.set_num_threads(threads)
 
 
 LOOKED_AT = 2  # sequences of each set, as candidates do
