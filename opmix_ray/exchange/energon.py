@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from opmix_ray.exchange.entries import SourceWeight, as_weight
 from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Part, Unit, Written, comment, number
 from opmix_ray.exchange.places import Place, files, stem
-from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 METADATASET = "metadataset.yaml"
 _CLASS = {"__module__": "megatron.energon", "__class__": "MetadatasetV2"}

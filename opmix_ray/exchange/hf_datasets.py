@@ -6,10 +6,9 @@ import ast
 from typing import Any
 
 from opmix_ray.errors import UserError
+from opmix_ray.exchange.entries import SourceWeight, as_weight, constant
 from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Part, Unit, Written, comment, number
 from opmix_ray.exchange.places import files, reader
-from opmix_ray.exchange.python_file import constant
-from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 MODULE = "datasets_mixture.py"
 _BODY = '''

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError
+from opmix_ray.exchange.entries import SourceWeight, as_weight
 from opmix_ray.exchange.handover import (
     FIXED_LENGTH,
     Handover,
@@ -19,7 +20,6 @@ from opmix_ray.exchange.handover import (
     refuse_kinds,
 )
 from opmix_ray.exchange.places import files
-from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 INFO, SETTINGS = "dataset_info.json", "llamafactory.yaml"
 _ENDINGS = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".txt")  # that its loader knows, uncompressed

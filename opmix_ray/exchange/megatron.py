@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError
+from opmix_ray.exchange.entries import SourceWeight, as_weight
 from opmix_ray.exchange.handover import Handover, Part, Unit, Written, comment, number
 from opmix_ray.exchange.places import Place, files, prefix, stem
-from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 BLEND, NEMO = "megatron_blend.txt", "nemo_blend.yaml"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from opmix_ray.exchange.entries import SourceWeight, as_weight
 from opmix_ray.exchange.handover import Handover, Unit, Written, comment, number
-from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 FIT, RATIOS, METRICS, OPTIMAL = "fit.yaml", "ratios.csv", "metrics.csv", "mixture_optimal.json"
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import ast
 
 from opmix_ray.errors import UserError
+from opmix_ray.exchange.entries import SourceWeight, as_weight, constant
 from opmix_ray.exchange.handover import Handover, Unit, Written, comment, number, refuse_kinds
 from opmix_ray.exchange.hf_datasets import loading
-from opmix_ray.exchange.python_file import constant
-from opmix_ray.exchange.source_weight import SourceWeight, as_weight
 
 MODULE = "torchtitan_mixture.py"
 _BODY = '''

@@ -1,7 +1,8 @@
-"""One entry of another trainer's mixture file."""
+"""One entry of another trainer's mixture file, and constants of a Python file, which is never run."""
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -34,3 +35,15 @@ def as_weight(value: Any) -> float:
     if not math.isfinite(found) or found < 0:
         raise ValueError(f"a weight must be a finite number of at least 0, not {value!r}")
     return found
+
+
+def constant(tree: ast.Module, name: str) -> Any:
+    """The value of a module's constant of that name; None where it has none that is plain."""
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            try:
+                return ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            except ValueError:
+                return None
+    return None
