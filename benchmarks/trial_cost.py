@@ -4,7 +4,7 @@
 
 - floor: forward passes over the held-out sequences by as many processes as there are evaluators, weights left as they
   are; also by one process with all threads; the faster one counts.
-- ours: `run_search` from its first line to its last, actors and model built within, over the floor of as many trials.
+- ours: `searching` from its first line to its last, actors and model built within, over the floor of as many trials.
 - published: the candidate merged to a full model, written, loaded and evaluated with `transformers.Trainer`, one
   process with all threads.
 - memory: proportional set size (PSS) of one and of two evaluators on the node, and what a bare worker takes.
@@ -43,7 +43,7 @@ from opmix_ray.storage import Storage
 from opmix_ray.trials.rows import RowLog
 from opmix_ray.trials.space import Simplex
 from opmix_ray.trials.trial import CandidateScorer, SearchTask
-from opmix_ray.trials.tuner import run_search
+from opmix_ray.trials.tuner import searching
 
 DOMAINS = 6
 SIZES = (4, 8, 16, 32, 64)
@@ -128,7 +128,7 @@ class Watch:
     def _look(self) -> None:
         while not self._stop.wait(0.5):
             for process in psutil.process_iter(["cmdline"]):
-                if any("MixtureTrial" in word for word in process.info["cmdline"] or []):
+                if any("Evaluator" in word for word in process.info["cmdline"] or []):
                     try:
                         self.written[process.pid] = process.io_counters().write_bytes
                     except psutil.Error:
@@ -152,14 +152,14 @@ def search_seconds(subject: Subject, task: SearchTask, trials: int, evaluators: 
         used = time.process_time()
         first: list[float] = []
         began = time.perf_counter()
-        rows, checked = run_search(
-            task, Simplex(task.components), config, log,
-            seed=0, start=[uniform], propose=lambda rows: uniform,
+        with searching(
+            task, Simplex(task.components), config, log, seed=0, start=[uniform],
             on_row=lambda row: first.append(time.perf_counter() - began),
-        )  # fmt: skip
+        ) as search:  # fmt: skip
+            rows = search.candidates()
+            checked = search.check(uniform)
         wall = time.perf_counter() - began
         left = sum(f.stat().st_size for f in Path(directory).rglob("*") if f.is_file())
-    assert checked is not None
     return {
         "seconds": wall,
         "first_row_seconds": first[0],

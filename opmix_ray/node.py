@@ -6,6 +6,7 @@ beside the training loop that would be Torch, transformers and all that they bri
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,19 +51,33 @@ class Reporter:
 
 
 @ray.remote(num_cpus=0)
-class Holder:
-    """Holds references into the object store for as long as a search lasts; it is cleared by `ray.kill`.
+class Desk:
+    """Where the evaluators of a search find its arrays and, turn by turn, what they are to score.
 
     Tune keeps what `tune.with_parameters` is given until the driver ends, and with it everything that it refers to: the
-    weights of every decision of a run would stay in the object store. A holder can be cleared.
+    weights of every decision of a run would stay in the object store. A desk is cleared by `ray.kill`.
     """
 
-    def __init__(self, references: Sequence[Any]) -> None:
-        self._references = list(references)
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self._arrays = list(arrays)
+        self._turns: dict[str, asyncio.Future[Any]] = {}
 
-    def take(self) -> list[Any]:
-        """The references."""
-        return self._references
+    async def arrays(self) -> list[Any]:
+        """References into the object store."""
+        return self._arrays
+
+    async def give(self, turn: str, work: Any) -> None:
+        """Put down the work of a turn."""
+        self._turn(turn).set_result(work)
+
+    async def take(self, turn: str) -> Any:
+        """The work of a turn, as soon as it is there."""
+        work = await self._turn(turn)
+        self._turns.pop(turn, None)
+        return work
+
+    def _turn(self, turn: str) -> asyncio.Future[Any]:
+        return self._turns.setdefault(turn, asyncio.get_running_loop().create_future())
 
 
 @ray.remote(num_cpus=0)

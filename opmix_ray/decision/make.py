@@ -46,7 +46,7 @@ from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.slopes import candidates, with_slopes
 from opmix_ray.trials.space import load_space, read_space
-from opmix_ray.trials.tuner import run_search
+from opmix_ray.trials.tuner import searching
 
 
 @dataclass(frozen=True)
@@ -228,32 +228,30 @@ class _Maker:
         space = load_space(situation.space, components, config.data.domains)
         self.times["probes"] = time.monotonic() - began
         question = self._question(components, len(probes[0].losses) or None)
-        answers: list[FittedDecision] = []
-
-        def find(rows: list[TrialRow]) -> np.ndarray | None:
-            answers.append(fit_decision(rows, question))
-            return answers[-1].weights
-
         began = time.monotonic()
         log = RowLog(self.place, self.domains, self.sets)
         best = _Best(log.rows)
-        with waiting(of_evaluator(config), self.progress.message):
-            rows, checked = run_search(
+        with (
+            waiting(of_evaluator(config), self.progress.message),
+            searching(
                 task,
                 space,
                 config.search.model_copy(update={"trials": self.trials}),
                 log,
                 seed=decision_seed(config.seed, situation.index),
                 start=self._warm_starts(components),
-                propose=find,
                 on_row=lambda row: self.progress.trial(row, best.update(row), self.trials),
                 slopes=self.slopes,
                 retries=config.cluster.max_retries,
-            )
+            ) as search,
+        ):
+            rows = search.candidates()
+            answer = fit_decision(rows, question)
+            checked = None if answer.weights is None else search.check(answer.weights)
         log.sort()
         self.times["search"] = time.monotonic() - began
         decision = conclude(
-            rows, checked, answers[-1], question,
+            rows, checked, answer, question,
             index=situation.index, step=situation.step, stage=situation.stage,
         )  # fmt: skip
         trained = [*probes, *([self.check] if self.check else [])]
@@ -269,11 +267,11 @@ class _Maker:
                 p.name: {"tokens": p.tokens, "flops": p.flops, "seconds": p.seconds, "losses": p.losses}
                 for p in trained
             },
-            weights=answers[-1].weights.tolist() if answers[-1].weights is not None else None,
+            weights=answer.weights.tolist() if answer.weights is not None else None,
             cost=_cost(
                 found.costs(),
                 [*rows, *([checked] if checked else [])],
-                answers[-1],
+                answer,
                 base.nbytes,
                 factors.nbytes,
             ),
@@ -285,8 +283,8 @@ class _Maker:
             effective_step=situation.step if situation.effective is None else situation.effective,
             lost=self.lost,
         )
-        if answers[-1].law is not None:
-            self.place.write_json("law.json", answers[-1].law.to_dict())
+        if answer.law is not None:
+            self.place.write_json("law.json", answer.law.to_dict())
         return decision
 
     def _probes(self, base: Any) -> Trained:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from opmix_ray.background import Background
 from opmix_ray.checksums import check, seal
 from opmix_ray.cluster.connect import connected
 from opmix_ray.cluster.demand import of_main_run
@@ -42,7 +43,6 @@ from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import BEFORE, METRICS, RESULT, TRAIN, RunState, load_state, open_output
 from opmix_ray.record import read_record
 from opmix_ray.report import write_report
-from opmix_ray.runner.background import Background
 from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, same_content, starting_from_base
 from opmix_ray.runner.content import changed, fingerprint
 from opmix_ray.runner.harness import run_harness

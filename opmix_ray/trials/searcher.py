@@ -1,15 +1,9 @@
-"""The order of candidates: rounds asked of `OptunaSearch`, told back in order, and the proposal at the end.
+"""The order of candidates: rounds asked of Optuna, told back in order, and the proposal at the end.
 
 Candidates come in rounds of a fixed size. A round is asked for when the results of the round before the last are told,
 so that evaluators have the last round to work on meanwhile and do not wait for each other. Nothing else is told to the
 sampler: the candidates depend on the seed and the results alone, not on how many evaluators there are or which is
 first, and a search that was cut off finds its way again by asking for the rows it already has.
-
-A candidate whose evaluator failed is tried again as another trial. Tune's own retries do not cover an evaluator that
-goes away while it is given its next candidate.
-
-An evaluator takes several candidates of a round at a time where they are short (`batch`), so that the way through Tune
-costs little beside them. One that has nothing to do is told to `rest`: Tune would end its actor.
 """
 
 from __future__ import annotations
@@ -17,33 +11,39 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
-from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from opmix_ray.errors import UserError
 from opmix_ray.trials.rows import TrialRow
 from opmix_ray.trials.space import Space
+from opmix_ray.trials.turns import Asked, Scored
 
 PROPOSAL = "proposal"
 _SAME = 1e-9
-_CALL_SECONDS = 2.0  # what one call of an evaluator should take at least, where candidates are short
-_REST_SECONDS = (0.05, 5.0)  # least and greatest
-
-Asked = tuple[str, np.ndarray]  # run, weights (C,)
 
 
-class MixtureSearch(Searcher):
-    """A Tune searcher for one decision.
+class Evaluators(Protocol):
+    """Who scores candidates; `turns.Turns` is one."""
+
+    def score(self, asked: Sequence[Asked]) -> None:
+        """Take candidates on."""
+
+    def next(self) -> Scored:
+        """The next candidate that is done, whichever it is."""
+
+
+class MixtureSearch:
+    """The candidates of one decision, and then its proposal.
 
     Args:
         space: what Optuna draws from.
+        evaluators: score candidates.
         sampler: name of the Optuna sampler.
         seed: of the sampler.
         trials: candidates at most, warm starts included.
@@ -51,15 +51,12 @@ class MixtureSearch(Searcher):
         start: interpolation weights (C,) of the warm starts; the first is the mixture in force.
         recorded: rows already known, by run; they are not made again.
         on_row: called with every new row.
-        propose: from all rows to the weights (C,) of one more candidate, the proposal; None: no proposal.
-        evaluators: that work at the same time; decides how a round is dealt out, not what is in it.
-        slopes: whether each candidate brings its losses' derivatives.
-        retries: how often a candidate is tried again when its evaluator fails or goes away.
     """
 
     def __init__(
         self,
         space: Space,
+        evaluators: Evaluators,
         *,
         sampler: str,
         seed: int,
@@ -68,17 +65,10 @@ class MixtureSearch(Searcher):
         start: Sequence[np.ndarray],
         recorded: Mapping[str, TrialRow],
         on_row: Callable[[TrialRow], None],
-        propose: Callable[[list[TrialRow]], np.ndarray | None],
-        evaluators: int = 1,
-        slopes: bool = False,
-        retries: int = 0,
     ) -> None:
-        super().__init__(metric="objective", mode="min")
-        self._space = space
+        self._space, self._evaluators = space, evaluators
         self._trials, self._round = trials, round_size
-        self._on_row, self._propose = on_row, propose
-        self._evaluators = evaluators
-        self._slopes = slopes
+        self._on_row = on_row
         self._recorded = dict(recorded)
         self.rows: dict[str, TrialRow] = {}
         self._exact: dict[int, np.ndarray] = {}
@@ -101,13 +91,6 @@ class MixtureSearch(Searcher):
         )
         self._asked = 0  # candidates
         self._told = 0
-        self._enough = False  # no further round
-        self._queue: deque[Asked] = deque()  # asked for, and with no evaluator
-        self._retries, self._failures = retries, Counter[str]()
-        self._running: dict[str, list[Asked]] = {}  # by trial id; nothing for one that rests
-        self._proposed = False
-        self._seconds: float | None = None  # that a candidate took
-        self.proposal: np.ndarray | None = None
 
     @property
     def study(self) -> optuna.Study:
@@ -116,101 +99,53 @@ class MixtureSearch(Searcher):
         assert study is not None
         return study
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next candidates that are not known yet, a rest while there are none, FINISHED at the end."""
-        while not self._queue:
-            if not self._enough:
-                if not self._known(self._asked - self._round):
-                    return self._rest(trial_id)
+    def candidates(self) -> list[TrialRow]:
+        """Score all candidates; their rows in the order they were asked for."""
+        while self._asked < self._trials:
+            if self._known(self._asked - self._round):
                 self._ask_round()
-            elif not self._known(self._asked):
-                return self._rest(trial_id)  # for the proposal, which must not wait for a new process
-            elif not self._proposed:
-                self._proposed = True
-                self._tell(self._asked)
-                self.proposal = self._propose(self.ordered())
-                if self.proposal is not None:
-                    self._enqueue(PROPOSAL, self.proposal)
-            elif self.proposal is not None and PROPOSAL not in self.rows:
-                return self._rest(trial_id)  # it may have to be tried again
             else:
-                return Searcher.FINISHED
-        taken = [self._queue.popleft() for _ in range(self._share())]
-        self._running[trial_id] = taken
-        config: dict[str, Any] = {"batch": [weights.tolist() for _, weights in taken]}
-        # The proposal too brings slopes: what is compared is measured in the same way.
-        return config | ({"slopes": True} if self._slopes else {})
+                self._take()
+        while not self._known(self._asked):
+            self._take()
+        self._tell(self._asked)
+        return [self.rows[f"{i:03d}"] for i in range(self._asked)]
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Keep a finished trial's rows; candidates of one that failed come again, as far as they may."""
-        taken = self._running.pop(trial_id, [])
-        if error:
-            taken = self._given_up(taken)
-        given: list[dict[str, Any] | None] = [None] * len(taken)
-        if result is not None and not error and taken:
-            given = list(result["scored"])
-        for (run, weights), one in zip(taken, given, strict=True):
-            row = self._row(run, weights, one)
-            self.rows[run] = row
-            if row.status == "ok":
-                self._seconds = row.seconds
-            self._on_row(row)
-
-    def _given_up(self, taken: list[Asked]) -> list[Asked]:
-        """Of candidates that failed together, those that are not tried again."""
-        self._failures.update(run for run, _ in taken)
-        self._queue.extendleft(each for each in reversed(taken) if self._failures[each[0]] <= self._retries)
-        return [each for each in taken if self._failures[each[0]] > self._retries]
-
-    def hand_back(self, trial_id: str) -> None:
-        """Return a suggestion that was not made use of; it comes again first."""
-        self._queue.extendleft(reversed(self._running.pop(trial_id)))
-
-    def _rest(self, trial_id: str) -> dict[str, Any]:
-        self._running[trial_id] = []
-        return {"rest": float(np.clip((self._seconds or 0.0) / 4, *_REST_SECONDS))}
-
-    def _share(self) -> int:
-        """How many candidates an evaluator takes: of what is left of a round no more than its part."""
-        if self._seconds is None:
-            return 1
-        worth = int(_CALL_SECONDS / max(self._seconds, 1e-3))
-        return max(1, min(worth, math.ceil(len(self._queue) / self._evaluators)))
+    def check(self, weights: np.ndarray) -> TrialRow:
+        """Score the proposal, interpolation weights (C,), as one more candidate."""
+        self._score([(PROPOSAL, weights)])
+        while PROPOSAL not in self.rows:
+            self._take()
+        return self.rows[PROPOSAL]
 
     def _known(self, count: int) -> bool:
         """Whether the first candidates' rows are all there."""
         return all(f"{i:03d}" in self.rows for i in range(count))
 
+    def _take(self) -> None:
+        """Wait for the next candidate that is done, and keep its row."""
+        run, weights, result = self._evaluators.next()
+        self.rows[run] = self._row(run, weights, result)
+        self._on_row(self.rows[run])
+
     def _ask_round(self) -> None:
-        """Tell all but the last round, then ask for the next one, unless there are candidates enough."""
+        """Tell all but the last round, then ask for the next one."""
         self._tell(self._asked - self._round)
-        for index in range(self._asked, min(self._asked + self._round, self._trials)):
-            self._enqueue(f"{index:03d}", self._ask(index))
-            self._asked += 1
-        self._enough = self._asked >= self._trials
+        indices = range(self._asked, min(self._asked + self._round, self._trials))
+        self._score([(f"{index:03d}", self._ask(index)) for index in indices])
+        self._asked = indices.stop
 
-    def _enqueue(self, run: str, weights: np.ndarray) -> None:
-        known = self._recorded.get(run)
-        if known is not None and np.abs(self._weights_of(known) - weights).max() < _SAME:
-            self.rows[run] = known
-        else:
-            self._queue.append((run, weights))
-
-    def ordered(self) -> list[TrialRow]:
-        """The candidates' rows in the order they were asked for, without the proposal's."""
-        return [self.rows[run] for run in (f"{i:03d}" for i in range(self._trials)) if run in self.rows]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its searcher for `Tuner.restore`, which we do without."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the rows on disk are the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+    def _score(self, asked: Sequence[Asked]) -> None:
+        """Have candidates scored, but those that are known."""
+        new = []
+        for run, weights in asked:
+            known = self._recorded.get(run)
+            if known is not None and np.abs(self._weights_of(known) - weights).max() < _SAME:
+                self.rows[run] = known
+            else:
+                new.append((run, weights))
+        if new:
+            self._evaluators.score(new)
 
     def _ask(self, index: int) -> np.ndarray:
         if index in self._untold:
@@ -247,19 +182,18 @@ class MixtureSearch(Searcher):
         components = self._space.components
         named = dict(zip(components.names, weights.tolist(), strict=True))
         ratios = dict(zip(components.domains, components.ratios(weights).tolist(), strict=True))
-        if result is None or "finite" not in result:
+        if result is None:
             return TrialRow(run, named, ratios, status="failed")
-        nats, targets = _by_set(result, "nats"), _by_set(result, "targets")
+        nats, targets = result["nats"], result["targets"]
         losses = {name: sum(nats[name]) / max(1, sum(targets[name])) for name in nats}
         finite = bool(result["finite"]) and all(math.isfinite(loss) for loss in losses.values())
-        status = "ok" if finite else "nan"
         return TrialRow(
             run=run,
             weights=named,
             ratios=ratios,
             losses=losses,
             objective=result["objective"] if finite else math.nan,
-            status=status,  # type: ignore[arg-type]
+            status="ok" if finite else "nan",
             nats=nats,
             targets=targets,
             tokens=int(result["tokens"]),
@@ -267,15 +201,6 @@ class MixtureSearch(Searcher):
             seconds=float(result["scoring_seconds"]),
             slopes=result.get("slopes", {}) if finite else {},
         )
-
-
-def _by_set(result: dict[str, Any], key: str) -> dict[str, Any]:
-    """A nested part of a result, which Tune hands over flattened (`nats/code`)."""
-    if key in result:
-        return result[key]
-    return {
-        name.removeprefix(f"{key}/"): value for name, value in result.items() if name.startswith(f"{key}/")
-    }
 
 
 def _sampler(name: str, seed: int, startup: int) -> BaseSampler:

@@ -4,13 +4,15 @@
 
     trainable = tune.with_parameters(MixtureTrial, task=task)
     tune.run(trainable, search_alg=OptunaSearch(space=mixture_space(task.components.names), ...), ...)
+
+`Evaluator` is what a decision's own search runs: several candidates at a time, and it can wait for them.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +102,20 @@ class Score:
     flops: float
     done: bool
     slopes: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """What Tune is told, as plain values."""
+        finite = math.isfinite(self.objective)
+        return {
+            "objective": self.objective if finite else PENALTY,
+            "finite": finite,
+            "sequences": sum(len(loss.nats) for loss in self.losses.values()),
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "nats": {name: loss.nats.tolist() for name, loss in self.losses.items()},
+            "targets": {name: loss.tokens.tolist() for name, loss in self.losses.items()},
+            "slopes": {name: values.tolist() for name, values in self.slopes.items()},
+        }
 
 
 class CandidateScorer:
@@ -208,32 +224,16 @@ class MixtureTrial(tune.Trainable):
 
     The configuration holds either `weights` (C,) or the parameters of the task's space. Reports `objective`
     (a finite number, `PENALTY` where a loss is not), `finite`, `eval_<set>_loss`, `sequences`, `tokens`, `flops`,
-    and per sequence `nats` and `targets`.
-
-    The product's own search saves trips between driver and actor: `batch` is a list of candidates' weights, scored
-    in one step and reported as the list `scored`; with `slopes`, each brings its losses' derivatives by the weights.
-    `rest` is a number of seconds to wait for other evaluators, which keeps the actor from being given up meanwhile.
+    and per sequence `nats` and `targets`, after each of the task's chunks.
     """
 
-    def setup(self, config: dict[str, Any], task: SearchTask | None = None, holder: Any = None) -> None:
-        """Build the model on the shared arrays: those of the task, or those with a holder for it."""
+    def setup(self, config: dict[str, Any], task: SearchTask | None = None) -> None:
+        """Build the model on the shared arrays."""
         if task is None:
             raise ValueError("use tune.with_parameters(MixtureTrial, task=SearchTask.put(...))")
-        asked = self.trial_resources.required_resources if self.trial_resources else {}
-        torch.set_num_threads(max(1, int(asked.get("CPU", 1))))
-        arrays = [task.base, task.factors, task.sets] if holder is None else ray.get(holder.take.remote())
-        base, factors, sets = ray.get(arrays)
-        self._space = task.space or Simplex(task.components)
-        self._components = task.components
-        self._scorer = CandidateScorer(
-            join_base(factors, base),
-            sets,
-            task.objective,
-            batch_size=task.batch_size,
-            chunks=task.chunks,
-            autocast=task.autocast,
-            device=visible_devices(asked.get("GPU", 0)),
-        )
+        arrays = ray.get([task.base, task.factors, task.sets])
+        self._task, self._space = task, task.space or Simplex(task.components)
+        self._scorer = _scorer(self, task, arrays)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -242,11 +242,6 @@ class MixtureTrial(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._rest = config.get("rest")
-        self._batch = config.get("batch")
-        if self._rest is not None or self._batch is not None:
-            self._slopes = bool(config.get("slopes"))
-            return
         given = config.get("weights")
         self._weights = np.asarray(
             given if given is not None else self._space.weights(config), dtype=np.float64
@@ -255,41 +250,17 @@ class MixtureTrial(tune.Trainable):
         self._seconds = 0.0
 
     def step(self) -> dict[str, Any]:
-        """Score the next chunk of sequences, or the whole batch."""
-        if self._rest is not None:
-            time.sleep(self._rest)
-            return {"objective": PENALTY, "rested": self._rest, "done": True}
-        if self._batch is not None:
-            scored = [self._score(np.asarray(weights, dtype=np.float64)) for weights in self._batch]
-            return {"scored": scored, "objective": min(s["objective"] for s in scored), "done": True}
+        """Score the next chunk of sequences."""
         began = time.monotonic()
         score = next(self._scores)
         self._seconds += time.monotonic() - began
         return {
-            **self._report(self._weights, score, self._seconds),
+            **score.report(),
+            "weights": self._weights.tolist(),
+            "ratios": self._task.components.ratios(self._weights).tolist(),
+            "scoring_seconds": self._seconds,
             **{f"eval_{name}_loss": loss.mean for name, loss in score.losses.items()},
             "done": score.done,
-        }
-
-    def _score(self, weights: np.ndarray) -> dict[str, Any]:
-        began = time.monotonic()
-        score = self._scorer.score_with_slopes(weights) if self._slopes else self._scorer.score(weights)
-        return self._report(weights, score, time.monotonic() - began)
-
-    def _report(self, weights: np.ndarray, score: Score, seconds: float) -> dict[str, Any]:
-        finite = math.isfinite(score.objective)
-        return {
-            "objective": score.objective if finite else PENALTY,
-            "finite": finite,
-            "weights": weights.tolist(),
-            "ratios": self._components.ratios(weights).tolist(),
-            "sequences": sum(len(loss.nats) for loss in score.losses.values()),
-            "tokens": score.tokens,
-            "flops": score.flops,
-            "scoring_seconds": seconds,
-            "nats": {name: loss.nats.tolist() for name, loss in score.losses.items()},
-            "targets": {name: loss.tokens.tolist() for name, loss in score.losses.items()},
-            "slopes": {name: values.tolist() for name, values in score.slopes.items()},
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -297,3 +268,62 @@ class MixtureTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing to load."""
+
+
+class Evaluator(tune.Trainable):
+    """An actor that scores what the desk gives it, turn by turn; the model is built once per actor.
+
+    Reports `scored`: for each candidate of the turn what `Score.report` says, and `scoring_seconds`.
+    """
+
+    def setup(
+        self, config: dict[str, Any], task: SearchTask | None = None, desk: Any = None, slopes: bool = False
+    ) -> None:
+        """Build the model on the shared arrays."""
+        assert task is not None
+        self._turn, self._desk = config["turn"], desk
+        scorer = _scorer(self, task, ray.get(ray.get(desk.arrays.remote())))
+        self._score = scorer.score_with_slopes if slopes else scorer.score
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next turn in the same actor."""
+        self._turn = new_config["turn"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Score the candidates of the turn, as soon as there are some."""
+        batch = ray.get(self._desk.take.remote(self._turn))
+        return {"scored": [self._scored(weights) for weights in batch], "done": True}
+
+    def _scored(self, weights: np.ndarray) -> dict[str, Any]:
+        began = time.monotonic()
+        report = self._score(weights).report()
+        return {**report, "scoring_seconds": time.monotonic() - began}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: an evaluator keeps nothing."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load."""
+
+
+def _scorer(trainable: tune.Trainable, task: SearchTask, arrays: Sequence[Any]) -> CandidateScorer:
+    """The scorer of an evaluator, on the CPUs and GPUs that it asked for.
+
+    Args:
+        trainable: the evaluator.
+        task: what it scores.
+        arrays: base, factors and held-out sequences of the task.
+    """
+    asked = trainable.trial_resources.required_resources if trainable.trial_resources else {}
+    torch.set_num_threads(max(1, int(asked.get("CPU", 1))))
+    base, factors, sets = arrays
+    return CandidateScorer(
+        join_base(factors, base),
+        sets,
+        task.objective,
+        batch_size=task.batch_size,
+        chunks=task.chunks,
+        autocast=task.autocast,
+        device=visible_devices(asked.get("GPU", 0)),
+    )

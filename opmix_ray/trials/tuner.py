@@ -1,4 +1,11 @@
-"""Run one decision's search with Ray Tune; finished trials are kept, missing ones made."""
+"""One decision's search with Ray Tune: its actors start once, score the candidates, and then the proposal.
+
+    with searching(task, space, config, log, seed=0, start=[weights], on_row=print) as search:
+        rows = search.candidates()
+        checked = search.check(best_of(rows))
+
+Tune runs in a thread of its own; whoever decides takes its time between two calls, and the actors wait.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +13,23 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
 from ray import tune
-from ray.tune.search import Searcher
 
+from opmix_ray.background import Background
 from opmix_ray.config import SearchConfig
-from opmix_ray.node import Holder, here
+from opmix_ray.node import Desk, here
 from opmix_ray.trials.rows import RowLog, TrialRow
-from opmix_ray.trials.searcher import PROPOSAL, MixtureSearch
+from opmix_ray.trials.searcher import MixtureSearch
 from opmix_ray.trials.space import Space
-from opmix_ray.trials.trial import MixtureTrial, SearchTask
+from opmix_ray.trials.trial import Evaluator, SearchTask
+from opmix_ray.trials.turns import Asked, Scored, Turns
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no file per trial: rows are kept by us
@@ -28,9 +37,11 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # Tune's own snapshots are for Tuner.restore
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+_PATIENCE = 10.0  # seconds that evaluators of a search that was stopped have for the candidate they are at
 
 
-def run_search(
+@contextmanager
+def searching(
     task: SearchTask,
     space: Space,
     config: SearchConfig,
@@ -38,12 +49,11 @@ def run_search(
     *,
     seed: int,
     start: Sequence[np.ndarray],
-    propose: Callable[[list[TrialRow]], np.ndarray | None],
     on_row: Callable[[TrialRow], None],
     slopes: bool = False,
     retries: int = 0,
-) -> tuple[list[TrialRow], TrialRow | None]:
-    """Score `config.trials` candidates, then the proposal.
+) -> Iterator[MixtureSearch]:
+    """A search for the time of a `with`; Ray starts nothing before a candidate is missing.
 
     Args:
         task: base, factors and held-out sequences in the object store.
@@ -52,40 +62,83 @@ def run_search(
         log: rows already known and place for new ones.
         seed: of the sampler.
         start: weights (C,) of the warm starts, the mixture in force first.
-        propose: from the rows to the proposal's weights, or None.
         on_row: called with every new row, after it is on disk.
         slopes: whether each candidate brings its losses' derivatives (see `opmix_ray.decision.slopes`).
         retries: how often a candidate is tried again when its evaluator fails or goes away.
-
-    Returns:
-        The candidates' rows in order, and the proposal's row, if one was made.
     """
 
     def keep(row: TrialRow) -> None:
         log.add(row)
         on_row(row)
 
-    search = MixtureSearch(
-        space,
-        sampler=config.sampler,
-        seed=seed,
-        trials=config.trials,
-        round_size=config.round_size,
-        start=start,
-        recorded={row.run: row for row in log.rows},
-        on_row=keep,
-        propose=propose,
-        evaluators=config.evaluators,
-        slopes=slopes,
-        retries=retries,
-    )
-    if search.suggest("first") != Searcher.FINISHED:  # something is missing
-        search.hand_back("first")
-        _tune(task, config, search)
-    return search.ordered(), search.rows.get(PROPOSAL)
+    evaluators = _Evaluators(task, config, slopes, retries)
+    failed = True
+    try:
+        yield MixtureSearch(
+            space,
+            evaluators,
+            sampler=config.sampler,
+            seed=seed,
+            trials=config.trials,
+            round_size=config.round_size,
+            start=start,
+            recorded={row.run: row for row in log.rows},
+            on_row=keep,
+        )
+        failed = False
+    finally:
+        evaluators.close(failed=failed)
 
 
-def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None:
+class _Evaluators:
+    """The evaluators of one search, from its first candidate to `close`."""
+
+    def __init__(self, task: SearchTask, config: SearchConfig, slopes: bool, retries: int) -> None:
+        self._task, self._config, self._slopes = task, config, slopes
+        self._turns = Turns(self._give, evaluators=config.evaluators, retries=retries)
+        self._desk: Any = None
+        self._tune: Background[None] | None = None
+
+    def score(self, asked: Sequence[Asked]) -> None:
+        """Have candidates scored."""
+        if self._tune is None:
+            arrays = [self._task.base, self._task.factors, self._task.sets]
+            self._desk = Desk.options(scheduling_strategy=here()).remote(arrays)  # type: ignore[attr-defined]
+            self._tune = Background(self._run)
+        self._turns.score(asked)
+
+    def next(self) -> Scored:
+        """The next candidate that is done."""
+        return self._turns.next()
+
+    def close(self, *, failed: bool) -> None:
+        """Let the evaluators end, and wait until they have; not for long where the search `failed` or was stopped."""
+        self._turns.close()
+        if self._tune is None:
+            return
+        try:
+            if failed:
+                self._tune.wait(_PATIENCE)
+            else:
+                self._tune.result()
+        finally:
+            ray.kill(self._desk)
+
+    def _give(self, turn: str, batch: list[np.ndarray]) -> None:
+        self._desk.give.remote(turn, batch)
+
+    def _run(self) -> None:
+        try:
+            _tune(replace(self._task, base=None, factors=None, sets=None), self._config, self._turns, {
+                "desk": self._desk, "slopes": self._slopes,
+            })  # fmt: skip
+        except BaseException as error:
+            self._turns.done.put(error)
+            raise
+        self._turns.done.put(RuntimeError("Ray Tune ended before the search was over"))
+
+
+def _tune(bare: SearchTask, config: SearchConfig, turns: Turns, parameters: dict[str, Any]) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # It lists trials that failed; rows tell more.
@@ -93,18 +146,14 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
     resources: dict[str, Any] = {"cpu": config.cpus, **config.resources}
     if config.gpus:
         resources["gpu"] = config.gpus
-    holder = _hold_arrays([task.base, task.factors, task.sets])
-    bare = replace(task, base=None, factors=None, sets=None)
-    trainable = tune.with_resources(tune.with_parameters(MixtureTrial, task=bare, holder=holder), resources)
+    trainable = tune.with_resources(tune.with_parameters(Evaluator, task=bare, **parameters), resources)
     directory = tempfile.mkdtemp(prefix="opmix-tune-")  # Tune's own notes; nothing in it is needed later
     try:
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                metric="objective",
-                mode="min",
-                search_alg=search,
-                num_samples=-1,  # the searcher says when it is over
+                search_alg=turns,
+                num_samples=-1,  # the search says when it is over
                 max_concurrent_trials=config.evaluators,
                 reuse_actors=True,
             ),
@@ -113,13 +162,24 @@ def _tune(task: SearchTask, config: SearchConfig, search: MixtureSearch) -> None
                 storage_path=directory,
                 verbose=0,
                 progress_reporter=_Silent(),
+                callbacks=[_Begins(turns)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=0),  # the searcher tries again
+                failure_config=tune.FailureConfig(max_failures=0),  # turns give candidates out again
             ),
         ).fit()
     finally:
-        ray.kill(holder)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+class _Begins(tune.Callback):
+    """Tells when an actor begins a turn."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """One has begun."""
+        self._turns.begin(trial.trial_id)
 
 
 class _Silent(tune.ProgressReporter):
@@ -130,8 +190,3 @@ class _Silent(tune.ProgressReporter):
 
     def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
         """Nothing."""
-
-
-def _hold_arrays(references: Sequence[Any]) -> Any:
-    """A handle of a holder of object references, on the driver's machine; it is cleared by `ray.kill`."""
-    return Holder.options(scheduling_strategy=here()).remote(references)  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ _SOON = {
 }
 
 # What processes at work call themselves; Tune wraps a trainable that asks for resources.
-TRAINING, PROBE, TRIAL = ("RayTrainWorker",), ("ray::probe:",), ("MixtureTrial", "ResourceTrainable")
+TRAINING, PROBE, TRIAL = ("RayTrainWorker",), ("ray::probe:",), ("Evaluator", "ResourceTrainable")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from opmix_ray.storage import Storage
 from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.space import Simplex, mixture_space
 from opmix_ray.trials.trial import CandidateScorer, MixtureTrial, SearchTask
-from opmix_ray.trials.tuner import run_search
+from opmix_ray.trials.tuner import searching
 from tests.support import TinyRun
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -40,22 +40,23 @@ def ready(ray_session: None, tiny_data: Path, tmp_path_factory: pytest.TempPathF
 
 def search(
     ready: Ready, directory: Path, *, task: SearchTask | None = None, slopes: bool = False, **settings: Any
-) -> tuple[list[TrialRow], TrialRow | None, list[TrialRow]]:
+) -> tuple[list[TrialRow], TrialRow, list[TrialRow]]:
     made: list[TrialRow] = []
     task = task or ready.task
     components = task.components
     log = RowLog(Storage(str(directory)), components.domains, list(ready.config.objective()))
-    rows, checked = run_search(
+    with searching(
         task,
         Simplex(components),
         ready.config.search.model_copy(update=settings),
         log,
         seed=1,
         start=[np.full(3, 1 / 3)],
-        propose=lambda rows: np.array([0.5, 0.5, 0]),
         on_row=made.append,
         slopes=slopes,
-    )
+    ) as found:
+        rows = found.candidates()
+        checked = found.check(np.array([0.5, 0.5, 0]))
     return rows, checked, made
 
 
@@ -73,7 +74,6 @@ def test_a_search_scores_every_candidate_and_changes_no_stored_byte(ready: Ready
     rows, checked, made = search(ready, tmp_path)
     assert digest(ready.task) == before
     assert [row.run for row in rows] == [f"{i:03d}" for i in range(6)]
-    assert checked is not None
     assert checked.status == "ok"
     assert len(made) == 7
     # What Tune's actors measured is what the plain scorer measures.
@@ -99,7 +99,6 @@ def test_a_search_scores_every_candidate_and_changes_no_stored_byte(ready: Ready
 def test_every_candidate_brings_its_slopes_where_asked_for(ready: Ready, tmp_path: Path) -> None:
     plain, _, _ = search(ready, tmp_path / "plain", trials=4, sampler="random")
     rows, checked, _ = search(ready, tmp_path / "slopes", trials=4, sampler="random", slopes=True)
-    assert checked is not None
     assert [row.weights for row in rows] == [row.weights for row in plain]
     assert [row.objective for row in rows] == pytest.approx([row.objective for row in plain], abs=1e-5)
     for row in [*rows, checked]:
@@ -119,7 +118,6 @@ def test_a_probe_that_blew_up_is_flagged_and_never_wins(ready: Ready, tmp_path: 
     task = replace(ready.task, factors=ray.put(replace(factors, B=spoiled)))
     rows, checked, _ = search(ready, tmp_path, task=task, evaluators=1)
     assert {row.status for row in rows} == {"nan"}
-    assert checked is not None
     assert checked.status == "ok"  # the last probe is the only one that it gives no weight
 
 

@@ -1,4 +1,4 @@
-"""Work that goes on in another thread while the main one trains."""
+"""Work that goes on in another thread while the main one trains or decides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 class Background(Generic[T]):
     """A call in a thread of its own; its result, or its error, comes at the end.
 
-    The main thread keeps what must have it: signals and Ray Train.
+    The main thread keeps what must have it: signals, Ray Train, and the law and Optuna of a search.
 
     Args:
         call: what to do.
@@ -38,7 +38,11 @@ class Background(Generic[T]):
             BaseException: what the call raised.
         """
         while self._thread.is_alive():
-            self._thread.join(0.5)  # with a limit, so that Ctrl-C is heard
+            self.wait(0.5)  # with a limit, so that Ctrl-C is heard
         if self._error is not None:
             raise self._error
         return self._results[0]
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end of the call, but not longer than so many seconds."""
+        self._thread.join(seconds)
