@@ -23,7 +23,7 @@ import ray
 
 from opmix_ray.cluster.connect import connected
 from opmix_ray.commands.notebook import progress_here
-from opmix_ray.config import RunConfig, load_config, make_config
+from opmix_ray.config import RunConfig, load_config, make_config, with_given
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
@@ -61,9 +61,7 @@ def run(
     Raises:
         UserError: something in the configuration, the data or the output is wrong.
     """
-    loaded = as_config(config)
-    if output is not None:
-        loaded = loaded.model_copy(update={"output": output})
+    loaded = with_given(as_config(config), output=output)
     with _shown(progress) as shown:
         return runner.run(loaded, resume=resume, overwrite=overwrite, progress=shown, file=_file(config))
 

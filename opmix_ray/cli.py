@@ -28,7 +28,6 @@ from opmix_ray.commands.options import (
     Settings,
     about,
     progress_for,
-    with_options,
 )
 from opmix_ray.commands.report import report
 from opmix_ray.commands.show import show
@@ -179,9 +178,10 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Make one decision for a checkpoint from anywhere."""
-    from opmix_ray.config import load_config
+    from opmix_ray.config import load_config, with_given
 
-    loaded = with_options(load_config(config, [*_old_mixture(mixture), *(settings or [])]), output, address)
+    loaded = load_config(config, [*_old_mixture(mixture), *(settings or [])])
+    loaded = with_given(loaded, output=output, address=address)
     from opmix_ray.runner.search import search_once
 
     with about(config), progress_for(as_json) as progress:
@@ -208,13 +208,11 @@ def _run(
     config: Path, settings: list[str] | None, output: str | None, resume: bool, overwrite: bool,
     address: str | None, as_json: bool, base: str | None = None, web: bool = False,
 ) -> None:  # fmt: skip
-    from opmix_ray.config import continued, load_config
+    from opmix_ray.config import load_config, with_given
 
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", remedy="give one of them")
-    loaded = with_options(load_config(config, settings), output, address)
-    if base is not None:
-        loaded = continued(loaded, base)
+    loaded = with_given(load_config(config, settings), output=output, address=address, base=base)
     from opmix_ray.commands.tables import closing_words
     from opmix_ray.runner.runner import run as run_config  # torch and Ray only for what is well-formed
     from opmix_ray.storage import Storage
@@ -236,14 +234,12 @@ def _validate(
     config: Path, settings: list[str] | None, output: str | None, address: str | None, price: float | None,
     as_json: bool, base: str | None = None,
 ) -> None:  # fmt: skip
-    from opmix_ray.config import continued, load_partly
+    from opmix_ray.config import load_partly, with_given
 
     loaded, errors = load_partly(config, settings)
     if loaded is None:
         raise UserErrors(errors)
-    loaded = with_options(loaded, output, address)
-    if base is not None:
-        loaded = continued(loaded, base)
+    loaded = with_given(loaded, output=output, address=address, base=base)
     from opmix_ray.runner.validate import examine
 
     found: dict[str, Any] = {}
@@ -256,10 +252,10 @@ def _validate(
         raise UserErrors(errors)
     from opmix_ray.cluster.memory_check import check_memory, memory_words
     from opmix_ray.commands.status import cost_words
-    from opmix_ray.runner.base import starting_from_base
+    from opmix_ray.runner.base import resolved
 
-    with starting_from_base(loaded) as based:
-        checked = check_memory(based)
+    with resolved(loaded) as run:
+        checked = check_memory(run.config)
     checked["warnings"] += found["warnings"]
     cost = found["cost"]
     if price is not None:

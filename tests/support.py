@@ -83,7 +83,7 @@ class TinyRun:
     def load(self, *overrides: str, output: str = "out") -> RunConfig:
         """The configuration, its output below the test's directory."""
         loaded = load_config(self.write(), list(overrides))
-        return loaded.model_copy(update={"output": str(self.directory / output)})
+        return loaded.but(output=str(self.directory / output))
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from opmix_ray.config import RunConfig, dump_config, load_config, load_partly, read_yaml
 from opmix_ray.config.gone import GONE, without_gone
@@ -31,6 +32,20 @@ def test_a_dump_reads_back_as_the_same_run(file: Path, tmp_path: Path) -> None:
     assert load_config(copy) == config
     assert RunConfig.model_validate(yaml.safe_load(dump_config(config))) == config
     assert identity(load_config(copy)) == identity(config)
+
+
+def test_a_configuration_is_never_changed_and_another_one_differs_where_it_says_so(tiny: TinyRun) -> None:
+    config = tiny.load()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.batch_size = 3
+    other = config.but(
+        seed=9, train={"optimizer": {"learning_rate": 0.5}}, evaluation={"weights": {"code": 1.0}}
+    )
+    assert (other.seed, other.train.optimizer.learning_rate, other.objective()) == (9, 0.5, {"code": 1.0})
+    assert other.train.batch_size == config.train.batch_size
+    assert other.train.optimizer.betas == config.train.optimizer.betas
+    assert config == tiny.load()
+    assert config.but() == config
 
 
 def test_a_dump_says_every_default(tiny: TinyRun) -> None:

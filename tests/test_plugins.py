@@ -124,7 +124,7 @@ def test_the_format_is_read(installed: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"notes.txt: data.domains.notes.text_column: the file has no column 'body'"
     ):
-        list(iter_documents(source.model_copy(update={"text_column": "body"}), "notes"))
+        list(iter_documents(source.but(text_column="body"), "notes"))
 
 
 @pytest.mark.slow

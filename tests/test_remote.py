@@ -169,4 +169,4 @@ def test_credentials_in_a_uri_are_refused_and_not_shown(
 def test_uris_without_credentials_are_left_alone(uri: str, tiny: TinyRun) -> None:
     refuse_credentials(uri)
     assert without_credentials(uri) == uri
-    assert check_uris(tiny.load().model_copy(update={"output": uri})) == []
+    assert check_uris(tiny.load().but(output=uri)) == []

@@ -14,7 +14,6 @@ from opmix_ray.commands.options import (
     about,
     at_scale,
     progress_for,
-    with_options,
 )
 
 
@@ -54,11 +53,11 @@ def compare(
     One table: quality, forgetting, every cost.
     """
     from opmix_ray.compare.plan import check_strategies
-    from opmix_ray.config import load_config
+    from opmix_ray.config import load_config, with_given
 
     names = check_strategies(strategies.split(","))
     config = at_scale(config, scale)
-    loaded = with_options(load_config(config, settings), None, address)
+    loaded = with_given(load_config(config, settings), address=address)
     from opmix_ray.commands.show import show
     from opmix_ray.compare.run import PAGE, compare
     from opmix_ray.compare.table import legend, table_rows

@@ -25,16 +25,6 @@ RunOutput = Annotated[
 ]
 
 
-def with_options(config: Any, output: str | None, address: str | None) -> Any:
-    """A `RunConfig` with the output and the address that were given on the command line."""
-    update: dict[str, Any] = {}
-    if output is not None:
-        update["output"] = output
-    if address is not None:
-        update["cluster"] = config.cluster.model_copy(update={"address": address})
-    return config.model_copy(update=update)
-
-
 def at_scale(config: Path, scale: str | None) -> Path:
     """The file of the same setting at another size, which lies beside it: `a.gpu.yaml` of `a.yaml` for `gpu`.
 

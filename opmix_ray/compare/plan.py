@@ -9,7 +9,7 @@ from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
 from opmix_ray.runner.forecast import Forecast
-from opmix_ray.runner.plan import scaled, stage_domains
+from opmix_ray.runner.plan import stage_domains, with_strategy
 from opmix_ray.strategies.registry import check_strategy, strategy_names
 
 RUNS = "runs"  # directory of the runs inside a comparison's output
@@ -74,14 +74,15 @@ def entries(
         for name in strategies:
             place = f"{RUNS}/{name}/seed-{seed}"
             factor = (scale or {}).get(name, 1.0)
-            update = {
-                "strategy": name,
-                "seed": seed,
-                "name": f"{config.name}-{name}-{seed}",
-                "output": f"{output.rstrip('/')}/{place}",
-                "stages": [scaled(stage, factor) for stage in stages],
-            }
-            found.append(ComparedRun(name, seed, place, config.model_copy(update=update)))
+            found.append(
+                ComparedRun(
+                    name, seed, place,
+                    with_strategy(
+                        config, name, factor, seed=seed, name=f"{config.name}-{name}-{seed}",
+                        output=f"{output.rstrip('/')}/{place}", stages=stages,
+                    ),
+                )
+            )  # fmt: skip
     return found
 
 
@@ -116,7 +117,7 @@ def rotated(config: RunConfig, by: int) -> list[StageConfig]:
     names = [stage.name for stage in config.stages]
     names = names[by:] + names[:by]
     return [
-        stage.model_copy(update={"name": name, "domains": [d for new in adds[: place + 1] for d in new]})
+        stage.but(name=name, domains=[d for new in adds[: place + 1] for d in new])
         for place, (stage, name) in enumerate(zip(config.stages, names, strict=True))
     ]
 

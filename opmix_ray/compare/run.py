@@ -19,7 +19,7 @@ from opmix_ray.decision.progress import Progress
 from opmix_ray.errors import UserError
 from opmix_ray.output.lock import locked
 from opmix_ray.output.state import LOCK, RESULT
-from opmix_ray.runner.base import beginning, starting_from_base
+from opmix_ray.runner.base import beginning, resolved
 from opmix_ray.runner.plan import stage_domains
 from opmix_ray.runner.runner import run
 from opmix_ray.runner.validate import validate
@@ -70,9 +70,9 @@ def compare(
     storage = Storage(output)
     with locked(storage):
         _open(storage, resume, overwrite)
-        with starting_from_base(config) as based:
-            prepared = validate(based, None, progress.preparing)
-            scale = factors(based, prepared, names) if equal_compute else None
+        with resolved(config) as based:
+            prepared = validate(based.config, None, progress.preparing)
+            scale = factors(based.config, prepared, names) if equal_compute else None
         planned_runs = entries(config, names, seeds, storage.uri, scale, cyclic)
         table = _Table(config, names, seeds, {"equal_compute": equal_compute, "cyclic": cyclic}, storage)
         with connected(config):

@@ -15,11 +15,11 @@ from opmix_ray.config.data import (
     SourceConfig,
 )
 from opmix_ray.config.load import (
-    continued,
     dump_config,
     load_config,
     load_partly,
     make_config,
+    with_given,
     without_secrets,
 )
 from opmix_ray.config.run import (
@@ -63,7 +63,6 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "WatchConfig",
-    "continued",
     "dump_config",
     "is_uri",
     "load_config",
@@ -71,5 +70,6 @@ __all__ = [
     "make_config",
     "parse_config",
     "read_yaml",
+    "with_given",
     "without_secrets",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from opmix_ray.config.section import Section
+from opmix_ray.config.section import PathKey, Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as a file name and as a column name
 Name = Annotated[str, Field(pattern=NAME)]
@@ -18,7 +18,7 @@ BuiltInFormat = Literal[
 class SourceConfig(Section):
     """Where text or tokens lie, and how they are read."""
 
-    path: str | list[str] = Field(
+    path: PathKey | list[PathKey] = Field(
         description="File, directory, glob or any `pyarrow.fs` URI; several as a list."
     )
     format: str = Field(
@@ -92,7 +92,7 @@ class DataConfig(Section):
         description="Share of each domain's documents that is held out, chosen by a hash of the document; "
         "near-duplicates go together. Where that gives less than a sequence, those of the least hashes.",
     )
-    cache: str = Field(
+    cache: PathKey = Field(
         "~/.cache/opmix_ray",
         description="Where prepared token shards are kept: a directory or URI that every machine can read.",
     )
@@ -101,12 +101,12 @@ class DataConfig(Section):
 class BaseConfig(Section):
     """What a run continues: an earlier run, or a model whose old mixture is known."""
 
-    run: str | None = Field(
+    run: PathKey | None = Field(
         None,
         description="Output of a finished run, as with `opmix run --continue`: its model, tokenizer, mixture and the "
         "reading positions of its domains.",
     )
-    mixture: dict[str, float] | str | None = Field(
+    mixture: dict[str, float] | PathKey | None = Field(
         None,
         description="What the model was trained on before, where no `run` says it: shares by domain, or a file with "
         "them (a `mixture.json`, or one of another trainer). Domains that are gone are left out.",
@@ -147,7 +147,7 @@ class HarnessConfig(Section):
     """Tasks of lm-evaluation-harness (`opmix_ray[lm-eval]`), run on the model at the end of a run."""
 
     tasks: list[str] = Field(min_length=1, description="Names of tasks, groups or tags.")
-    include_path: str | None = Field(None, description="Directory with YAML files of tasks of your own.")
+    include_path: PathKey | None = Field(None, description="Directory with YAML files of tasks of your own.")
     num_fewshot: int | None = Field(None, ge=0, description="Examples in a prompt; none: as the task says.")
     limit: int | None = Field(None, ge=1, description="Questions of each task; none: all.")
 

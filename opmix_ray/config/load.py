@@ -12,11 +12,10 @@ import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from opmix_ray.config.data import SourceConfig
 from opmix_ray.config.run import RunConfig
 from opmix_ray.config.section import parse_config, parse_partly
 from opmix_ray.errors import UserError, UserErrors
@@ -50,8 +49,7 @@ def make_config(tree: Mapping[str, Any], directory: Path | str = ".") -> RunConf
     Raises:
         UserErrors: everything that is wrong with keys and values, one error each.
     """
-    config = _resolve_paths(parse_config(RunConfig, dict(tree)), Path(directory).resolve())
-    config, errors = _read_old_mixture(config)
+    config, errors = _read_old_mixture(parse_config(RunConfig, dict(tree), base=Path(directory).resolve()))
     if errors:
         raise UserErrors(errors)
     return config
@@ -76,10 +74,10 @@ def load_partly(
             override(tree, setting, _from_here)
         except UserError as error:
             errors.append(error)
-    config, wrong = parse_partly(RunConfig, tree, path)
+    config, wrong = parse_partly(RunConfig, tree, path, path.resolve().parent)
     errors += wrong
     if config is not None:
-        config, wrong = _read_old_mixture(_resolve_paths(config, path.resolve().parent))
+        config, wrong = _read_old_mixture(config)
         errors += wrong
     return config, errors
 
@@ -102,72 +100,35 @@ def _from_here(key: str, value: Any) -> Any:
     return value
 
 
-SourceT = TypeVar("SourceT", bound=SourceConfig)
+def with_given(
+    config: RunConfig,
+    *,
+    output: str | None = None,
+    address: str | None = None,
+    model: Path | None = None,
+    base: str | None = None,
+) -> RunConfig:
+    """The configuration with what a command line gives beside its file; None: as the file says.
 
-
-def continued(config: RunConfig, run: str) -> RunConfig:
-    """The configuration going on from a finished run's output, with that run's model, whatever model it names."""
-    place = run if is_uri(run) else str(Path(run).expanduser().absolute())
-    model = config.model.model_copy(update={"path": None, "config": None, "gguf_file": None})
-    return config.model_copy(
-        update={"model": model, "base": config.base.model_copy(update={"run": place, "mixture": None})}
-    )
-
-
-def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
-    """Make relative paths absolute, so that a run does not depend on where it was started."""
-
-    def local(path: str) -> str:
-        if is_uri(path):
-            return path
-        return str((base / Path(path).expanduser()).absolute())
-
-    def source(entry: SourceT) -> SourceT:
-        paths = entry.path
-        resolved = [local(p) for p in paths] if isinstance(paths, list) else local(paths)
-        return entry.model_copy(update={"path": resolved})
-
-    def hub_or_local(path: str | None) -> str | None:
-        """Beside the file, or where transformers would look for it before a hub, which other processes could not."""
-        if path is None or is_uri(path):
-            return path
-        places = [(place / Path(path).expanduser()).absolute() for place in (base, Path.cwd())]
-        return next((str(place) for place in places if place.exists()), path)
-
-    def space(name: str) -> str:
-        return local(name) if name.endswith((".yaml", ".yml")) else name
-
-    def spaces(names: str | list[str] | None) -> str | list[str] | None:
-        return [space(name) for name in names] if isinstance(names, list) else names and space(names)
-
-    data = config.data.model_copy(
-        update={
-            "domains": {n: source(s) for n, s in config.data.domains.items()},
-            "cache": local(config.data.cache),
-        }
-    )
-    harness = config.evaluation.harness
-    if harness is not None and harness.include_path is not None:
-        harness = harness.model_copy(update={"include_path": local(harness.include_path)})
-    sets = {n: source(s) for n, s in config.evaluation.sets.items()}
-    evaluation = config.evaluation.model_copy(update={"sets": sets, "harness": harness})
-    stages = [s.model_copy(update={"search_space": spaces(s.search_space)}) for s in config.stages]
-    return config.model_copy(
-        update={
-            "data": data,
-            "evaluation": evaluation,
-            "stages": stages,
-            "base": config.base.model_copy(
-                update={
-                    "run": config.base.run and local(config.base.run),
-                    "mixture": local(mixture) if isinstance(mixture := config.base.mixture, str) else mixture,
-                }
-            ),
-            "model": config.model.model_copy(update={"path": hub_or_local(config.model.path)}),
-            "tokenizer": config.tokenizer.model_copy(update={"path": hub_or_local(config.tokenizer.path)}),
-            "search": config.search.model_copy(update={"space": space(config.search.space)}),
-        }
-    )
+    Args:
+        config: the file's.
+        output: directory or URI of the results.
+        address: of Ray.
+        model: directory of the model.
+        base: output of a finished run to go on from, with its model, whatever model the file names.
+    """
+    changes: dict[str, Any] = {}
+    if output is not None:
+        changes["output"] = output
+    if address is not None:
+        changes["cluster"] = {"address": address}
+    if model is not None:
+        changes["model"] = config.model.at(model.absolute())
+    if base is not None:
+        place = base if is_uri(base) else str(Path(base).expanduser().absolute())
+        changes["model"] = {"path": None, "config": None, "gguf_file": None}
+        changes["base"] = {"run": place, "mixture": None}
+    return config.but(**changes)
 
 
 def _read_old_mixture(config: RunConfig) -> tuple[RunConfig, list[UserError]]:
@@ -200,7 +161,7 @@ def _read_old_mixture(config: RunConfig) -> tuple[RunConfig, list[UserError]]:
                 error.problem, file=error.file, key="base.mixture", value=error.value, remedy=error.remedy
             )
         ]
-    return config.model_copy(update={"base": base.model_copy(update=changes)}), errors
+    return config.but(base=changes), errors
 
 
 def dump_config(config: RunConfig, *, secrets: bool = False) -> str:

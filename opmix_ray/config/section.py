@@ -10,29 +10,33 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     model_serializer,
 )
 from pydantic_core import PydanticUndefined
 
 from opmix_ray.config.gone import gone
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.paths import is_uri
 
 SEE = "see docs/configuration.md"
 _ROUNDS = 4  # of mending; a mended part can show what was hidden before
 
 
 class Section(BaseModel):
-    """A part of the configuration; unknown keys are refused."""
+    """A part of the configuration; unknown keys are refused, and nothing in it changes once it is made."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
 
     sized_by_rule: ClassVar[frozenset[str]] = frozenset()
     """Keys whose values a rule chooses unless they are given. Not given, they are left out of what is written down:
@@ -45,24 +49,72 @@ class Section(BaseModel):
             tree.pop(key, None)
         return tree
 
+    def but(self, **changes: Any) -> Self:
+        """Another section that differs in these keys; a mapping changes keys of the section below.
+
+        config.but(seed=1, probe={"steps": 3})
+        """
+
+        def changed(key: str, value: Any) -> Any:
+            now = getattr(self, key)
+            return now.but(**value) if isinstance(now, Section) and isinstance(value, Mapping) else value
+
+        return self.model_copy(update={key: changed(key, value) for key, value in changes.items()})
+
 
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-def parse_config(kind: type[SectionT], tree: dict[str, Any], file: object = None) -> SectionT:
+def _beside(resolve: Callable[[str, Path], str]) -> AfterValidator:
+    """Resolves a path where it is known which directory it is relative to, as in a file."""
+
+    def resolved(path: str, info: ValidationInfo) -> str:
+        base = (info.context or {}).get("base")
+        return path if base is None or is_uri(path) else resolve(path, base)
+
+    return AfterValidator(resolved)
+
+
+def _local(path: str, base: Path) -> str:
+    return str((base / Path(path).expanduser()).absolute())
+
+
+def _hub_or_local(path: str, base: Path) -> str:
+    """Beside the file, or where transformers would look for it before a hub, which other processes could not."""
+    places = [(place / Path(path).expanduser()).absolute() for place in (base, Path.cwd())]
+    return next((str(place) for place in places if place.exists()), path)
+
+
+# Paths in a file are relative to it. What a run holds is absolute, so that it does not depend on where it was started.
+PathKey = Annotated[str, _beside(_local)]
+HubOrPath = Annotated[str, _beside(_hub_or_local)]
+Space = Annotated[
+    str, _beside(lambda name, base: _local(name, base) if name.endswith((".yaml", ".yml")) else name)
+]
+
+
+def parse_config(
+    kind: type[SectionT], tree: dict[str, Any], file: object = None, base: Path | None = None
+) -> SectionT:
     """Validate a tree against one of the models, with errors in our own words.
+
+    Args:
+        kind: the model.
+        tree: as read.
+        file: it is from, for errors.
+        base: directory that paths are relative to; None: they stay as they are.
 
     Raises:
         UserErrors: everything that is wrong with keys and values, one error each.
     """
     try:
-        return kind.model_validate(tree)
+        return kind.model_validate(tree, context={"base": base})
     except ValidationError as error:
         raise UserErrors(_translated(error, kind, tree, file)) from None
 
 
 def parse_partly(
-    kind: type[SectionT], tree: dict[str, Any], file: object = None
+    kind: type[SectionT], tree: dict[str, Any], file: object = None, base: Path | None = None
 ) -> tuple[SectionT | None, list[UserError]]:
     """Validate a tree and go on past what is wrong, so that the rest can be looked at too.
 
@@ -75,7 +127,7 @@ def parse_partly(
     errors: list[UserError] = []
     for _ in range(_ROUNDS):
         try:
-            return kind.model_validate(tree), errors
+            return kind.model_validate(tree, context={"base": base}), errors
         except ValidationError as error:
             known = {str(found) for found in errors}
             first = not errors

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from opmix_ray.config.section import Section
+from opmix_ray.config.section import HubOrPath, Section
 
 
 class ModelConfig(Section):
     """The language model: a hub id, a directory, a GGUF file, or fresh weights."""
 
-    path: str | None = Field(None, description="Hub id or local directory of a pretrained causal LM.")
+    path: HubOrPath | None = Field(None, description="Hub id or local directory of a pretrained causal LM.")
     gguf_file: str | None = Field(None, description="Name of a GGUF file inside `path`.")
     config: dict[str, Any] | None = Field(
         None,
@@ -35,13 +35,15 @@ class ModelConfig(Section):
 
     def at(self, directory: Path) -> ModelConfig:
         """The same settings with the weights of a Hugging Face directory."""
-        return self.model_copy(update={"path": str(directory), "config": None, "gguf_file": None})
+        return self.but(path=str(directory), config=None, gguf_file=None)
 
 
 class TokenizerConfig(Section):
     """The tokenizer: an existing one, or a byte-level BPE trained on the domains."""
 
-    path: str | None = Field(None, description="Hub id, directory or tokenizer.json; none: the model's own.")
+    path: HubOrPath | None = Field(
+        None, description="Hub id, directory or tokenizer.json; none: the model's own."
+    )
     gguf_file: str | None = Field(None, description="Name of a GGUF file inside `path`.")
     train_vocab_size: int | None = Field(
         None, ge=300, description="Train a byte-level BPE of this size on the domains instead."

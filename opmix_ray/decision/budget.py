@@ -98,12 +98,7 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
             "the mixture comes from counting alone",
         )  # fmt: skip
     kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
-    sizes = config.model_copy(
-        update={
-            "probe": probe.model_copy(update={"steps": steps, "batch_size": batch}),
-            "search": search.model_copy(update={"trials": trials}),
-        }
-    )
+    sizes = config.but(probe={"steps": steps, "batch_size": batch}, search={"trials": trials})
     share = cost(steps, batch, trials, sequences)
     over = "within" if share * max(1, len(stage.decide_at)) <= search.budget else "more than"
     return Size(

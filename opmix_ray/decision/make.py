@@ -236,7 +236,7 @@ class _Maker:
             searching(
                 task,
                 space,
-                config.search.model_copy(update={"trials": self.trials}),
+                config.search.but(trials=self.trials),
                 log,
                 seed=decision_seed(config.seed, situation.index),
                 start=self._warm_starts(components),

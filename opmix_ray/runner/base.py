@@ -1,8 +1,9 @@
 """What a run goes on from: an earlier run's model, mixture and reading positions, or a model and its old mixture.
 
-with starting_from_base(config) as config:          # `model.path` is the earlier run's model
-    begin = beginning(config)              # old mixture and positions
-    adopt(config, storage, state)          # weights and moments become the run's own first checkpoint
+with resolved(config) as run:
+    run.config.model.path                  # the earlier run's model
+    run.before                             # old mixture and positions
+    adopt(run.written, storage, state)     # weights and moments become the run's own first checkpoint
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from opmix_ray.checksums import check, seal
@@ -21,6 +23,7 @@ from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.output.state import STATE, RunState, load_state
+from opmix_ray.runner.plan import in_stage
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState
 
@@ -54,19 +57,47 @@ class PriorTraining:
         state.read = {name: asdict(content) for name, content in self.read.items()}
 
 
+@dataclass(frozen=True)
+class Resolved:
+    """What a run reads its configuration from: made once, and nobody changes it on the way.
+
+    Args:
+        written: as it was given; the output's config.yaml holds this.
+        config: the same with the weights that the run begins with, wherever they lie now.
+    """
+
+    written: RunConfig
+    config: RunConfig
+
+    @cached_property
+    def before(self) -> PriorTraining:
+        """What came before the first stage.
+
+        Raises:
+            UserError: the base is not a finished run.
+        """
+        return beginning(self.config)
+
+    @cached_property
+    def stages(self) -> tuple[RunConfig, ...]:
+        """The configuration as the decisions of each stage see it."""
+        count = len(self.config.stages)
+        return tuple(in_stage(self.config, position, self.before.read) for position in range(count))
+
+
 @contextmanager
-def starting_from_base(config: RunConfig) -> Iterator[RunConfig]:
-    """The configuration with the base run's model as its own, unless it names one, for the time of a `with`.
+def resolved(config: RunConfig) -> Iterator[Resolved]:
+    """A run's configuration for the time of a `with`; it begins with the base run's model, unless it names one.
 
     Raises:
         UserError: the base is not a finished run.
     """
     if not _takes_weights(config):
-        yield config
+        yield Resolved(config, config)
         return
     _finished(str(config.base.run))
     with Storage(str(config.base.run)).local("model") as directory:
-        yield config.model_copy(update={"model": config.model.at(directory)})
+        yield Resolved(config, config.but(model=config.model.at(directory)))
 
 
 def _takes_weights(config: RunConfig) -> bool:

@@ -26,7 +26,7 @@ from opmix_ray.errors import UserError, first_line
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import DTYPES
 from opmix_ray.runner.base import beginning
-from opmix_ray.runner.plan import evaluated_at, in_stage, plan, scaled, stage_domains
+from opmix_ray.runner.plan import evaluated_at, in_stage, plan, stage_domains, with_strategy
 from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.standing import total_steps
 from opmix_ray.strategies.costs import Costs, Planned
@@ -109,8 +109,7 @@ class Forecast:
         return found
 
     def _planned(self, strategy: str, scale: float) -> RunConfig:
-        stages = [scaled(stage, scale) for stage in self._config.stages]
-        named = self._config.model_copy(update={"strategy": strategy, "stages": stages})
+        named = with_strategy(self._config, strategy, scale)
         return strategy_of(named).plan(named)
 
 

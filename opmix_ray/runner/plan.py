@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.plan import fit_to_caps, share_caps
@@ -64,7 +65,13 @@ def evaluated_at(config: RunConfig, step: Step) -> tuple[int, ...]:
 
 def scaled(stage: StageConfig, factor: float) -> StageConfig:
     """A stage with so many times its steps, at least one."""
-    return stage.model_copy(update={"steps": max(1, round(stage.steps * factor))})
+    return stage.but(steps=max(1, round(stage.steps * factor)))
+
+
+def with_strategy(config: RunConfig, strategy: str, factor: float = 1.0, **changes: Any) -> RunConfig:
+    """The run under a strategy by name, with so many times the steps of its stages, and other changes."""
+    stages = changes.pop("stages", config.stages)
+    return config.but(strategy=strategy, stages=[scaled(stage, factor) for stage in stages], **changes)
 
 
 def decision_points(stage: StageConfig) -> list[int]:
@@ -120,8 +127,7 @@ def in_stage(config: RunConfig, position: int, read: Collection[str] = ()) -> Ru
     if not later or not any(weights.values()):
         return config
     kind = config.evaluation.objective if own is None else "loss"
-    evaluation = config.evaluation.model_copy(update={"weights": weights, "objective": kind})
-    return config.model_copy(update={"evaluation": evaluation})
+    return config.but(evaluation={"weights": weights, "objective": kind})
 
 
 def wanted_mixture(stage: StageConfig, previous: Mixture | None, tokens: Mapping[str, float]) -> Mixture:

@@ -43,10 +43,10 @@ from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import BEFORE, METRICS, RESULT, TRAIN, RunState, load_state, open_output
 from opmix_ray.record import read_record
 from opmix_ray.report import write_report
-from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, same_content, starting_from_base
+from opmix_ray.runner.base import BASE, PriorTraining, Resolved, adopt, resolved, same_content
 from opmix_ray.runner.content import changed, fingerprint
 from opmix_ray.runner.harness import run_harness
-from opmix_ray.runner.plan import Step, evaluated_at, in_stage, plan, stage_domains
+from opmix_ray.runner.plan import Step, evaluated_at, plan, stage_domains
 from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.standing import resumes_at, total_steps
 from opmix_ray.runner.trust import DAMAGED, checkpoints, final_rows, trusted
@@ -86,44 +86,41 @@ def run(
         UserError: something in the configuration, the data or the output is wrong.
     """
     strategy = strategy_of(config)
-    config = strategy.plan(config)
     progress = progress or Progress()
     storage = Storage(config.output_uri())
     local = [storage.uri] if storage.is_local else []
     write_to(*local, Path(config.data.cache).expanduser(), *scratch())
-    with starting_from_base(config) as based:
-        refuse(check_before(based, file))
+    with resolved(strategy.plan(config)) as this:
+        config = this.config
+        refuse(check_before(config, file))
         with locked(storage):
-            state = open_output(config, storage, resume=resume, overwrite=overwrite)
+            state = open_output(this.written, storage, resume=resume, overwrite=overwrite)
             if state.finished and storage.exists(RESULT):
                 if state.content:
-                    refuse(
-                        changed(
-                            state.content, fingerprint(config, prepare_checked(based, progress.preparing))
-                        )
-                    )
+                    prepared = prepare_checked(config, progress.preparing)
+                    refuse(changed(state.content, fingerprint(this.written, prepared)))
                 progress.message(f"{storage.uri} holds this run, finished; use --overwrite to run it again")
                 return storage.read_json(RESULT)
             writer = raise_fence(storage)
             state = trusted(storage, state, progress.message)
             if state.done:
                 progress.message(
-                    f"resumed from step {resumes_at(based, storage, state)} of {total_steps(based)}"
+                    f"resumed from step {resumes_at(config, storage, state)} of {total_steps(config)}"
                 )
-            prepared = prepare_checked(based, progress.preparing)
+            prepared = prepare_checked(config, progress.preparing)
             for line in split_words(prepared):
                 progress.message(line)
-            content = fingerprint(config, prepared)
+            content = fingerprint(this.written, prepared)
             if state.done:
                 refuse(changed(state.content or content, content))
                 same_content(state, prepared)
             else:
-                adopt(config, storage, state)
+                adopt(this.written, storage, state)
                 state.content = content
             with connected(config), watching(config, storage, _done(storage, state)) as watch:
                 refuse(check_reach(config, storage, prepared))
                 decide = decide or strategy.decide
-                return _Runner(based, prepared, storage, state, progress, decide, watch, writer).run()
+                return _Runner(this, prepared, storage, state, progress, decide, watch, writer).run()
 
 
 _KEPT = 2  # checkpoints, the one in force among them
@@ -131,10 +128,11 @@ _KEPT = 2  # checkpoints, the one in force among them
 
 class _Runner:
     def __init__(
-        self, config: RunConfig, prepared: Prepared, storage: Storage, state: RunState, progress: Progress,
+        self, this: Resolved, prepared: Prepared, storage: Storage, state: RunState, progress: Progress,
         decide: Decide, watch: Watch, writer: str,
     ) -> None:  # fmt: skip
-        self.config, self.prepared, self.decide, self.watch = config, prepared, decide, watch
+        self.config, self.stages, self.begins_after = this.config, this.stages, this.before
+        self.prepared, self.decide, self.watch = prepared, decide, watch
         self.storage, self.state, self.progress, self.writer = storage, state, progress, writer
         self.ledger = Ledger(state.ledger)
         self.tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
@@ -163,7 +161,7 @@ class _Runner:
     def _stage(self, step: Step) -> None:
         stage, before = self.config.stages[step.stage], PriorTraining.of(self.state)
         if stage.restart:
-            before, self.state.begun, self.state.curves = beginning(self.config), {}, {}
+            before, self.state.begun, self.state.curves = self.begins_after, {}, {}
             self.state.checkpoint = BASE if self.storage.exists(BASE) else None
         start = start_stage(self.config, step.stage, before, self.prepared)
         for note in start.notes:
@@ -335,8 +333,9 @@ class _Runner:
 
     def _as_of(self, stage: str) -> RunConfig:
         """The configuration with the objective of a stage."""
-        position = [other.name for other in self.config.stages].index(stage)
-        return in_stage(self.config, position, self.state.read)
+        return next(
+            config for config, one in zip(self.stages, self.config.stages, strict=True) if one.name == stage
+        )
 
     def _best_rule(self, stage: str) -> BestRule | None:
         """Which evaluation of a stage is the best; None: the last weights are kept."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from opmix_ray.cluster.connect import connected
-from opmix_ray.config import RunConfig
+from opmix_ray.config import RunConfig, with_given
 from opmix_ray.decision.make import Situation, make_decision
 from opmix_ray.decision.old_part import OLD
 from opmix_ray.decision.progress import Progress
@@ -20,10 +20,10 @@ from opmix_ray.output.mixture_file import write_mixture
 from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
-from opmix_ray.runner.base import beginning, starting_from_base
+from opmix_ray.runner.base import resolved
 from opmix_ray.runner.content import changed, fingerprint
 from opmix_ray.runner.front import front
-from opmix_ray.runner.plan import in_stage, space_of, stage_domains
+from opmix_ray.runner.plan import space_of, stage_domains
 from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.validate import refuse, validate
 from opmix_ray.storage import Storage
@@ -62,21 +62,21 @@ def search_once(
             raise UserError(
                 "no such directory", key="--model", value=model, remedy="name a Hugging Face directory"
             )
-        config = config.model_copy(update={"model": config.model.at(model.absolute())})
+        config = with_given(config, model=model)
     stage = config.stages[0]
     if len(stage_domains(config, stage)) < 2:
         raise UserError("a decision needs at least two domains", key="data.domains", remedy="add a domain")
-    storage, original = Storage(config.output_uri()), config
-    with starting_from_base(config) as config, locked(storage):
-        state = open_output(original, storage, resume=False, overwrite=overwrite)
+    storage = Storage(config.output_uri())
+    with resolved(config) as run, locked(storage):
+        config = run.config
+        state = open_output(run.written, storage, resume=False, overwrite=overwrite)
         prepared = validate(config, on_progress=progress.preparing)
         content = fingerprint(config, prepared)
         refuse(changed(state.content or content, content))
         state.content = content
         state.save(storage)
-        before = beginning(config)
-        start = start_stage(config, 0, before, prepared)
-        config = in_stage(config, 0, before.read)
+        start = start_stage(config, 0, run.before, prepared)
+        config = run.stages[0]
         sets = [name for name, weight in config.objective().items() if weight]
         if pareto and len(sets) < 2:
             raise UserError(

@@ -14,8 +14,7 @@ from opmix_ray.config import RunConfig
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.task import load_weights, probe_task, put_task
 from opmix_ray.model.base import snapshot
-from opmix_ray.runner.base import beginning, starting_from_base
-from opmix_ray.runner.plan import in_stage
+from opmix_ray.runner.base import resolved
 from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.runner.validate import validate
 from opmix_ray.train.probes import train_all
@@ -33,11 +32,10 @@ def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
     Raises:
         UserErrors: everything that is wrong with the configuration and the data.
     """
-    with starting_from_base(config) as config:
-        prepared = validate(config)
-        before = beginning(config)
-        start = start_stage(config, 0, before, prepared)
-        config = in_stage(config, 0, before.read)
+    with resolved(config) as run:
+        prepared = validate(run.config)
+        start = start_stage(run.config, 0, run.before, prepared)
+        config = run.stages[0]
         kind = read_space(config.search.space)[0].kind
         chosen = choose_components(kind, start.old, start.mixture)
         weights = load_weights(config, prepared, model)

@@ -79,9 +79,9 @@ def _tried(model: PreTrainedModel, probe: ProbeConfig, autocast: bool) -> Tried:
         return Tried(share, ran=False)  # sizes that do not go together say nothing about the model
     if not np.isfinite(losses):
         return Tried(share, ran=False)
-    config = probe.model_copy(update={"gpus": 0, "rank": min(probe.rank, 4)})
+    config = probe.but(gpus=0, rank=min(probe.rank, 4))
     if not isinstance(probe.target_modules, str) and not whole:
-        config = config.model_copy(update={"target_modules": "all-linear"})  # its layers may be others
+        config = config.but(target_modules="all-linear")  # its layers may be others
     _try(tried, config, autocast)
     return Tried(share, ran=True)
 

@@ -31,7 +31,7 @@ from opmix_ray.model.load import load_model
 from opmix_ray.model.spread import check_spread
 from opmix_ray.paths import existing, is_uri
 from opmix_ray.remote import refuse_credentials
-from opmix_ray.runner.base import beginning, starting_from_base
+from opmix_ray.runner.base import beginning, resolved
 from opmix_ray.runner.check_plan import check_plan, oddities
 from opmix_ray.runner.forecast import estimate
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, wanted_mixture
@@ -89,7 +89,8 @@ def examine(
     Raises:
         UserErrors: everything that is wrong.
     """
-    with starting_from_base(config) as config:
+    with resolved(config) as run:
+        config = run.config
         refuse(check_before(config, file) + check_cluster(config) + check_processors(config))
         prepared, errors = _prepared(config, on_progress)
         refuse(errors if prepared is None else check_prepared(config, prepared))
@@ -163,9 +164,9 @@ def validate(
     Raises:
         UserErrors: everything that is wrong.
     """
-    with starting_from_base(config) as config:
-        refuse(check_before(config, file))
-        return prepare_checked(config, on_progress)
+    with resolved(config) as run:
+        refuse(check_before(run.config, file))
+        return prepare_checked(run.config, on_progress)
 
 
 def prepare_checked(
@@ -294,7 +295,7 @@ def _prepared(
         first = error
     found: dict[str, UserError] = {str(first): first}
     for name, source in config.data.domains.items():
-        alone = config.model_copy(update={"data": config.data.model_copy(update={"domains": {name: source}})})
+        alone = config.but(data={"domains": {name: source}})
         for each in _collected(partial(prepare, alone)):
             found.setdefault(str(each), each)
     return None, list(found.values())

@@ -9,7 +9,7 @@ class WorstFirst(Strategy):
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.prepare import Prepared
@@ -41,15 +41,23 @@ class Strategy:
         """
 
     def plan(self, config: RunConfig) -> RunConfig:
-        """The run as the strategy wants it, from the configuration alone; planning again changes nothing."""
+        """The run as the strategy wants it; planning again changes nothing."""
         self.check(config)
+        return config.but(**self.changes(config))
+
+    def changes(self, config: RunConfig) -> dict[str, Any]:
+        """What the strategy wants otherwise, from the configuration alone: keys, and keys below them.
+
+        {"probe": {"steps": 3}}
+        """
         if self.decides == "as configured":
-            return config
-        stages = []
-        for stage in config.stages:
-            points = [0.0] if stage.decide_at and self.decides == "before the stage" else []
-            stages.append(stage.model_copy(update={"decide_at": points}))
-        return config.model_copy(update={"stages": stages})
+            return {}
+        before = self.decides == "before the stage"
+        return {
+            "stages": [
+                stage.but(decide_at=[0.0] if stage.decide_at and before else []) for stage in config.stages
+            ]
+        }
 
     def start(
         self, config: RunConfig, stage: StageConfig, old: Mixture | None, tokens: Mapping[str, float]

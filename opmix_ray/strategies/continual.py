@@ -8,6 +8,7 @@ so far, as long as all stages so far together.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.mixture import Mixture
@@ -42,22 +43,18 @@ class Replay(Strategy):
 class Retrain(Strategy):
     """Stages that each begin again with the domains and the steps of all stages so far, in proportion to tokens."""
 
-    def plan(self, config: RunConfig) -> RunConfig:
+    def changes(self, config: RunConfig) -> dict[str, Any]:
         if any(stage.restart for stage in config.stages):
-            return config
+            return {}
         stages, steps, seen = [], 0, dict[str, None]()
         for stage in config.stages:
             steps += stage.steps
             seen |= dict.fromkeys(stage.domains or config.data.domains)
-            changed = {
-                "steps": steps,
-                "domains": [name for name in config.data.domains if name in seen],
-                "start": "proportional",
-                "decide_at": [],
-                "restart": True,
-            }
-            stages.append(stage.model_copy(update=changed))
-        return config.model_copy(update={"stages": stages})
+            domains = [name for name in config.data.domains if name in seen]
+            stages.append(
+                stage.but(steps=steps, domains=domains, start="proportional", decide_at=[], restart=True)
+            )
+        return {"stages": stages}
 
 
 def _with_old(tokens: Mapping[str, float], old: Mixture | None, share: float) -> Mixture | None:

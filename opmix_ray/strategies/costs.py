@@ -81,6 +81,6 @@ class Costs:
     def _built(self, changes: dict[str, Any]) -> Any:
         model = self._config.model
         if changes and model.config is not None:
-            model = model.model_copy(update={"config": {**model.config, **changes}})
+            model = model.but(config={**model.config, **changes})
         prepared = self._prepared
         return architecture(model, vocab_size=prepared.vocab_size, eos_token_id=prepared.eos_token_id)

@@ -107,7 +107,7 @@ class Making:
         config = self.config
         model = config.model
         if model.config is not None:
-            model = model.model_copy(update={"config": {**model.config, **(settings.model or {})}})
+            model = model.but(config={**model.config, **(settings.model or {})})
         elif settings.model is not None:
             raise UserError(
                 "a proxy of another size needs `model.config`", key=f"strategies.{config.strategy}.proxy.model",

@@ -8,6 +8,8 @@ domain goes on where it stood, and repetition caps hold.
 
 from __future__ import annotations
 
+from typing import Any
+
 from opmix_ray.config import RunConfig
 from opmix_ray.strategies.opmix import OPMix
 
@@ -15,9 +17,9 @@ from opmix_ray.strategies.opmix import OPMix
 class Published(OPMix):
     """OP-Mix with the published settings of `probe`, `search` and `proposal`."""
 
-    def plan(self, config: RunConfig) -> RunConfig:
+    def changes(self, config: RunConfig) -> dict[str, Any]:
         own = config.strategies.opmix_published
-        probe = {
+        probe: dict[str, Any] = {
             "rank": 16,
             "alpha": 32.0,
             "learning_rate_ratio": 2.0,
@@ -28,10 +30,4 @@ class Published(OPMix):
             probe["steps"] = own.probe_steps
         search = {"budget": None, "trials": own.trials, "sampler": "random", "gradients": False}
         proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "verify": False}
-        return config.model_copy(
-            update={
-                "probe": config.probe.model_copy(update=probe),
-                "search": config.search.model_copy(update=search),
-                "proposal": config.proposal.model_copy(update=proposal),
-            }
-        )
+        return {"probe": probe, "search": search, "proposal": proposal}

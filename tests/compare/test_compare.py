@@ -102,7 +102,7 @@ def test_a_forecast_counts_the_sizes_that_the_budget_allows(tiny: TinyRun) -> No
     forecast = Forecast(config, prepared)
     share = forecast.searching("opmix") / forecast.training("opmix")
     assert 0.1 < share <= 0.3  # as configured it would cost more than the run
-    free = config.model_copy(update={"search": config.search.model_copy(update={"budget": None})})
+    free = config.but(search={"budget": None})
     assert Forecast(free, prepared).searching("opmix") > forecast.training("opmix")
     assert Forecast(_within_budget(tiny, 12, 0.01), prepared).searching("opmix") == 0  # it counts
 

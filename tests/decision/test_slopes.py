@@ -134,7 +134,7 @@ def test_a_decision_uses_the_slopes_of_its_candidates() -> None:
     draws = np.random.default_rng(5).dirichlet(np.ones(4), 4)
     rows = [with_gradient(f"{i:03d}", w) for i, w in enumerate(draws)]
     asked = question(steps=None)
-    settings = asked.settings.model_copy(update={"law": "own-share"})
+    settings = asked.settings.but(law="own-share")
     asked = replace(asked, settings=settings)
     errors = []
     unseen = np.random.default_rng(6).dirichlet(np.ones(3), 40)

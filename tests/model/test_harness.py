@@ -54,7 +54,7 @@ def test_a_task_in_a_local_file(quiz: HarnessConfig, tmp_path: Path, monkeypatch
     assert found["local_quiz"]["acc"] * 6 == pytest.approx(round(found["local_quiz"]["acc"] * 6)), (
         "six questions"
     )
-    unknown = quiz.model_copy(update={"tasks": ["local_quiz", "no_such_task"]})
+    unknown = quiz.but(tasks=["local_quiz", "no_such_task"])
     assert [error.value for error in check_harness(unknown)] == ["no_such_task"]
 
 

@@ -90,8 +90,8 @@ def _config(domains: tuple[str, ...], steps: int, decisions: int, trials: int) -
         }
     )
     source = config.data.domains["text"]  # names that validation would refuse are put in without it
-    data = config.data.model_copy(update={"domains": {name: source for name in domains}})
-    return config.model_copy(update={"data": data})
+    data = config.data.but(domains={name: source for name in domains})
+    return config.but(data=data)
 
 
 def _entry(step: int, why: str, mixture: Mixture) -> dict[str, object]:

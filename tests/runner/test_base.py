@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.checksums import seal
-from opmix_ray.config import continued
+from opmix_ray.config import with_given
 from opmix_ray.data.lineage import Content
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.output.state import RunState
-from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, same_content, starting_from_base
+from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, resolved, same_content
 from opmix_ray.runner.stage_start import start_stage
 from opmix_ray.storage import Storage
 from tests.support import TinyRun, read_json
@@ -96,7 +96,7 @@ def base(tmp_path: Path, prepared: Prepared) -> Path:
 def test_a_base_becomes_the_first_checkpoint(tiny: TinyRun, base: Path, moments: bool) -> None:
     tiny.tree["base"] = {"optimizer": moments}
     config, storage, state = (
-        continued(tiny.load(), str(base)),
+        with_given(tiny.load(), base=str(base)),
         Storage(str(tiny.directory / "out")),
         RunState(),
     )
@@ -110,9 +110,10 @@ def test_a_base_becomes_the_first_checkpoint(tiny: TinyRun, base: Path, moments:
     assert (found / "optimizer.pt").exists() == (found / "rng.pt").exists() == moments
     assert state.sampler["consumed"] == {"code": 7, "german": 9}
     assert read_json(found / "state.json")["sampler"]["step"] == 0, "steps are counted anew"
-    with starting_from_base(config) as based:
-        assert based.model.path == str(base / "model")
-        assert based.model.autocast == config.model.autocast
+    with resolved(config) as run:
+        assert run.written == config, "what is written down names no place of today"
+        assert run.config.model.path == str(base / "model")
+        assert run.config.model.autocast == config.model.autocast
 
 
 def test_a_model_that_is_named_is_taken_instead_of_the_bases(tiny: TinyRun, base: Path) -> None:
@@ -120,8 +121,8 @@ def test_a_model_that_is_named_is_taken_instead_of_the_bases(tiny: TinyRun, base
     config, state = tiny.load(), RunState()
     adopt(config, Storage(str(tiny.directory / "out")), state)
     assert (state.checkpoint, state.sampler["consumed"]) == (None, {"code": 7, "german": 9})
-    with starting_from_base(config) as based:
-        assert based == config
+    with resolved(config) as run:
+        assert run.config == config
 
 
 def test_data_do_not_change_within_a_run(prepared: Prepared) -> None:
@@ -137,4 +138,4 @@ def test_data_do_not_change_within_a_run(prepared: Prepared) -> None:
 
 def test_a_directory_that_is_no_run(tiny: TinyRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the output of a run"):
-        beginning(continued(tiny.load(), str(tmp_path)))
+        beginning(with_given(tiny.load(), base=str(tmp_path)))

@@ -48,7 +48,7 @@ def make(
         model.mkdir(exist_ok=True)
         (model / "config.json").write_text("{}")
         (model / "model.safetensors").write_bytes(b"\1" * 100)
-        return config.model_copy(update={"model": config.model.at(model)})
+        return config.but(model=config.model.at(model))
 
     return build
 

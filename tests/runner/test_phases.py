@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from opmix_ray.config import RunConfig, continued
+from opmix_ray.config import RunConfig, with_given
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
@@ -47,7 +47,7 @@ def made(
         if source is not None:
             tiny.tree["data"]["domains"][name] = source
     config = tiny.load(output=output)
-    return config if base is None else continued(config, str(base))
+    return config if base is None else with_given(config, base=str(base))
 
 
 def state_of(config: RunConfig) -> RunState:
@@ -123,7 +123,7 @@ def test_domains_change_between_runs(first: Path, tiny: TinyRun, tiny_data: Path
         code={"path": str(tmp_path / "code.jsonl")},
     )  # fmt: skip
     before = load_state(Storage(str(first)))
-    run(config.model_copy(update={"seed": 11}), progress=notes)
+    run(config.but(seed=11), progress=notes)
     after = state_of(config)
     revised = f"code@{before.read['code']['digest'][:8]}"
     drawn = {name: after.sampler["consumed"][name] for name in ("deutsch", "code", revised)}

@@ -181,9 +181,9 @@ def test_an_on_policy_step_is_forecast_from_prompts_and_demonstrations(tiny: Tin
     data = prepare(config)
     forecast = Forecast(config, data)
     whole = forecast.training("self-distillation")
-    eight = config.strategies.self_distillation.model_copy(update={"rollouts": 24})
-    changed = config.strategies.model_copy(update={"self_distillation": eight})
-    more = Forecast(config.model_copy(update={"strategies": changed}), data)
+    eight = config.strategies.self_distillation.but(rollouts=24)
+    changed = config.strategies.but(self_distillation=eight)
+    more = Forecast(config.but(strategies=changed), data)
     assert more.training("self-distillation") == pytest.approx(8 * whole)
 
     expected, costs = 0.0, forecast.costs

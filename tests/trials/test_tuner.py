@@ -48,7 +48,7 @@ def search(
     with searching(
         task,
         Simplex(components),
-        ready.config.search.model_copy(update=settings),
+        ready.config.search.but(**settings),
         log,
         seed=1,
         start=[np.full(3, 1 / 3)],
