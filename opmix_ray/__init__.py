@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from opmix_ray.model.interpolate import Interpolator, ProbeSet
     from opmix_ray.runner.task import make_task
     from opmix_ray.strategies.base import Strategy
+    from opmix_ray.strategies.costs import Costs, Planned
     from opmix_ray.strategies.making import Making
     from opmix_ray.train.callback import Moment, TrainingCallback
     from opmix_ray.trials.space import mixture_space
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "CandidateScorer": "opmix_ray.trials.trial",
+    "Costs": "opmix_ray.strategies.costs",
     "Decision": "opmix_ray.decision.rule",
     "Interpolator": "opmix_ray.model.interpolate",
     "TrainingCallback": "opmix_ray.train.callback",
@@ -38,6 +40,7 @@ _WHERE = {
     "Mixture": "opmix_ray.mixture",
     "MixtureTrial": "opmix_ray.trials.trial",
     "Moment": "opmix_ray.train.callback",
+    "Planned": "opmix_ray.strategies.costs",
     "ProbeSet": "opmix_ray.model.interpolate",
     "RunConfig": "opmix_ray.config",
     "SearchTask": "opmix_ray.trials.trial",
@@ -59,12 +62,14 @@ _WHERE = {
 
 __all__ = [
     "CandidateScorer",
+    "Costs",
     "Decision",
     "Interpolator",
     "Making",
     "Mixture",
     "MixtureTrial",
     "Moment",
+    "Planned",
     "ProbeSet",
     "RunConfig",
     "SearchTask",

@@ -26,7 +26,7 @@ from opmix_ray.runner.plan import in_stage
 from opmix_ray.sources.source import iter_documents, validate_sources
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.registry import strategy_names, strategy_of
-from tests.support import ROOT, TinyRun
+from tests.support import ROOT, TinyRun, opmix
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,124 @@ def test_a_strategy_is_the_same_class_as_ours(installed: Path, tiny: TinyRun) ->
     assert isinstance(strategy, Strategy)
     assert strategy.plan(tiny.load("strategy=worst-first")).stages[0].decide_at == [0.5]
     assert strategy.callback(tiny.load(), {}) is None
+
+
+OUTSIDER = '''
+"""A strategy of somebody else: it plans, starts, decides, acts while the model is trained, and says what that costs."""
+
+from dataclasses import dataclass
+
+from opmix_ray import Costs, Decision, Making, Mixture, Moment, Planned
+from opmix_ray import RunConfig, Strategy, TrainingCallback, UserError
+from opmix_ray.config import StageConfig
+
+LOOKS = (2, 8)  # steps before which it measures
+
+
+@dataclass(frozen=True)
+class Sway(TrainingCallback):
+    """After each look a tenth of the way to what the model knows least."""
+
+    def measures(self, memory: dict, moment: Moment) -> bool:
+        return moment.done in LOOKS
+
+    def steer(self, memory: dict, moment: Moment) -> Mixture | None:
+        if moment.held_out is None:
+            return None
+        memory["looks"] = memory.get("looks", 0) + 1
+        worst = max(moment.mixture.domains, key=moment.held_out.get)
+        return Mixture({name: 0.9 * share + 0.1 * (name == worst) for name, share in moment.mixture.items()})
+
+
+class Sways(Strategy):
+    def check(self, config: RunConfig) -> None:
+        if len(config.data.domains) < 2:
+            raise UserError("has nothing to sway between", key="data.domains", remedy="add a domain")
+
+    def changes(self, config: RunConfig) -> dict:
+        return {"train": {"log_every": 1}}
+
+    def start(self, config: RunConfig, stage: StageConfig, old: Mixture | None, tokens: dict) -> Mixture:
+        return Mixture({name: 3.0 if place == 0 else 1.0 for place, name in enumerate(tokens)})
+
+    def make(self, making: Making) -> Decision:
+        making.add("probes", 10.0, 2e6, 0.5)
+        return making.decision(Mixture.proportional(making.tokens), "it goes back to what there is")
+
+    def callback(self, config: RunConfig, caps: dict) -> TrainingCallback:
+        return Sway(caps, config.objective())
+
+    def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
+        return 2e6
+
+    def live_cost(self, config: RunConfig, domains: int, costs: Costs) -> float:
+        return len(LOOKS) * costs.look
+'''
+
+
+@pytest.fixture
+def outsider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of one file with a strategy, as pip would install it."""
+    (tmp_path / "outsider.py").write_text(OUTSIDER)
+    notes = tmp_path / "outsider-1.0.dist-info"
+    notes.mkdir()
+    (notes / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1.0\n")
+    (notes / "entry_points.txt").write_text("[opmix_ray.strategies]\nsways = outsider:Sways\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    _forget()
+    yield
+    monkeypatch.undo()
+    _forget()
+
+
+@pytest.mark.slow
+@pytest.mark.promise
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("outsider")
+def test_a_strategy_in_one_file_of_somebody_else_works_wherever_ours_do(tiny: TinyRun) -> None:
+    def said(*arguments: object) -> str:
+        done = opmix(*map(str, arguments), timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    tiny.tree["strategy"] = "sways"
+    file, output, table = tiny.write(), tiny.directory / "out", tiny.directory / "table"
+    planned = json.loads(said("validate", file, "--json"))["cost"]["flops"]["deciding"]
+    result = json.loads(said("run", file, "-o", output, "--json"))
+    mixtures = [(mixture["step"], mixture["why"]) for mixture in result["mixtures"]]
+    assert mixtures == [(0, "start of the stage"), (6, "sways"), (6, "decision 0"), (12, "sways")]
+    first, *_, last = [mixture["mixture"] for mixture in result["mixtures"]]
+    assert first == pytest.approx({"code": 0.6, "german": 0.2, "mathematics": 0.2})
+    assert last != first
+    spent = result["ledger"]["purposes"]
+    assert spent["probes"]["flops"] == 2e6
+    assert spent["search"]["flops"] > 0, "what it measured while the model was trained"
+    assert spent["probes"]["flops"] + spent["search"]["flops"] == pytest.approx(planned, rel=0.01)
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert sum(row["kind"] == "train" for row in rows) == 12, "it asked for a row a step"
+    assert "it goes back to what there is" in (output / "report.html").read_text()
+    said("report", output)
+    content = json.loads(
+        said(
+            "compare",
+            file,
+            "-o",
+            table,
+            "--seeds",
+            1,
+            "--strategies",
+            "uniform,sways",
+            "--equal-compute",
+            "--json",
+        )
+    )
+    uniform, sways = content["rows"]
+    assert (sways["strategy"], sways["steps"] < uniform["steps"]) == ("sways", True)
+    assert "sways" in (table / "compare.html").read_text()
+    tiny.tree["data"]["domains"] = {"code": tiny.tree["data"]["domains"]["code"]}
+    refused = opmix("validate", str(tiny.write()))
+    assert (refused.returncode, "has nothing to sway between" in refused.stderr) == (2, True)
 
 
 def test_what_is_no_strategy_is_refused(monkeypatch: pytest.MonkeyPatch, tiny: TinyRun) -> None:
