@@ -26,7 +26,7 @@ RunOutput = Annotated[
 
 
 def at_scale(config: Path, scale: str | None) -> Path:
-    """The file of the same setting at another size, which lies beside it: `a.gpu.yaml` of `a.yaml` for `gpu`.
+    """The file of the same setting at another size, which lies next to it: `a.gpu.yaml` of `a.yaml` for `gpu`.
 
     Raises:
         UserError: there is none.

@@ -69,7 +69,7 @@ class PlainProgress(Progress):
 
 
 class BesideProgress(PlainProgress):
-    """Lines about a decision that is made beside training, whose bars stay as they are.
+    """Lines about a decision that is made while training goes on; the bars of training stay as they are.
 
     Args:
         progress: of the training.

@@ -61,8 +61,8 @@ def export(
     Args:
         source: output of a run, a search or a fit, or a mixture.json; local or URI.
         format: a name in `FORMATS`.
-        output: file or directory; none: `export/<format>` beside the mixture. A file only where the format is one.
-        config: configuration that says where the data are; none: the one beside the mixture.
+        output: file or directory; none: `export/<format>` next to the mixture. A file only where the format is one.
+        config: configuration that says where the data are; none: the one next to the mixture.
         paths: `NAME=PATH`: where the target finds a domain's data; a name may come several times.
         unit: what a sample of the target is, where that depends on the data; none: the format's own.
         tokens: that the target is to train on; none: those of the stage that the mixture is for.

@@ -123,7 +123,7 @@ def rotated(config: RunConfig, by: int) -> list[StageConfig]:
 
 
 def factors(config: RunConfig, prepared: Prepared, strategies: Sequence[str]) -> dict[str, float]:
-    """Factor on every strategy's steps with which all cost what the configured run costs without a search.
+    """A factor on each strategy's steps. With it, every run costs what the configured run costs without a search.
 
     Raises:
         UserError: searching alone costs more.

@@ -1,4 +1,4 @@
-"""comparison.html: runs beside each other, the first one against the others: what came, what was promised, the cost."""
+"""comparison.html: the first run against the others in what came, what was promised, and the cost."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def promised_words(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def unfair(runs: Sequence[RunFiles]) -> list[str]:
-    """What makes a difference between the runs say something else than their mixtures do."""
+    """What else than their mixtures may explain a difference between the runs."""
     names, first, found = labels(runs), runs[0], []
     for name, run in zip(names[1:], runs[1:], strict=True):
         ratio = _flops(run) / _flops(first)

@@ -89,8 +89,9 @@ class DataConfig(Section):
         0.05,
         gt=0,
         lt=1,
-        description="Share of each domain's documents that is held out, chosen by a hash of the document; "
-        "near-duplicates go together. Where that gives less than a sequence, those of the least hashes.",
+        description="Share of each domain's documents that is held out. A hash of the document chooses them, and "
+        "near-duplicates stay together. A domain that would get less than one sequence holds out the documents with "
+        "the smallest hashes.",
     )
     cache: PathKey = Field(
         "~/.cache/opmix_ray",
@@ -126,9 +127,8 @@ class EvaluationSetConfig(SourceConfig):
 
     metric: Literal["loss", "choice", "exact_match"] = Field(
         "loss",
-        description="`loss`: nats per token; `choice`: how often the likeliest of the `choices_column` is not the "
-        "answer; `exact_match`: how often a greedy continuation is not the answer. Rates lie in [0, 1] and enter the "
-        "objective as they are.",
+        description="`loss`: nats per token. `choice`: how often the most likely choice is wrong. `exact_match`: how "
+        "often a greedy continuation is wrong. Both rates lie in [0, 1] and enter the objective as they are.",
     )
     choices_column: str | None = Field(None, description="`choice`: column with a list of texts.")
     answer_column: str | None = Field(

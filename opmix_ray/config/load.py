@@ -108,7 +108,7 @@ def with_given(
     model: Path | None = None,
     base: str | None = None,
 ) -> RunConfig:
-    """The configuration with what a command line gives beside its file; None: as the file says.
+    """The configuration with what a command line says; None: as its file says.
 
     Args:
         config: the file's.

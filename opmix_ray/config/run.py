@@ -71,7 +71,7 @@ class ProbeConfig(Section):
     target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear",
         description="Layers that are adapted, fused experts among them; `all-linear` leaves out embedding, head and "
-        "what a LoRA would not be felt in.",
+        "layers on which a LoRA has no effect.",
     )
     cpus: float = Field(1, gt=0, description="CPUs asked for per probe.")
     gpus: float = Field(0, ge=0, description="GPUs asked for per probe; several share the model's blocks.")
@@ -112,8 +112,8 @@ class SearchConfig(Section):
     round_size: int = Field(
         4,
         ge=1,
-        description="Candidates proposed together. The result depends on this number, and so not on the "
-        "number of evaluators.",
+        description="Candidates proposed together. The number is fixed, so that the result does not depend on how "
+        "many evaluators there are.",
     )
     evaluators: int = Field(2, ge=1, description="Trials scored at the same time.")
     sequences: int = Field(32, ge=1, description="Held-out sequences per evaluation set that a trial sees.")
@@ -192,7 +192,7 @@ class RunConfig(Section):
     )
     model: ModelConfig = Field(
         default_factory=ModelConfig,
-        description="The language model; with `base.run` that run's, unless another is named.",
+        description="The language model. With `base.run` it is that run's model, unless you name another.",
     )
     base: BaseConfig = Field(default_factory=BaseConfig, description="What the run continues.")
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="The tokenizer.")

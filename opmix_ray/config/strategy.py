@@ -88,7 +88,10 @@ class AioliConfig(Section):
 
     rounds: int = Field(4, ge=1, description="Rounds in a stage; each begins with a sweep.")
     sweep_fraction: float = Field(
-        0.2, gt=0, lt=1, description="Part of a round spent on its sweep; every domain gets a step at least."
+        0.2,
+        gt=0,
+        lt=1,
+        description="Part of a round spent on its sweep; every domain gets at least one step.",
     )
     one_hot: float = Field(0.75, gt=0, le=1, description="Share of the domain whose turn it is in a sweep.")
     eta: float = Field(1.0, gt=0, description="Step size of the exponentiated gradient.")

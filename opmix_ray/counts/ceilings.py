@@ -31,7 +31,7 @@ class Ceiling:
     Args:
         most: greatest value, in the metric's unit.
         z: standard errors that the prediction must stay below it by; 0: the prediction itself.
-        error: standard error of every prediction's level, beside the law's own.
+        error: standard error of every prediction's level, in addition to the law's own.
         response: predicts the metric, with standard errors from the mixture whose value is known; None: the law's.
     """
 
@@ -54,10 +54,10 @@ def upper_bounds(law: FittedLaw, ceilings: Mapping[int, Ceiling], shares: np.nda
 
 
 def levelled(law: FittedLaw, now: Mapping[str, float], before: np.ndarray | None = None) -> FittedLaw:
-    """The law with its sets' levels where a model of this loss ends under the mixture in force.
+    """The law, each set shifted to the level at which a model of this loss ends under the mixture in force.
 
-    A model below the n-gram model's loss stays where it is under what it was trained on before, and ends where counting
-    says of the mixture in force against that.
+    A model that is better than the n-gram model would keep its loss under what it was trained on before. Under the
+    mixture in force it ends as far from there as counting says.
 
     Args:
         law: of counting; changed in place.

@@ -34,7 +34,7 @@ REPEATS = 8.0  # R; Muennighoff et al. have 15 for large models, small ones tire
 ENOUGH = 15.0  # passes over a domain after which more do harm
 HARM = 3.0  # nats per token that far more do, if all that is read were read so often: docs/decisions.md
 LEARNED = 3.0  # times as many passes again, until most of it is learned by heart
-READ_BEFORE = 0.03  # what a token read before the stage counts beside one read in it: models forget
+READ_BEFORE = 0.03  # what a token read before the stage counts, where one read in it counts 1: models forget
 SAMPLE = 1 << 19  # tokens of a domain that are counted
 POSITIONS = 2048  # target tokens of a set that are kept
 

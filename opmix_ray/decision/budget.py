@@ -18,7 +18,7 @@ FOR_PROBES = 0.55  # of a decision's budget
 SAFE = 0.9  # of the budget, since the three figures above are rounded
 LEAST_STEPS, LEAST_BATCH = 3, 2
 LEAST_SEQUENCES = 4
-MORE_TRIALS = 3  # candidates at least, beside one for each component
+MORE_TRIALS = 3  # candidates at least, in addition to one for each component
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def undecided(
         step=step,
         stage=stage,
         kept="old",
-        reason=f"too few probes are left to decide between; lost: {names}",
+        reason=f"too few probes are left to decide between; these failed: {names}",
         trials=0,
         usable=0,
         current=current.shares,

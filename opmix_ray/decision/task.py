@@ -66,7 +66,7 @@ def put_task(
     domains: Sequence[str],
     sequences: int | None = None,
 ) -> tuple[SearchTask, ProbeSet]:
-    """Put factors and held-out sequences beside a base that is already in the object store.
+    """Put factors and held-out sequences into the object store, where the base is already.
 
     Args:
         sequences: of each set, at most; None: `search.sequences`.

@@ -86,7 +86,7 @@ def read_llamafactory(tree: Any) -> list[SourceWeight] | None:
     """Entries of `dataset` and `interleave_probs`; None where there are none.
 
     Raises:
-        ValueError: they are not as many as each other.
+        ValueError: their numbers differ.
     """
     if not isinstance(tree, dict) or not {"dataset", "interleave_probs"} <= set(tree):
         return None

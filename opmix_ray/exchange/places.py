@@ -64,7 +64,7 @@ def prefix(path: str) -> str:
 
 
 def stem(path: str) -> str:
-    """A path without its file endings, globs and trailing slash: where a converted copy would lie by habit."""
+    """A path without its file endings, globs and trailing slash: where a converted copy usually lies."""
     head, name = path.rstrip("/").rpartition("/")[::2]
     while "*" in name or (not name and head):
         head, name = head.rstrip("/").rpartition("/")[::2]

@@ -28,7 +28,7 @@ RELEVANCE = -np.log(
     3.0
 )  # where the search for the logs of the relevances begins, and the mean of their prior
 OTHERS = (0.0, -1.0, 0.0, np.log(0.1))  # the same of line, signal, bend and noise
-PARAMETERS = len(OTHERS)  # beside the relevances
+PARAMETERS = len(OTHERS)  # besides the relevances
 LINE, SIGNAL, BEND, NOISE = range(-PARAMETERS, 0)  # their places
 RELEVANCE_PRECISION = 1.0  # of the prior of the relevances
 PRECISION = 0.1  # of the others

@@ -32,7 +32,7 @@ def raise_fence(storage: Storage) -> str:
 
 @contextlib.contextmanager
 def writing(storage: Storage, token: str) -> Iterator[None]:
-    """Write, if a token's holder still may; for the time of a `with` the next driver waits.
+    """Write for the time of a `with`, if the token's holder still may; the next driver waits meanwhile.
 
     Raises:
         UserError: another driver has raised the fence since.

@@ -6,7 +6,7 @@
 
 Seconds are those of the workers, summed over them; bytes are what was put into the object store or
 written as checkpoints. `idle` are the seconds in which the main run's workers had nothing to do because a
-decision was being made: the wall time of every decision, less what was trained beside it, times the workers.
+decision was being made: the wall time of every decision, less what was trained meanwhile, times the workers.
 Self-distillation's `answers` are tokens that the student generated (prompts read for it included), `teacher` those that
 its teacher scored: they are training, as `main` is.
 """

@@ -241,7 +241,7 @@ def deciding_gain(files: DecisionFiles) -> Difference:
 
 
 def proposal_gain(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> Difference:
-    """Gain of the simulated proposal in the objective: the one that was judged, or ours where none is recorded."""
+    """How much the simulated proposal lowers the objective: as the decision recorded it, else measured here."""
     judged = deciding_gain(files)
     return judged if math.isfinite(judged.mean) else set_gain(files, objective)
 

@@ -136,7 +136,7 @@ def _judged(quality: Mapping[str, object], domains: int) -> str:
 
 
 def _promise(files: DecisionFiles, unit: str) -> str:
-    """The gain the law expects of training, beside the one measured on simulated models."""
+    """The gain that the law expects of training, and the one measured on simulated models."""
     expected = n.number(files.details.get("predicted_gain"))
     if not math.isfinite(expected):
         return ""

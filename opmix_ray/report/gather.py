@@ -47,7 +47,7 @@ class DecisionFiles:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What decision.json holds beside the decision itself."""
+        """What decision.json holds besides the decision itself."""
         return _mapping(self.decision.get("details"))
 
     @property

@@ -54,7 +54,7 @@ def waiting(why: str) -> str:
 
 
 def fragment(run: RunFiles, now: Now) -> str:
-    """All that changes: the moment, then the report's own parts."""
+    """The part of the page that changes: the time, then the report."""
     head, main = page_parts(run)
     return f"<header>{_moment(now)}{head}</header>\n<main>{main}</main>"
 

@@ -30,8 +30,10 @@ UNKNOWN = Difference(math.nan, math.nan, math.nan)
 
 @np.errstate(over="ignore", invalid="ignore")
 def difference(old: TrialRow, new: TrialRow, objective: Objective | Mapping[str, float]) -> Difference:
-    """Paired ratio estimates by set (Cochran 1977, ch. 6), put together: interval by Student's t, sets
-    independent, degrees of freedom by Welch and Satterthwaite, an objective that is no mean by its slopes.
+    """The difference from paired ratio estimates by set (Cochran 1977, ch. 6), which count as independent.
+
+    The interval is Student's t with degrees of freedom by Welch and Satterthwaite. An objective that is no mean enters
+    by its slopes.
 
     Args:
         old, new: candidates that saw the same sequences.

@@ -48,9 +48,9 @@ def promises(run: RunFiles) -> str:
         "measured at its end or last"
     )
     return table(head, rows, caption=caption) + paragraph(
-        "A gain is a difference to a mixture that was not trained: a run beside this one shows it, and "
-        "`opmix report THIS OTHER` sets what came against what was promised. The end that is promised is that of a law "
-        "of counted words and knows the model's level roughly.".replace("`", ""),
+        "A gain compares with a mixture that was not trained. Only a second run under that mixture shows it: "
+        "`opmix report THIS OTHER` then compares what came with what was promised. The promised end comes from a law "
+        "of counted words, which knows the model's level only roughly.".replace("`", ""),
         kind="soft",
     )
 

@@ -1,4 +1,4 @@
-"""Why a decision took what it took, where a candidate scored better than what it proposes."""
+"""Why a decision did not simply take the candidate that scored best."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def taken_words(files: DecisionFiles) -> str:
 
 
 def why_not_best(files: DecisionFiles, objective: Objective | Mapping[str, float]) -> list[str]:
-    """Sentences about the proposal beside the best candidate and beside what was taken; empty before a decision."""
+    """Sentences that compare the proposal with the best candidate and with what was taken; none before a decision."""
     if not files.decision.get("proposal"):
         return []
     return [text for text in (_beside_best(files, objective), _beside_taken(files)) if text]

@@ -1,4 +1,4 @@
-"""What decides a run's result beside its configuration: everything that it reads, known by content and not by path.
+"""What decides a run's result besides its configuration: everything that it reads, known by content and not by path.
 
 state.content = fingerprint(config, prepared)      # when the run begins
 refuse(changed(state.content, fingerprint(config, prepared)))      # when it goes on

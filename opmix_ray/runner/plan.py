@@ -16,8 +16,8 @@ class Step:
     """One step of the machine.
 
     Args:
-        kind: `stage` (its first mixture comes into force), `train`, `decide`, or `overlap` (train beside a decision,
-            whose mixture comes into force at the end).
+        kind: `stage` (its first mixture comes into force), `train`, `decide`, or `overlap` (train while a decision is
+            made, whose mixture comes into force at the end).
         stage: position in the configuration.
         start, end: global steps; equal but for `train` and `overlap`.
         index: of the decision.
@@ -80,7 +80,7 @@ def decision_points(stage: StageConfig) -> list[int]:
 
 
 def overlap_steps(stage: StageConfig) -> int:
-    """Steps trained beside each decision of a stage."""
+    """Steps trained while each decision of a stage is made."""
     return max(1, stage.steps // 10) if stage.overlap is True else int(stage.overlap)
 
 

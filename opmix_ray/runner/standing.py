@@ -50,7 +50,7 @@ def next_words(config: RunConfig, storage: Storage, state: RunState) -> str | No
         "stage": f"begin stage {config.stages[step.stage].name}",
         "train": f"train steps {step.start} to {step.end}",
         "decide": f"make decision {step.index} at step {step.start}",
-        "overlap": f"train steps {step.start} to {step.end} beside decision {step.index}",
+        "overlap": f"train steps {step.start} to {step.end} while decision {step.index} is made",
     }[step.kind]
     if step.index < 0:
         return said

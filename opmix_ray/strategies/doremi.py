@@ -140,7 +140,7 @@ class DoReMi(Strategy):
 
     def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
         train, _ = costs.proxy(config.strategies.doremi.proxy)
-        return 2 * train + 2 * train / 3  # two forward passes beside the training of both models
+        return 2 * train + 2 * train / 3  # two forward passes besides the training of both models
 
 
 def _store(making: Making, proxy: Proxy) -> None:

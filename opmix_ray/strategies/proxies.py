@@ -161,7 +161,7 @@ class ProxyRun:
             sets: held-out sequences.
             seconds: spent so far.
             found: see `Proxy`.
-            flops: spent beside training and evaluation.
+            flops: spent in addition to training and evaluation.
         """
         began, task, length = time.monotonic(), self.task, self.task.prepared.seq_len
         tokens = task.steps * task.batch_size * length

@@ -191,7 +191,7 @@ class DistillationModule(nn.Module):
             own.lerp_(other, self._settings.teacher_rate)
 
     def keep(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the teacher's weights beside the student's moments, where a checkpoint takes them along."""
+        """Put the teacher's weights among the student's moments, which a checkpoint holds."""
         for own, other in self._pairs():
             if optimizer.state[other]:
                 optimizer.state[other]["teacher"] = own
@@ -273,7 +273,7 @@ def _states(
 
 
 def _divergence(student: torch.Tensor, head: Head, teacher: torch.Tensor, other: Head) -> torch.Tensor:
-    """Reverse KL of every token, (k,); logits of many are made again in the backward pass."""
+    """Reverse KL of every token, (k,). Where there are many, the backward pass computes their logits again."""
     weight = getattr(head, "weight", None)
     size = max(1, CHUNK_LOGITS // (student.shape[1] if weight is None else weight.shape[0]))
     if len(student) <= size:

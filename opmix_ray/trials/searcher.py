@@ -168,7 +168,7 @@ class MixtureSearch:
         self._told = end
 
     def _values(self, rows: Sequence[TrialRow]) -> list[float]:
-        """Objectives; one that is not finite becomes clearly worse than all others, near enough to keep the scale."""
+        """Objectives. One that is not finite counts as a little worse than the others, which keeps the scale."""
         usable = [row for row in rows if row.usable and math.isfinite(row.objective)]
         found = [row.objective for row in usable]
         values = dict(zip([row.run for row in usable], found, strict=True))

@@ -70,7 +70,7 @@ class SearchTask:
         objective: Objective | Mapping[str, float],
         **options: Any,
     ) -> SearchTask:
-        """Put factors and held-out sequences into the object store, beside a base that is there already.
+        """Put factors and held-out sequences into the object store, where the base is already.
 
         Args:
             base: object reference of a `BaseModel`.

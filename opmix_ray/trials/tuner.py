@@ -112,7 +112,7 @@ class _Evaluators:
         return self._turns.next()
 
     def close(self, *, failed: bool) -> None:
-        """Let the evaluators end, and wait until they have; not for long where the search `failed` or was stopped."""
+        """Let the evaluators end, and wait for them; only some seconds if the search `failed`."""
         self._turns.close()
         if self._tune is None:
             return

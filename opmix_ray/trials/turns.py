@@ -2,7 +2,7 @@
 
 An evaluator that has nothing to do waits in its turn: Tune would end its actor, and the next candidates would wait for
 a new process. It takes several candidates of a round at a time where they are short, so that the way through Tune costs
-little beside them. A candidate whose evaluator failed is given out again. Tune's own retries do not cover an evaluator
+little against them. A candidate whose evaluator failed is given out again. Tune's own retries do not cover an evaluator
 that goes away while it begins its next turn.
 """
 

@@ -56,7 +56,7 @@ class Watch:
             self.decision(decision)
 
     def track(self, trackers: Trackers) -> None:
-        """From here on hand everything to these as well."""
+        """Hand everything from here on to these trackers too."""
         self._trackers = trackers
 
     def row(self, row: dict[str, Any]) -> None:
