@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 from opmix_ray.commands.follow import Follower, Snapshot
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.report.gather import RunFiles, gather
-from opmix_ray.report.live import Now, fragment, live_page, waiting
+from opmix_ray.report.page import Now, fragment, live_page, waiting
 from opmix_ray.storage import Storage
 
 PORT = 8790  # asked for first where none is named

@@ -17,8 +17,7 @@ from opmix_ray.report.law_check import LawCheck, check_law
 from opmix_ray.report.paired import LEVEL
 from opmix_ray.report.run_panels import MOST_SETS
 from opmix_ray.report.side_by_side import of_decision
-from opmix_ray.report.why import why_not_best
-from opmix_ray.report.words import moved, outcome
+from opmix_ray.report.words import moved, outcome, why_not_best
 
 
 def decision_section(

@@ -1,4 +1,4 @@
-"""The parts of the page about the run as a whole."""
+"""The parts of the page about the run as a whole; among them what every decision promised, and what came."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from opmix_ray.draw import numbers as n
 from opmix_ray.draw.figure import figure, grid
 from opmix_ray.draw.html import esc, fold, items, paragraph, section, table, tiles
 from opmix_ray.report import run_panels as panels
-from opmix_ray.report.delivery import MANY_EPOCHS, delivery
-from opmix_ray.report.doubts import doubts
-from opmix_ray.report.gather import RunFiles
+from opmix_ray.report.decision_panels import interval
+from opmix_ray.report.doubts import MANY_EPOCHS, delivery, doubts
+from opmix_ray.report.gather import DecisionFiles, RunFiles
+from opmix_ray.report.outlook import IN_FORCE, TAKEN, gain_over, outlooks
 from opmix_ray.report.verdict import verdict
 from opmix_ray.report.words import outcome, summary
 
@@ -276,3 +277,72 @@ def _loss_table(run: RunFiles) -> str:
 
 def _mean(values: dict[str, float]) -> float:
     return sum(values.values()) / len(values) if values else math.nan
+
+
+COUNTED = "data"  # the law that predicts what a stage ends at; others predict differences only
+
+
+def promises(run: RunFiles) -> str:
+    """The table, and how it is read; empty where no decision promised anything."""
+    rows = []
+    for files in run.decisions:
+        gain = gain_over(files, IN_FORCE)
+        if not files.decision or not math.isfinite(gain.mean):
+            continue
+        end, (step, came) = _expected_end(files), ended_at(run, files)
+        rows.append(
+            [
+                f"decision {files.decision.get('index', files.name)}",
+                n.count(files.decision.get("step")),
+                interval(gain),
+                n.loss(end),
+                n.loss(came),
+                n.loss(came - end, sign=True),
+                n.count(step),
+            ]
+        )
+    if not rows:
+        return ""
+    head = [
+        "decision",
+        "at step",
+        "promised gain (95 % interval)",
+        "promised end",
+        "came",
+        "difference",
+        "at step",
+    ]
+    caption = (
+        "Objective: promised gain over the mixture before, what the stage was promised to end at, and what was "
+        "measured at its end or last"
+    )
+    return table(head, rows, caption=caption) + paragraph(
+        "A gain compares with a mixture that was not trained. Only a second run under that mixture shows it: "
+        "`opmix report THIS OTHER` then compares what came with what was promised. The promised end comes from a law "
+        "of counted words, which knows the model's level only roughly.".replace("`", ""),
+        kind="soft",
+    )
+
+
+def _expected_end(files: DecisionFiles) -> float:
+    if files.decision.get("law_name") != COUNTED:
+        return math.nan
+    return next((o.expected for o in outlooks(files, {}) if o.name == TAKEN), math.nan)
+
+
+def ended_at(run: RunFiles, files: DecisionFiles) -> tuple[float, float]:
+    """Step and what the decision minimised, at the last evaluation in its stage after it; NaN without one."""
+    aim = run.judged(files)
+    begin, end = n.number(files.decision.get("step")), math.inf
+    total = 0
+    for stage in run.config.stages if run.config else []:
+        total += stage.steps
+        if stage.name == files.decision.get("stage"):
+            end = total
+    after = [
+        (step, value)
+        for row in run.evaluations
+        if begin < (step := n.number(row.get("step"))) <= end
+        and math.isfinite(value := aim.at(n.numbers(row.get("losses"))))
+    ]
+    return after[-1] if after else (math.nan, math.nan)

@@ -15,7 +15,7 @@ from opmix_ray.draw import numbers as n
 from opmix_ray.errors import UserError
 from opmix_ray.report import write_report
 from opmix_ray.report.gather import gather
-from opmix_ray.report.promises import ended_at
+from opmix_ray.report.run_sections import ended_at
 from opmix_ray.storage import Storage
 from tests.report.reading import Page, fetched_by_style
 from tests.report.synthetic import HOSTILE, PLAIN, make_run

@@ -13,7 +13,7 @@ from opmix_ray.draw.panel import Line, Panel
 from opmix_ray.draw.svg import draw
 from opmix_ray.draw.ticks import tick_labels, ticks
 from opmix_ray.report.decision_panels import candidates, probes
-from opmix_ray.report.delivery import delivery
+from opmix_ray.report.doubts import delivery
 from opmix_ray.report.gather import gather
 from opmix_ray.report.law_check import check_law
 from opmix_ray.report.paired import difference
