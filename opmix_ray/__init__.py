@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opmix_ray.laws import fit_law
     from opmix_ray.mixture import Mixture
     from opmix_ray.model.interpolate import Interpolator, ProbeSet
-    from opmix_ray.runner.task import make_task
+    from opmix_ray.runner.search import make_task
     from opmix_ray.strategies.base import Strategy
     from opmix_ray.strategies.costs import Costs, Planned
     from opmix_ray.strategies.making import Making
@@ -50,7 +50,7 @@ _WHERE = {
     "fit_law": "opmix_ray.laws",
     "load_config": "opmix_ray.config",
     "make_config": "opmix_ray.config",
-    "make_task": "opmix_ray.runner.task",
+    "make_task": "opmix_ray.runner.search",
     "mixture_space": "opmix_ray.trials.space",
     "prepare": "opmix_ray.api",
     "propose": "opmix_ray.decision.propose",

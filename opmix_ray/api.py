@@ -31,8 +31,7 @@ from opmix_ray.model.base import join_base
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.pile import DOMAINS
 from opmix_ray.runner import runner
-from opmix_ray.runner.search import search_once
-from opmix_ray.runner.task import make_task
+from opmix_ray.runner.search import make_task, search_once
 from opmix_ray.runner.validate import validate
 
 Config = RunConfig | Mapping[str, Any] | str | Path

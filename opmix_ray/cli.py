@@ -15,11 +15,10 @@ import typer
 
 from opmix_ray.commands.compare import compare
 from opmix_ray.commands.discover import discover
-from opmix_ray.commands.doctor import doctor
-from opmix_ray.commands.export import export
+from opmix_ray.commands.doctor import doctor, memory
+from opmix_ray.commands.export import export, study
 from opmix_ray.commands.fit import fit, predict
 from opmix_ray.commands.init import init
-from opmix_ray.commands.memory import memory
 from opmix_ray.commands.options import (
     Address,
     Config,
@@ -31,7 +30,6 @@ from opmix_ray.commands.options import (
 )
 from opmix_ray.commands.report import report
 from opmix_ray.commands.show import show
-from opmix_ray.commands.study import study
 from opmix_ray.commands.watch import Web, page_of, watch
 from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.exits import UNDECIDED, exit_code

@@ -22,7 +22,7 @@ from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.rule import DecisionInputs, fit_decision
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture
-from opmix_ray.trials.components import Components
+from opmix_ray.trials.space import Components
 from problem_bench.problem import Problem, as_array
 from problem_bench.surrogate import Surrogate
 from problem_bench.truth import SAME, Bench, objective

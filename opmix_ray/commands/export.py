@@ -1,4 +1,4 @@
-"""`opmix export`: a mixture for another trainer."""
+"""`opmix export`: a mixture for another trainer. `opmix study`: a run's decisions for optuna-dashboard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from opmix_ray.commands.options import Json
+from opmix_ray.commands.options import Json, RunOutput
 
 FORMATS = "megatron, megatron-energon, olmo-core, nemo, torchtitan, llamafactory, axolotl, datasets, streaming or olmix"
 
@@ -55,3 +55,19 @@ def export(
     counts = cast(Literal["tokens", "documents"] | None, unit)
     found = write(source, format, output, config=config, paths=path or [], unit=counts, tokens=tokens)
     show(asdict(found), "\n".join([*found.files, *(f"- {note}" for note in found.notes)]), as_json)
+
+
+def study(
+    directory: RunOutput,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Journal file to write.")] = Path(
+        "study.log"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Write every decision as an Optuna study, for optuna-dashboard."""
+    from opmix_ray.commands.show import show
+    from opmix_ray.commands.studies import write_studies
+
+    written = write_studies(directory, output)
+    words = "\n".join(f"{name}: {count} trials" for name, count in written.items())
+    show({"file": str(output), "studies": written}, f"{words}\nnext: optuna-dashboard {output}", as_json)

@@ -12,7 +12,7 @@ from opmix_ray.output.lock import is_held
 from opmix_ray.output.result import kept_words
 from opmix_ray.output.state import RESULT, load_state, read_config
 from opmix_ray.record import read_record
-from opmix_ray.runner.standing import current, next_words, resumes_at
+from opmix_ray.runner.plan import current, next_words, resumes_at
 from opmix_ray.storage import Storage
 from opmix_ray.trials.rows import TRIALS
 

@@ -12,8 +12,7 @@ from rich.table import Table
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, summary
 from opmix_ray.output.result import kept_words, perplexity_of
-from opmix_ray.runner.base import beginning
-from opmix_ray.runner.stage_start import start_stage
+from opmix_ray.runner.base import beginning, start_stage
 
 
 def prepared_table(config: RunConfig, prepared: Prepared) -> list[dict[str, Any]]:

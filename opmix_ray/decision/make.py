@@ -42,10 +42,9 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.record import read_record
 from opmix_ray.storage import Storage
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.slopes import candidates, with_slopes
-from opmix_ray.trials.space import load_space, read_space
+from opmix_ray.trials.space import Components, load_space, read_space
 from opmix_ray.trials.tuner import searching
 
 

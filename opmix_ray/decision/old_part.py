@@ -14,8 +14,8 @@ import numpy as np
 
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.space import OLD as OLD
+from opmix_ray.trials.space import Components
 
 
 @dataclass(frozen=True)

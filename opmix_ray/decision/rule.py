@@ -22,9 +22,9 @@ from opmix_ray.decision.slopes import slopes_of
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
 from opmix_ray.mixture import Mixture
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import TrialRow, usable_losses
 from opmix_ray.trials.slopes import IN_LOG_SHARES
+from opmix_ray.trials.space import Components
 
 LEAST_ROWS = 4  # usable candidates below which no law is fitted
 

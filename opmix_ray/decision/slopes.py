@@ -14,8 +14,8 @@ import numpy as np
 
 from opmix_ray.decision.old_part import OldPart
 from opmix_ray.laws import Slopes
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import TrialRow
+from opmix_ray.trials.space import Components
 
 
 def slopes_of(

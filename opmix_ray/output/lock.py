@@ -1,15 +1,25 @@
-"""One process per output directory: a lock that the system drops when its holder dies."""
+"""Who may write into an output: one process at a time, the driver that came last and its workers.
+
+    with locked(storage):                     # the system drops the lock when its holder dies
+        token = raise_fence(storage)
+        with writing(storage, token):         # a worker around a checkpoint, the driver around its state
+            ...
+
+A driver that is killed leaves workers that may train on for seconds. On a local file system they and the next driver
+take turns by a lock on the fence's file; an object store has no locks, so that there the moment of looking counts.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from opmix_ray.errors import UserError
-from opmix_ray.output.state import LOCK
+from opmix_ray.output.state import FENCE, LOCK
 from opmix_ray.storage import Storage
 
 
@@ -76,5 +86,47 @@ def is_held(storage: Storage) -> bool | None:
         return None
     else:
         return False
+    finally:
+        os.close(handle)
+
+
+def raise_fence(storage: Storage) -> str:
+    """Keep out whoever was allowed to write before, and wait until none of them is writing; returns the new token."""
+    token = uuid.uuid4().hex
+    with _turn(storage, fcntl.LOCK_EX):
+        storage.write_text(f"{FENCE}/token", token)
+    return token
+
+
+@contextlib.contextmanager
+def writing(storage: Storage, token: str) -> Iterator[None]:
+    """Write for the time of a `with`, if the token's holder still may; the next driver waits meanwhile.
+
+    Raises:
+        UserError: another driver has raised the fence since.
+    """
+    with _turn(storage, fcntl.LOCK_SH):
+        place = f"{FENCE}/token"
+        if not storage.exists(place) or storage.read_text(place) != token:
+            raise UserError(
+                "another opmix process has taken this output over",
+                file=storage.uri,
+                remedy="nothing: it goes on",
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _turn(storage: Storage, kind: int) -> Iterator[None]:
+    if not storage.is_local:
+        yield
+        return
+    file = Path(storage.path(FENCE)) / "turn"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_CREAT | os.O_RDWR)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, kind)
+        yield
     finally:
         os.close(handle)

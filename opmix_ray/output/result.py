@@ -1,17 +1,21 @@
-"""result.json: what came out and what it cost."""
+"""result.json: what came out and what it cost; and mixture.json: the mixture in force, every one before it, and what
+other trainers need to know of the domains."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opmix_ray.config import RunConfig
 from opmix_ray.config.objective import bytes_per_token_of
 from opmix_ray.output.ledger import Ledger
-from opmix_ray.output.state import RunState
+from opmix_ray.output.state import MIXTURE, RunState
 from opmix_ray.storage import Storage
+
+if TYPE_CHECKING:  # torch, which `opmix status` does without
+    from opmix_ray.data.prepare import Prepared
 
 
 def make_result(
@@ -144,3 +148,24 @@ def _evaluation(row: dict[str, Any], config: RunConfig) -> dict[str, Any]:
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def write_mixture(
+    storage: Storage, mixture: Mapping[str, float], history: Sequence[Mapping[str, Any]], prepared: Prepared
+) -> None:
+    """Write mixture.json.
+
+    Args:
+        storage: the run's output.
+        mixture: share of training tokens by domain.
+        history: every mixture with the step it began at, its stage, and why.
+        prepared: the data; training documents and the tokens that these are go along, so that shares of tokens can
+            become shares of documents.
+    """
+    counted = {
+        name: {"documents": domain.train_documents, "tokens": domain.train_tokens}
+        for name, domain in prepared.domains.items()
+    }
+    storage.write_json(
+        MIXTURE, {"mixture": dict(mixture), "history": [dict(entry) for entry in history], "domains": counted}
+    )

@@ -27,7 +27,7 @@ STATE, CONFIG, METRICS, MIXTURE, RESULT = (
 )
 BEFORE = "state.before.json"  # the state before the checkpoint in force was made
 LOCK = ".lock"
-FENCE = ".writer"  # who may write checkpoints; see `opmix_ray.output.fence`
+FENCE = ".writer"  # who may write checkpoints; see `opmix_ray.output.lock`
 HARNESS = "harness.json"
 TRAIN = "train"  # directory of the segments
 COMPARISON = "comparison.html"

@@ -25,10 +25,8 @@ from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import DTYPES
-from opmix_ray.runner.base import beginning
-from opmix_ray.runner.plan import evaluated_at, in_stage, plan, stage_domains, with_strategy
-from opmix_ray.runner.stage_start import start_stage
-from opmix_ray.runner.standing import total_steps
+from opmix_ray.runner.base import beginning, start_stage
+from opmix_ray.runner.plan import evaluated_at, in_stage, plan, stage_domains, total_steps, with_strategy
 from opmix_ray.strategies.costs import Costs, Planned
 from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.train.speed import Speed, measure

@@ -34,22 +34,17 @@ from opmix_ray.errors import UserError, write_to
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.flops import forward_flops, train_flops
-from opmix_ray.output.fence import raise_fence, writing
 from opmix_ray.output.ledger import Ledger
-from opmix_ray.output.lock import locked
-from opmix_ray.output.mixture_file import write_mixture
-from opmix_ray.output.result import make_result
+from opmix_ray.output.lock import locked, raise_fence, writing
+from opmix_ray.output.result import make_result, write_mixture
 from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import BEFORE, METRICS, RESULT, TRAIN, RunState, load_state, open_output
 from opmix_ray.record import read_record
 from opmix_ray.report import write_report
-from opmix_ray.runner.base import BASE, PriorTraining, Resolved, adopt, resolved, same_content
-from opmix_ray.runner.content import changed, fingerprint
+from opmix_ray.runner.base import BASE, PriorTraining, Resolved, adopt, resolved, same_content, start_stage
 from opmix_ray.runner.harness import run_harness
-from opmix_ray.runner.plan import Step, evaluated_at, plan, stage_domains
-from opmix_ray.runner.stage_start import start_stage
-from opmix_ray.runner.standing import resumes_at, total_steps
-from opmix_ray.runner.trust import DAMAGED, checkpoints, final_rows, trusted
+from opmix_ray.runner.plan import Step, evaluated_at, plan, resumes_at, stage_domains, total_steps
+from opmix_ray.runner.trust import DAMAGED, changed, checkpoints, final_rows, fingerprint, trusted
 from opmix_ray.runner.validate import check_before, prepare_checked, refuse
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.registry import strategy_of

@@ -1,32 +1,42 @@
-"""One decision for a checkpoint from anywhere: `opmix search`."""
+"""One decision for a checkpoint from anywhere: `opmix search`; and its probes alone, as a `SearchTask` for scripts.
+
+task = make_task(load_config("examples/quickstart.yaml"))
+tune.run(tune.with_parameters(MixtureTrial, task=task), ...)
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from opmix_ray.cluster.connect import connected
 from opmix_ray.config import RunConfig, with_given
 from opmix_ray.decision.make import Situation, make_decision
-from opmix_ray.decision.old_part import OLD
+from opmix_ray.decision.old_part import OLD, choose_components
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
+from opmix_ray.decision.task import load_weights, probe_task, put_task
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
 from opmix_ray.mixture import Mixture
+from opmix_ray.model.base import snapshot
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import locked
-from opmix_ray.output.mixture_file import write_mixture
+from opmix_ray.output.result import write_mixture
 from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
-from opmix_ray.runner.base import resolved
-from opmix_ray.runner.content import changed, fingerprint
+from opmix_ray.runner.base import resolved, start_stage
 from opmix_ray.runner.front import front
 from opmix_ray.runner.plan import space_of, stage_domains
-from opmix_ray.runner.stage_start import start_stage
+from opmix_ray.runner.trust import changed, fingerprint
 from opmix_ray.runner.validate import refuse, validate
 from opmix_ray.storage import Storage
+from opmix_ray.train.probes import train_all
+from opmix_ray.trials.space import read_space
+from opmix_ray.trials.trial import SearchTask
 
 PLACE = "decisions/000"
 
@@ -133,3 +143,27 @@ def _front(config: RunConfig, storage: Storage, decision: Decision, sets: list[s
             upper=bounds["upper"], current=current, expand=expand, seed=config.seed,
         )
     ]  # fmt: skip
+
+
+def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
+    """Prepare the data and train the probes of a decision about the first stage's domains; needs Ray.
+
+    Args:
+        config: data, model, probes, search.
+        model: directory of a checkpoint; None: the configured model.
+
+    Raises:
+        UserErrors: everything that is wrong with the configuration and the data.
+    """
+    with resolved(config) as run:
+        prepared = validate(run.config)
+        start = start_stage(run.config, 0, run.before, prepared)
+        config = run.stages[0]
+        kind = read_space(config.search.space)[0].kind
+        chosen = choose_components(kind, start.old, start.mixture)
+        weights = load_weights(config, prepared, model)
+        base_ref = ray.put(snapshot(weights))
+        tasks = [probe_task(config, prepared, name, chosen.replayed, "task") for name in chosen.names]
+        found = train_all(tasks, base_ref)
+        probes = [found[name] for name in chosen.names]
+        return put_task(config, prepared, weights, base_ref, probes, start.mixture.domains)[0]

@@ -1,14 +1,22 @@
-"""What an earlier part of a run left, looked at before a run goes on from it."""
+"""What a run may go on from: what an earlier part of it left, and what it read, known by content and not by path.
+
+state.content = fingerprint(config, prepared)      # when the run begins
+refuse(changed(state.content, fingerprint(config, prepared)))      # when it goes on
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
+from opmix_ray.config import RunConfig
+from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
 from opmix_ray.output.rows import Row
-from opmix_ray.output.state import BEFORE, METRICS, RunState, load_state
+from opmix_ray.output.state import BEFORE, METRICS, STATE, RunState, load_state
 from opmix_ray.record import checked
 from opmix_ray.storage import Storage
 from opmix_ray.train.recover import checkpoint_fault
@@ -69,3 +77,87 @@ def final_rows(
                 f"{storage.path(METRICS)}: line {number} is damaged and left out; the weights do not depend on it"
             )
     return rows
+
+
+_WHOLE = 1 << 26  # bytes up to which a file of a model is read whole; of a larger one, blocks all over it
+_BLOCKS, _BLOCK = 64, 1 << 18
+_HELD_OUT = " (held out)"
+REMEDY = "put the old files back, or begin another run with `opmix run --continue`"
+
+
+def fingerprint(config: RunConfig, prepared: Prepared) -> dict[str, str]:
+    """A digest by configuration key: domains, their held-out documents, evaluation sets, tokenizer, model, spaces.
+
+    Args:
+        config: as it was given; `base.run` still names the run that this one goes on from.
+        prepared: its data.
+    """
+    found = {"tokenizer.path": Path(prepared.tokenizer_path.partition("?")[0]).name}
+    for name, part in prepared.domains.items():
+        found[f"data.domains.{name}"] = part.digest
+        found[f"data.domains.{name}{_HELD_OUT}"] = part.held_out_digest
+    for name in config.evaluation.sets:
+        found[f"evaluation.sets.{name}"] = prepared.eval_sets[name].held_out_digest
+    if config.model.path is not None and Path(config.model.path).exists():
+        found["model.path"] = _files(Path(config.model.path))
+    if config.base.run is not None:
+        found["base.run"] = hashlib.blake2b(Storage(config.base.run).read_text(STATE).encode()).hexdigest()[
+            :32
+        ]
+    for position, stage in enumerate(config.stages):
+        spaces = stage.search_space if isinstance(stage.search_space, list) else [stage.search_space]
+        files = [Path(space) for space in spaces if space and Path(space).is_file()]
+        if files:
+            found[f"stages.{position}.search_space"] = _digest(
+                b"\0".join(file.read_bytes() for file in files)
+            )
+    return found
+
+
+def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[UserError]:
+    """An error for each thing that is not what it was; a tokenizer changes all data, so it is named alone."""
+    keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    if "tokenizer.path" in keys:
+        keys = ["tokenizer.path"]
+    errors = []
+    for key in keys:
+        name = key.removesuffix(_HELD_OUT)
+        if name != key and name in keys:
+            continue
+        errors.append(UserError(_problem(key), key=name, remedy=REMEDY))
+    return errors
+
+
+def _problem(key: str) -> str:
+    if key.endswith(_HELD_OUT):
+        return "its held-out documents are not those that this run began with"
+    what = {
+        "tokenizer.path": "is another tokenizer",
+        "model.path": "holds another model",
+        "base.run": "is another run",
+    }
+    return f"{what.get(key, 'holds other text')} than when this run began"
+
+
+def _files(path: Path) -> str:
+    """Digest of a file, or of the names and contents of a directory's files."""
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    parts = [(file.name if path.is_dir() else "").encode() + _content(file) for file in files]
+    return _digest(b"\0".join(parts))
+
+
+def _content(file: Path) -> bytes:
+    size = file.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with open(file, "rb") as stream:
+        if size <= _WHOLE:
+            digest.update(stream.read())
+        else:
+            for number in range(_BLOCKS):
+                stream.seek(number * (size - _BLOCK) // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK))
+    return digest.digest()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -31,12 +31,10 @@ from opmix_ray.model.load import load_model
 from opmix_ray.model.spread import check_spread
 from opmix_ray.paths import existing, is_uri
 from opmix_ray.remote import refuse_credentials
-from opmix_ray.runner.base import beginning, resolved
+from opmix_ray.runner.base import beginning, resolved, start_stage
 from opmix_ray.runner.check_plan import check_plan, oddities
 from opmix_ray.runner.forecast import estimate
-from opmix_ray.runner.plan import decision_points, space_of, stage_domains, wanted_mixture
-from opmix_ray.runner.stage_start import start_stage
-from opmix_ray.runner.standing import total_steps
+from opmix_ray.runner.plan import decision_points, space_of, stage_domains, total_steps, wanted_mixture
 from opmix_ray.runner.trial import try_probes
 from opmix_ray.secret import HIDDEN, placeholders
 from opmix_ray.sources.source import open_source, validate_sources

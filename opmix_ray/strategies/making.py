@@ -29,8 +29,8 @@ from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.output.rows import read_rows
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.proxies import ProxyTask
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import RowLog, TrialRow
+from opmix_ray.trials.space import Components
 
 LAW, KL = "log-linear", 0.05  # of every strategy that fits a law on models of its own
 

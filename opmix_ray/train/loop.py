@@ -31,7 +31,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import load_model, set_recompute
 from opmix_ray.model.loss import SetLoss, compute_context, measure
-from opmix_ray.output.fence import writing
+from opmix_ray.output.lock import writing
 from opmix_ray.storage import Storage
 from opmix_ray.train.callback import TrainingCallback
 from opmix_ray.train.callback_runner import CallbackRunner

@@ -28,9 +28,8 @@ from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import SetLoss
 from opmix_ray.model.spread import Devices, visible_devices
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.slopes import PRICE
-from opmix_ray.trials.space import Simplex, Space
+from opmix_ray.trials.space import Components, Simplex, Space
 
 PENALTY = 1e3  # objective of a candidate whose loss is not a number: worse than any loss
 

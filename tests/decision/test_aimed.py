@@ -17,7 +17,7 @@ from opmix_ray.decision.aimed import aimed
 from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.rule import Decision, DecisionInputs, conclude, fit, fit_decision
 from opmix_ray.mixture import Mixture
-from opmix_ray.trials.components import Components
+from opmix_ray.trials.space import Components
 
 DOMAINS = ("easy", "middle", "hard")
 VOCABULARY, LENGTH = 96, 32

@@ -19,8 +19,8 @@ from opmix_ray.decision.rule import (
     prior_mixture,
 )
 from opmix_ray.mixture import Mixture
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import TrialRow
+from opmix_ray.trials.space import Components
 
 DOMAINS = ("a", "b", "c")
 NAMES = ("old", *DOMAINS)

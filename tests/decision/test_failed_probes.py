@@ -9,7 +9,7 @@ from opmix_ray.decision.failed_probes import can_do_without, holding
 from opmix_ray.decision.old_part import probe_data
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import Probe
-from opmix_ray.trials.components import Components
+from opmix_ray.trials.space import Components
 
 OLD = Mixture({"a": 0.5, "b": 0.3, "c": 0.15, "d": 0.05})
 

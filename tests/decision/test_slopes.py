@@ -18,7 +18,7 @@ from opmix_ray.laws import Slopes, fit_law
 from opmix_ray.laws.fit import check_table
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.interpolate import ProbeSet
-from opmix_ray.strategies.published import Published
+from opmix_ray.strategies.opmix import Published
 from opmix_ray.trials.rows import TrialRow
 from opmix_ray.trials.slopes import candidates, with_slopes
 from opmix_ray.trials.trial import CandidateScorer

@@ -11,7 +11,7 @@ import pytest
 
 from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.data.prepare import Prepared, prepare
-from opmix_ray.output.mixture_file import write_mixture
+from opmix_ray.output.result import write_mixture
 from opmix_ray.output.state import CONFIG, RunState
 from opmix_ray.storage import Storage
 from tests.sources.megatron_files import write_indexed

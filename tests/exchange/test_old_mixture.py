@@ -12,8 +12,7 @@ from opmix_ray.config import load_config, make_config
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserErrors
 from opmix_ray.exits import exit_code
-from opmix_ray.runner.base import beginning
-from opmix_ray.runner.stage_start import start_stage
+from opmix_ray.runner.base import beginning, start_stage
 from tests.exchange.conftest import MIXTURE, Output
 from tests.support import TinyRun
 

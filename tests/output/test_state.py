@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from opmix_ray.checksums import fault
 from opmix_ray.errors import UserError
-from opmix_ray.output.fence import raise_fence, writing
+from opmix_ray.output.lock import raise_fence, writing
 from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_state, open_output
 from opmix_ray.runner.trust import final_rows, trusted
 from opmix_ray.storage import Storage

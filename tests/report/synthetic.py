@@ -15,8 +15,8 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.result import make_result
 from opmix_ray.output.state import CONFIG, METRICS, MIXTURE, RESULT, RunState
 from opmix_ray.storage import Storage
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.rows import RowLog, TrialRow
+from opmix_ray.trials.space import Components
 
 HOSTILE = (
     "code",

@@ -15,8 +15,7 @@ from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.output.state import RunState
-from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, resolved, same_content
-from opmix_ray.runner.stage_start import start_stage
+from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, resolved, same_content, start_stage
 from opmix_ray.storage import Storage
 from tests.support import TinyRun, read_json
 

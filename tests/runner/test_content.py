@@ -13,7 +13,7 @@ import pytest
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import prepare
 from opmix_ray.output.state import identity, open_output
-from opmix_ray.runner.content import changed, fingerprint
+from opmix_ray.runner.trust import changed, fingerprint
 from opmix_ray.sources.source import Document
 from opmix_ray.storage import Storage
 from tests.data.conftest import make_config as make_config

@@ -15,9 +15,9 @@ from opmix_ray.decision.old_part import choose_components, probe_data
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.resources import shipped
-from opmix_ray.trials.components import Components
 from opmix_ray.trials.space import (
     Bounded,
+    Components,
     Grouped,
     Simplex,
     Space,

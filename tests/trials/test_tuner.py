@@ -15,7 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from opmix_ray.config import RunConfig
 from opmix_ray.model.base import join_base
-from opmix_ray.runner.task import make_task
+from opmix_ray.runner.search import make_task
 from opmix_ray.storage import Storage
 from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.space import Simplex, mixture_space
