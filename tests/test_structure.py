@@ -15,7 +15,7 @@ PACKAGE = ROOT / "opmix_ray"
 # From the lowest to the highest: a module imports from its own line, from its own room, and from lines above it here.
 ORDER = """
 visible secret
-errors version signals background node resources paths
+errors version signals node resources paths
 mixture plugins yaml_file numerics
 remote checksums
 storage draw

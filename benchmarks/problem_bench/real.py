@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opmix_ray.commands.options import progress_for
 from opmix_ray.compare import compare
-from opmix_ray.compare.table import table_rows
+from opmix_ray.compare.summary import table_rows
 from problem_bench.problem import BUILT, Problem
 
 STRATEGIES = ("uniform", "proportional", "temperature", "odm", "opmix-published", "opmix")

@@ -60,7 +60,7 @@ def compare(
     loaded = with_given(load_config(config, settings), address=address)
     from opmix_ray.commands.show import show
     from opmix_ray.compare.run import PAGE, compare
-    from opmix_ray.compare.table import legend, table_rows
+    from opmix_ray.compare.summary import legend, table_rows
     from opmix_ray.storage import Storage
 
     with about(config), progress_for(as_json) as progress:

@@ -13,8 +13,8 @@ from typing import Any
 from opmix_ray.config import RunConfig, load_config
 from opmix_ray.config.data import SourceConfig
 from opmix_ray.errors import UserError
+from opmix_ray.exchange import FORMATS
 from opmix_ray.exchange.entries import as_weight
-from opmix_ray.exchange.formats import FORMATS
 from opmix_ray.exchange.handover import Handover, Part, Unit
 from opmix_ray.laws.base import nearest
 from opmix_ray.mixture import Mixture

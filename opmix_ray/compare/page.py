@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from opmix_ray.compare.table import legend, percentage, table_rows, with_interval
+from opmix_ray.compare.summary import legend, percentage, table_rows, with_interval
 from opmix_ray.draw import numbers as n
 from opmix_ray.draw.figure import figure, grid
 from opmix_ray.draw.html import esc, fold, paragraph, section, table

@@ -21,8 +21,7 @@ import ray
 from opmix_ray.cluster.connect import connected
 from opmix_ray.compare.page import render
 from opmix_ray.compare.plan import RUNS, ComparedRun, check_strategies, entries, factors
-from opmix_ray.compare.summary import Row, row_of, summarise
-from opmix_ray.compare.table import to_csv, to_markdown
+from opmix_ray.compare.summary import Row, row_of, summarise, to_csv, to_markdown
 from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.decision.progress import Progress
 from opmix_ray.errors import UserError

@@ -18,13 +18,11 @@ from opmix_ray.counts.ngrams import DataLeft
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.budget import Size, decision_size
-from opmix_ray.decision.check_probe import CHECK
 from opmix_ray.decision.counting import counts_for
 from opmix_ray.decision.data_law import Known
-from opmix_ray.decision.failed_probes import can_do_without, holding, undecided
 from opmix_ray.decision.health import examine, with_health
 from opmix_ray.decision.old_part import choose_components
-from opmix_ray.decision.probing import Probing, Trained
+from opmix_ray.decision.probing import CHECK, Probing, Trained, can_do_without, holding, undecided
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import (
     Decision,

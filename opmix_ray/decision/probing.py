@@ -1,12 +1,19 @@
 """The probes of a decision: found where a crash left them, or trained.
 
 decisions/000/probes/<name>/           finished probes, as PEFT directories
+
+One of them is no component: it is trained on a mixture of all domains, measured, and let go. Adding up the others'
+weights should do nearly what it does (`opmix_ray.decision.health`).
+
+A domain whose probe failed for good keeps its share, and the decision is about the others: what the other probes saw
+is read as if they had seen that domain with the share it has. All candidates lack the same thing, so they are still
+compared fairly.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,13 +22,55 @@ from opmix_ray.cluster.demand import of_probe
 from opmix_ray.cluster.waiting import waiting
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
-from opmix_ray.decision.check_probe import CHECK, check_task, read_check, write_check
 from opmix_ray.decision.old_part import Chosen
 from opmix_ray.decision.progress import Progress
+from opmix_ray.decision.rule import Decision
 from opmix_ray.decision.task import probe_task
+from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import RECORD, Probe, load_probe, save_probe
+from opmix_ray.record import read_record
 from opmix_ray.storage import Storage
 from opmix_ray.train.probes import LostProbe, ProbeTask, train_probes
+from opmix_ray.trials.space import OLD
+
+CHECK = "all domains"  # no component can have this name
+FILE = "check.json"
+_KEYS = ("name", "data", "tokens", "seconds", "flops", "losses", "measured")
+_SHAPE: dict[str, Any] = {"factors": {}, "scale": 0.0, "rank": 0, "alpha": 0.0, "target_modules": []}
+
+
+def check_task(
+    config: RunConfig, prepared: Prepared, chosen: Chosen, stream: str, sequences: int | None
+) -> ProbeTask:
+    """A probe on the mixture nearest to the uniform one that the components span, which is a candidate too.
+
+    Args:
+        config: the run.
+        prepared: its data.
+        chosen: components.
+        stream: names its order of the data.
+        sequences: of each set that it is measured on, those that candidates see; None: `search.sequences`.
+    """
+    components = chosen.components(config.probe.new_share)
+    domains = components.domains
+    shares = components.ratios(components.weights_for(Mixture.uniform(domains)))
+    return replace(
+        probe_task(config, prepared, chosen.names[0], chosen.replayed, stream),
+        name=CHECK,
+        data=dict(zip(domains, shares.tolist(), strict=True)),
+        measure=(config.evaluation.sequences, config.search.sequences, tuple(config.decided_on()), sequences),
+    )
+
+
+def write_check(place: Storage, probe: Probe) -> Probe:
+    """Keep what it measured and cost, not its weights."""
+    place.write_json(FILE, {key: getattr(probe, key) for key in _KEYS})
+    return replace(probe, factors={})
+
+
+def read_check(place: Storage) -> Probe | None:
+    """What `write_check` wrote."""
+    return Probe(**read_record(place, FILE, dict[str, Any]), **_SHAPE) if place.exists(FILE) else None
 
 
 @dataclass
@@ -126,3 +175,61 @@ def _upload(place: Storage, name: str, save: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         save(directory)
         place.upload(directory, name, last=RECORD)
+
+
+_LEAST = 2  # probes between which there is something to decide
+
+
+def can_do_without(lost: Mapping[str, str], names: Sequence[str], current: Mixture) -> bool:
+    """Whether there is something to decide between the probes that are left.
+
+    Args:
+        lost: name of each probe that failed for good -> why.
+        names: of all probes.
+        current: mixture in force.
+    """
+    if not lost:
+        return True
+    left = [name for name in names if name not in lost]
+    share = sum(current.get(name, 0.0) for name in lost)
+    return OLD not in lost and len(left) >= _LEAST and share < 1 - 1e-9
+
+
+def holding(probe: Probe, held: Mapping[str, float]) -> Probe:
+    """A probe whose data are read with given shares of the domains that nothing is known about.
+
+    Args:
+        probe: of another domain.
+        held: domain -> share; their sum is below 1.
+    """
+    seen = sum(share for name, share in probe.data.items() if name not in held)
+    scale = (1 - sum(held.values())) / seen
+    data = {name: share * scale for name, share in probe.data.items() if name not in held}
+    return replace(probe, data={**data, **held})
+
+
+def undecided(
+    lost: Mapping[str, str], current: Mixture, *, index: int, step: int, stage: str, details: dict[str, Any]
+) -> Decision:
+    """The decision to keep the mixture in force where too few probes are left.
+
+    Args:
+        lost: name of each probe that failed for good -> why.
+        current: mixture in force.
+        index, step, stage: of the decision.
+        details: what decision.json says besides.
+    """
+    names = ", ".join(lost)
+    return Decision(
+        index=index,
+        step=step,
+        stage=stage,
+        kept="old",
+        reason=f"too few probes are left to decide between; these failed: {names}",
+        trials=0,
+        usable=0,
+        current=current.shares,
+        proposal=current.shares,
+        mixture=current.shares,
+        details={"lost": dict(lost), **details},
+    )

@@ -12,9 +12,8 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entries import SourceWeight
+from opmix_ray.exchange.entries import SourceWeight, files, reader
 from opmix_ray.exchange.handover import Handover, Part, Unit, Written, comment, refuse_kinds
-from opmix_ray.exchange.places import files, reader
 
 DATASETS = "axolotl_datasets.yaml"
 MOST_PASSES = 64

@@ -6,9 +6,8 @@ import ast
 from typing import Any
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entries import SourceWeight, as_weight, constant
+from opmix_ray.exchange.entries import SourceWeight, as_weight, constant, files, reader
 from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Part, Unit, Written, comment, number
-from opmix_ray.exchange.places import files, reader
 
 MODULE = "datasets_mixture.py"
 _BODY = '''

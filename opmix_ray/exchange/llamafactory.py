@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entries import SourceWeight, as_weight
+from opmix_ray.exchange.entries import SourceWeight, as_weight, files
 from opmix_ray.exchange.handover import (
     FIXED_LENGTH,
     Handover,
@@ -19,7 +19,6 @@ from opmix_ray.exchange.handover import (
     number,
     refuse_kinds,
 )
-from opmix_ray.exchange.places import files
 
 INFO, SETTINGS = "dataset_info.json", "llamafactory.yaml"
 _ENDINGS = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".txt")  # that its loader knows, uncompressed

@@ -6,9 +6,8 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.exchange.entries import SourceWeight, as_weight
+from opmix_ray.exchange.entries import SourceWeight, as_weight, files, stem
 from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Unit, Written, comment, number
-from opmix_ray.exchange.places import files, stem
 from opmix_ray.paths import is_uri
 
 STREAMS = "streams.yaml"

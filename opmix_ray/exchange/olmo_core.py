@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.exchange.entries import SourceWeight, as_weight
+from opmix_ray.exchange.entries import SourceWeight, as_weight, prefix, stem
 from opmix_ray.exchange.handover import Handover, Part, Unit, Written, comment, number
-from opmix_ray.exchange.places import prefix, stem
 from opmix_ray.paths import is_uri
 
 SOURCES = "source_mixture.yaml"

@@ -1,11 +1,15 @@
-"""The main run's weights as plain arrays, put into the object store once and read by probes and evaluators alike."""
+"""The main run's weights as plain arrays, put into the object store once and read by probes and evaluators alike; or a
+directory with `weights.safetensors` and `model.json`."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
 from opmix_ray.model.interpolate import ProbeSet, arrays_of, view_of
@@ -64,3 +68,20 @@ def factors_only(probe_set: ProbeSet) -> ProbeSet:
 def join_base(factors: ProbeSet, base: BaseModel) -> ProbeSet:
     """The inverse of `factors_only`."""
     return replace(factors, weights=base.weights, bfloat16=base.bfloat16)
+
+
+SPEC = "model.json"  # written last: a directory with it is whole
+_WEIGHTS = "weights.safetensors"
+
+
+def save_base(base: BaseModel, directory: Path | str) -> None:
+    """Write a model's architecture and weights into a directory that is there."""
+    save_file({name: array.copy() for name, array in base.weights.items()}, Path(directory) / _WEIGHTS)
+    content = {"spec": base.spec, "bfloat16": sorted(base.bfloat16)}
+    (Path(directory) / SPEC).write_text(json.dumps(content), encoding="utf-8")
+
+
+def load_base(directory: Path | str) -> BaseModel:
+    """The inverse of `save_base`."""
+    content = json.loads((Path(directory) / SPEC).read_text(encoding="utf-8"))
+    return BaseModel(content["spec"], load_file(Path(directory) / _WEIGHTS), frozenset(content["bfloat16"]))

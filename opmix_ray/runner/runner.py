@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from opmix_ray.background import Background
 from opmix_ray.checksums import check, seal
 from opmix_ray.cluster.connect import connected
 from opmix_ray.cluster.demand import of_main_run
@@ -46,6 +45,7 @@ from opmix_ray.runner.harness import run_harness
 from opmix_ray.runner.plan import Step, evaluated_at, plan, resumes_at, stage_domains, total_steps
 from opmix_ray.runner.trust import DAMAGED, changed, checkpoints, final_rows, fingerprint, trusted
 from opmix_ray.runner.validate import check_before, prepare_checked, refuse
+from opmix_ray.signals import Background
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.train.checkpoint import BestRule

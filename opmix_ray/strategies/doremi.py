@@ -24,8 +24,7 @@ from opmix_ray.config import RunConfig
 from opmix_ray.data.held_out import HeldOut
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.base import BaseModel, model_from
-from opmix_ray.model.base_files import SPEC, load_base, save_base
+from opmix_ray.model.base import SPEC, BaseModel, load_base, model_from, save_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.loss import compute_context, token_losses
 from opmix_ray.record import read_record

@@ -22,8 +22,7 @@ from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.base import BaseModel
-from opmix_ray.model.base_files import SPEC, load_base, save_base
+from opmix_ray.model.base import SPEC, BaseModel, load_base, save_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import view_of
 from opmix_ray.model.loss import evaluate_sets

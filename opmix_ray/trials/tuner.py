@@ -22,9 +22,9 @@ import numpy as np
 import ray
 from ray import tune
 
-from opmix_ray.background import Background
 from opmix_ray.config import SearchConfig
 from opmix_ray.node import Desk, here
+from opmix_ray.signals import Background
 from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.searcher import MixtureSearch
 from opmix_ray.trials.space import Space

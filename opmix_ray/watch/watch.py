@@ -17,8 +17,7 @@ from tensorboardX.summary import scalar
 from opmix_ray.config import RunConfig
 from opmix_ray.config.objective import bytes_per_token_of
 from opmix_ray.storage import Storage
-from opmix_ray.watch.names import Scalars, of_costs, of_decision, of_mixture, of_row
-from opmix_ray.watch.trackers import Trackers
+from opmix_ray.watch.trackers import Scalars, Trackers, of_costs, of_decision, of_mixture, of_row
 
 TENSORBOARD = "tensorboard"  # directory inside a run's output
 

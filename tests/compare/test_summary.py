@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 from opmix_ray.compare.page import render
-from opmix_ray.compare.summary import estimate, forgetting, row_of, summarise
-from opmix_ray.compare.table import table_rows, to_csv, to_markdown
+from opmix_ray.compare.summary import estimate, forgetting, row_of, summarise, table_rows, to_csv, to_markdown
 from tests.compare.made import content, row
 from tests.report.reading import Page
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opmix_ray.decision.failed_probes import can_do_without, holding
 from opmix_ray.decision.old_part import probe_data
+from opmix_ray.decision.probing import can_do_without, holding
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import Probe
 from opmix_ray.trials.space import Components

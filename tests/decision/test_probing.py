@@ -13,9 +13,8 @@ import torch
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import PreparedDomain, prepare
 from opmix_ray.data.store import TokenStore
-from opmix_ray.decision.check_probe import check_task
 from opmix_ray.decision.old_part import choose_components
-from opmix_ray.decision.probing import Probing, Trained
+from opmix_ray.decision.probing import Probing, Trained, check_task
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.task import load_weights, probe_task
 from opmix_ray.mixture import Mixture

@@ -14,7 +14,7 @@ from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.base_files import load_base, save_base
+from opmix_ray.model.base import load_base, save_base
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.strategies.doremi import next_weights, train_dro
 from opmix_ray.strategies.making import Making

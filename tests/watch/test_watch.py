@@ -11,7 +11,7 @@ from opmix_ray.output.state import METRICS, RunState, read_config
 from opmix_ray.runner.runner import _done
 from opmix_ray.storage import Storage
 from opmix_ray.watch import Watch
-from opmix_ray.watch.names import of_costs, of_row
+from opmix_ray.watch.trackers import of_costs, of_row
 from tests.watch.events import scalars
 
 
