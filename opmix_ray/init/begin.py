@@ -258,7 +258,7 @@ def _tokenizer(
 
 def _absolute(config: RunConfig) -> RunConfig:
     cache = str(Path(config.data.cache).expanduser())
-    return config.model_copy(update={"data": config.data.model_copy(update={"cache": cache})})
+    return config.but(data={"cache": cache})
 
 
 def _tokens(domain: Domain, tokenizer: PreTrainedTokenizerFast, sequences: Sequences) -> float:
