@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from opmix_ray.trials.slopes import candidates, with_slopes
 from opmix_ray.trials.trial import CandidateScorer
 from tests.decision.test_decide import DOMAINS, NEED, PARTS, question, row
 from tests.model.tiny_models import made_probes, tiny, tokens
-from tests.support import TinyRun
+from tests.support import TinyRun, opmix, read_json
 
 MANY = 20
 
@@ -180,3 +181,20 @@ def test_many_components_ask_for_slopes_and_fewer_candidates(tiny_data: Path, tm
     assert not with_slopes(load("search.gradients=false"), 64)
     assert not with_slopes(load("proposal.law=linear"), 64)
     assert not with_slopes(Published().plan(auto), 64)
+
+
+@pytest.mark.slow
+def test_a_decision_with_gradients_scores_a_third_of_the_candidates(tiny: TinyRun) -> None:
+    tiny.tree["search"] |= {"gradients": True, "trials": 12}
+    tiny.tree["proposal"] = tiny.tree.get("proposal", {}) | {"law": "own-share"}
+    out = tiny.directory / "out"
+    done = opmix("search", str(tiny.write()), "--output", str(out))
+    assert done.returncode == 0, done.stderr
+    decision = read_json(out / "decisions/000/decision.json")
+    assert decision["trials"] == 4
+    assert decision["details"]["gradients"] is True
+    assert decision["law_name"] == "own-share"
+    rows = [json.loads(line) for line in (out / "decisions/000/trials.jsonl").read_text().splitlines()]
+    assert len(rows) == 5
+    assert all(len(values) == 3 for row in rows for values in row["slopes"].values())
+    assert sum(row["flops"] for row in rows) == pytest.approx(decision["details"]["cost"]["search"]["flops"])

@@ -13,7 +13,7 @@ from opmix_ray.watch import Watch
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 from tests.object_store import object_store
-from tests.watch.events import scalars
+from tests.watch.conftest import scalars
 
 
 def test_watch_study_and_event_files(

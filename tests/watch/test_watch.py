@@ -12,7 +12,7 @@ from opmix_ray.runner.runner import _done
 from opmix_ray.storage import Storage
 from opmix_ray.watch import Watch
 from opmix_ray.watch.trackers import of_costs, of_row
-from tests.watch.events import scalars
+from tests.watch.conftest import scalars
 
 
 def state_of(run: Storage) -> RunState:
