@@ -13,7 +13,7 @@ from pydantic import Field
 
 from opmix_ray.config.data import NAME, BaseConfig, DataConfig, EvaluationConfig, SourceConfig
 from opmix_ray.config.objective import UNITS, Limit, Objective, OwnObjective, own_objective, weighted
-from opmix_ray.config.section import Section, Space
+from opmix_ray.config.section import Section, SpaceKey
 from opmix_ray.config.strategy import StrategiesConfig
 from opmix_ray.config.train import ModelConfig, TokenizerConfig, TrainConfig
 
@@ -34,7 +34,7 @@ class StageConfig(Section):
     decide_at: list[float] = Field(
         default_factory=list, description="When to decide: fractions of the stage, each in [0, 1)."
     )
-    search_space: Space | list[Space] | None = Field(
+    search_space: SpaceKey | list[SpaceKey] | None = Field(
         None,
         description="Search space of this stage's decisions, or one for each in the order of `decide_at`; none: "
         "`search.space`.",
@@ -88,7 +88,7 @@ class SearchConfig(Section):
 
     sized_by_rule: ClassVar[frozenset[str]] = frozenset({"trials", "sequences"})
 
-    space: Space = Field(
+    space: SpaceKey = Field(
         "simplex", description="A built-in search space (`simplex`, `old_new`, ...), or a YAML file."
     )
     budget: float | None = Field(

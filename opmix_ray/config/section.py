@@ -88,7 +88,7 @@ def _hub_or_local(path: str, base: Path) -> str:
 # Paths in a file are relative to it. What a run holds is absolute, so that it does not depend on where it was started.
 PathKey = Annotated[str, _beside(_local)]
 HubOrPath = Annotated[str, _beside(_hub_or_local)]
-Space = Annotated[
+SpaceKey = Annotated[
     str, _beside(lambda name, base: _local(name, base) if name.endswith((".yaml", ".yml")) else name)
 ]
 
