@@ -29,12 +29,14 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-SMOOTHING = (2000.0, 600.0, 200.0)  # beta of one, two and three words: docs/decisions.md
+SMOOTHING = (3000.0, 2400.0, 1200.0)  # beta of one, two and three words: docs/decisions.md
 REPEATS = 8.0  # R; Muennighoff et al. have 15 for large models, small ones tire sooner: docs/decisions.md
 ENOUGH = 15.0  # passes over a domain after which more do harm
 HARM = 3.0  # nats per token that far more do, if all that is read were read so often: docs/decisions.md
 LEARNED = 3.0  # times as many passes again, until most of it is learned by heart
 READ_BEFORE = 0.03  # what a token read before the stage counts, where one read in it counts 1: models forget
+APART = 0.03  # nats that a domain must cost a set before it is counted as nothing for it: docs/decisions.md
+KNOWN = 0.25  # weight of what the model itself says of a token, beside the n-gram model: docs/decisions.md
 SAMPLE = 1 << 19  # tokens of a domain that are counted
 POSITIONS = 2048  # target tokens of a set that are kept
 
@@ -83,6 +85,7 @@ class Counts:
         weights: (N,) of the target tokens, sum 1.
         sampled: (D,) tokens counted.
         vocabulary: size.
+        known: (N,) how likely the model finds each target before the stage; None: it knows nothing worth asking for.
     """
 
     words: np.ndarray
@@ -90,9 +93,14 @@ class Counts:
     weights: np.ndarray
     sampled: np.ndarray
     vocabulary: int
+    known: np.ndarray | None = None
 
     def loss(self, shares: np.ndarray, data: DataLeft) -> np.ndarray:
-        """Held-out loss of the n-gram model of each mixture, (n, D) -> (n,), nats per token."""
+        """Held-out loss of the n-gram model of each mixture, (n, D) -> (n,), nats per token.
+
+        Where the model is known, n-grams and the model predict each token together, as nearest neighbours and a model
+        do (Khandelwal et al. 2020, arXiv 1911.00172): what the model knows already cannot be learned again.
+        """
         shares = np.atleast_2d(shares)
         return self._losses(self._seen(shares, data)[0]) + data.harm(shares)[0]
 
@@ -117,21 +125,32 @@ class Counts:
             below = contexts @ seen + beta
             likely = (words @ seen + beta * likely) / below
             by_seen = (words + beta * by_seen - likely[:, None] * contexts) / below[:, None]
-        return -((self.weights / likely) @ by_seen)
+        part = 1.0 if self.known is None else 1 - KNOWN
+        return -((part * self.weights / self._with_known(likely)) @ by_seen)
+
+    def _with_known(self, likely: np.ndarray) -> np.ndarray:
+        """Probabilities of the targets, (N,) or (N, n), together with the model's own."""
+        if self.known is None:
+            return likely
+        known = self.known if likely.ndim == 1 else self.known[:, None]
+        return KNOWN * known + (1 - KNOWN) * likely
 
     def for_the_set(self, share: np.ndarray, data: DataLeft) -> Counts:
         """The counts weighted by how far each domain serves the set at a mixture (D,).
 
         A trained model tells from the context which kind of text it reads, and does not mix in what it learned from
-        others. So the weights, each in [0, 1], are those under which the n-gram model's loss is least.
+        others. So the weights, each in [0, 1], are those under which the n-gram model's loss is least, held to 1 by
+        `APART`: small differences between domains are the sample's.
         """
         seen = self._seen(share[None], data)[0][0]
 
         def cost(serves: np.ndarray) -> tuple[float, np.ndarray]:
-            return float(self._losses((serves * seen)[None])[0]), self._slope(serves * seen) * seen
+            held = APART * float(np.square(1 - serves).sum())
+            slope = self._slope(serves * seen) * seen - 2 * APART * (1 - serves)
+            return float(self._losses((serves * seen)[None])[0]) + held, slope
 
         found = minimize(
-            cost, np.full(len(seen), 0.5), jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(seen),
+            cost, np.ones(len(seen)), jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * len(seen),
             options={"maxiter": 40},
         )  # fmt: skip
         return replace(self, words=self.words * found.x, contexts=self.contexts * found.x)
@@ -144,7 +163,7 @@ class Counts:
             likely = np.full((len(self.weights), 1), 1 / self.vocabulary)
             for beta, words, contexts in zip(SMOOTHING, self.words, self.contexts, strict=True):
                 likely = (words @ seen[part].T + beta * likely) / (contexts @ seen[part].T + beta)
-            found[part] = -self.weights @ np.log(likely)
+            found[part] = -self.weights @ np.log(self._with_known(likely))
         return found
 
     def to_text(self) -> str:
@@ -153,6 +172,7 @@ class Counts:
         np.savez_compressed(
             block, words=self.words.astype(np.float32), contexts=self.contexts.astype(np.float32),
             weights=self.weights, sampled=self.sampled, vocabulary=self.vocabulary,
+            **({} if self.known is None else {"known": self.known}),
         )  # fmt: skip
         return base64.b64encode(block.getvalue()).decode()
 
@@ -163,16 +183,21 @@ class Counts:
             return cls(
                 found["words"].astype(np.float64), found["contexts"].astype(np.float64),
                 found["weights"], found["sampled"], int(found["vocabulary"]),
+                found["known"] if "known" in found else None,
             )  # fmt: skip
 
 
-def count_ngrams(sets: Mapping[str, Held], samples: Mapping[str, Held], vocabulary: int) -> dict[str, Counts]:
+def count_ngrams(
+    sets: Mapping[str, Held], samples: Mapping[str, Held], vocabulary: int,
+    nats: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Counts]:  # fmt: skip
     """Count the words of every set in every domain's sample.
 
     Args:
         sets: held-out sequences by evaluation set.
         samples: training sequences by domain.
         vocabulary: size of the tokenizer's.
+        nats: what the model loses at every target of a set that counts, in order; none: it is not asked.
     """
     orders = len(SMOOTHING)
     targets = {name: _targets(held, orders) for name, held in sets.items()}
@@ -201,7 +226,8 @@ def count_ngrams(sets: Mapping[str, Held], samples: Mapping[str, Held], vocabula
     for name, (rows, weights) in targets.items():
         part = slice(start, start + len(rows))
         start = part.stop
-        result[name] = Counts(words[:, part], contexts[:, part], weights, sampled, vocabulary)
+        known = None if nats is None else np.exp(-_of_targets(sets[name], nats[name], orders))
+        result[name] = Counts(words[:, part], contexts[:, part], weights, sampled, vocabulary, known)
     return result
 
 
@@ -209,10 +235,23 @@ def _targets(held: Held, orders: int, most: int | None = POSITIONS) -> tuple[np.
     """The last `orders` words up to every target that counts, (N, orders), and weights (N,)."""
     ids, mask = held
     windows = np.lib.stride_tricks.sliding_window_view(ids, orders, axis=1)
-    rows = windows[mask[:, orders - 1 :]]
-    if most is not None and len(rows) > most:
-        rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+    rows = _thinned(windows[mask[:, orders - 1 :]], most)
     return rows, np.full(len(rows), 1 / max(1, len(rows)))
+
+
+def _of_targets(held: Held, nats: np.ndarray, orders: int) -> np.ndarray:
+    """Of the losses of all targets that count, (T,), those of `_targets`, (N,)."""
+    mask = held[1]
+    every = np.zeros(mask.shape)
+    every[:, 1:][mask[:, 1:]] = nats
+    return _thinned(every[:, orders - 1 :][mask[:, orders - 1 :]], POSITIONS)
+
+
+def _thinned(rows: np.ndarray, most: int | None) -> np.ndarray:
+    """At most so many, evenly spread."""
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
 def _key(rows: np.ndarray, vocabulary: int) -> np.ndarray:
