@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from opmix_ray.config import ProposalConfig
 from opmix_ray.counts.ngrams import DataLeft
 from opmix_ray.decision.choice import Choice, choose
-from opmix_ray.decision.counting import counts_for
+from opmix_ray.decision.counting import counts_for, texts_for
 from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.rule import DecisionInputs, fit_decision
 from opmix_ray.laws.fitted import FittedLaw
@@ -128,10 +128,10 @@ def asked(bench: Bench, prefix: dict[str, Any]) -> DecisionInputs:
         np.array([bench.tokens[name] for name in bench.domains]),
     )
     weights = {name: weight for name, weight in config.objective().items() if weight}
-    counts = counts_for(
-        prepared, weights, current, data,
-        reported=config.evaluation.sequences, searched=config.search.sequences,
-    )  # fmt: skip
+    held = texts_for(
+        prepared, weights, reported=config.evaluation.sequences, searched=config.search.sequences
+    )
+    counts = counts_for(prepared, held, current, data)
     floor = 1 - config.probe.new_share
     names = tuple(bench.domains)
     free = {

@@ -183,7 +183,7 @@ class Counts:
             return cls(
                 found["words"].astype(np.float64), found["contexts"].astype(np.float64),
                 found["weights"], found["sampled"], int(found["vocabulary"]),
-                found["known"] if "known" in found else None,
+                found.get("known"),
             )  # fmt: skip
 
 

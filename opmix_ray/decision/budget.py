@@ -18,6 +18,10 @@ FOR_PROBES = 0.55  # of a decision's budget
 SAFE = 0.9  # of the budget, since the three figures above are rounded
 LEAST_STEPS, LEAST_BATCH = 3, 2
 LEAST_SEQUENCES = 4
+MOST_ASKED, FOR_ASKING = (
+    16,
+    0.1,
+)  # sequences a set that the model is asked about first, and the part of the budget
 MORE_TRIALS = 3  # candidates at least, in addition to one for each component
 
 
@@ -30,12 +34,14 @@ class Size:
         sequences: held-out ones of each set that a candidate sees.
         share: of the stage's FLOPs that this decision is expected to cost.
         words: what was chosen, and why.
+        asked: held-out sequences of each set that the model may be asked about before counting; 0: none.
     """
 
     config: RunConfig | None
     sequences: int
     share: float
     words: str
+    asked: int = 0
 
 
 def decision_size(config: RunConfig, stage: StageConfig, components: int) -> Size:
@@ -65,11 +71,16 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
 
     if search.budget is None:
         share = cost(probe.steps, batch, search.trials, search.sequences)
-        return Size(config, search.sequences, share, "search.budget is null: sizes as configured")
+        return Size(config, search.sequences, share, "search.budget is null: sizes as configured", MOST_ASKED)
     one = SAFE * search.budget / max(1, len(stage.decide_at)) * whole
     by_hand = {f"probe.{name}" for name in probe.sized_by_rule & probe.model_fields_set} | {
         f"search.{name}" for name in search.sized_by_rule & search.model_fields_set
     }
+    alone = min(MOST_ASKED, int(one / (sets * length * FORWARD)))  # where counting is all that is done
+    asked = min(MOST_ASKED, int(FOR_ASKING * one / (sets * length * FORWARD)))
+    asked = asked if asked >= LEAST_SEQUENCES else 0
+    asking = asked * sets * length * FORWARD if pretrained(config) else 0.0
+    one -= asking
     rows = FOR_PROBES * one / (count * length * PROBE)  # of one probe, over all its steps
     if "probe.batch_size" not in by_hand:
         batch = max(LEAST_BATCH, min(batch, round(math.sqrt(rows))))
@@ -92,17 +103,26 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
                 f"({percent}), and proposal.law {config.proposal.law} needs them: sizes as configured, "
                 f"about {100 * share:.0f} %",
             )  # fmt: skip
+        alone = alone if alone >= LEAST_SEQUENCES else 0
+        share = alone * sets * length * FORWARD / whole if pretrained(config) else 0.0
         return Size(
-            None, 0, 0.0,
+            None, 0, share,
             f"{stage.steps} steps are too few for probes of {components} components within search.budget ({percent}): "
             "the mixture comes from counting alone",
+            alone,
         )  # fmt: skip
     kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
     sizes = config.but(probe={"steps": steps, "batch_size": batch}, search={"trials": trials})
-    share = cost(steps, batch, trials, sequences)
+    share = cost(steps, batch, trials, sequences) + asking / whole
     over = "within" if share * max(1, len(stage.decide_at)) <= search.budget else "more than"
     return Size(
         sizes, sequences, share,
         f"{count} probes of {steps} steps of {batch} sequences, {trials} candidates on {sequences} sequences a set: "
         f"about {100 * share:.1f} %, {over} {percent}{kept}",
+        asked,
     )  # fmt: skip
+
+
+def pretrained(config: RunConfig) -> bool:
+    """Whether a run begins with weights that know something: its decisions are expected to ask the model first."""
+    return config.model.path is not None or config.base.run is not None

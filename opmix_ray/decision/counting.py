@@ -1,12 +1,12 @@
-"""Counts of the evaluation sets' words in the domains' training text, for one decision; no pass of the model."""
+"""Counts of the evaluation sets' words in the domains' training text, for one decision."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from opmix_ray.counts.ngrams import SAMPLE, Counts, DataLeft, count_ngrams, sample_rows
+from opmix_ray.counts.ngrams import SAMPLE, Counts, DataLeft, Held, count_ngrams, sample_rows
 from opmix_ray.data.held_out import split_counts
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.mixture import Mixture
@@ -15,17 +15,16 @@ MOST_SEQUENCES = 256  # held-out sequences of a set whose words are counted
 MOST_TOKENS = 1 << 22  # counted over all domains
 
 
-def counts_for(
-    prepared: Prepared, sets: Iterable[str], current: Mixture, data: DataLeft, *, reported: int, searched: int
-) -> dict[str, Counts]:
-    """Counts by evaluation set, each weighted for the set; sets of questions are left out.
+def texts_for(
+    prepared: Prepared, sets: Iterable[str], *, reported: int, searched: int, most: int = MOST_SEQUENCES
+) -> dict[str, Held]:
+    """Held-out sequences by evaluation set, of which the words are counted; sets of questions are left out.
 
     Args:
         prepared: the run's data.
         sets: names of those that matter.
-        current: mixture in force, over the stage's domains.
-        data: what the stage reads.
         reported, searched: held-out sequences per set for reports and for decisions; the former are not looked at.
+        most: sequences of each set.
     """
     held = {}
     for name in sets:
@@ -35,7 +34,27 @@ def counts_for(
         count = domain.eval_sequences
         first, own = split_counts(count, reported, searched)
         start = first if count > 1 else 0
-        held[name] = domain.evaluation().batch(range(start, min(count, start + max(own, MOST_SEQUENCES))))
+        wanted = max(own, most) if most == MOST_SEQUENCES else most
+        held[name] = domain.evaluation().batch(range(start, min(count, start + wanted)))
+    return held
+
+
+def counts_for(
+    prepared: Prepared,
+    held: Mapping[str, Held],
+    current: Mixture,
+    data: DataLeft,
+    nats: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Counts]:
+    """Counts by evaluation set, each weighted for the set.
+
+    Args:
+        prepared: the run's data.
+        held: sequences by set, of `texts_for`.
+        current: mixture in force, over the stage's domains.
+        data: what the stage reads.
+        nats: what the model loses at every target of the sequences that counts; none: it is not asked.
+    """
     if not held:
         return {}
     most = min(SAMPLE, MOST_TOKENS // max(1, len(current)))
@@ -43,7 +62,7 @@ def counts_for(
     for name in current:
         store = prepared.domains[name].train()
         samples[name] = store.batch(sample_rows(len(store), store.seq_len, most))
-    found = count_ngrams(held, samples, prepared.vocab_size)
+    found = count_ngrams(held, samples, prepared.vocab_size, nats)
     even = np.full(len(current), 1 / len(current))
     return {name: counts.for_the_set(even, data) for name, counts in found.items()}
 
@@ -61,7 +80,8 @@ def least_losses(
     """
     sizes = np.array([float(prepared.domains[name].train_tokens) for name in domains])
     data = DataLeft(tokens, np.zeros(len(domains)), sizes)
-    counts = counts_for(prepared, sets, Mixture.uniform(domains), data, reported=0, searched=MOST_SEQUENCES)
+    held = texts_for(prepared, sets, reported=0, searched=MOST_SEQUENCES)
+    counts = counts_for(prepared, held, Mixture.uniform(domains), data)
     pool = np.random.default_rng(0).dirichlet(np.full(len(domains), 0.5), 256)
     pool = np.vstack([pool, np.eye(len(domains)), np.full((1, len(domains)), 1 / len(domains))])
     return {name: float(one.loss(pool, data).min()) for name, one in counts.items()}

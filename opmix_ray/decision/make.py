@@ -14,11 +14,11 @@ import ray
 from opmix_ray.cluster.demand import of_evaluator
 from opmix_ray.cluster.waiting import waiting
 from opmix_ray.config import RunConfig
-from opmix_ray.counts.ngrams import DataLeft
+from opmix_ray.counts.ngrams import Counts, DataLeft
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
-from opmix_ray.decision.budget import Size, decision_size
-from opmix_ray.decision.counting import counts_for
+from opmix_ray.decision.budget import Size, decision_size, pretrained
+from opmix_ray.decision.counting import counts_for, texts_for
 from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.health import examine, with_health
 from opmix_ray.decision.old_part import choose_components
@@ -32,7 +32,7 @@ from opmix_ray.decision.rule import (
     fit_decision,
     prior_mixture,
 )
-from opmix_ray.decision.task import load_weights, measure_now, put_task
+from opmix_ray.decision.task import Measured, load_weights, measure_in_task, measure_now, put_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
@@ -159,6 +159,8 @@ class _Maker:
         self.times: dict[str, float] = {}
         self.lost: dict[str, str] = {}  # probes that failed for good, and why
         self.check: Probe | None = None
+        self.base: ray.ObjectRef | None = None  # weights, where they are in the object store already
+        self.asked: list[Measured] = []  # passes of the model before the search
 
     def make(self) -> Decision:
         self.progress.message(self.size.words)
@@ -167,25 +169,22 @@ class _Maker:
         return self._by_probes()
 
     def _by_counting(self) -> Decision:
-        """A decision that costs no FLOPs: the law of what counting says, without a candidate."""
+        """A decision without a candidate: the law of what counting says."""
         situation, began = self.situation, time.monotonic()
         question = self._question(self.chosen.components(self.config.probe.new_share), None)
-        cost = {}
         if not question.now and (question.limits or question.aim.curved):
-            measured = measure_now(self.config, self.prepared, situation.model)
-            question = replace(question, now=measured.losses)
-            cost = {
-                "search": {
-                    "tokens": measured.tokens, "flops": measured.flops, "seconds": measured.seconds,
-                }
-            }  # fmt: skip
+            self.asked.append(measure_now(self.config, self.prepared, situation.model))
+            question = replace(question, now=self.asked[-1].losses)
         found = fit_decision([], question)
         decision = conclude(
             [], None, found, question, index=situation.index, step=situation.step, stage=situation.stage
         )
         self.times["search"] = time.monotonic() - began
         decision.details.update(
-            cost={**cost, "fit": {"seconds": found.seconds}},
+            cost={
+                **({"search": _passes(self.asked)} if self.asked else {}),
+                "fit": {"seconds": found.seconds},
+            },
             size=self.size.words,
             wall_seconds=self.times,
             objective=self.config.objective(),
@@ -210,7 +209,7 @@ class _Maker:
         began = time.monotonic()
         model = load_weights(config, self.prepared, situation.model)
         base = snapshot(model)
-        base_ref = ray.put(base)
+        base_ref = self.base = ray.put(base)
         found = self._probes(base_ref)
         self.lost, self.check, probes = found.lost, found.check, found.probes
         if not can_do_without(self.lost, self.names, situation.current):
@@ -267,7 +266,7 @@ class _Maker:
             weights=answer.weights.tolist() if answer.weights is not None else None,
             cost=_cost(
                 found.costs(),
-                [*rows, *([checked] if checked else [])],
+                [*rows, *([checked] if checked else []), *self.asked],
                 answer,
                 base.nbytes,
                 factors.nbytes,
@@ -360,11 +359,28 @@ class _Maker:
             np.array([situation.tokens_used.get(name, 0.0) for name in self.domains]),
             np.array([float(self.prepared.domains[name].train_tokens) for name in self.domains]),
         )
+        held = {"reported": config.evaluation.sequences, "searched": config.search.sequences}
         counts = counts_for(
-            self.prepared, self.sets, situation.current, data,
-            reported=config.evaluation.sequences, searched=config.search.sequences,
-        )  # fmt: skip
+            self.prepared, texts_for(self.prepared, self.sets, **held), situation.current, data
+        )
+        if counts and self.size.asked and self._knows_more(counts, data):
+            texts = texts_for(self.prepared, self.sets, **held, most=self.size.asked)
+            if self.base is None:
+                self.base = ray.put(snapshot(load_weights(config, self.prepared, situation.model)))
+            told = measure_in_task(config, self.base, {**texts}, targets=True)
+            self.asked.append(told)
+            counts = counts_for(self.prepared, texts, situation.current, data, told.targets)
         return Known(counts, data)
+
+    def _knows_more(self, counts: Mapping[str, Counts], data: DataLeft) -> bool:
+        """Whether the model loses less now than counting says it would after the stage: then it is asked first."""
+        now = self._now()
+        if not now:
+            return pretrained(self.config)
+        weights = self.config.objective()
+        current = self.situation.current.array()[None]
+        ahead = {name: float(one.loss(current, data)[0]) - now[name] for name, one in counts.items()}
+        return sum(max(weights.get(name, 0.0), 1e-9) * more for name, more in ahead.items()) > 0
 
     def _free(self, tokens: Mapping[str, float]) -> dict[str, Mixture]:
         """Mixtures that cost nothing to find."""
@@ -403,20 +419,23 @@ class _Best:
 
 def _cost(
     probes: Sequence[Probe],
-    rows: Sequence[TrialRow],
+    rows: Sequence[TrialRow | Measured],
     found: FittedDecision,
     base_bytes: int,
     factor_bytes: int,
 ) -> dict[str, dict[str, float]]:
     return {
         "probes": _probe_cost(probes, base_bytes),
-        "search": {
-            "tokens": sum(row.tokens for row in rows),
-            "flops": sum(row.flops for row in rows),
-            "seconds": sum(row.seconds for row in rows),
-            "bytes": float(factor_bytes),
-        },
+        "search": _passes(rows) | {"bytes": float(factor_bytes)},
         "fit": {"seconds": found.seconds},
+    }
+
+
+def _passes(rows: Sequence[TrialRow | Measured]) -> dict[str, float]:
+    return {
+        "tokens": sum(row.tokens for row in rows),
+        "flops": sum(row.flops for row in rows),
+        "seconds": sum(row.seconds for row in rows),
     }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import ray
 from transformers import PreTrainedModel
 
@@ -20,7 +21,7 @@ from opmix_ray.model.base import BaseModel, factors_only, model_from, snapshot
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.load import load_model
-from opmix_ray.model.loss import evaluate_sets
+from opmix_ray.model.loss import evaluate_sets, target_losses
 from opmix_ray.model.probe import Probe
 from opmix_ray.model.spread import visible_devices
 from opmix_ray.train.probes import ProbeTask
@@ -92,16 +93,18 @@ class Measured:
     Args:
         losses: nats per token by set, or the rate of wrong answers.
         tokens, flops, seconds: what it cost.
+        targets: nats of every target that counts by set, where they were asked for one by one.
     """
 
     losses: dict[str, float]
     tokens: float
     flops: float
     seconds: float
+    targets: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def measure_now(config: RunConfig, prepared: Prepared, directory: Path | None) -> Measured:
-    """Measure the sets that a decision looks at in a Ray task, where neither the run nor a candidate has measured them.
+    """Measure the sets that a decision looks at, where neither the run nor a candidate has measured them.
 
     Args:
         config: the run.
@@ -110,7 +113,21 @@ def measure_now(config: RunConfig, prepared: Prepared, directory: Path | None) -
     """
     base = ray.put(snapshot(load_weights(config, prepared, directory)))
     sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences, config.decided_on())
-    arguments = (base, sets, config.evaluation.batch_size, config.model.autocast, config.probe.gpus)
+    return measure_in_task(config, base, sets)
+
+
+def measure_in_task(
+    config: RunConfig, base: ray.ObjectRef, sets: HeldOut, *, targets: bool = False
+) -> Measured:
+    """Measure held-out sets in a Ray task.
+
+    Args:
+        config: the run.
+        base: its weights.
+        sets: what is measured; sequences alone where `targets` is set.
+        targets: give the loss of every single target instead of the sets' means.
+    """
+    arguments = (base, sets, config.evaluation.batch_size, config.model.autocast, config.probe.gpus, targets)
     job = Job("the loss of now", arguments, config.probe, config.cluster.max_retries)
     [(_, found)] = side_by_side(_measure, [job], "probe", None)
     if isinstance(found, Failed):
@@ -118,12 +135,20 @@ def measure_now(config: RunConfig, prepared: Prepared, directory: Path | None) -
     return cast(Measured, found)
 
 
-def _measure(base: BaseModel, sets: HeldOut, batch_size: int, autocast: bool, gpus: float) -> Measured:
+def _measure(
+    base: BaseModel, sets: HeldOut, batch_size: int, autocast: bool, gpus: float, targets: bool
+) -> Measured:
     began = time.monotonic()
     model = model_from(base, visible_devices(gpus))
-    losses = {
-        name: one.mean for name, one in evaluate_sets(model, sets, batch_size, autocast=autocast).items()
-    }
+    losses: dict[str, float] = {}
+    single: dict[str, np.ndarray] = {}
+    if targets:
+        for name, (ids, mask) in texts_of(sets).items():
+            single[name] = target_losses(model, ids, mask, batch_size, autocast=autocast)
+    else:
+        found = evaluate_sets(model, sets, batch_size, autocast=autocast)
+        losses = {name: one.mean for name, one in found.items()}
     tokens = float(sum(map(tokens_of, sets.values())))
     length = max(held[0].shape[1] for held in texts_of(sets).values()) if texts_of(sets) else 1
-    return Measured(losses, tokens, tokens * forward_flops(model, 1.0, length), time.monotonic() - began)
+    flops = tokens * forward_flops(model, 1.0, length)
+    return Measured(losses, tokens, flops, time.monotonic() - began, single)

@@ -139,6 +139,23 @@ def evaluate_sets(
         return {name: measure(held, score, generate, batch_size, device) for name, held in sets.items()}
 
 
+def target_losses(
+    model: nn.Module, ids: np.ndarray, mask: np.ndarray, batch_size: int, *, autocast: bool
+) -> np.ndarray:
+    """Loss of every target that counts, in the order of the text: nats, float32 of shape (k,).
+
+    Args: as for `evaluate_sets`, of one set.
+    """
+    device = _device(model)
+    with _evaluating(model), torch.inference_mode(), compute_context(autocast, device):
+        parts = [
+            losses.float().cpu().numpy()
+            for batch in batches(ids, mask, batch_size, device)
+            for losses, _ in token_losses(model, *batch)
+        ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
 def measure(held: Held, score: Score, generate: Generate, batch_size: int, device: torch.device) -> SetLoss:
     """Loss of one evaluation set, or the rate of wrong answers.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
-from opmix_ray.decision.budget import decision_size
+from opmix_ray.decision.budget import decision_size, pretrained
 from opmix_ray.decision.make import Situation, make_decision
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.progress import Progress
@@ -44,8 +44,9 @@ class OPMix(Strategy):
         kind = read_space(planned.space)[0].kind
         components = len(choose_components(kind, mixture, Mixture.uniform(names)).names)
         size = decision_size(config, planned.stage, components)
+        asked = costs.seen_of(size.asked) * costs.forward if pretrained(config) and size.asked else 0.0
         if size.config is None:
-            return 0.0  # it counts, and trains and scores nothing
+            return asked  # it counts, and trains and scores nothing
         config = size.config
         count = components + config.probe.check  # one more, on all domains
         batch = config.probe.batch_size or config.train.batch_size
@@ -54,7 +55,7 @@ class OPMix(Strategy):
         scored = candidates(config, components) + 1  # the proposal is one more
         looks = scored * (PRICE if with_slopes(config, components) else 1)
         looks += config.probe.check
-        return probes + looks * costs.seen_of(size.sequences) * costs.forward
+        return asked + probes + looks * costs.seen_of(size.sequences) * costs.forward
 
 
 class Published(OPMix):

@@ -114,3 +114,40 @@ def test_samples_are_spread_evenly() -> None:
     assert len(some) == 10
     assert some[0] == 0
     assert some[-1] == 999
+
+
+def test_what_the_model_knows_already_is_not_learned_again() -> None:
+    samples = {"like": text(1, 0), "other": text(2, 12), "far": text(3, 24)}
+    held = text(9, 0, 20)
+    targets = int(held[1][:, 1:].sum())
+
+    def gain(nats: float | None) -> float:
+        told = None if nats is None else {"set": np.full(targets, nats)}
+        counts = count_ngrams({"set": held}, samples, VOCABULARY, told)["set"]
+        again = Counts.from_text(counts.to_text())
+        losses = counts.loss(np.eye(3)[:2], left())
+        np.testing.assert_allclose(again.loss(np.eye(3)[:2], left()), losses, rtol=1e-5)
+        return float(losses[1] - losses[0])
+
+    assert gain(0.05) < 0.2 * gain(None)
+    assert gain(0.05) < gain(1.5) < gain(None)
+    assert gain(np.log(VOCABULARY)) == pytest.approx(gain(None), rel=0.3)  # a model that knows nothing
+
+
+def test_the_losses_of_the_targets_that_count_stay_with_them() -> None:
+    ids, mask = text(9, 0, 4)
+    mask = mask.copy()
+    mask[0, 5:9] = mask[2, 1] = mask[3, -1] = False
+    rows, columns = mask[:, 1:].nonzero()
+    nats = ids[rows, columns + 1] / 10  # a loss that names its word
+    counts = count_ngrams({"set": (ids, mask)}, {"like": text(1, 0)}, VOCABULARY, {"set": nats})["set"]
+    rows, columns = mask[:, 2:].nonzero()
+    assert counts.known == pytest.approx(np.exp(-ids[rows, columns + 2] / 10))
+
+
+def test_the_gradient_with_a_model_is_that_of_the_loss() -> None:
+    samples, held = {"like": text(1, 0), "other": text(2, 12), "far": text(3, 24)}, text(9, 0, 20)
+    nats = np.random.default_rng(0).gamma(2.0, 1.0, int(held[1][:, 1:].sum()))
+    test_the_gradient_is_that_of_the_loss(
+        count_ngrams({"set": held}, samples, VOCABULARY, {"set": nats})["set"]
+    )

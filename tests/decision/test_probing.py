@@ -11,15 +11,20 @@ import ray
 import torch
 
 from opmix_ray.config import RunConfig
+from opmix_ray.counts.response import DataResponse
 from opmix_ray.data.prepare import PreparedDomain, prepare
 from opmix_ray.data.store import TokenStore
+from opmix_ray.decision.budget import decision_size
+from opmix_ray.decision.make import Situation, make_decision
 from opmix_ray.decision.old_part import choose_components, probe_data
 from opmix_ray.decision.probing import Probing, Trained, can_do_without, check_task, holding
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.task import load_weights, probe_task
+from opmix_ray.laws import FittedLaw
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
+from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
 from opmix_ray.train.probes import train_probe
 from opmix_ray.trials.space import Components
@@ -140,3 +145,38 @@ def test_there_must_be_two_probes_left_and_none_of_them_may_be_the_old_mixtures(
     assert not can_do_without({"a": "", "b": "", "c": ""}, names, OLD)
     assert not can_do_without({"old": ""}, ["old", "a", "b"], OLD)
     assert not can_do_without({"a": ""}, ["a", "b", "c"], Mixture({"a": 1.0, "b": 0.0, "c": 0.0}))
+
+
+def test_a_pretrained_model_is_asked_what_it_knows_and_it_is_counted(
+    tiny: TinyRun, ray_session: None
+) -> None:
+    fresh = Place(tiny)
+    load_weights(fresh.config, fresh.prepared, None).save_pretrained(tiny.directory / "base")
+    tiny.tree["model"] = {"path": str(tiny.directory / "base"), "autocast": False}
+    tiny.tree["stages"] = [{"name": "more", "steps": 60, "start": "uniform", "decide_at": [0.0]}]
+    tiny.tree["train"]["batch_size"] = 4
+    tiny.tree |= {"probe": {}, "search": {"budget": 0.05}}
+    config = tiny.load(output="asked")
+    prepared = prepare(config)
+    names = list(prepared.domains)
+    size = decision_size(config, config.stages[0], len(names))
+    assert size.config is None
+    assert size.asked >= 4
+    situation = Situation(
+        index=0, step=0, stage="more", space="simplex", current=Mixture.uniform(names), model=None,
+        tokens_left=60 * 4 * prepared.seq_len, tokens_used={},
+    )  # fmt: skip
+    storage, ledger = Storage(str(tiny.directory / "asked")), Ledger()
+    decision = make_decision(config, prepared, storage, situation, Progress(), ledger)
+    search = decision.details["cost"]["search"]
+    assert search["tokens"] == size.asked * len(names) * prepared.seq_len
+    trained = 3 * 60 * 4 * prepared.seq_len
+    assert search["tokens"] / trained == pytest.approx(size.share, rel=0.01)
+    assert search["tokens"] / trained <= config.search.budget  # type: ignore[operator]
+    law = FittedLaw.from_dict(storage.child("decisions/000").read_json("law.json"))
+    for response in law.responses:
+        assert isinstance(response, DataResponse)
+        assert response.counts is not None
+        assert response.counts.known is not None
+        # fresh weights give every token about the same
+        assert -np.log(response.counts.known).mean() == pytest.approx(np.log(prepared.vocab_size), rel=0.1)
