@@ -169,11 +169,13 @@ class Counts:
     def to_text(self) -> str:
         """Everything as one short string."""
         block = io.BytesIO()
-        np.savez_compressed(
-            block, words=self.words.astype(np.float32), contexts=self.contexts.astype(np.float32),
-            weights=self.weights, sampled=self.sampled, vocabulary=self.vocabulary,
-            **({} if self.known is None else {"known": self.known}),
-        )  # fmt: skip
+        arrays: dict[str, Any] = {
+            "words": self.words.astype(np.float32), "contexts": self.contexts.astype(np.float32),
+            "weights": self.weights, "sampled": self.sampled, "vocabulary": self.vocabulary,
+        }  # fmt: skip
+        if self.known is not None:
+            arrays["known"] = self.known
+        np.savez_compressed(block, **arrays)
         return base64.b64encode(block.getvalue()).decode()
 
     @classmethod
