@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.config import SourceConfig
-from opmix_ray.errors import UserError, UserErrors, first_line
+from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.init.columns import choose_columns
 from opmix_ray.init.discover import Part
 from opmix_ray.init.discover import discover as parts_of
@@ -109,8 +109,7 @@ class Pile:
                 "has no columns with vectors", file=file, key="--vectors", value=self.vectors,
                 remedy="give them as a .npy file",
             )  # fmt: skip
-        rows = reader("arrow" if kind == "hf" else str(kind))(file, {"vectors_column": self.vectors}, KEY)
-        return (row.values[0] for row in rows)
+        return _column(reader("arrow" if kind == "hf" else str(kind)), file, self.vectors)
 
 
 def open_pile(files: Sequence[str], tokenizer: str | None, vectors: str | None) -> Pile:
@@ -126,7 +125,7 @@ def open_pile(files: Sequence[str], tokenizer: str | None, vectors: str | None) 
     decode, eos = _decoder(tokenizer)
     errors: list[UserError] = []
     pile = Pile([], decode, vectors)
-    for part in parts_of(files):
+    for part in _parts(files):
         try:
             good, bad = without_bad(part)
         except UserErrors as error:
@@ -134,7 +133,12 @@ def open_pile(files: Sequence[str], tokenizer: str | None, vectors: str | None) 
             continue
         errors += bad
         pile.left_out += [f"{path}: is named as a held-out split" for path in good.left_out]
-        config = SourceConfig(path=[file.path for file in good.files], **_columns(good))  # type: ignore[arg-type]
+        try:
+            columns = _columns(good)
+        except UserError as error:
+            errors.append(error)
+            continue
+        config = SourceConfig(path=[file.path for file in good.files], **columns)  # type: ignore[arg-type]
         pile.sources.append(open_source(config, KEY, eos=eos))
     if not pile.sources:
         raise UserErrors([_about_files(error) for error in errors])
@@ -148,6 +152,13 @@ def open_pile(files: Sequence[str], tokenizer: str | None, vectors: str | None) 
             remedy="name the tokenizer that made them",
         )
     return pile
+
+
+def _parts(files: Sequence[str]) -> list[Part]:
+    try:
+        return parts_of(files)
+    except UserError as error:
+        raise UserErrors([_about_files(one) for one in user_errors(error)]) from None
 
 
 def _about_files(error: UserError) -> UserError:
@@ -214,6 +225,24 @@ def _row(document: Document) -> dict[str, Any]:
     if document.completion is not None:
         return {"prompt": document.prompt or "", "completion": document.completion}
     return {"text": document.text}
+
+
+def _column(read: Callable[..., Iterator[Any]], file: str, name: str) -> Iterator[Any]:
+    """Values of the column with vectors.
+
+    Raises:
+        UserError: the file has no such column, or what the reader says of it.
+    """
+    try:
+        yield from (row.values[0] for row in read(file, {"vectors_column": name}, KEY))
+    except UserError as error:
+        if error.key is None or not error.key.endswith("vectors_column"):
+            raise
+        has = (error.remedy or "").rpartition("it has: ")[2]
+        raise UserError(
+            error.problem, file=file, key="--vectors", value=error.value,
+            remedy=f"name a column with a vector in every row; it has: {has}",
+        ) from None  # fmt: skip
 
 
 def _vector(value: Any, file: str, number: int) -> np.ndarray:

@@ -7,6 +7,7 @@ but the sample is held in memory. Everything is written beside the output first 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +124,12 @@ def _target(output: str | Path) -> Path:
     target = Path(local_path(str(output))).expanduser().absolute()
     if target.exists():
         raise UserError("is there already", key="--output", value=output, remedy="name another directory")
+    above = next(place for place in target.parents if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):  # found out before an hour of work, not after it
+        raise UserError(
+            f"cannot be written: {above} is " + ("no directory" if not above.is_dir() else "read-only"),
+            key="--output", value=output, remedy="name another directory",
+        )  # fmt: skip
     return target
 
 

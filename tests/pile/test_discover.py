@@ -160,7 +160,8 @@ ROWS = 2 + sum(DOMAINS.values())
 WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "one domain": (lambda home: ["pile.jsonl", "--domains", 1], "--domains = 1: must be from 2 to 64"),
     "too many": (lambda home: ["pile.jsonl", "--domains", 65], "--domains = 65: must be from 2 to 64"),
-    "no file": (lambda home: ["gone.jsonl"], "no file matches"),
+    "no file": (lambda home: ["gone.jsonl"], "error: FILES = gone.jsonl: no file matches"),
+    "no text": (lambda home: [numbers(home)], "numbers.jsonl: FILES: no column holds text"),
     "an output": (lambda home: ["pile.jsonl", "-o", "."], "is there already"),
     "a short pile": (lambda home: [few(home, 3), "--domains", 4], "--domains = 4: is more than there are"),
     "alike": (lambda home: [few(home, 9, "the same"), "--domains", 3], "only 1 kinds can be told apart"),
@@ -171,9 +172,10 @@ WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "words": (_vectors(np.array([["a"]])), "not documents by numbers"),
     "objects": (_vectors(np.array([None, 1], dtype=object)), "cannot be read"),
     "no vectors": (lambda home: ["pile.jsonl", "--vectors", "gone.npy"], "gone.npy: --vectors: no such file"),
-    "no column": (lambda home: ["pile.jsonl", "--vectors", "emb"], "has no column 'emb'"),
+    "no column": (lambda home: ["pile.jsonl", "--vectors", "emb"], "--vectors: the file has no column 'emb'; name"),
     "text": (lambda home: ["pile.jsonl", "--vectors", "text"], "is not a list of numbers"),
     "like nothing": (lambda home: ["pile.jsonl", "--like", "."], "holds no domains that were discovered"),
+    "in a file": (lambda home: ["pile.jsonl", "-o", "pile.jsonl/out"], "pile.jsonl is no directory"),
     "a uri": (lambda home: ["pile.jsonl", "-o", "s3://bucket/out"], "is not a local directory"),
     "ids": (lambda home: [ids(home)], "holds token ids, whose words are not known"),
     "several kinds": (lambda home: ["pile.jsonl", chat(home)], "discover each on its own"),
@@ -184,6 +186,11 @@ def few(home: Path, documents: int, text: str | None = None) -> str:
     rows = [{"text": text or f"note {k}"} for k in range(documents)]
     (home / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return "few.jsonl"
+
+
+def numbers(home: Path) -> str:
+    (home / "numbers.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
+    return "numbers.jsonl"
 
 
 def ids(home: Path) -> str:
