@@ -7,7 +7,7 @@ import hashlib
 from importlib.resources import files
 
 from opmix_ray.draw.html import esc
-from opmix_ray.draw.palette import css
+from opmix_ray.draw.panel import css
 
 
 def shell(

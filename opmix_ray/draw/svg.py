@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from opmix_ray.draw.html import esc, lines_of
+from opmix_ray.draw.numbers import tick_labels, ticks
 from opmix_ray.draw.panel import COLOURS, Colour, Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
-from opmix_ray.draw.ticks import tick_labels, ticks
 
 WIDTH, HALF, WIDE = 360, 550, 1080  # units; a unit is a pixel at the width the panels are laid out for
 HEIGHT, ROW, LINE = 210, 30, 13  # of a panel of numbers, of one category, of a line of its name

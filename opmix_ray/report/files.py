@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from opmix_ray.draw.html import lines_of
-from opmix_ray.draw.palette import LIGHT, light
-from opmix_ray.draw.panel import Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
-from opmix_ray.draw.ticks import tick_labels, ticks
+from opmix_ray.draw.numbers import tick_labels, ticks
+from opmix_ray.draw.panel import LIGHT, Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers, light
 from opmix_ray.errors import UserError
 from opmix_ray.report import decision_panels, run_panels, side_by_side
 from opmix_ray.report.gather import RunFiles, gather

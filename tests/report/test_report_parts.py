@@ -9,9 +9,9 @@ import pytest
 
 from opmix_ray.decision.rule import measure_gain
 from opmix_ray.draw import numbers as n
+from opmix_ray.draw.numbers import tick_labels, ticks
 from opmix_ray.draw.panel import Line, Panel
 from opmix_ray.draw.svg import draw
-from opmix_ray.draw.ticks import tick_labels, ticks
 from opmix_ray.report.decision_panels import candidates, probes
 from opmix_ray.report.doubts import delivery
 from opmix_ray.report.gather import gather
