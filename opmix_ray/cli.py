@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from opmix_ray.commands.compare import compare
+from opmix_ray.commands.design import design
 from opmix_ray.commands.discover import discover
 from opmix_ray.commands.doctor import doctor, memory
 from opmix_ray.commands.export import export, study
@@ -116,6 +117,7 @@ app.command()(memory)
 app.command()(watch)
 app.command()(report)
 app.command()(study)
+app.command()(design)
 app.command()(fit)
 app.command()(predict)
 

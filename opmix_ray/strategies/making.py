@@ -151,6 +151,12 @@ class Making:
             status="ok" if finite else "nan", **cost,
         )  # fmt: skip
 
+    @property
+    def lower(self) -> dict[str, float]:
+        """Least share of each domain."""
+        given = self.config.data.domains
+        return {name: min(given[name].min_share, self.caps[name]) for name in self.domains}
+
     def by_law(self, rows: Sequence[TrialRow], prior: str, what: str) -> Decision:
         """Fit the log-linear law on scored mixtures and take the one it proposes.
 
@@ -162,11 +168,10 @@ class Making:
         config, current = self.config, self.situation.current
         identity = Components(tuple(self.domains), tuple(self.domains), np.eye(len(self.domains)))
         settings = ProposalConfig(law=LAW, kl=KL)
-        lower = {name: min(config.data.domains[name].min_share, self.caps[name]) for name in self.domains}
         question = DecisionInputs(
             components=identity, sets=tuple(config.decided_on()),
             objective=config.objective_of(self.prepared.bytes_per_token), current=current,
-            prior=prior_mixture(prior, current, self.tokens), lower=lower, upper=self.caps,
+            prior=prior_mixture(prior, current, self.tokens), lower=self.lower, upper=self.caps,
             settings=settings, seed=self.seed(),
         )  # fmt: skip
         found = fit_decision(rows, question)

@@ -29,9 +29,9 @@ from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.record import read_record
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.strategies.design import CONCENTRATION, sample_mixtures
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import CONSTANT, run_tasks, train_proxy, trainable_copy
-from opmix_ray.strategies.swarm import CONCENTRATION, sample_mixtures
 
 
 @dataclass(frozen=True)

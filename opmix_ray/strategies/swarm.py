@@ -2,45 +2,20 @@
 
 RegMix (Liu et al. 2024, arXiv 2407.01492) draws mixtures from a Dirichlet around the tokens' shares with a varying
 concentration, trains a small model on each, regresses their losses and takes the best predicted mixture; olmix
-does the same with a log-linear law and KL to the prior. The mixture is then used for the whole stage.
+does the same with a log-linear law and KL to the prior. Here the mixtures are those of `opmix design`, which tell more
+than as many drawn at random. The mixture is then used for the whole stage.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 from opmix_ray.config import RunConfig
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.strategies.design import designed
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import run_tasks, train_proxy
-
-CONCENTRATION = (0.5, 5.0)  # bounds of c: from mixtures near the corners to mixtures near the prior
-
-
-def sample_mixtures(
-    prior: Mixture, count: int, concentration: tuple[float, float], seed: int
-) -> list[Mixture]:
-    """Mixtures from Dirichlet(c * D * prior), c log-uniform between two bounds.
-
-    Args:
-        prior: shares of D domains.
-        count: how many.
-        concentration: bounds of c; small values give mixtures near the corners.
-        seed: of the draws.
-    """
-    rng = np.random.default_rng([seed, 11])
-    names, centre = prior.domains, prior.array()
-    low, high = np.log(concentration)
-    found: list[Mixture] = []
-    while len(found) < count:
-        alpha = np.maximum(np.exp(rng.uniform(low, high)) * len(names) * centre, 1e-3)
-        drawn = rng.dirichlet(alpha)
-        if np.isfinite(drawn).all() and drawn.sum() > 0:
-            found.append(Mixture.from_array(names, np.maximum(drawn, 0)))
-    return found
 
 
 class Swarm(Strategy):
@@ -52,7 +27,9 @@ class Swarm(Strategy):
         """Train what is missing of the swarm, fit, propose."""
         settings = making.config.strategies.swarm
         prior = Mixture.proportional(making.tokens)
-        mixtures = sample_mixtures(prior, settings.proxies, CONCENTRATION, making.seed())
+        mixtures = designed(
+            settings.proxies, prior, lower=making.lower, upper=making.caps, seed=making.seed()
+        )
         names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
         log = making.log()
         done = {row.run for row in log.rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,18 @@ import torch
 from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared
+from opmix_ray.fit.csv_table import read_csv
+from opmix_ray.fit.sweep import read_mixtures
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import load_base, save_base
 from opmix_ray.model.loss import evaluate_sets
+from opmix_ray.strategies.design import designed, sample_mixtures
 from opmix_ray.strategies.doremi import next_weights, train_dro
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.mergemix import Merger, score_merges
 from opmix_ray.strategies.proxies import train_proxy
-from opmix_ray.strategies.swarm import sample_mixtures
+from tests.cli.conftest import Opmix
+from tests.cli.conftest import opmix as opmix
 
 Making = Callable[..., Making]
 
@@ -37,6 +42,114 @@ def test_a_swarm_samples_around_the_prior() -> None:
     assert near.mean(axis=0) == pytest.approx([0.7, 0.2, 0.1], abs=0.02)
     assert wide.std(axis=0).mean() > 3 * near.std(axis=0).mean()
     assert sample_mixtures(prior, 3, (0.5, 5.0), 1) == sample_mixtures(prior, 3, (0.5, 5.0), 1)
+
+
+NAMES = ("a", "b", "c", "d")
+
+
+def test_a_design_lies_within_bounds_and_begins_with_its_centre() -> None:
+    centre = Mixture({"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1})
+    lower, upper = {"a": 0.1}, {"b": 0.35, "c": 0.5}
+    rows = np.array([m.array() for m in designed(20, centre, lower=lower, upper=upper)])
+    assert rows[0] == pytest.approx(centre.array())
+    assert rows.sum(axis=1) == pytest.approx(1)
+    assert (rows >= np.array([0.1, 0, 0, 0]) - 1e-9).all()
+    assert (rows <= np.array([1, 0.35, 0.5, 1]) + 1e-9).all()
+    assert len(np.unique(rows.round(6), axis=0)) == 20
+    assert rows[:, 1].max() > 0.3
+    assert rows[:, 0].min() < 0.15
+
+
+def test_rows_of_a_design_can_be_had_later() -> None:
+    centre = Mixture.uniform(NAMES)
+    assert designed(24, centre, seed=3)[:16] == designed(16, centre, seed=3)
+    assert designed(16, centre, seed=4) != designed(16, centre, seed=3)
+    before = designed(6, centre, seed=3)
+    assert designed(10, centre, seed=3, earlier=before) == designed(16, centre, seed=3)[6:]
+
+
+def test_a_design_tells_more_than_as_many_random_mixtures() -> None:
+    """Least variance of a linear model of log shares, over many mixtures, by how well the rows determine it."""
+
+    def spread(rows: list[Mixture]) -> float:
+        features = np.column_stack([np.ones(len(rows)), np.log(np.array([m.array() for m in rows]) + 0.01)])
+        return float(np.linalg.slogdet(features.T @ features + 0.01 * np.eye(len(features[0])))[1])
+
+    centre = Mixture.uniform(NAMES)
+    drawn = [spread(sample_mixtures(centre, 10, (0.5, 5.0), seed)) for seed in range(20)]
+    assert spread(designed(10, centre)) > max(drawn)
+
+
+def test_a_design_near_a_mixture_stays_near_it() -> None:
+    best = Mixture({"a": 0.7, "b": 0.2, "c": 0.1, "d": 0.0})
+    near = np.mean([m.distance(best) for m in designed(12, best, near=True)])
+    wide = np.mean([m.distance(best) for m in designed(12, best)])
+    assert near < 0.6 * wide
+
+
+def test_design_writes_a_file_that_fit_reads(opmix: Opmix, tmp_path: Path) -> None:
+    caps = tmp_path / "caps.yaml"
+    caps.write_text(
+        "stage_tokens: 1000\ndomains: {a: {tokens: 200, max_epochs: 1}, b: 300, c: 300, d: 200}\n"
+    )
+    first = tmp_path / "first.csv"
+    ended = opmix("design", "--domains", "a,b,c,d", "--runs", 12, "--caps", caps, "-o", first, "--json")
+    assert ended.code == 0, ended.err
+    rows = json.loads(ended.out)["runs"]
+    assert rows[0] == {"run": "run-000", "a": 0.2, "b": 0.3, "c": 0.3, "d": 0.2}  # proportional to the tokens
+    sweep = read_mixtures(read_csv(first))
+    assert sweep.domains == list(NAMES)
+    assert len(sweep.rows) == 12
+    assert sweep.shares[:, 0].max() <= 0.2 + 1e-6
+    near = tmp_path / "mixture.json"
+    near.write_text(json.dumps({"mixture": {"a": 0.1, "b": 0.5, "c": 0.2, "d": 0.2}}))
+    more = tmp_path / "more.csv"
+    ended = opmix(
+        "design", "--domains", "a,b", "--domains", "c,d", "--runs", 4, "--caps", caps, "--near", near,
+        "--earlier", first, "-o", more,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert [line.partition(",")[0] for line in more.read_text().splitlines()[1:]] == [
+        f"run-{number:03d}" for number in range(12, 16)
+    ]
+
+
+WRONG = {
+    "one domain": ("a", 8, {}, "--domains = a: is one domain"),
+    "twice": ("a,b,a", 8, {}, "--domains = a,b,a: names `a` twice"),
+    "nameless": ("a,,b", 8, {}, "--domains = a,,b: holds an empty name"),
+    "run": ("a,run", 8, {}, "`run` is no column of shares"),
+    "no runs": ("a,b", 0, {}, "--runs = 0: a law needs at least 3 runs"),
+    "two runs": ("a,b", 2, {}, "--runs = 2: a law needs at least 3 runs"),
+    "contradicting bounds": ("a,b", 8, {"bounds": "a: [0.5, 0.4]"}, "bounds.yaml: a = [0.5, 0.4]: needs 0 <="),
+    "bounds above caps": ("a,b", 8, {"bounds": "a: [0.5, 0.9]", "caps": "a: 0.4"}, "bounds.yaml: a: the least share"),
+    "bounds above one": ("a,b", 8, {"bounds": "{a: [0.6, 1], b: [0.6, 1]}"}, "bounds.yaml: --bounds: the least shares"),
+    "caps below one": ("a,b", 8, {"caps": "{a: 0.4, b: 0.5}"}, "caps.yaml: --caps: the greatest shares sum to 0.9"),
+    "bounds below one": ("a,b", 8, {"bounds": "{a: [0, 0.4], b: [0, 0.5]}"}, "bounds.yaml: --bounds: the greatest"),
+    "unknown in bounds": ("a,b", 8, {"bounds": "c: [0, 1]"}, "bounds.yaml: c: no such domain; "),
+    "unknown in caps": ("a,b", 8, {"caps": "c: 0.5"}, "caps.yaml: c: no such domain; "),
+    "unknown in near": ("a,b", 8, {"near": "{a: 0.5, c: 0.5}"}, "near.yaml: c: no such domain; "),
+    "near nothing": ("a,b", 8, {"near": None}, "--near = gone: is neither `uniform`, `proportional` nor a file"),
+    "near outside": ("a,b", 8, {"near": "{a: 0.9, b: 0.1}", "caps": "a: 0.4"}, "near.yaml: gives `a` 0.9, outside"),
+    "unknown earlier": ("a,b", 8, {"earlier": "run,a,c\n1,0.5,0.5\n"}, "earlier.yaml: c: is no domain"),
+    "earlier is none": ("a,b", 8, {"earlier": "run,a,b\n1,0.5,0.9\n"}, "earlier.yaml: "),
+    "is there": ("a,b", 8, {"output": "x"}, "output.yaml: is there already"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_design_is_one_line_and_writes_nothing(case: str, opmix: Opmix, tmp_path: Path) -> None:
+    domains, runs, files, said = WRONG[case]
+    given: list[object] = []
+    for name, text in files.items():
+        file = tmp_path / f"{name}.yaml"
+        if text is not None:
+            file.write_text(text)
+        given += [f"--{name}", "gone" if text is None else file]
+    output = [] if "output" in files else ["--output", tmp_path / "out.csv"]
+    before = set(tmp_path.iterdir())
+    assert said in opmix("design", "--domains", domains, "--runs", runs, *output, *given).only_error()
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_the_law_of_a_swarm_leads_to_the_best_mixture(making: Making) -> None:

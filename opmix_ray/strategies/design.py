@@ -1,0 +1,158 @@
+"""Mixtures for a sweep that tell most for their number.
+
+    rows = designed(16, prior, lower={"code": 0.1}, upper={"books": 0.3}, seed=0)
+
+Mixtures are drawn around a centre, from near the corners to near the centre, and moved within bounds. Of these the
+design takes one after the other: each time the one that a Gaussian process on log shares knows least of, given those
+taken before (and runs that there are already). So the first 16 of 32 rows are the design of 16: more can be had later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from opmix_ray.errors import UserError
+from opmix_ray.mixture import Mixture, fill_box
+
+CONCENTRATION = (0.5, 5.0)  # bounds of c: from mixtures near the corners to mixtures near the centre
+NEAR = (5.0, 50.0)  # the same around a mixture that is thought to be good
+LEAST = 3  # runs that a law needs
+POOL = 1000  # mixtures that a design is taken from
+EPS = 0.01  # added to shares before their logarithm
+LENGTH, LINEAR, NOISE = (
+    2.0,
+    0.3,
+    0.05,
+)  # of the process: length scale, linear part and noise, to a variance of 1
+
+
+def sample_mixtures(
+    prior: Mixture, count: int, concentration: tuple[float, float], seed: int
+) -> list[Mixture]:
+    """Mixtures from Dirichlet(c * D * prior), c log-uniform between two bounds.
+
+    Args:
+        prior: shares of D domains.
+        count: how many.
+        concentration: bounds of c; small values give mixtures near the corners.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng([seed, 11])
+    names, centre = prior.domains, prior.array()
+    low, high = np.log(concentration)
+    found: list[Mixture] = []
+    while len(found) < count:
+        alpha = np.maximum(np.exp(rng.uniform(low, high)) * len(names) * centre, 1e-3)
+        drawn = rng.dirichlet(alpha)
+        if np.isfinite(drawn).all() and drawn.sum() > 0:
+            found.append(Mixture.from_array(names, np.maximum(drawn, 0)))
+    return found
+
+
+def check_sweep(
+    runs: int,
+    centre: Mixture,
+    lower: Mapping[str, float],
+    upper: Mapping[str, float],
+    *,
+    near: object = None,
+    bounds: object = None,
+    caps: object = None,
+) -> None:
+    """Refuse what no sweep can be designed for.
+
+    Args:
+        runs: how many are wanted.
+        centre: mixture in the middle.
+        lower, upper: least and greatest share by domain.
+        near, bounds, caps: where these come from, for messages; none: nowhere.
+
+    Raises:
+        UserError: too few runs, limits that no mixture meets, or a mixture to stay near that does not meet them.
+    """
+    if runs < LEAST:
+        raise UserError(
+            f"a law needs at least {LEAST} runs", key="--runs", value=runs, remedy="give a greater number"
+        )
+    low, high = sum(lower.get(name, 0.0) for name in centre), sum(upper.get(name, 1.0) for name in centre)
+    if low > 1 + 1e-9:
+        raise UserError(
+            f"the least shares sum to {low:.4g}, above 1", file=bounds, key="--bounds", remedy="lower them"
+        )
+    if high < 1 - 1e-9:
+        raise UserError(
+            f"the greatest shares sum to {high:.4g}, below 1, so no mixture meets them",
+            file=caps or bounds, key="--caps" if caps else "--bounds", remedy="raise them",
+        )  # fmt: skip
+    if near is None:
+        return
+    for name, share in centre.items():
+        least, greatest = lower.get(name, 0.0), upper.get(name, 1.0)
+        if not least - 1e-6 <= share <= greatest + 1e-6:
+            raise UserError(
+                f"gives `{name}` {share:.4g}, outside of its bounds {least:.4g} to {greatest:.4g}",
+                key="--near", value=near, remedy="name a mixture within them, or widen them",
+            )  # fmt: skip
+
+
+def designed(
+    count: int,
+    centre: Mixture,
+    *,
+    lower: Mapping[str, float] | None = None,
+    upper: Mapping[str, float] | None = None,
+    near: bool = False,
+    earlier: Sequence[Mixture] = (),
+    seed: int = 0,
+) -> list[Mixture]:
+    """Mixtures for a sweep; the first is the centre unless it was trained already.
+
+    Args:
+        count: how many.
+        centre: that they lie around.
+        lower, upper: least and greatest share by domain.
+        near: whether the centre is thought to be good, so that only mixtures near it are of interest.
+        earlier: mixtures that are trained already.
+        seed: of everything random.
+
+    Raises:
+        UserError: no mixture meets the bounds.
+    """
+    names = centre.domains
+    low = np.array([(lower or {}).get(name, 0.0) for name in names])
+    high = np.array([min(1.0, (upper or {}).get(name, 1.0)) for name in names])
+    drawn = [centre, *sample_mixtures(centre, POOL, NEAR if near else CONCENTRATION, seed)]
+    pool = np.array([_within(mixture.array(), low, high) for mixture in drawn])
+    known = np.array([mixture.array(names) for mixture in earlier]).reshape(len(earlier), len(names))
+    picks = _least_known(pool, known, count)
+    return [Mixture.from_array(names, pool[place]) for place in picks]
+
+
+def _within(shares: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    inside = (shares >= low).all() and (shares <= high).all()
+    return shares if inside else fill_box(shares, low, high)
+
+
+def _least_known(pool: np.ndarray, known: np.ndarray, count: int) -> list[int]:
+    """Places in the pool (P, D), one after the other where the process is least certain; `known` rows came before."""
+    points = np.log(np.vstack([pool, known]) + EPS)
+    points -= points[: len(pool)].mean(axis=0)
+    points /= np.sqrt((points[: len(pool)] ** 2).sum(axis=1).mean()) or 1.0
+    distance = ((points[:, None] - points[None]) ** 2).sum(axis=2)
+    left = np.exp(-distance / (2 * LENGTH**2)) + LINEAR * points @ points.T + 1.0
+    for row in range(len(pool), len(points)):
+        left = _told(left, row)
+    picks: list[int] = []
+    while len(picks) < count:
+        place = 0 if not picks and not len(known) else int(np.argmax(np.diag(left)[: len(pool)]))
+        picks.append(place)
+        left = _told(left, place)
+    return picks
+
+
+def _told(covariance: np.ndarray, place: int) -> np.ndarray:
+    """What is left to know once one of the points is measured."""
+    column = covariance[:, place]
+    return covariance - np.outer(column, column) / (column[place] + NOISE)
