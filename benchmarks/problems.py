@@ -4,6 +4,7 @@ python benchmarks/problems.py list
 python benchmarks/problems.py train NAME ...     # really trains 24 mixtures from one prefix, with two seeds
 python benchmarks/problems.py judge [NAME ...]   # replays the product's decision on what is kept
 python benchmarks/problems.py run NAME           # for real: opmix compare --equal-compute, three seeds
+python benchmarks/problems.py design [DATA]      # regret of designed sweeps; DATA holds the folders regmix/ and olmix/
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["list", "train", "judge", "run"])
+    parser.add_argument("what", choices=["list", "train", "judge", "run", "design"])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument(
@@ -34,6 +35,12 @@ def main() -> None:
         help="1: without the mixtures near a fitted optimum; 3: also what is decided today",
     )
     arguments = parser.parse_args()
+    if arguments.what == "design":
+        from problem_bench.sweeps import compare
+
+        data = Path(arguments.names[0]) if arguments.names else None
+        print(compare(data, [int(seed) for seed in arguments.seeds.split(",")]))
+        return
     asked = arguments.names or names()
     if arguments.what == "list":
         for name in asked:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from opmix_ray.runner.search import make_task
     from opmix_ray.strategies.base import Strategy
     from opmix_ray.strategies.costs import Costs, Planned
+    from opmix_ray.strategies.design import design
     from opmix_ray.strategies.making import Making
     from opmix_ray.train.callback import Moment, TrainingCallback
     from opmix_ray.trials.space import mixture_space
@@ -46,6 +47,7 @@ _WHERE = {
     "SearchTask": "opmix_ray.trials.trial",
     "Strategy": "opmix_ray.strategies.base",
     "UserError": "opmix_ray.errors",
+    "design": "opmix_ray.strategies.design",
     "discover": "opmix_ray.api",
     "fit_law": "opmix_ray.laws",
     "load_config": "opmix_ray.config",
@@ -76,6 +78,7 @@ __all__ = [
     "Strategy",
     "TrainingCallback",
     "UserError",
+    "design",
     "discover",
     "fit_law",
     "load_config",

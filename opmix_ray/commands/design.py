@@ -45,11 +45,12 @@ def design(
     Train each, then give the file and the metrics to `opmix fit`.
     """
     from opmix_ray.commands.show import show
+    from opmix_ray.fit.columns import METADATA
     from opmix_ray.fit.options import limits, read_prior
-    from opmix_ray.strategies.design import check_sweep, designed
+    from opmix_ray.strategies.design import check_names, check_sweep, designed
 
     names = [name.strip() for given in domains for name in given.split(",")]
-    _check_names(names)
+    check_names(names, sorted(METADATA))
     lower, upper, tokens = limits(bounds, caps, names)
     if output.exists():
         raise UserError("is there already", key="--output", value=output, remedy="name another file")
@@ -74,28 +75,6 @@ def design(
     fitting = f"opmix fit --ratios {output} --metrics METRICS.csv"
     words = f"{output}\nnext: train one model on each, write their metrics down by run, then {fitting}"
     show({"output": str(output), "runs": rows}, words, as_json)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    from opmix_ray.fit.columns import METADATA
-
-    for place, name in enumerate(names):
-        if not name:
-            problem, remedy = "holds an empty name", "separate names by single commas"
-        elif name in names[:place]:
-            problem, remedy = f"names `{name}` twice", "name each domain once"
-        elif name.lower() in METADATA:
-            problem, remedy = f"`{name}` is no column of shares in a sweep", "give the domain another name"
-        else:
-            continue
-        raise UserError(problem, key="--domains", value=",".join(names), remedy=remedy)
-    if len(names) < 2:
-        raise UserError(
-            "is one domain, whose share is always 1",
-            key="--domains",
-            value=names[0],
-            remedy="name at least two",
-        )
 
 
 def _earlier(file: Path | None, names: Sequence[str]) -> tuple[list[Mixture], list[str]]:

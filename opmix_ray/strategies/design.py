@@ -156,3 +156,60 @@ def _told(covariance: np.ndarray, place: int) -> np.ndarray:
     """What is left to know once one of the points is measured."""
     column = covariance[:, place]
     return covariance - np.outer(column, column) / (column[place] + NOISE)
+
+
+def design(
+    domains: Sequence[str],
+    runs: int,
+    *,
+    near: Mapping[str, float] | None = None,
+    tokens: Mapping[str, float] | None = None,
+    lower: Mapping[str, float] | None = None,
+    upper: Mapping[str, float] | None = None,
+    earlier: Sequence[Mapping[str, float]] = (),
+    seed: int = 0,
+) -> list[Mixture]:
+    """The mixtures of a sweep that tell most for their number.
+
+    Args:
+        domains: at least two names.
+        runs: how many mixtures.
+        near: mixture that is thought to be good, such as one that a law proposed; None: all mixtures are of interest.
+        tokens: by domain, whose proportions are then in the middle; None: all domains alike.
+        lower, upper: least and greatest share by domain.
+        earlier: mixtures that are trained already, which these complement.
+        seed: of everything random; the first rows of a larger design with the same seed are the same.
+
+    Raises:
+        UserError: fewer than two domains or three runs, unknown names, or bounds that no mixture meets.
+    """
+    check_names(domains)
+    for key, given in (("near", near), ("tokens", tokens), ("lower", lower), ("upper", upper)):
+        for name in given or {}:
+            if name not in domains:
+                raise UserError("no such domain", key=key, value=name, remedy=f"known: {', '.join(domains)}")
+    given = near if near is not None else tokens
+    centre = Mixture.uniform(domains) if given is None else Mixture(given).over(domains)
+    check_sweep(runs, centre, lower or {}, upper or {}, near=None if near is None else "near")
+    before = [Mixture(mixture).over(domains) for mixture in earlier]
+    return designed(runs, centre, lower=lower, upper=upper, near=near is not None, earlier=before, seed=seed)
+
+
+def check_names(domains: Sequence[str], reserved: Sequence[str] = ()) -> None:
+    """Refuse names that no sweep can have; `reserved` ones name the runs of a table.
+
+    Raises:
+        UserError: fewer than two, an empty one, one that stands twice or is reserved.
+    """
+    problem = remedy = ""
+    for place, name in enumerate(domains):
+        if not name:
+            problem, remedy = "holds an empty name", "separate names by single commas"
+        elif name in domains[:place]:
+            problem, remedy = f"names `{name}` twice", "name each domain once"
+        elif name.lower() in reserved:
+            problem, remedy = f"`{name}` names the runs of a sweep", "give the domain another name"
+    if not problem and len(domains) < 2:
+        problem, remedy = "is one domain, whose share is always 1", "name at least two"
+    if problem:
+        raise UserError(problem, key="--domains", value=",".join(domains), remedy=remedy)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import opmix_ray
 from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared
@@ -87,6 +88,21 @@ def test_a_design_near_a_mixture_stays_near_it() -> None:
     assert near < 0.6 * wide
 
 
+def test_design_from_python_refuses_what_the_command_does() -> None:
+    rows = opmix_ray.design(NAMES, 8, tokens={"a": 4, "b": 3, "c": 2, "d": 1}, upper={"d": 0.2})
+    assert rows[0].shares == pytest.approx({"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1})
+    assert max(row["d"] for row in rows) <= 0.2 + 1e-9
+    for wrong, said in (
+        ({"domains": ["a"]}, "is one domain"),
+        ({"runs": 1}, "at least 3 runs"),
+        ({"upper": {"e": 0.1}}, "upper = e: no such domain"),
+        ({"upper": dict.fromkeys(NAMES, 0.2)}, "the greatest shares sum to 0.8"),
+        ({"near": {"a": 1.0}, "upper": {"a": 0.5}}, "outside of its bounds"),
+    ):
+        with pytest.raises(opmix_ray.UserError, match=said):
+            opmix_ray.design(**({"domains": NAMES, "runs": 8} | wrong))
+
+
 def test_design_writes_a_file_that_fit_reads(opmix: Opmix, tmp_path: Path) -> None:
     caps = tmp_path / "caps.yaml"
     caps.write_text(
@@ -118,7 +134,7 @@ WRONG = {
     "one domain": ("a", 8, {}, "--domains = a: is one domain"),
     "twice": ("a,b,a", 8, {}, "--domains = a,b,a: names `a` twice"),
     "nameless": ("a,,b", 8, {}, "--domains = a,,b: holds an empty name"),
-    "run": ("a,run", 8, {}, "`run` is no column of shares"),
+    "run": ("a,run", 8, {}, "--domains = a,run: `run` names the runs of a sweep"),
     "no runs": ("a,b", 0, {}, "--runs = 0: a law needs at least 3 runs"),
     "two runs": ("a,b", 2, {}, "--runs = 2: a law needs at least 3 runs"),
     "contradicting bounds": ("a,b", 8, {"bounds": "a: [0.5, 0.4]"}, "bounds.yaml: a = [0.5, 0.4]: needs 0 <="),
