@@ -18,7 +18,7 @@ from opmix_ray.mixture import Mixture, fill_box
 
 CONCENTRATION = (0.5, 5.0)  # bounds of c: from mixtures near the corners to mixtures near the centre
 NEAR = (5.0, 50.0)  # the same around a mixture that is thought to be good
-LEAST = 3  # runs that a law needs
+LEAST, MOST = 3, 1000  # runs that a law needs, and that are chosen one by one
 POOL = 1000  # mixtures that a design is taken from
 EPS = 0.01  # added to shares before their logarithm
 LENGTH, LINEAR, NOISE = (
@@ -72,10 +72,11 @@ def check_sweep(
     Raises:
         UserError: too few runs, limits that no mixture meets, or a mixture to stay near that does not meet them.
     """
-    if runs < LEAST:
+    if not LEAST <= runs <= MOST:
         raise UserError(
-            f"a law needs at least {LEAST} runs", key="--runs", value=runs, remedy="give a greater number"
-        )
+            f"a law needs at least {LEAST} runs, and more than {MOST:,} are not chosen one by one",
+            key="--runs", value=runs, remedy="give another number",
+        )  # fmt: skip
     low, high = sum(lower.get(name, 0.0) for name in centre), sum(upper.get(name, 1.0) for name in centre)
     if low > 1 + 1e-9:
         raise UserError(
@@ -140,22 +141,26 @@ def _least_known(pool: np.ndarray, known: np.ndarray, count: int) -> list[int]:
     points = np.log(np.vstack([pool, known]) + EPS)
     points -= points[: len(pool)].mean(axis=0)
     points /= np.sqrt((points[: len(pool)] ** 2).sum(axis=1).mean()) or 1.0
-    distance = ((points[:, None] - points[None]) ** 2).sum(axis=2)
-    left = np.exp(-distance / (2 * LENGTH**2)) + LINEAR * points @ points.T + 1.0
+    told: list[
+        np.ndarray
+    ] = []  # what each measurement explains: the covariance less their outer products is left
+    left = 1.0 + LINEAR * (points**2).sum(axis=1) + 1.0
+
+    def tell(place: int) -> None:
+        nonlocal left
+        distance = ((points - points[place]) ** 2).sum(axis=1)
+        column = np.exp(-distance / (2 * LENGTH**2)) + LINEAR * points @ points[place] + 1.0
+        column -= sum((one * one[place] for one in told), np.zeros(len(points)))
+        told.append(column / np.sqrt(left[place] + NOISE))
+        left = left - told[-1] ** 2
+
     for row in range(len(pool), len(points)):
-        left = _told(left, row)
+        tell(row)
     picks: list[int] = []
     while len(picks) < count:
-        place = 0 if not picks and not len(known) else int(np.argmax(np.diag(left)[: len(pool)]))
-        picks.append(place)
-        left = _told(left, place)
+        picks.append(0 if not told else int(np.argmax(left[: len(pool)])))
+        tell(picks[-1])
     return picks
-
-
-def _told(covariance: np.ndarray, place: int) -> np.ndarray:
-    """What is left to know once one of the points is measured."""
-    column = covariance[:, place]
-    return covariance - np.outer(column, column) / (column[place] + NOISE)
 
 
 def design(

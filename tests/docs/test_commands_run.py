@@ -13,7 +13,7 @@ from tests.cli.conftest import opmix as opmix
 from tests.docs.blocks import commands
 from tests.report.synthetic import make_run
 
-READERS = ("status", "watch", "report", "study", "export", "fit", "predict", "memory")
+READERS = ("status", "watch", "report", "study", "export", "design", "fit", "predict", "memory")
 ELSEWHERE = (
     "--web",
     "--open",
@@ -24,10 +24,10 @@ ELSEWHERE = (
 
 
 def printed() -> list[str]:
-    """Every different command of a page that can be run here; `fit` before `predict`, which reads what it wrote."""
+    """Every different command of a page that can be run here; those that read what others wrote come last."""
     found = {shlex.join(words) for _, words in commands("opmix") if words[0] in READERS}
     here = [line for line in found if not any(word in line for word in ELSEWHERE)]
-    return sorted(here, key=lambda line: (line.startswith("predict"), line))
+    return sorted(here, key=lambda line: (line.startswith("predict") or "--earlier" in line, line))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,7 @@ def test_commands_that_only_read_end_well(place: Path, opmix: Opmix, monkeypatch
         "report",
         "study",
         "export",
+        "design",
         "fit",
         "predict",
     }

@@ -136,6 +136,7 @@ WRONG = {
     "nameless": ("a,,b", 8, {}, "--domains = a,,b: holds an empty name"),
     "run": ("a,run", 8, {}, "--domains = a,run: `run` names the runs of a sweep"),
     "no runs": ("a,b", 0, {}, "--runs = 0: a law needs at least 3 runs"),
+    "many runs": ("a,b", 5000, {}, "more than 1,000 are not chosen one by one"),
     "two runs": ("a,b", 2, {}, "--runs = 2: a law needs at least 3 runs"),
     "contradicting bounds": ("a,b", 8, {"bounds": "a: [0.5, 0.4]"}, "bounds.yaml: a = [0.5, 0.4]: needs 0 <="),
     "bounds above caps": ("a,b", 8, {"bounds": "a: [0.5, 0.9]", "caps": "a: 0.4"}, "bounds.yaml: a: the least share"),
