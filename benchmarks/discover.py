@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import opmix_ray
@@ -85,7 +86,7 @@ def keep_out(files: Sequence[str]) -> dict[str, Any]:
 
 
 def final_loss(domains: Mapping[str, Any], sets: Mapping[str, Any], output: Path, seed: int) -> float:
-    """Mean loss of the sets where a run with one decision ends, in nats per token."""
+    """Mean loss of the sets where a run ends that counting decided for at its start, in nats per token."""
     width = 64
     found = opmix_ray.run(
         {
@@ -101,9 +102,8 @@ def final_loss(domains: Mapping[str, Any], sets: Mapping[str, Any], output: Path
                 "batch_size": 16, "optimizer": {"learning_rate": 4e-3},
                 "schedule": {"kind": "wsd", "warmup_fraction": 0.05, "decay_fraction": 0.2},
             },
-            "stages": [{"name": "all", "steps": 300, "start": "proportional", "decide_at": [0.33]}],
-            "probe": {"steps": 25, "rank": 16, "batch_size": 8},
-            "search": {"trials": 12, "sequences": 16},
+            "stages": [{"name": "all", "steps": 300, "start": "proportional", "decide_at": [0.0]}],
+            "search": {"budget": 1e-6},  # pays for no probe: counting alone decides
             "evaluation": {
                 "sequences": 96, "batch_size": 4, "sets": dict(sets), "weights": dict.fromkeys(sets, 1.0),
             },
@@ -144,6 +144,8 @@ def main() -> None:
                 said += [domain["name"]] * len(rows)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         names = [domain["name"] for domain in found["domains"]]
+        if given.train:
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)  # for all runs
         losses = [
             [
                 final_loss({Path(f).stem: {"path": f} for f in files}, sets, place / f"given-{seed}", seed),

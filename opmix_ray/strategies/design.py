@@ -16,8 +16,12 @@ import numpy as np
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture, fill_box
 
-CONCENTRATION = (0.5, 5.0)  # bounds of c: from mixtures near the corners to mixtures near the centre
-NEAR = (5.0, 50.0)  # the same around a mixture that is thought to be good
+CONCENTRATION = (
+    0.5,
+    5.0,
+)  # bounds of c, as RegMix has them: from mixtures near the corners to some near the centre
+WIDE = (1.0, 10.0)  # the same where a design is taken from them
+NEAR = (5.0, 50.0)  # and around a mixture that is thought to be good
 LEAST, MOST = 3, 1000  # runs that a law needs, and that are chosen one by one
 POOL = 1000  # mixtures that a design is taken from
 EPS = 0.01  # added to shares before their logarithm
