@@ -168,23 +168,11 @@ def drawn(centre: Mixture, count: int, seed: int) -> Rows:
 def quasi_random(centre: Mixture, count: int, seed: int) -> Rows:
     """The same, from Sobol's points instead of random numbers."""
     size = len(centre)
-    points = np.clip(qmc.Sobol(size + 1, seed=seed).random(count), 1e-6, 1 - 1e-6)
+    points = np.clip(qmc.Sobol(size + 1, seed=seed).random_base2(6)[:count], 1e-6, 1 - 1e-6)
     low, high = np.log(CONCENTRATION)
     alpha = np.exp(low + points[:, -1:] * (high - low)) * size * centre.array()
     drawn = gamma.ppf(points[:, :size], np.maximum(alpha, 1e-2)) + 1e-12
     return drawn / drawn.sum(axis=1, keepdims=True)
-
-
-def space_filling(centre: Mixture, count: int, seed: int) -> Rows:
-    """Each mixture as far as can be from those before it (maximin), by logarithms of shares."""
-    pool = np.vstack([centre.array(), drawn(centre, 1000, seed)])
-    points = np.log(pool + EPS)
-    picks = [0]
-    away = ((points - points[0]) ** 2).sum(axis=1)
-    while len(picks) < count:
-        picks.append(int(away.argmax()))
-        away = np.minimum(away, ((points - points[picks[-1]]) ** 2).sum(axis=1))
-    return pool[picks]
 
 
 def d_optimal(centre: Mixture, count: int, seed: int) -> Rows:
@@ -210,7 +198,7 @@ def corners(centre: Mixture, count: int, seed: int) -> Rows:
 
 
 def of_the_product(centre: Mixture, count: int, seed: int) -> Rows:
-    """`opmix design`."""
+    """`opmix design`, which fills the space: each mixture as far as can be from those before it (maximin)."""
     return as_rows(designed(count, centre, seed=seed))
 
 
@@ -220,7 +208,6 @@ DESIGNS: dict[str, Design] = {
     "random, c = 1": dirichlet(1.0),
     "random, c = 3": dirichlet(3.0),
     "quasi-random": quasi_random,
-    "space-filling": space_filling,
     "D-optimal, log shares": d_optimal,
     "centre and halfway to corners": corners,
     "opmix design": of_the_product,

@@ -3,8 +3,8 @@
     rows = designed(16, prior, lower={"code": 0.1}, upper={"books": 0.3}, seed=0)
 
 Mixtures are drawn around a centre, from near the corners to near the centre, and moved within bounds. Of these the
-design takes one after the other: each time the one that a Gaussian process on log shares knows least of, given those
-taken before (and runs that there are already). So the first 16 of 32 rows are the design of 16: more can be had later.
+design takes one after the other: each time the one whose logarithms of shares are farthest from those taken before (and
+those of runs that there are already). So the first 16 of 32 rows are the design of 16: more can be had later.
 """
 
 from __future__ import annotations
@@ -16,20 +16,11 @@ import numpy as np
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture, fill_box
 
-CONCENTRATION = (
-    0.5,
-    5.0,
-)  # bounds of c, as RegMix has them: from mixtures near the corners to some near the centre
-WIDE = (1.0, 10.0)  # the same where a design is taken from them
-NEAR = (5.0, 50.0)  # and around a mixture that is thought to be good
+CONCENTRATION = (0.5, 5.0)  # bounds of c: from mixtures near the corners to mixtures near the centre
+NEAR = (5.0, 50.0)  # the same around a mixture that is thought to be good
 LEAST, MOST = 3, 1000  # runs that a law needs, and that are chosen one by one
 POOL = 1000  # mixtures that a design is taken from
 EPS = 0.01  # added to shares before their logarithm
-LENGTH, LINEAR, NOISE = (
-    2.0,
-    0.3,
-    0.05,
-)  # of the process: length scale, linear part and noise, to a variance of 1
 
 
 def sample_mixtures(
@@ -131,7 +122,7 @@ def designed(
     drawn = [centre, *sample_mixtures(centre, POOL, NEAR if near else CONCENTRATION, seed)]
     pool = np.array([_within(mixture.array(), low, high) for mixture in drawn])
     known = np.array([mixture.array(names) for mixture in earlier]).reshape(len(earlier), len(names))
-    picks = _least_known(pool, known, count)
+    picks = _farthest(pool, known, count)
     return [Mixture.from_array(names, pool[place]) for place in picks]
 
 
@@ -140,30 +131,16 @@ def _within(shares: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
     return shares if inside else fill_box(shares, low, high)
 
 
-def _least_known(pool: np.ndarray, known: np.ndarray, count: int) -> list[int]:
-    """Places in the pool (P, D), one after the other where the process is least certain; `known` rows came before."""
-    points = np.log(np.vstack([pool, known]) + EPS)
-    points -= points[: len(pool)].mean(axis=0)
-    points /= np.sqrt((points[: len(pool)] ** 2).sum(axis=1).mean()) or 1.0
-    told: list[
-        np.ndarray
-    ] = []  # what each measurement explains: the covariance less their outer products is left
-    left = 1.0 + LINEAR * (points**2).sum(axis=1) + 1.0
-
-    def tell(place: int) -> None:
-        nonlocal left
-        distance = ((points - points[place]) ** 2).sum(axis=1)
-        column = np.exp(-distance / (2 * LENGTH**2)) + LINEAR * points @ points[place] + 1.0
-        column -= sum((one * one[place] for one in told), np.zeros(len(points)))
-        told.append(column / np.sqrt(left[place] + NOISE))
-        left = left - told[-1] ** 2
-
-    for row in range(len(pool), len(points)):
-        tell(row)
+def _farthest(pool: np.ndarray, known: np.ndarray, count: int) -> list[int]:
+    """Places in the pool (P, D), each as far as can be from those before it; `known` rows came before all."""
+    points, before = np.log(pool + EPS), np.log(known + EPS)
+    away = np.full(len(points), np.inf)
+    for point in before:
+        away = np.minimum(away, ((points - point) ** 2).sum(axis=1))
     picks: list[int] = []
     while len(picks) < count:
-        picks.append(0 if not told else int(np.argmax(left[: len(pool)])))
-        tell(picks[-1])
+        picks.append(int(np.argmax(away)))  # of an empty design the first: the centre
+        away = np.minimum(away, ((points - points[picks[-1]]) ** 2).sum(axis=1))
     return picks
 
 
