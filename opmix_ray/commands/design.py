@@ -73,7 +73,12 @@ def design(
     if not as_json:
         show(rows, rows, False)
     fitting = f"opmix fit --ratios {output} --metrics METRICS.csv"
-    words = f"{output}\nnext: train one model on each, write their metrics down by run, then {fitting}"
+    few = (
+        f"note: {runs} runs for {len(names)} domains; of some the law will know little\n"
+        if runs < len(names)
+        else ""
+    )
+    words = f"{few}{output}\nnext: train one model on each, write their metrics down by run, then {fitting}"
     show({"output": str(output), "runs": rows}, words, as_json)
 
 

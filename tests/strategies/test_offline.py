@@ -124,9 +124,16 @@ def test_design_writes_a_file_that_fit_reads(opmix: Opmix, tmp_path: Path) -> No
         "--earlier", first, "-o", more,
     )  # fmt: skip
     assert ended.code == 0, ended.err
+    assert "note: " not in ended.out
     assert [line.partition(",")[0] for line in more.read_text().splitlines()[1:]] == [
         f"run-{number:03d}" for number in range(12, 16)
     ]
+
+
+def test_fewer_runs_than_domains_are_designed_with_a_note(opmix: Opmix, tmp_path: Path) -> None:
+    ended = opmix("design", "--domains", "a,b,c,d", "--runs", 3, "-o", tmp_path / "few.csv")
+    assert ended.code == 0, ended.err
+    assert "note: 3 runs for 4 domains" in ended.out
 
 
 WRONG = {
