@@ -34,12 +34,19 @@ def main() -> None:
         default=2,
         help="1: without the mixtures near a fitted optimum; 3: also what is decided today",
     )
+    parser.add_argument(
+        "--fit", action="store_true", help="design: by the law of opmix fit, which takes far longer"
+    )
     arguments = parser.parse_args()
     if arguments.what == "design":
-        from problem_bench.sweeps import compare
+        from problem_bench.sweeps import compare, compare_by_fit
 
         data = Path(arguments.names[0]) if arguments.names else None
-        print(compare(data, [int(seed) for seed in arguments.seeds.split(",")]))
+        print(
+            (compare_by_fit if arguments.fit else compare)(
+                data, [int(seed) for seed in arguments.seeds.split(",")]
+            )
+        )
         return
     asked = arguments.names or names()
     if arguments.what == "list":

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import gamma, qmc
 
+from opmix_ray.decision.propose import propose
 from opmix_ray.fit.sweep import read_sweep
 from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.mixture import Mixture
@@ -74,7 +75,7 @@ class Table:
         name: of it.
         chosen: whether constants were chosen on it; else they are judged on it.
         law: fitted to all runs.
-        errors: (N,) of the law's objective, out of fold.
+        errors: (N, M) of the law, out of fold.
         centre: proportional mixture.
         runs: (N, D) the sweep's own mixtures, where it had its own distribution.
     """
@@ -89,7 +90,8 @@ class Table:
         runs: Rows | None = None,
     ) -> None:
         self.name, self.chosen, self.law, self.centre, self.runs = name, chosen, law, centre, runs
-        self.errors = np.nan_to_num(errors - np.nanmean(errors))
+        self.all_errors = np.nan_to_num(errors - np.nanmean(errors, axis=0))
+        self.errors = self.all_errors @ law.weights
         rng, size = np.random.default_rng(5), len(centre)
         around = as_rows(sample_mixtures(centre, 1200, (0.3, 30.0), 5))
         self.pool = np.vstack([centre.array()[None], around, rng.dirichlet(np.ones(size), 300)])
@@ -121,6 +123,16 @@ class Table:
     def regret(self, rows: Rows, values: np.ndarray) -> float:
         """Of that mixture, in per cent of the loss."""
         return 100 * float(self.worth[self.proposed(rows, values)] - self.worth.min()) / self.level
+
+    def by_fit(self, rows: Rows, seed: int) -> float:
+        """Regret of what the law of `opmix fit` proposes after made runs, in per cent of the loss."""
+        law = self.law
+        which = np.random.default_rng([seed, 12]).integers(len(self.errors), size=len(rows))
+        values = law.predict(rows) + self.all_errors[which]
+        weights = dict(zip(law.metric_names, law.weights.tolist(), strict=True))
+        fitted = fit_law(rows, values, domains=law.domains, metric_names=law.metric_names, objective=weights)
+        found = propose(fitted, prior=self.centre, kl=KL).mixture.array()[None]
+        return 100 * float(self.penalised(found)[0] - self.worth.min()) / self.level
 
     def random(self, seed: int) -> float:
         """Regret of 128 runs of the sweep's own distribution."""
@@ -255,7 +267,7 @@ def _regmix(data: Path) -> Iterator[Table]:
             [law.responses[m] for m in some],
         )  # fmt: skip
         name = f"RegMix {number}"
-        yield Table(name, True, part, errors[:, some].mean(axis=1), _mean(train.domains, rows), rows)
+        yield Table(name, True, part, errors[:, some], _mean(train.domains, rows), rows)
 
 
 def _olmix(data: Path) -> Iterator[Table]:
@@ -286,13 +298,32 @@ def _mean(domains: Sequence[str], rows: Rows) -> Mixture:
     return Mixture.from_array(domains, rows.mean(axis=0))
 
 
+def compare_by_fit(data: Path | None, seeds: Sequence[int], count: int = 32) -> str:
+    """The same with the law of `opmix fit` and its proposal: 128 random runs, designed ones, as many random ones."""
+    found = []
+    for table in tables(data):
+        mine = []
+        for seed in seeds:
+            own = as_rows(sample_mixtures(table.centre, RANDOM, CONCENTRATION, 1000 + seed))
+            if table.runs is not None:
+                own = table.runs[np.random.default_rng([seed, 7]).permutation(len(table.runs))[:RANDOM]]
+            rows = (own, of_the_product(table.centre, count, seed), drawn(table.centre, count, seed))
+            mine.append([table.by_fit(each, seed) for each in rows])
+        found.append(np.mean(mine, axis=0))
+        print(f"{table.name}: " + ", ".join(f"{one:.3f} %" for one in found[-1]), flush=True)
+    names = (f"{RANDOM} random runs", f"{count} of opmix design", f"{count} random ones")
+    return "median: " + ", ".join(
+        f"{name} {one:.3f} %" for name, one in zip(names, np.median(found, axis=0), strict=True)
+    )
+
+
 def _table(
     name: str, chosen: bool, rows: Rows, values: np.ndarray, domains: Sequence[str],
     weights: dict[str, float], centre: Mixture, own: bool = False,
 ) -> Table:  # fmt: skip
     rows = rows / rows.sum(axis=1, keepdims=True)
     law, errors = _law(name, rows, values, domains, weights)
-    return Table(name, chosen, law, errors @ law.weights, centre, rows if own else None)
+    return Table(name, chosen, law, errors, centre, rows if own else None)
 
 
 def _law(
