@@ -175,6 +175,13 @@ def test_a_wrong_design_is_one_line_and_writes_nothing(case: str, opmix: Opmix, 
     assert set(tmp_path.iterdir()) == before
 
 
+def test_a_swarm_stays_within_the_caps_and_least_shares_of_its_run(making: Making) -> None:
+    search = making("swarm", "data.domains.german.min_share=0.3")
+    rows = designed(8, Mixture.proportional(search.tokens), lower=search.lower, upper=search.caps)
+    assert min(row["german"] for row in rows) >= 0.3 - 1e-9
+    assert all(row[name] <= search.caps[name] + 1e-9 for row in rows for name in search.domains)
+
+
 def test_the_law_of_a_swarm_leads_to_the_best_mixture(making: Making) -> None:
     """Losses made from shares: `german` is worth more than the others."""
     search = making("swarm")
