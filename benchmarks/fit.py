@@ -7,9 +7,9 @@
 
 Tables: RegMix's runs (17 domains, 13 losses; the first rows are fitted and the 256 test runs ranked), olmix's (24
 domains, 110 metrics; random splits) and the trained mixtures in results/fidelity (5 or 6 domains, 14 rows fitted).
-Several sizes: many rows of a small run and few of a large one, the others of the large one ranked, beside laws of either
-alone. That is trained mixtures after 150 and 500 steps, and RegMix's other sizes where DATA/regmix holds them (as
-`*_mixture_60m.csv` and `*_pile_loss_60m.csv`).
+Several sizes: many rows of a small run and few of a large one, the others of the large one ranked, beside laws of
+either alone. That is trained mixtures after 150 and 500 steps, and RegMix's other sizes where DATA/regmix holds them
+(as `*_mixture_60m.csv` and `*_pile_loss_60m.csv`).
 Nothing is chosen by the rows that are ranked. Figures are means over splits: Spearman of the average of all metrics,
 and of single metrics where every one is fitted. Timings are of made tables, with intervals where they say so.
 

@@ -175,7 +175,7 @@ def _quality(result: FitResult) -> str:
     )
     details = [
         f"{stage['rows']} runs of {Scale(stage['size'], stage['tokens']).words()} correct the one before: its "
-        f"slope is {stage['slope']:.2f}, and {percent(stage['share'], 0)} of the sum; the rest is a law of these runs alone."
+        f"slope is {stage['slope']:.2f}; {percent(1 - stage['share'], 0)} of the sum is a law of these runs alone."
         for stage in law.details.get("sizes", [])[1:]
     ]
     if "weights" in law.details:
