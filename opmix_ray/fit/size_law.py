@@ -6,7 +6,7 @@ The law of the size with most runs is corrected by those of the next size toward
 `p` a metric is `a + (c + b) f(p) + w . log(p + eps)`, with the law `f` of the size before (Kennedy and O'Hagan 2000).
 The slope `c` is common to the metrics; how much a metric's own slope `b` and the correction `w` may differ from 0 comes
 from the evidence of all metrics together. Few rows leave both at 0: the law of the small runs with another level. A law
-of the larger runs alone stands beside, as predictions of left-out runs weigh the two.
+of the larger runs alone stands beside where they are many, as predictions of left-out runs weigh the two.
 
 A target without runs is read from the trends of three sizes or more: levels follow `E + A / size^alpha`, slopes a power
 of the size (as in Hoffmann et al. 2022; tokens likewise).
@@ -33,7 +33,7 @@ from opmix_ray.numerics.ridge import Corrections, fit_corrections
 from opmix_ray.numerics.threads import one_thread
 
 EPS = 0.01  # pseudo-count of the correction
-ALONE = 8  # rows from which a law of the larger runs alone stands beside
+ALONE = 2  # rows for each of D + 2 parameters from which a law of the larger runs alone stands beside
 POWERS = np.geomspace(0.03, 1.0, 30)  # of levels in the size
 STEEPEST = 3.0  # factor on slopes that a trend may give
 DOUBT = 0.25  # error of a level over what a trend adds to it
@@ -196,12 +196,17 @@ def _unseen(ratios: np.ndarray, seen: np.ndarray, stage: _Stage) -> np.ndarray:
 def _share(measured: np.ndarray, corrected: np.ndarray, alone: np.ndarray) -> float:
     """Share of the corrected law beside one of the larger runs alone, by predictions out of fold.
 
-    Laws of many metrics are blends of few groups each, of which only one can be kept.
+    All, unless the two together err less by more than a standard error. Laws of many metrics are blends of few groups
+    each, of which only one can be kept.
     """
     level, unit = np.nanmean(measured, axis=0), np.maximum(np.nanstd(measured, axis=0), 1e-12)
-    features = np.column_stack([((each - level) / unit).T.ravel() for each in (corrected, alone)])
-    share = float(stack_weights(features, ((measured - level) / unit).T.ravel(), len(measured))[0])
-    return float(round(share)) if measured.shape[1] > MANY else share
+    wanted, one, other = ((each - level) / unit for each in (measured, corrected, alone))
+    share = float(
+        stack_weights(np.column_stack([one.ravel(), other.ravel()]), wanted.ravel(), len(measured))[0]
+    )
+    share = float(round(share)) if measured.shape[1] > MANY else share
+    better = np.nanmean((one - wanted) ** 2 - (share * one + (1 - share) * other - wanted) ** 2, axis=1)
+    return share if better.mean() > better.std(ddof=1) / np.sqrt(len(better)) else 1.0
 
 
 def for_target(sweep: Sweep, target: Scale) -> Sweep:
@@ -260,7 +265,7 @@ def fit_sizes(
     groups = scales.order(target)
     for rows in groups:
         part, alone = table.rows(rows), None
-        enough = not stages or len(rows) >= ALONE
+        enough = not stages or len(rows) >= ALONE * (len(domains) + 2)
         if enough and (np.isfinite(part.metrics).sum(axis=0) >= LEAST_ROWS).all():
             alone = fit_law(
                 part.ratios, part.metrics, domains=domains, metric_names=metric_names, law=law, objective=named,

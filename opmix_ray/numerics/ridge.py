@@ -189,6 +189,7 @@ SPREAD = (
 )
 OWN = 1.0  # how far from 1 the common slope is expected
 _FIRST = (0.05, 0.2)  # spreads where the search begins
+_NONE = -6.0  # log of a spread that is as good as none
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,12 @@ def _joined(x: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def fit_corrections(
-    x: np.ndarray, z: np.ndarray, values: np.ndarray, weights: np.ndarray, like: Corrections | None = None
+    x: np.ndarray,
+    z: np.ndarray,
+    values: np.ndarray,
+    weights: np.ndarray,
+    like: Corrections | None = None,
+    free: int = 2,
 ) -> Corrections:
     """Fit all metrics together.
 
@@ -253,6 +259,7 @@ def fit_corrections(
         values: (N, M), NaN where one is missing; of a spread of about 1.
         weights: (N, M), of mean about 1.
         like: keep the spreads and the noise that this one found.
+        free: 0: the common slope alone; 1: own slopes too; 2: the other coefficients too.
     """
     weights = np.where(np.isfinite(values), weights, 0.0)
     features, count = _joined(x, z), z.shape[1] + 1
@@ -263,7 +270,7 @@ def fit_corrections(
     gram = np.einsum("nm,nmf,nmg->mfg", weights, away, away, optimize=True)
     pull = np.einsum("nm,nmf,nm->mf", weights, away, rest, optimize=True)
     square = float((weights * rest**2).sum())
-    free = float(np.maximum((weights > 0).sum(axis=0) - 1, 0).sum())
+    degrees = float(np.maximum((weights > 0).sum(axis=0) - 1, 0).sum())
     first = gram[:, :, 0]
 
     def solved(theta: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
@@ -278,16 +285,17 @@ def fit_corrections(
         target = pull - common * first
         error = square + float((common**2 * first[:, 0] - 2 * common * pull[:, 0]).sum())
         error -= float(np.einsum("mf,mfg,mg->", target, inverse, target))
-        value = free * theta[2] + 0.5 * (np.linalg.slogdet(inner)[1].sum() + error / noise**2)
+        value = degrees * theta[2] + 0.5 * (np.linalg.slogdet(inner)[1].sum() + error / noise**2)
         value += 0.5 * ((own**2 + other**2) / SPREAD**2 + ((common - 1) / OWN) ** 2)
         return float(value), common, np.einsum("mfg,mg->mf", inverse, target), covariance
 
     if like is None:
-        plain = max(square + float((first[:, 0] - 2 * pull[:, 0]).sum()), 0.0) / max(free, 1.0)
+        plain = max(square + float((first[:, 0] - 2 * pull[:, 0]).sum()), 0.0) / max(degrees, 1.0)
         starts = [
             np.log([spread, spread, max(plain**0.5, 1e-3) / (1 + k)]) for k, spread in enumerate(_FIRST)
         ]
-        bounds = [(-6.0, 1.0), (-6.0, 1.0), (-7.0, 1.0)]
+        bounds = [(_NONE, 1.0 if free > k else _NONE) for k in range(2)] + [(-7.0, 1.0)]
+        starts = [np.clip(start, *np.transpose(bounds)) for start in starts]
         found = [
             minimize(lambda t: solved(t)[0], start, method="L-BFGS-B", bounds=bounds) for start in starts
         ]
