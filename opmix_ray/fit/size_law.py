@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm, t
 
 from opmix_ray.errors import UserError
 from opmix_ray.fit.sizes import Scale, Scales
@@ -309,6 +310,8 @@ def fit_sizes(
     std_scale = calibrate(
         measured[:, -1] - held_out[last.rows, -1], np.sqrt(last.std[:, used] ** 2 @ weights[used] ** 2)
     )
+    few = max(1, int(np.isfinite(held_out[last.rows, -1]).sum()) - 1)
+    std_scale *= float(t.ppf(0.95, few) / norm.ppf(0.95))  # few rows know their own error badly
     details = {"target": target.to_dict(), "sizes": [_told(scales, stage) for stage in stages]}
     return FittedLaw(
         law, domains, metric_names, weights, read(chain, table.ratios), None, quality, std_scale, details, table, refit,
