@@ -8,8 +8,8 @@
 Tables: RegMix's runs (17 domains, 13 losses; the first rows are fitted and the 256 test runs ranked), olmix's (24
 domains, 110 metrics; random splits) and the trained mixtures in results/fidelity (5 or 6 domains, 14 rows fitted).
 Several sizes: many rows of a small run and few of a large one, the others of the large one ranked, beside laws of
-either alone. That is trained mixtures after 150 and 500 steps, and RegMix's other sizes where DATA/regmix holds them
-(as `*_mixture_60m.csv` and `*_pile_loss_60m.csv`).
+either alone. That is trained mixtures after 150 and 500 steps, a drift that is made from RegMix's losses, and RegMix's
+other sizes where DATA/regmix holds them (as `*_mixture_60m.csv` and `*_pile_loss_60m.csv`).
 Nothing is chosen by the rows that are ranked. Figures are means over splits: Spearman of the average of all metrics,
 and of single metrics where every one is fitted. Timings are of made tables, with intervals where they say so.
 
@@ -228,6 +228,28 @@ def regmix_sizes(data: Path, quick: bool) -> Iterator[tuple[str, list[Split]]]:
                 )  # fmt: skip
 
 
+def drifted(data: Path, quick: bool) -> Iterator[tuple[str, list[Split]]]:
+    """RegMix's test runs as those of a large size that is made: slopes of metrics and effects of shares drift."""
+    small = read_sweep(data / "train_mixture_1m.csv", data / "train_pile_loss_1m.csv")
+    test = read_sweep(data / "test_mixture_1m.csv", data / "test_pile_loss_1m.csv")
+    rng, spread, logs = np.random.default_rng(3), test.metrics.std(axis=0), np.log(test.ratios + 0.01)
+    tilt = (logs - logs.mean(axis=0)) @ rng.standard_normal((logs.shape[1], len(spread)))
+    slopes = 0.6 * rng.lognormal(0, 0.4, len(spread))
+    y = 1 + slopes * (test.metrics - test.metrics.mean(axis=0)) + 0.21 * spread * tilt / tilt.std(axis=0)
+    y += 0.05 * spread * rng.standard_normal(y.shape)
+    for few in (8,) if quick else (8, 32, 64):
+        splits = random_splits(test.ratios, y, few, 2 if quick else 4, test.domains, test.metric_names)
+        yield (
+            f"RegMix drifted, {few} rows",
+            [
+                TwoSizes(
+                    one.x, one.y, one.new_x, one.new_y, one.domains, one.metrics, small.ratios[:64], small.metrics[:64]
+                )
+                for one in splits
+            ],
+        )  # fmt: skip
+
+
 def by_sizes(split: Split, law: str, which: str) -> tuple[np.ndarray, np.ndarray]:
     """The same as `by_law` with rows of two sizes: by the small ones, the large ones, or both."""
     assert isinstance(split, TwoSizes)
@@ -332,6 +354,7 @@ def main() -> None:
         if options.data is not None:
             tables += [
                 *regmix(options.data / "regmix", options.quick),
+                *drifted(options.data / "regmix", options.quick),
                 *regmix_sizes(options.data / "regmix", options.quick),
                 *olmix(options.data / "olmix", options.quick),
             ]

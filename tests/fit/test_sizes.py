@@ -292,6 +292,14 @@ def test_sizes_and_tokens(tmp_path: Path) -> None:
     assert found["target"] == {"size": 410e6, "tokens": None}  # the size tells the tokens
 
 
+def test_the_kl_weight_is_in_units_of_one_size(tmp_path: Path) -> None:
+    files, options = write(tmp_path, {"1M": 12, "1.4B": 6}), {"law": "ridge", "bootstrap": 0, "kl": "auto"}
+    found = fit_command(*files, tmp_path / "a", target_size="1.4B", **options)
+    alone = write(tmp_path, {"1M": 12})
+    small = fit_command(*alone, tmp_path / "b", **options)
+    assert max(found["kl_curve"]["weights"]) < max(small["kl_curve"]["weights"])
+
+
 WRONG = {
     "no size, and none asked": ((), "several model sizes"),
     "a target that is no number": (("--target-size", "huge"), "must be a number above 0"),
