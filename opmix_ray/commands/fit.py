@@ -59,6 +59,21 @@ def fit(
         Path | None,
         typer.Option(help="File of domains renamed, split, merged, added or removed since.", metavar="FILE"),
     ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Model size that the mixture is for, where runs are of several: 410M.", metavar="SIZE"
+        ),
+    ] = None,
+    target_tokens: Annotated[
+        str | None, typer.Option(help="Training tokens that the mixture is for: 20B.", metavar="TOKENS")
+    ] = None,
+    size_column: Annotated[
+        str | None, typer.Option(help="Column of model sizes; none: all runs are one sweep.", metavar="NAME")
+    ] = None,
+    tokens_column: Annotated[
+        str | None, typer.Option(help="Column of training tokens; none: they do not count.", metavar="NAME")
+    ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals; 0: none.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is random.")] = 0,
     as_json: Json = False,
@@ -70,7 +85,8 @@ def fit(
         summary = fit_command(
             ratios, metrics, output or "runs/fit", law, prior, kl, caps, bounds, objective,
             share_columns=share_columns, metric_columns=metric_columns, maximise=maximise or (),
-            minimise=minimise or (), changes=changes, bootstrap=bootstrap, seed=seed, told=told,
+            minimise=minimise or (), changes=changes, target_size=target_size, target_tokens=target_tokens,
+            size_column=size_column, tokens_column=tokens_column, bootstrap=bootstrap, seed=seed, told=told,
         )  # fmt: skip
     show(summary, closing_words(summary), as_json)
 

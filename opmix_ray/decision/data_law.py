@@ -16,8 +16,7 @@ from opmix_ray.counts.ngrams import Counts, DataLeft
 from opmix_ray.counts.response import DataResponse
 from opmix_ray.decision.old_part import OldPart
 from opmix_ray.laws.base import Response, Table, objective_weights
-from opmix_ray.laws.fitted import FittedLaw
-from opmix_ray.laws.quality import score
+from opmix_ray.laws.fitted import FittedLaw, score
 from opmix_ray.mixture import Mixture
 
 NAME = "data"

@@ -19,6 +19,8 @@ from opmix_ray.fit.kl import choose_kl, read_kl
 from opmix_ray.fit.options import Objective, limits, read_objective, read_prior
 from opmix_ray.fit.page import render
 from opmix_ray.fit.result import FitResult
+from opmix_ray.fit.size_law import fit_sizes, for_target
+from opmix_ray.fit.sizes import SizeColumns
 from opmix_ray.fit.sweep import LEFT_OUT, Sweep, read_sweep
 from opmix_ray.laws import fit_law
 from opmix_ray.mixture import Mixture
@@ -60,6 +62,10 @@ def fit_command(
     maximise: Sequence[str] = (),
     minimise: Sequence[str] = (),
     changes: str | Path | None = None,
+    size_column: str | None = None,
+    tokens_column: str | None = None,
+    target_size: str | float | None = None,
+    target_tokens: str | float | None = None,
     bootstrap: int = BOOTSTRAP,
     seed: int = 0,
     told: Told | None = None,
@@ -81,22 +87,29 @@ def fit_command(
         maximise, minimise: names or patterns of metrics that are better when higher, or lower where a name says
             the opposite.
         changes: file of domains that were renamed, split, merged, added or removed since; see `changes`.
+        size_column, tokens_column: names of the columns of model sizes and of training tokens; `none`: runs of all
+            sizes are one sweep; None: they are found.
+        target_size, target_tokens: what the proposal is for, as a number or `410M`; None: the largest.
         bootstrap: refits for the intervals; 0: none.
         seed: of everything random.
         told: hears of what is done.
 
     Returns:
-        JSON values: `output`, `law`, `rows`, `left_out` (number of rows), `columns` (`shares`, `metrics`,
-        `left_out`), `mixture`, `metrics` (by name: `baseline`, `proposal`, `maximised`), `objective`,
-        `baseline_objective`, `gain`, `gain_interval`, `quality` (of the objective), `kl`, `kl_curve`, `binding`,
-        `notes`, `files`.
+        JSON values: `output`, `law`, `rows`, `target` (`size`, `tokens`, or None), `left_out` (number of rows),
+        `columns` (`shares`, `metrics`, `left_out`), `mixture`, `metrics` (by name: `baseline`, `proposal`,
+        `maximised`), `objective`, `baseline_objective`, `gain`, `gain_interval`, `quality` (of the objective), `kl`,
+        `kl_curve`, `binding`, `notes`, `files`.
 
     Raises:
         UserError: wrong input; names file, line or key, and the remedy.
     """
     told, given = told or Told(), read_kl(kl)
     storage = Storage(str(output))
-    sweep = read_sweep(ratios, metrics, share_names=share_columns, metric_names=metric_columns)
+    sizes = SizeColumns(size_column, tokens_column, target_size, target_tokens, told.ask)
+    sweep = read_sweep(ratios, metrics, share_names=share_columns, metric_names=metric_columns, sizes=sizes)
+    target = None if sweep.scales is None else sweep.scales.target(target_size, target_tokens)
+    if target is not None:
+        sweep = for_target(sweep, target)
     removed: list[str] = []
     if changes is not None:
         read = read_changes(changes)
@@ -130,7 +143,8 @@ def fit_command(
         f"{len(sweep.metric_names)} metrics"
     )
     start = time.perf_counter()
-    fitted = fit_law(
+    fit = fit_law if target is None else partial(fit_sizes, scales=sweep.scales, target=target)
+    fitted = fit(
         sweep.ratios,
         turned(sweep.metrics, sweep.metric_names, tops),
         domains=sweep.domains,
@@ -170,19 +184,19 @@ def fit_command(
             sweep, fitted, held, wanted, weight, lower, upper, proposal, notes, inputs, seconds, tops, curve
         )
 
+    files = {
+        "prior": prior, "caps": caps, "bounds": bounds, "objective": objective, "changes": changes
+    }  # fmt: skip
     inputs = {
         "ratios": str(ratios),
         "metrics": str(metrics),
         "law": law,
-        "prior": None if prior is None else str(prior),
-        "caps": None if caps is None else str(caps),
-        "bounds": None if bounds is None else str(bounds),
-        "objective": None if objective is None else str(objective),
-        "changes": None if changes is None else str(changes),
+        **{name: None if file is None else str(file) for name, file in files.items()},
         "share_columns": None if share_columns is None else list(share_columns),
         "metric_columns": None if metric_columns is None else list(metric_columns),
         "maximise": list(maximise),
         "minimise": list(minimise),
+        "target": None if target is None else target.to_dict(),
         "bootstrap": bootstrap,
         "seed": seed,
     }
@@ -248,6 +262,7 @@ def _summary(storage: Storage, result: FitResult) -> dict[str, Any]:
         "output": storage.uri,
         "law": law.name,
         "rows": len(result.sweep.runs),
+        "target": law.details.get("target"),
         "left_out": len(result.sweep.left_out),
         "columns": {
             "shares": [*result.sweep.domains, *result.sweep.unused],

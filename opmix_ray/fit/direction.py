@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from opmix_ray.errors import UserError
-from opmix_ray.fit.columns import choose, is_higher_better
+from opmix_ray.exchange.column_names import is_higher_better
+from opmix_ray.fit.columns import choose
 
 SHOWN = 5
 Ask = Callable[[str], bool]

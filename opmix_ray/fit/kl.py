@@ -108,7 +108,9 @@ def choose_kl(
             key="--kl", value=AUTO, remedy="give a number such as 0.05",
         )  # fmt: skip
     used = law.weights > 0
-    spread = float(np.nanstd(law.table.metrics[:, used] @ law.weights[used])) or 1.0
+    sized = law.details.get("target") is not None  # runs of other sizes are at other levels
+    values = law.objective(law.table.ratios) if sized else law.table.metrics[:, used] @ law.weights[used]
+    spread = float(np.nanstd(values)) or 1.0
     weights = [spread * size for size in STEPS]
     rng = np.random.default_rng([seed, 2])
     regrets = []

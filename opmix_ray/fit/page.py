@@ -16,6 +16,7 @@ from opmix_ray.draw.panel import Dots, Line, Panel, Rects, Whiskers
 from opmix_ray.draw.shell import shell
 from opmix_ray.fit.direction import turned
 from opmix_ray.fit.result import FitResult
+from opmix_ray.fit.sizes import Scale
 
 STEP = 0.01  # of a share, in the interaction matrix
 MOST_DOTS = 200  # in one panel
@@ -25,7 +26,7 @@ OPEN_LEFT_OUT = 5  # rows left out up to which the list is open
 
 def render(result: FitResult) -> str:
     """The whole page as one HTML text."""
-    title = f"Mixture from {plural(len(result.sweep.runs), 'run')}"
+    title = f"Mixture from {plural(len(result.sweep.runs), 'run')}{result.target_words()}"
     body = [
         _proposal(result),
         _quality(result),
@@ -147,8 +148,10 @@ def _quality(result: FitResult) -> str:
     measured = np.column_stack([sweep.metrics, losses[:, used] @ law.weights[used]])
     held_out = law.held_out.copy()
     held_out[:, :-1] = turned(held_out[:, :-1], law.metric_names, result.tops)
+    judged = result.judged()
+    measured, held_out, runs = measured[judged], held_out[judged], [sweep.runs[row] for row in judged]
     panels = [
-        _against(name, measured[:, m], held_out[:, m], sweep.runs)
+        _against(name, measured[:, m], held_out[:, m], runs)
         for m, name in [(len(names), "objective"), *enumerate(names)]
     ]
     rows = [
@@ -170,7 +173,11 @@ def _quality(result: FitResult) -> str:
         rows,
         caption="Quality, out of fold but for the last R²",
     )
-    details = []
+    details = [
+        f"{stage['rows']} runs of {Scale(stage['size'], stage['tokens']).words()} correct the one before: its "
+        f"slope is {stage['slope']:.2f}; {percent(1 - stage['share'], 0)} of the sum is a law of these runs alone."
+        for stage in law.details.get("sizes", [])[1:]
+    ]
     if "weights" in law.details:
         parts = ", ".join(f"`{n}` {percent(w, 0)}" for n, w in law.details["weights"].items())
         details.append(f"The law is a weighted mean of {parts}, as cross-validation weighs them.")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.errors import UserError
+from opmix_ray.exchange.csv_table import read_csv
 from opmix_ray.fit.columns import METADATA
-from opmix_ray.fit.csv_table import read_csv
 from opmix_ray.fit.direction import turned
 from opmix_ray.fit.sweep import read_mixtures
 from opmix_ray.laws import FittedLaw

@@ -11,6 +11,7 @@ from opmix_ray.decision.propose import Proposal
 from opmix_ray.fit.direction import turned
 from opmix_ray.fit.kl import KlCurve
 from opmix_ray.fit.options import Objective
+from opmix_ray.fit.sizes import Scale
 from opmix_ray.fit.sweep import Sweep
 from opmix_ray.laws import FittedLaw
 from opmix_ray.mixture import Mixture
@@ -54,6 +55,16 @@ class FitResult:
     def predicted(self, ratios: np.ndarray) -> np.ndarray:
         """Metrics of mixtures in their own units and direction, (n, D) -> (n, M)."""
         return turned(self.law.predict(ratios), self.law.metric_names, self.tops)
+
+    def target_words(self) -> str:
+        """` for 410M`, where the law is for one of several sizes."""
+        target = self.law.details.get("target")
+        return f" for {Scale(**target).words()}" if target else ""
+
+    def judged(self) -> np.ndarray:
+        """Places of the rows that say how well the law predicts: those of its size, or of the one nearest to it."""
+        scales, rows = self.sweep.scales, np.arange(len(self.sweep.runs))
+        return rows if scales is None else scales.order(Scale(**self.law.details["target"]))[-1]
 
     def proposed(self) -> dict[str, Any]:
         """`mixture.json`: the proposal with the domains that no run has, and metrics in their own direction."""

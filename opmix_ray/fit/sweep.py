@@ -6,7 +6,6 @@ RegMix's (`index`, then columns) as they are. Which of the other columns are dom
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,93 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from opmix_ray.errors import UserError
+from opmix_ray.exchange.csv_table import (
+    KEYS,
+    CsvTable,
+    join_columns,
+    one_file,
+    partners,
+    plain,
+    read_csv,
+    run_names,
+)
 from opmix_ray.fit.columns import ROUNDING, Column, Taken, metric_columns, share_columns, values
-from opmix_ray.fit.csv_table import CsvTable, read_csv
+from opmix_ray.fit.sizes import Scales, SizeColumns, take_sizes
 from opmix_ray.laws.fit import LEAST_ROWS
-
-KEYS = (("run", "run_id"), ("index",), ("name",))  # what rows are joined by, the best first
-_WITH_ZERO = re.compile(r"^-?\d+\.0+$")
-
-
-def join_columns(ratios: CsvTable, metrics: CsvTable) -> tuple[str, str] | None:
-    """The column of each file to join by: the first kind that both have and that names every row once.
-
-    None where both are one file that names no runs: a line is a run.
-
-    Raises:
-        UserError: there is none.
-    """
-    doubled: UserError | None = None
-    for group in KEYS:
-        pair = [
-            next((name for wanted in group for name in table.header if name.lower() == wanted), None)
-            for table in (ratios, metrics)
-        ]
-        if pair[0] is None or pair[1] is None:
-            continue
-        faults = [_doubled(ratios, pair[0]), _doubled(metrics, pair[1])]
-        if not any(faults):
-            return pair[0], pair[1]
-        doubled = doubled or next(fault for fault in faults if fault)
-    if doubled:
-        raise doubled
-    if _one_file(ratios, metrics):
-        return None
-    raise UserError(
-        f"shares no column with {metrics.path.name} to join runs by",
-        file=ratios.path,
-        remedy="give both files a column `run` (or `run_id`, `index`, `name`)",
-    )
-
-
-def partners(first: Sequence[str], second: Sequence[str]) -> list[int | None]:
-    """For every run of the first list its place in the second, or None."""
-    place_of = {run: place for place, run in enumerate(second)}
-    found = [place_of.get(run) for run in first]
-    open_first = [place for place, partner in enumerate(found) if partner is None]
-    taken = set(found)
-    open_second = [place for place in range(len(second)) if place not in taken]
-    left, right = _by_plain(first, open_first), _by_plain(second, open_second)
-    for name, places in left.items():
-        there = right.get(name, [])
-        if len(places) == 1 and len(there) == 1:
-            found[places[0]] = there[0]
-    return found
-
-
-def _by_plain(runs: Sequence[str], places: Sequence[int]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for place in places:
-        found.setdefault(plain(runs[place]), []).append(place)
-    return found
-
-
-def plain(run: str) -> str:
-    """A run's name without the `.0` that a table of numbers puts behind it."""
-    return run.partition(".")[0] if _WITH_ZERO.match(run) else run
-
-
-def _runs(table: CsvTable, key: str | None) -> list[str]:
-    """The name of every row's run; none: its line."""
-    return table.column(key) if key is not None else [f"line {line}" for line in table.lines]
-
-
-def _doubled(table: CsvTable, key: str) -> UserError | None:
-    first: dict[str, int] = {}
-    for line, run in zip(table.lines, table.column(key), strict=True):
-        if not run:
-            return UserError(f"line {line} names no run", file=table.path, key=key, remedy="fill it in")
-        if run in first:
-            return UserError(
-                f"lines {first[run]} and {line} are the same run",
-                file=table.path,
-                key=key,
-                value=run,
-                remedy="keep one line per run",
-            )
-        first[run] = line
-    return None
-
 
 SHOWN = 3  # reasons that an error gives
 LEFT_OUT = "left out of "  # how a note on columns begins
@@ -153,6 +78,7 @@ class Sweep:
         notes: what was done to the files, in words.
         unused: domains of the files that no row has; they are not among the others.
         left_out_columns: columns that were neither taken as shares nor as metrics.
+        scales: model size and tokens of the runs, where they differ.
     """
 
     runs: list[str]
@@ -164,6 +90,7 @@ class Sweep:
     notes: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     left_out_columns: list[Column] = field(default_factory=list)
+    scales: Scales | None = None
 
 
 def read_sweep(
@@ -172,23 +99,26 @@ def read_sweep(
     *,
     share_names: Sequence[str] | None = None,
     metric_names: Sequence[str] | None = None,
+    sizes: SizeColumns | None = None,
 ) -> Sweep:
     """Read and join the two files of a sweep.
 
     Args:
         ratios, metrics: the files.
         share_names, metric_names: columns that are shares and metrics, as names or patterns; None: found out.
+        sizes: what is said about model sizes and tokens; None: nothing, so runs of several are refused.
 
     Raises:
-        UserError: a file is broken, they share no column to join by, fewer than 3 runs or mixtures are left, or no
-            metric varies.
+        UserError: a file is broken, they share no column to join by, fewer than 3 runs or mixtures are left, no
+            metric varies, or runs are of several model sizes.
     """
-    mixtures_table, metrics_table = read_csv(ratios), read_csv(metrics)
+    sized = take_sizes(read_csv(ratios), read_csv(metrics), sizes or SizeColumns())
+    mixtures_table, metrics_table = sized.ratios, sized.metrics
     keys = join_columns(mixtures_table, metrics_table) or (None, None)
     found = read_mixtures(mixtures_table, keys[0], share_names)
     taken = metric_columns(metrics_table, metric_names, found.domains)
     left_out, notes = list(found.left_out), list(found.notes)
-    mixture_runs, metric_runs = _runs(mixtures_table, keys[0]), _runs(metrics_table, keys[1])
+    mixture_runs, metric_runs = run_names(mixtures_table, keys[0]), run_names(metrics_table, keys[1])
     partner = partners(mixture_runs, metric_runs)
     joined = set(partner)
     for place, run in enumerate(metric_runs):
@@ -205,6 +135,8 @@ def read_sweep(
             left_out.append(_left(mixtures_table, place, run, _not_in(run, metric_runs, metrics_table)))
         elif not np.isfinite(measured[there]).any():
             left_out.append(_left(metrics_table, there, run, "none of its metrics is a number"))
+        elif not sized.known(place, there):
+            left_out.append(_left(metrics_table, there, run, "its size is missing"))
         else:
             kept.append(row)
             places.append(there)
@@ -219,6 +151,7 @@ def read_sweep(
         left_out=left_out,
         notes=notes,
         left_out_columns=[*found.columns.left_out, *taken.left_out],
+        scales=sized.of([found.rows[row] for row in kept], places),
     )
     sweep = _without_unused(_without_thin_metrics(sweep, metrics_table))
     _check_varies(sweep, mixtures_table, metrics_table)
@@ -251,7 +184,7 @@ def read_mixtures(table: CsvTable, key: str | None = None, wanted: Sequence[str]
     if per_cent.any():
         which = "the rows" if per_cent.all() else f"{per_cent.sum()} rows"
         notes.append(f"{which} of {table.path.name} sum to 100 and were read as per cent")
-    runs = _runs(table, key)
+    runs = run_names(table, key)
     rows, shares, left_out, rounded = [], [], [], []
     for place, row in enumerate(zip(*columns, strict=True)):
         values = np.array([np.nan if value is None else value for value in row])
@@ -319,7 +252,7 @@ def _without_shares(taken: Taken, found: Mixtures, table: CsvTable, partner: Seq
     rows = [(place, there) for place in found.rows if (there := partner[place]) is not None]
     if taken.asked or not rows:
         return taken
-    one = _one_file(found.table, table)
+    one = one_file(found.table, table)
 
     def repeats(name: str) -> bool:
         if name not in found.domains:
@@ -350,14 +283,6 @@ def _without_shares(taken: Taken, found: Mixtures, table: CsvTable, partner: Seq
             remedy="give one column of numbers per metric",
         )
     return Taken(names, left_out)
-
-
-def _one_file(first: CsvTable, second: CsvTable) -> bool:
-    """Whether two tables are the same file."""
-    try:
-        return first.path.samefile(second.path)
-    except OSError:  # gone since it was read, or not a local one
-        return first.path == second.path
 
 
 def _measured(table: CsvTable, taken: Taken) -> tuple[np.ndarray, list[str]]:
@@ -453,6 +378,7 @@ def _without_thin_metrics(sweep: Sweep, table: CsvTable) -> Sweep:
         ratios=sweep.ratios[rows],
         metrics=sweep.metrics[np.ix_(rows, full)],
         metric_names=[name for name, there in zip(sweep.metric_names, full, strict=True) if there],
+        scales=None if sweep.scales is None else sweep.scales.rows(rows),
         left_out=sweep.left_out + gone,
         notes=sweep.notes + notes,
     )

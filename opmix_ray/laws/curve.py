@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from opmix_ray.laws.base import Law, Response, Table, fit_columns
-from opmix_ray.numerics.tails import DEGREES, tail_spread
+from opmix_ray.numerics.ridge import DEGREES, tail_spread
 
 FIRST_STEPS = 15  # of every start
 STEPS = (12, 12, 40)  # of every round of reweighting

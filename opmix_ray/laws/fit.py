@@ -11,15 +11,13 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws.auto import Fit, fit_auto, fit_one
 from opmix_ray.laws.base import Law, Response, Slopes, Table, nearest, objective_weights
 from opmix_ray.laws.extrapolate import Extrapolation
-from opmix_ray.laws.fitted import FittedLaw
+from opmix_ray.laws.fitted import FittedLaw, Quality, make_folds, score
 from opmix_ray.laws.gaussian_process import GaussianProcessLaw
 from opmix_ray.laws.linear import Linear, Ridge
 from opmix_ray.laws.log_linear import LogLinearLaw
 from opmix_ray.laws.log_share import LogShareLaw, OwnShareLaw
-from opmix_ray.laws.own_slopes import extrapolated
-from opmix_ray.laws.owner import owners
+from opmix_ray.laws.own_slopes import extrapolated, owners
 from opmix_ray.laws.power import PowerLaw
-from opmix_ray.laws.quality import Quality, make_folds, score
 from opmix_ray.laws.trees import TreesLaw
 from opmix_ray.numerics.threads import one_thread
 

@@ -1,18 +1,22 @@
-"""A fitted law: predictions, the objective and its gradient, quality, and JSON in and out."""
+"""A fitted law: predictions, the objective and its gradient, JSON in and out, and its quality by cross-validation."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import ConstantInputWarning, spearmanr
 
 from opmix_ray.errors import UserError
 from opmix_ray.laws.base import Response, Table, dump_response, load_response
 from opmix_ray.laws.groups import Basis, Blend, blended, blends
-from opmix_ray.laws.quality import Quality
 
+FOLDS = 10
+
+Quality = dict[str, dict[str, float | int | None]]
 FORMAT = 2
 LEAST_WEIGHT = 1e-3  # of a row in a refit
 Refit = Callable[[Table], tuple[Sequence[Response], Response | None]]
@@ -240,3 +244,43 @@ class FittedLaw:
             why = "its parts do not fit together" if not fits else "what it predicts is no number"
             raise UserError(f"the law is damaged ({why})", remedy="write it again with `opmix fit`")
         return law
+
+
+def make_folds(rows: int, seed: int) -> list[np.ndarray]:
+    """Held-out row indices of every fold: 10 folds, leave-one-out below 20 rows, at most `rows`."""
+    count = rows if rows < 2 * FOLDS else FOLDS
+    order = np.random.default_rng([seed, rows]).permutation(rows)
+    return [np.sort(part) for part in np.array_split(order, count)]
+
+
+def score(measured: np.ndarray, in_sample: np.ndarray, held_out: np.ndarray) -> dict[str, float | int | None]:
+    """Quality of one column: `r2` in sample; `spearman_cv`, `rmse_cv`, `r2_cv` out of fold; `rows`.
+
+    `None` where a figure is not defined (a constant metric, too few rows).
+    """
+    known = np.isfinite(measured)
+    both = known & np.isfinite(held_out)
+    return {
+        "r2": _r2(measured[known], in_sample[known]),
+        "spearman_cv": spearman(measured[both], held_out[both]),
+        "rmse_cv": float(np.sqrt(((measured - held_out)[both] ** 2).mean())) if both.any() else None,
+        "r2_cv": _r2(measured[both], held_out[both]),
+        "rows": int(known.sum()),
+    }
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's rank correlation, or None where it is not defined."""
+    if len(first) < 3:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        value = float(spearmanr(first, second).statistic)
+    return value if np.isfinite(value) else None
+
+
+def _r2(measured: np.ndarray, predicted: np.ndarray) -> float | None:
+    if len(measured) < 2:
+        return None
+    spread = float(((measured - measured.mean()) ** 2).sum())
+    return 1 - float(((measured - predicted) ** 2).sum()) / spread if spread > 0 else None

@@ -13,7 +13,7 @@ import numpy as np
 
 from opmix_ray.laws.base import Constant, Law, Response, Table, fit_columns, is_constant, register
 from opmix_ray.numerics import gp
-from opmix_ray.numerics.tails import first_spread
+from opmix_ray.numerics.ridge import first_spread
 
 EPS = tuple(float(f"{10**x:.1g}") for x in np.arange(-3.5, 0.1, 0.5))
 FIRST = 2  # where the climb over EPS begins

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.laws.base import Constant, Response, Table, is_constant, register
-from opmix_ray.laws.stack import Stack
-from opmix_ray.numerics.ridge import fit_ridge
-from opmix_ray.numerics.tails import EPS, first_spread
+from opmix_ray.laws.stack import Corrected, Stack
+from opmix_ray.numerics.ridge import EPS, first_spread, fit_ridge
 
 MANY = 16  # metrics up to which each is fitted by itself
 MOST = 12  # groups
@@ -81,11 +80,11 @@ class Blend(Response):
 
 
 def blends(responses: Sequence[Response]) -> Iterator[Blend]:
-    """All blends among responses and in their stacks."""
+    """All blends among responses, in their stacks and corrections."""
     for response in responses:
         if isinstance(response, Blend):
             yield response
-        elif isinstance(response, Stack):
+        elif isinstance(response, Stack | Corrected):
             yield from blends(response.parts)
 
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from opmix_ray.laws.base import Response, register
 from opmix_ray.laws.curve import CurveLaw, Pulls, fit_curve
-from opmix_ray.numerics.ridge import fit_ridge
-from opmix_ray.numerics.tails import first_spread
+from opmix_ray.numerics.ridge import first_spread, fit_ridge
 
 PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FLOORS = (0.02, 0.3, 1.5, 10.0)  # distance of a start's floor below the least value, in ranges

@@ -1,4 +1,4 @@
-"""A weighted mean of several laws' responses, and the weights that cross-validation gives them."""
+"""A weighted mean of several laws' responses, the weights that cross-validation gives them, and a correction of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from opmix_ray.laws.base import Response, dump_response, load_response, register
-from opmix_ray.numerics.tails import MAD, tail_spread
+from opmix_ray.numerics.ridge import MAD, tail_spread
 
 EVEN = 14.0  # rows at which the pull to equal weights is as strong as the best law's squared error
 LEAST = 0.02  # smaller weights are dropped
@@ -58,6 +58,57 @@ class Stack(Response):
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Stack:
         return cls([load_response(part) for part in data["parts"]], data["weights"])
+
+
+@register
+class Corrected(Response):
+    """`y = intercept + slope part(p) + slopes . log(p + eps)`: a response corrected by runs of another size.
+
+    Args:
+        part: the response.
+        intercept, slope, slopes: numbers, and an array (D,).
+        eps: pseudo-count.
+        mean, covariance: (D + 1,) and (D + 1, D + 1) of `[part(p), log(p + eps)]` and its coefficients.
+        sigma: standard deviation of a new run.
+    """
+
+    kind = "corrected"
+    convex = False
+
+    def __init__(
+        self, part: Response, intercept: float, slope: float, slopes: np.ndarray, eps: float, mean: np.ndarray,
+        covariance: np.ndarray, sigma: float,
+    ) -> None:  # fmt: skip
+        self.part, self.intercept, self.slope, self.slopes, self.eps = part, intercept, slope, slopes, eps
+        self.mean, self.covariance, self.sigma = mean, covariance, sigma
+        self.parts = [part]
+
+    @property
+    def smooth(self) -> bool:
+        return self.part.smooth
+
+    def predict(self, ratios: np.ndarray) -> np.ndarray:
+        logs = np.log(np.maximum(ratios, 0) + self.eps)
+        return self.intercept + self.slope * self.part.predict(ratios) + logs @ self.slopes
+
+    def gradient(self, ratios: np.ndarray) -> np.ndarray:
+        return self.slope * self.part.gradient(ratios) + self.slopes / (np.maximum(ratios, 0) + self.eps)
+
+    def std(self, ratios: np.ndarray) -> np.ndarray:
+        logs = np.log(np.maximum(ratios, 0) + self.eps)
+        away = np.column_stack([self.part.predict(ratios), logs]) - self.mean
+        return np.sqrt(self.sigma**2 + np.maximum(np.einsum("nf,fg,ng->n", away, self.covariance, away), 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        arrays = {name: getattr(self, name).tolist() for name in ("slopes", "mean", "covariance")}
+        numbers = {name: getattr(self, name) for name in ("intercept", "slope", "eps", "sigma")}
+        return {"part": dump_response(self.part), **numbers, **arrays}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Corrected:
+        arrays = {name: np.array(data[name]) for name in ("slopes", "mean", "covariance")}
+        numbers = {name: float(data[name]) for name in ("intercept", "slope", "eps", "sigma")}
+        return cls(load_response(data["part"]), **numbers, **arrays)
 
 
 def stacked_std(predicted: np.ndarray, stds: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 
-from opmix_ray.numerics.tails import tail_spread
+from opmix_ray.numerics.ridge import tail_spread
 
 MEAN = 4.0  # prior variance of the mean, targets have variance 1
 RELEVANCE = -np.log(

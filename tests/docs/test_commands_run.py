@@ -54,6 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("more", columns),
         ("metrics", metrics),
         ("scores", {**metrics, **scores}),
+        ("sizes", {"params": np.repeat([70e6, 410e6], [5, 4]), **metrics}),
     ):
         rows = [f"r{n}," + ",".join(f"{float(column[n]):.6f}" for column in table.values()) for n in range(9)]
         (directory / f"{name}.csv").write_text("\n".join(["run," + ",".join(table), *rows]) + "\n")
@@ -77,9 +78,10 @@ def test_commands_that_only_read_end_well(place: Path, opmix: Opmix, monkeypatch
         words = shlex.split(line)
         if (
             words[0] == "fit"
-        ):  # intervals take the time; a table of scores where the page says which way is better
+        ):  # intervals take the time; a table of scores, or of sizes, where the page has one
             words += ["--bootstrap", "0"]
             words = ["scores.csv" if w == "metrics.csv" and "--maximise" in words else w for w in words]
+            words = ["sizes.csv" if w == "metrics.csv" and "--target-size" in words else w for w in words]
         ended = opmix(*words)
         assert ended.code == 0, f"opmix {line}: {ended.err}"
         assert ended.out.strip(), f"opmix {line}"

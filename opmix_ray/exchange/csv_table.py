@@ -1,4 +1,7 @@
-"""A CSV file as text cells with a header, and its columns as numbers; every fault names file, line and column."""
+"""A CSV file as text cells with a header, its columns as numbers, and rows of two files joined by their runs.
+
+Every fault names file, line and column.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import csv
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from opmix_ray.errors import UserError
@@ -103,6 +106,20 @@ def read_notation(cells: Iterable[str], file: Notation | None = None) -> Notatio
     return Notation(comma, percent)
 
 
+UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_COUNT = re.compile(r"^([\d.,]+(?:e[+-]?\d+)?)\s*([kmbgt])?(?:illion)?\s*(?:params?|parameters|tokens)?$")
+_IN_NAME = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([kmbt])(?![a-z0-9])")
+
+
+def read_count(text: str) -> float | None:
+    """A number above 0: `70M`, `1.5B`, `410,000,000` or a name that holds one with its unit; None: it is none."""
+    cell = text.strip().lower().replace("_", "" if text.replace("_", "").isdigit() else "-")
+    found, inside = _COUNT.match(cell), [] if cell[:1] in "+-" else _IN_NAME.findall(cell)
+    digits, unit = (found[1], found[2] or "") if found else inside[0] if len(inside) == 1 else ("", "")
+    value = (number(digits) or 0.0) * UNITS[unit]
+    return value if 0 < value < math.inf else None
+
+
 def numbers(cells: Sequence[str], notation: Notation) -> list[float | None]:
     """Every cell of a column as a number, see `number`."""
     return [number(cell, notation) for cell in cells]
@@ -129,6 +146,19 @@ class CsvTable:
     rows: list[list[str]]
     lines: list[int]
     notation: Notation = field(default_factory=Notation)
+
+    def without(self, names: Sequence[str | None]) -> CsvTable:
+        """The table without some columns."""
+        kept = [place for place, name in enumerate(self.header) if name not in names]
+        rows = [[row[place] for place in kept] for row in self.rows]
+        return replace(self, header=[self.header[place] for place in kept], rows=rows)
+
+    def renamed(self, name: str, ends: Sequence[str]) -> CsvTable:
+        """The table with something put behind the cells of a column that names runs."""
+        at, rows = self.header.index(name), []
+        for row, end in zip(self.rows, ends, strict=True):
+            rows.append([*row[:at], plain(row[at]) + end if row[at] else "", *row[at + 1 :]])
+        return replace(self, rows=rows)
 
     def column(self, name: str) -> list[str]:
         """Cells of one column."""
@@ -216,3 +246,95 @@ def _delimiter(lines: list[str]) -> str:
             ragged = sum(len(each) != len(cells[0]) for each in cells)
             found.append((ragged, -len(cells[0]), place, delimiter))
     return min(found)[-1] if found else ","
+
+
+KEYS = (("run", "run_id"), ("index",), ("name",))  # what rows are joined by, the best first
+_WITH_ZERO = re.compile(r"^-?\d+\.0+$")
+
+
+def join_columns(ratios: CsvTable, metrics: CsvTable) -> tuple[str, str] | None:
+    """The column of each file to join by: the first kind that both have and that names every row once.
+
+    None where both are one file that names no runs: a line is a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    doubled: UserError | None = None
+    for group in KEYS:
+        pair = [
+            next((name for wanted in group for name in table.header if name.lower() == wanted), None)
+            for table in (ratios, metrics)
+        ]
+        if pair[0] is None or pair[1] is None:
+            continue
+        faults = [_doubled(ratios, pair[0]), _doubled(metrics, pair[1])]
+        if not any(faults):
+            return pair[0], pair[1]
+        doubled = doubled or next(fault for fault in faults if fault)
+    if doubled:
+        raise doubled
+    if one_file(ratios, metrics):
+        return None
+    raise UserError(
+        f"shares no column with {metrics.path.name} to join runs by",
+        file=ratios.path,
+        remedy="give both files a column `run` (or `run_id`, `index`, `name`)",
+    )
+
+
+def partners(first: Sequence[str], second: Sequence[str]) -> list[int | None]:
+    """For every run of the first list its place in the second, or None."""
+    place_of = {run: place for place, run in enumerate(second)}
+    found = [place_of.get(run) for run in first]
+    open_first = [place for place, partner in enumerate(found) if partner is None]
+    taken = set(found)
+    open_second = [place for place in range(len(second)) if place not in taken]
+    left, right = _by_plain(first, open_first), _by_plain(second, open_second)
+    for name, places in left.items():
+        there = right.get(name, [])
+        if len(places) == 1 and len(there) == 1:
+            found[places[0]] = there[0]
+    return found
+
+
+def _by_plain(runs: Sequence[str], places: Sequence[int]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for place in places:
+        found.setdefault(plain(runs[place]), []).append(place)
+    return found
+
+
+def plain(run: str) -> str:
+    """A run's name without the `.0` that a table of numbers puts behind it."""
+    return run.partition(".")[0] if _WITH_ZERO.match(run) else run
+
+
+def run_names(table: CsvTable, key: str | None) -> list[str]:
+    """The name of every row's run; none: its line."""
+    return table.column(key) if key is not None else [f"line {line}" for line in table.lines]
+
+
+def _doubled(table: CsvTable, key: str) -> UserError | None:
+    first: dict[str, int] = {}
+    for line, run in zip(table.lines, table.column(key), strict=True):
+        if not run:
+            return UserError(f"line {line} names no run", file=table.path, key=key, remedy="fill it in")
+        if run in first:
+            return UserError(
+                f"lines {first[run]} and {line} are the same run",
+                file=table.path,
+                key=key,
+                value=run,
+                remedy="keep one line per run",
+            )
+        first[run] = line
+    return None
+
+
+def one_file(first: CsvTable, second: CsvTable) -> bool:
+    """Whether two tables are the same file."""
+    try:
+        return first.path.samefile(second.path)
+    except OSError:  # gone since it was read, or not a local one
+        return first.path == second.path
