@@ -161,6 +161,11 @@ def identity(config: RunConfig) -> dict[str, Any]:
         source.pop("path")
     tree["tokenizer"].pop("path")
     tree["base"].pop("run")
+    (tree["evaluation"]["harness"] or {}).pop("include_path", None)
+    for holder, key in ((tree["search"], "space"), *((stage, "search_space") for stage in tree["stages"])):
+        many = holder[key] if isinstance(holder[key], list) else [holder[key]]
+        spaces = ["a file" if str(space).endswith((".yaml", ".yml")) else space for space in many]
+        holder[key] = spaces if isinstance(holder[key], list) else spaces[0]
     if (tree["model"].get("path") or "").startswith("/"):
         tree["model"]["path"] = "a local directory"
     return tree

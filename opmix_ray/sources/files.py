@@ -104,8 +104,13 @@ def reading(file: str, key: str) -> Iterator[None]:
 
 
 def content_hash(file: InputFile, cache: Path) -> str:
-    """Hex digest of a file's bytes; remembered by path, size and time of change below `cache`."""
-    identity = f"{file.path}\0{file.size}\0{file.mtime_ns}".encode()
+    """Hex digest of a file's bytes; remembered by path, size and times of change below `cache`."""
+    known = [file.path, file.size, file.mtime_ns]
+    with suppress(
+        OSError
+    ):  # of a local file also when it became what it is: others give one the times of another
+        known.append(os.stat(file.path).st_ctime_ns)
+    identity = "\0".join(map(str, known)).encode()
     note = cache / "hashes" / hashlib.blake2b(identity, digest_size=16).hexdigest()
     if file.mtime_ns and note.exists():
         return note.read_text()
