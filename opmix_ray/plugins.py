@@ -13,6 +13,8 @@ from __future__ import annotations
 import traceback
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from opmix_ray.errors import UserError
@@ -38,6 +40,21 @@ def find(kind: Kind, name: str) -> Any:
     """
     point = _points(kind).get(name)
     return None if point is None else _load(point)
+
+
+def code(kind: Kind, name: str) -> list[Path]:
+    """The Python files of the package that registers a name, sorted; none where no package does.
+
+    Raises:
+        UserError: two packages register the name.
+    """
+    point = _points(kind).get(name)
+    spec = None if point is None else find_spec(point.module.partition(".")[0])
+    if spec is None:
+        return []
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    alone = [Path(spec.origin)] if spec.origin and not folders else []
+    return sorted([*alone, *(file for folder in folders for file in folder.rglob("*.py"))])
 
 
 def load_all(kind: Kind) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from opmix_ray.exchange import FORMATS
 from opmix_ray.exchange.handover import Handover, Part
 from opmix_ray.exits import exit_code
 from opmix_ray.model.load import build_empty, load_model, model_spec, save_model
+from opmix_ray.output.sessions import command_line
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
 from opmix_ray.runner.validate import check_uris
-from opmix_ray.secret import in_uri, without
+from opmix_ray.secret import hidden, in_uri, without
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import read_tensors
 from opmix_ray.watch.trackers import _Run
@@ -163,6 +164,47 @@ def test_what_a_tracker_says_of_its_secrets_is_not_repeated() -> None:
     assert (
         without(said, SECRETS)
         == "cannot log in with *** at https://***@host/x, nor mysql+pymysql://***@host/db"
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("mysql://me:pa?SECRET@host/db", "mysql://me:pa#SECRET@host/db", "mysql://me:p@SECRET@host/db"),
+        *("https:/me:SECRET@host/x", "https://h/?user_pass=SECRET", "https://h/;jsessionid=SECRET"),
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Dme%3BPWD%3DSECRET",
+        "https://h/?url=https%3A%2F%2Fme%3ASECRET%40host",
+        *("https://hooks.slack.com/services/T0/SECRET", "host=h user=me password=SECRET dbname=x"),
+        *({"headers": ["Authorization: Bearer SECRET"]}, {"args": ["--api-key", "SECRET", "--key=SECRET"]}),
+        *({"credentials": {"user": "me", "value": "SECRET"}}, {"api_keys": ["SECRET"]}, {"pass": "SECRET"}),
+        '{"api_key": "SECRET", "project": "p"}',
+    ],
+    ids=str,
+)
+def test_secrets_are_found_in_every_shape(value: Any) -> None:
+    assert "SECRET" not in str(hidden({"options": value}))
+    if isinstance(value, dict):
+        assert without("it said SECRET", value) == "it said ***"
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["watch.wandbb={api_key: SECRET}"], "watch.wandbb = {'api_key': '***'}: unknown key; did you mean"),
+        (["watch.wandb={api_key: SECRET"], "--set = watch.wandb={api_key: ***: the value is not valid YAML"),
+        (["watch.wandb=SECRET"], "watch.wandb = ***: must be a valid dictionary"),
+    ],
+)
+def test_secrets_are_in_no_message_and_in_no_list_of_commands(
+    tiny: TinyRun, options: list[str], shown: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(tiny.write(), options)
+    assert shown in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+    assert (
+        "SECRET" not in command_line(["opmix", "run", "a.yaml", "--set", options[0]])
+        or "wandb=SECRET" in options[0]
     )
 
 

@@ -9,7 +9,6 @@ prompt and the end of the assistant's turn: thoughts, words and tool calls, and 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ Tools = list[dict[str, Any]]
 # The date of every template that prints one, so that the same file gives the same tokens on every day. It is the one
 # that Llama 3's template falls back to.
 DATE = datetime.datetime(2024, 7, 26)
+_ANYTHING: Messages = [{"role": "user", "content": "a"}]
 _MARKS = ("Zq0xq", "7wW9v")  # texts that differ in their first and in their last character
 
 
@@ -52,9 +52,9 @@ def encode_chat(
     messages = _named(encoder, messages)
     eos = str(encoder.tokenizer.eos_token)
     text = _render(encoder, messages, tools)
+    spans = _answers(_Rendering(encoder, messages, tools, text), said)
     if text.rstrip().endswith(eos):
         text = text.rstrip()
-    spans = _answers(_Rendering(encoder, messages, tools, text), said)
     ids, offsets = encoder.rendered(text)
     mask = np.zeros(len(ids), dtype=np.bool_)
     for start, end in spans:
@@ -131,10 +131,38 @@ class _Rendering:
         except ChatError:
             return None
 
-    def ends_in(self, text: str) -> str | None:
+    def opening(self, index: int) -> tuple[str | None, str]:
+        """The text before message `index` with the generation prompt at its end, and that prompt alone.
+
+        Where the template does not take what comes before, the prompt is the one that other messages are followed by.
+        """
+        before = self.messages[:index]
+        opened = found = self.part(before, prompt=True)
+        for others in (before, before[:-1], _ANYTHING):
+            closed, found = self.part(others), found if others is before else self.part(others, prompt=True)
+            if closed is not None and found is not None:
+                return opened, found[self.token_at(found, _same_start(closed, found)) :]
+        return opened, ""
+
+    def token_at(self, text: str, place: int) -> int:
+        """Where the special token begins that a place in a text lies inside of; the place where it does in none."""
+        for token in self.encoder.special_tokens:
+            start = text.rfind(token, 0, place + len(token) - 1)
+            if 0 <= start < place < start + len(token):
+                return start
+        return place
+
+    def closing(self, text: str) -> str:
         """The special token at the end of a text, over blank space."""
-        text = text.rstrip()
-        return max((t for t in self.encoder.special_tokens if t and text.endswith(t)), key=len, default=None)
+        return max(
+            (t for t in self.encoder.special_tokens if t and text.rstrip().endswith(t)), key=len, default=""
+        )
+
+    def leading(self, text: str) -> str:
+        """The special token at the beginning of a text, with blank space before it."""
+        bare = text.lstrip()
+        token = max((t for t in self.encoder.special_tokens if t and bare.startswith(t)), key=len, default="")
+        return text[: len(text) - len(bare)] + token if token else ""
 
 
 def _answers(of: _Rendering, said: list[bool]) -> list[tuple[int, int]]:
@@ -142,6 +170,8 @@ def _answers(of: _Rendering, said: list[bool]) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     for index, own in enumerate(said):
         if own:
+            if of.messages[index].get("tool_calls") and not _writes_calls(of, index):
+                raise ChatError("the chat template leaves out the tool calls")
             start, end = _answer(of, index, spans[-1][1] if spans else 0)
             if end > start:
                 spans.append((start, end))
@@ -152,63 +182,120 @@ def _answer(of: _Rendering, index: int, floor: int) -> tuple[int, int]:
     """Where the answer that is message `index` lies; it begins at `floor` or later.
 
     Most templates write a conversation's beginning as they write it whole, so the answer lies between two of those.
-    Where they do not (thoughts of earlier turns that are dropped), the message's place is found by two renderings in
-    which only its content differs.
+    Where they do not (thoughts of earlier turns that are dropped, tools that stand before the last question), the
+    message's place is found by renderings in which only that message differs.
     """
-    text, before = of.text, of.messages[:index]
-    closed, opened = of.part(before), of.part(before, prompt=True)
-    prompt = (
-        opened[len(closed) :]
-        if opened is not None and closed is not None and opened.startswith(closed)
-        else ""
+    before, (text, message) = of.messages[:index], (of.text, of.messages[index])
+    if not message["content"] and of.part([*before, *of.messages[index + 1 :]]) == text:
+        return floor, floor  # nothing was said, and nothing is written
+    opened, prompt = of.opening(index)
+    heads = [prompt, prompt.partition("<think")[0]]
+    openings = (
+        [opened, opened[: len(opened) - len(prompt)] + heads[1] if heads[1] else None] if opened else []
     )
-    openings = [opened, opened.rpartition("<think")[0] if "<think" in prompt else None] if opened else []
-    exact = next((len(opening) for opening in openings if opening and text.startswith(opening)), None)
+    start = next((len(each) for each in openings if each and text.startswith(each)), None)
     after = text if index == len(of.messages) - 1 else of.part(of.messages[: index + 1])
-    ends = len(after) if after is not None and text.startswith(after) else None
-    if exact is None or not prompt or ends is None:
-        place = _place(of, index, after)
-        if place is None and (exact is None or ends is None):
-            raise ChatError("the chat template renders a conversation and its beginning differently")
-        if place is not None:
-            ends = place[1] if ends is None else ends
-            exact = _begin(text, place[0], prompt, exact, floor)
-    assert exact is not None
-    assert ends is not None
-    start = max(exact, floor)
-    return start, _end(of, start, max(ends, start))
+    if start is not None and prompt and after is not None and text.startswith(after):
+        return max(start, floor), _end(of, max(start, floor), len(after))
+    place = _place(of, index, after, bool(prompt))
+    if place is None:
+        raise ChatError("the chat template renders a conversation and its beginning differently")
+    content, end = place
+    if start is None:
+        at = next(
+            (at + len(head) for head in heads if head and (at := text.rfind(head, floor, content)) >= 0), None
+        )
+        start = (
+            len(text[:content].rstrip(" ")) if at is None and not prompt else content if at is None else at
+        )
+    elif not prompt and text[start:content].strip() and not message.get("tool_calls"):
+        start = content  # a template may write who speaks without being asked for a generation prompt
+    start = max(start, floor)
+    if after is not None and text.startswith(after):
+        return start, _end(of, start, max(start, len(after)))
+    return start, max(start, end)
 
 
-def _begin(text: str, content: int, prompt: str, exact: int | None, floor: int) -> int:
-    """Where an answer begins whose content is at `content`: after the generation prompt, if there is one."""
-    if exact is not None:  # a template may write who speaks without being asked for a generation prompt
-        return content if not prompt and text[exact:content].strip() else exact
-    for head in (prompt, prompt.partition("<think")[0]):
-        if head and (at := text.rfind(head, floor, content)) >= 0:
-            return at + len(head)
-    return content
+def _end(of: _Rendering, start: int, end: int) -> int:
+    """The end of a turn: without blank space, and with the special token that follows."""
+    end = start + len(of.text[start:end].rstrip())
+    return end if of.closing(of.text[start:end]) else end + len(of.leading(of.text[end:]))
 
 
-def _place(of: _Rendering, index: int, after: str | None) -> tuple[int, int] | None:
-    """Start and end of a message's content, by renderings with other contents in its place."""
-    message, text = of.messages[index], of.text
-    plain = {"role": message["role"]}
-    for others in (plain, message):
-        rows = [
-            [*of.messages[:index], {**others, "content": mark}, *of.messages[index + 1 :]] for mark in _MARKS
-        ]
-        one, other = (of.part(row) for row in rows)
-        if one is None or other is None or one == other:
+def _place(of: _Rendering, index: int, after: str | None, prompted: bool) -> tuple[int, int] | None:
+    """Start of a message's content and end of its turn, by renderings with other contents in its place.
+
+    Where nothing is written before an answer, its beginning cannot be looked for: then what follows it goes before its
+    calls stay as they are.
+    """
+    text, message = of.text, of.messages[index]
+    until = next(
+        (n for n in range(index + 1, len(of.messages)) if of.messages[n]["role"] == "user"), len(of.messages)
+    )
+    plain, rest = {"role": message["role"]}, of.messages[index + 1 :]
+    kept, gone = (message, rest), (plain, of.messages[until:])
+    for other, following in ((plain, rest), *((kept, gone) if prompted else (gone, kept))):
+        marked = [_with_mark(of.messages, index, other, mark) for mark in _MARKS]
+        one, two = (of.part([*rows[: index + 1], *following]) for rows in marked)
+        if one is None or two is None or one == two:
             continue
-        start, tail = _same_start(one, other), _same_start(one[::-1], other[::-1])
-        start = min(start, _same_start(one, text))
-        if others is plain:
-            tail = min(tail, _same_start(one[::-1], text[::-1]))
-            return start, max(start, len(text) - tail)
-        turn = of.ends_in(after or "")  # the calls stay in both: what ends the turn says where it ends
-        found = text.find(turn, start) if turn else -1
-        return (start, found + len(turn)) if turn and found >= 0 else None
+        start = of.token_at(text, min(_same_start(one, two), _same_start(one, text)))
+        tail = _same_start(one[::-1], two[::-1])
+        if following is not rest:  # what followed is gone: the turn ends where it is first closed
+            found = text.find(turn, start) if (turn := of.closing(after or "")) else -1
+            return (start, found + len(turn)) if found >= 0 else None
+        tail = min(tail, _same_start(one[::-1], text[::-1])) if other is plain else tail
+        end = len(text) - tail
+        return min(start, end), _closed(of, end, [rows[: index + 1] for rows in marked])
     return None
+
+
+def _closed(of: _Rendering, end: int, rows: list[Messages]) -> int:
+    """The end of a turn whose content ends at `end`: what follows it here as well as where nothing comes after it."""
+    text, (one, two) = of.text, (of.part(each) for each in rows)
+    if (
+        within := of.token_at(text, end)
+    ) < end:  # another kind of turn ends in a token that is like this one's
+        return within + len(of.leading(text[within:]))
+    same = 0
+    if one is not None and two is not None and one != two:
+        last = one[len(one) - _same_start(one[::-1], two[::-1]) :]
+        same = of.token_at(text, end + _same_start(text[end:], last)) - end
+    written = text[end : end + max(0, same)]
+    ends = [written.rfind(t) + len(t) for t in of.encoder.special_tokens if t and t in written]
+    if ends:
+        return end + max(ends)
+    end += len(written.rstrip())
+    return end + len(of.leading(text[end:]))
+
+
+def _with_mark(messages: Messages, index: int, other: dict[str, Any], mark: str) -> Messages:
+    """Messages with another one at `index`, whose content and calls are a mark."""
+    row = {**other, "content": mark}
+    if other.get("tool_calls"):
+        row["tool_calls"] = [_call_with(mark, call) for call in other["tool_calls"]]
+    return [*messages[:index], row, *messages[index + 1 :]]
+
+
+def _call_with(mark: str, call: Any) -> Any:
+    """A tool call with a mark among its arguments, or as its name where it has none."""
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _call_with(mark, call["function"])}
+    given = call.get("arguments")
+    if isinstance(given, dict):
+        return {**call, "arguments": {**given, "q": mark}}
+    return {**call, **({"arguments": mark} if isinstance(given, str) else {"name": mark})}
+
+
+def _writes_calls(of: _Rendering, index: int) -> bool:
+    """Whether the text depends on a message's calls, or its content names what is called."""
+    message = of.messages[index]
+    calls = [call.get("function") or call for call in message["tool_calls"] if isinstance(call, dict)]
+    marked = [_call_with(_MARKS[0], {**call, "name": _MARKS[0]}) for call in calls]
+    other = of.part([*of.messages[:index], {**message, "tool_calls": marked}, *of.messages[index + 1 :]])
+    return other != of.text or all(str(call.get("name")) in message["content"] for call in calls)
 
 
 def _same_start(one: str, other: str) -> int:
@@ -216,18 +303,3 @@ def _same_start(one: str, other: str) -> int:
     return next(
         (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
-
-
-def _end(of: _Rendering, start: int, end: int) -> int:
-    """The end of a turn: without blank space, and with the special token that follows."""
-    said = of.text[start:end].rstrip()
-    if of.ends_in(said):
-        return start + len(said)
-    end = start + len(said)
-    rest = of.text[end : end + 200]
-    token = _leading(of.encoder.special_tokens, rest.lstrip())
-    return end + len(rest) - len(rest.lstrip()) + len(token) if token else end
-
-
-def _leading(tokens: Sequence[str] | set[str], text: str) -> str:
-    return max((token for token in tokens if token and text.startswith(token)), key=len, default="")

@@ -20,7 +20,7 @@ from opmix_ray.data.chat import ChatError, encode_chat
 from opmix_ray.data.tokenizer import Encoder, vocabulary_size
 from opmix_ray.errors import UserError
 from opmix_ray.overlap.leaks import HASHES, Prints, Table
-from opmix_ray.overlap.words import normal
+from opmix_ray.overlap.words import bare, normal
 from opmix_ray.sources.files import InputFile
 from opmix_ray.sources.source import Document, Source, read_file
 
@@ -127,7 +127,7 @@ class Recipe:
         if self.table is not None and not len(self.table.digests):
             return [""] * len(documents)
         ids = [document.ids.tolist() for document in documents if document.ids is not None]
-        return [normal(text) for text in self.tokenizer.backend_tokenizer.decode_batch(ids)]
+        return [normal(bare(text)) for text in self.tokenizer.backend_tokenizer.decode_batch(ids)]
 
     def _encode(self, documents: list[Document], empty: int, read: int, file: InputFile) -> Block:
         for document in documents:

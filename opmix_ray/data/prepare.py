@@ -38,7 +38,8 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.overlap.leaks import HASHES, Prints, Table
 from opmix_ray.overlap.near import HoldOut
 from opmix_ray.overlap.near import held_out as choose
-from opmix_ray.sources.files import content_hash, exists, join, local_directory, notes, publish
+from opmix_ray.remote import is_local
+from opmix_ray.sources.files import check_files, content_hash, exists, join, local_directory, notes, publish
 from opmix_ray.sources.source import Source, empty_source, open_source, validate_names
 
 OVERLAP, HEADS = "overlap.npz", "heads.json"
@@ -231,6 +232,12 @@ class _Job:
         path = join(self.config.data.cache, "domains", f"{name}-{self._hash(source, held_out)}")
         if not exists(join(path, MANIFEST)):
             publish(path, lambda directory: self._make(directory, name, recipe, held_out), last=MANIFEST)
+        elif is_local(path):
+            parts = read_manifest(Path(path))["splits"].values()
+            hashes = {shard["file"]: shard.get("hash") for part in parts for shard in part["shards"]}
+            check_files(
+                Path(path), hashes, notes(self.config.data.cache), "delete its directory to prepare it again"
+            )
         size = sum(file.size for file in source.files)
         self.on_progress(name, size, size)
         manifest = read_manifest(local_directory(path))

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from opmix_ray.sources.files import hash_of
+
 SHARD_TOKENS = 1 << 26  # tokens in one file
 BATCH_TOKENS = 1 << 20  # tokens in one record batch
 OPEN_SEQUENCES = 16  # sequences that an example may still be packed into
@@ -135,6 +137,8 @@ class SplitWriter:
     def _end_file(self) -> None:
         if self._file is not None:
             self._file.close()
+            shard = self._shards[-1]
+            shard["hash"] = hash_of(self._directory / shard["file"])
         self._file, self._in_file = None, 0
 
     def close(self) -> dict[str, Any]:

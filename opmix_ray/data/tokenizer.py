@@ -157,8 +157,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """Hex digest of all that decides which ids a text becomes; the same wherever the tokenizer lies."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content.update(truncation=None, padding=None)  # set by calls, not part of the tokenizer
-    template = tokenizer.chat_template
-    parts = json.dumps([content, tokenizer.eos_token_id, template], sort_keys=True, ensure_ascii=False)
+    decides: list[Any] = [content, tokenizer.eos_token_id, tokenizer.chat_template]
+    if tokenizer.chat_template:  # which may write tokens by their parts: bos_token, pad_token
+        decides.append({name: str(token) for name, token in tokenizer.special_tokens_map.items()})
+    parts = json.dumps(decides, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

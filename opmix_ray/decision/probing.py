@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from opmix_ray.checksums import fault, is_sealed, seal
 from opmix_ray.cluster.demand import of_probe
 from opmix_ray.cluster.waiting import waiting
 from opmix_ray.config import RunConfig
@@ -132,7 +133,12 @@ class Probing:
         for name in self.names:
             if self.place.exists(f"probes/{name}/{RECORD}"):
                 with self.place.local(f"probes/{name}") as directory:
-                    found[name] = replace(load_probe(directory), name=name)
+                    why = fault(directory) if is_sealed(directory) else None
+                    if why is None:
+                        found[name] = replace(load_probe(directory), name=name)
+                if why is not None:
+                    self.progress.message(f"probe {name} {why} and is trained again")
+            if name in found:
                 self.progress.probe_done(found[name])
             else:
                 missing.append(
@@ -174,6 +180,7 @@ def _upload(place: Storage, name: str, save: Callable[[str], None]) -> None:
     """Write a directory that counts once its record is there."""
     with tempfile.TemporaryDirectory() as directory:
         save(directory)
+        seal(directory)
         place.upload(directory, name, last=RECORD)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from opmix_ray.errors import UserError
-from opmix_ray.secret import HIDDEN, in_uri, is_secret
+from opmix_ray.secret import HIDDEN, in_text, is_secret
 from opmix_ray.storage import Storage
 
 SESSIONS = "sessions.json"
@@ -64,4 +64,4 @@ def _safe(word: str) -> str:
     key, mark, value = word.partition("=")
     if mark and value and is_secret(key.rpartition(".")[2].lstrip("-")):
         return f"{key}={HIDDEN}"
-    return in_uri(word) if "://" in word else word
+    return in_text(word)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -15,7 +17,7 @@ from opmix_ray.config.gone import without_gone
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
 from opmix_ray.output.sessions import SESSIONS
-from opmix_ray.record import checked
+from opmix_ray.record import REMEDY, checked
 from opmix_ray.storage import Storage
 
 STATE, CONFIG, METRICS, MIXTURE, RESULT = (
@@ -26,6 +28,7 @@ STATE, CONFIG, METRICS, MIXTURE, RESULT = (
     "result.json",
 )
 BEFORE = "state.before.json"  # the state before the checkpoint in force was made
+HASH = "hash"  # of everything else in a state
 LOCK = ".lock"
 FENCE = ".writer"  # who may write checkpoints; see `opmix_ray.output.lock`
 HARNESS = "harness.json"
@@ -125,7 +128,14 @@ class RunState:
 
     def save(self, storage: Storage) -> None:
         """Write state.json by replace."""
-        storage.write_json(STATE, asdict(self))
+        storage.write_json(STATE, sealed(asdict(self)))
+
+
+def sealed(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a state with a hash of them all, by which it is known again as what was written."""
+    plain = {name: value for name, value in values.items() if name != HASH}
+    text = json.dumps(plain, sort_keys=True)
+    return {**plain, HASH: hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
 
 def load_state(storage: Storage, name: str = STATE) -> RunState:
@@ -137,12 +147,15 @@ def load_state(storage: Storage, name: str = STATE) -> RunState:
     values = storage.read_json(name)
     names = {entry.name for entry in fields(RunState)}
     known = isinstance(values, dict) and values.get("version") == VERSION
-    if not known or set(values) - names or _LEAST - set(values):
+    if not known or set(values) - names - {HASH} or _LEAST - set(values):
         raise UserError(
             "is not the state of a run of this version",
             file=storage.path(name),
             remedy="use --overwrite to begin again",
         )
+    if HASH in values and values[HASH] != sealed(values)[HASH]:  # earlier versions wrote none
+        raise UserError("is damaged: it is not what was written", file=storage.path(name), remedy=REMEDY)
+    values.pop(HASH, None)
     state = checked(RunState, values, file=storage.path(name))
     checked(list[Entered], state.mixtures, file=f"{storage.path(name)}: mixtures")
     checked(SamplerState, state.sampler, file=f"{storage.path(name)}: sampler")
@@ -161,16 +174,40 @@ def identity(config: RunConfig) -> dict[str, Any]:
         source.pop("path")
     tree["tokenizer"].pop("path")
     tree["base"].pop("run")
+    (tree["evaluation"]["harness"] or {}).pop("include_path", None)
+    for holder, key in ((tree["search"], "space"), *((stage, "search_space") for stage in tree["stages"])):
+        many = holder[key] if isinstance(holder[key], list) else [holder[key]]
+        spaces = ["a file" if str(space).endswith((".yaml", ".yml")) else space for space in many]
+        holder[key] = spaces if isinstance(holder[key], list) else spaces[0]
     if (tree["model"].get("path") or "").startswith("/"):
         tree["model"]["path"] = "a local directory"
     return tree
 
 
-def open_output(config: RunConfig, storage: Storage, *, resume: bool, overwrite: bool) -> RunState:
+def _state_or_before(storage: Storage, say: Callable[[str], None]) -> RunState:
+    """The state, or the one before the checkpoint in force was made where it is damaged."""
+    try:
+        return load_state(storage)
+    except UserError as error:
+        if not storage.exists(BEFORE):
+            raise
+        state = load_state(storage, BEFORE)
+        say(f"{error.file} {error.problem}; {BEFORE} is used")
+        return state
+
+
+def open_output(
+    config: RunConfig,
+    storage: Storage,
+    *,
+    resume: bool,
+    overwrite: bool,
+    say: Callable[[str], None] = lambda _: None,
+) -> RunState:
     """The state to go on from; refuses a directory that belongs to something else.
 
     A directory with the same configuration is resumed, with or without `resume`. Config and state are written
-    before this returns.
+    before this returns. `say` is called with a line if its state is damaged and the one before is used.
 
     Raises:
         UserError: another configuration, files that are not a run's, or nothing to resume.
@@ -180,7 +217,7 @@ def open_output(config: RunConfig, storage: Storage, *, resume: bool, overwrite:
     names = [name for name in storage.names() if name != LOCK]
     others = [name for name in names if not _is_ours(name)]
     if STATE in names and CONFIG in names:
-        state = load_state(storage)
+        state = _state_or_before(storage, say)
         if state.done or set(names) - {STATE, CONFIG, FENCE}:  # else nothing was done yet that could be lost
             _compare(config, storage, resume, state)
         storage.write_text(CONFIG, dump_config(config))

@@ -86,6 +86,7 @@ class Table:
         digests: sorted digests of all documents, and `digest_owners` the document of each.
         sets: the evaluation set of each document.
         heads: how each begins.
+        short: which documents have so few words that others have the same by chance.
     """
 
     shingles: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -95,6 +96,7 @@ class Table:
     digest_owners: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     sets: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
+    short: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
     @classmethod
     def of(cls, prints: Prints, digests: np.ndarray, sets: list[str], heads: list[str]) -> Table:
@@ -110,7 +112,8 @@ class Table:
         sizes = np.bincount(owners, minlength=prints.documents)
         sizes[(sizes < LEAST) | (sizes < 0.2 * prints.counts())] = 0
         by_digest = np.argsort(digests, kind="stable")
-        return cls(shingles, owners, sizes, digests[by_digest], by_digest, sets, heads)
+        short = prints.counts() < LEAST
+        return cls(shingles, owners, sizes, digests[by_digest], by_digest, sets, heads, short)
 
     def find(self, prints: Prints, digests: np.ndarray) -> np.ndarray:
         """For every document the evaluation document that it gives away, -1 for none.
@@ -149,13 +152,13 @@ class Table:
     def without_templates(self, found: np.ndarray, digests: np.ndarray) -> np.ndarray:
         """`found` of a whole domain, without evaluation documents that so many give away that it is by their template.
 
-        Copies word for word stay, however many there are.
+        Copies word for word stay, however many there are, but those of a few words: many say "Yes." by themselves.
         """
         told = found >= 0
         counts = np.bincount(found[told], minlength=len(self.sets))
         many = counts > max(COMMON_TRAINED, COMMON_SHARE * len(found))
-        template = told & ~np.isin(digests, self.digests)
-        template[told] &= many[found[told]]
+        template = told.copy()
+        template[told] = many[found[told]] & (~np.isin(digests[told], self.digests) | self.short[found[told]])
         return np.where(template, -1, found)
 
     def count(self, found: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -174,7 +177,7 @@ class Table:
 
     def digest(self) -> str:
         """A hash of everything that decides what is found."""
-        parts = (self.shingles, self.owners, self.digests, self.digest_owners)
+        parts = (self.shingles, self.owners, self.digests, self.digest_owners, self.short)
         data = (
             b"".join(np.ascontiguousarray(part).tobytes() for part in parts) + "\0".join(self.sets).encode()
         )

@@ -4,7 +4,7 @@
     apart.chosen                                   # bool, one entry a document
     apart.split                                    # near-duplicates that are not kept together, and why they are not
 
-Near-duplicates are found by MinHash (Broder 1997): 32 minima in 8 bands of 4, and a Jaccard similarity of about .8. A
+Near-duplicates are found by MinHash (Broder 1997): 32 minima in 8 bands of 4, and a Jaccard similarity of about .7. A
 minimum that many documents have comes from a template: it is no reason to call two of them alike, and where hardly
 another is left, nothing is known about a document.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from opmix_ray.overlap.leaks import HASHES, NOTHING
 
 BANDS = 8
-ALIKE = 0.8  # of the minima that tell two documents apart must be the same
+ALIKE = 0.65  # of the minima that tell two documents apart must be the same
 TOLD = 12  # minima that must tell them apart
 COMMON = (
     8  # documents that may have a minimum before it counts as one of a template, and a share of them all:
@@ -68,15 +68,33 @@ def held_out(
     alone = digests < below
     keys = np.where(split, digests, _of_groups(digests, group))
     together = keys < below
-    have, had = int(tokens[together].sum()), int(tokens[alone].sum())
+    had = int(tokens[alone].sum())
     enough = 1 if padded else least
     apart = HoldOut(filled(alone, digests, tokens, fraction, enough), int((sizes > 1).sum()))
-    if had and (not had / WITHIN <= have <= had * WITHIN or (have < least <= had)):
-        return apart
+    if had and not _of_size(together, tokens, had, least):
+        together = _nearest(
+            keys, tokens, had
+        )  # by chance too many groups lie below the threshold, or too few
+        if not _of_size(together, tokens, had, least):
+            return apart
     kept = filled(together & bool(had), keys, tokens, fraction, enough)
     if tokens[kept].sum() < enough and tokens[apart.chosen].sum() > tokens[kept].sum():
         return apart
     return HoldOut(kept, int(split.sum()))
+
+
+def _of_size(chosen: np.ndarray, tokens: np.ndarray, had: int, least: int) -> bool:
+    """Whether a hold-out has about the tokens that documents by themselves give, and a sequence if those have one."""
+    have = int(tokens[chosen].sum())
+    return had / WITHIN <= have <= had * WITHIN and not have < least <= had
+
+
+def _nearest(keys: np.ndarray, tokens: np.ndarray, had: int) -> np.ndarray:
+    """The documents of the least keys, those of one key together, whose tokens are nearest to `had`."""
+    order = np.argsort(keys, kind="stable")
+    ends = np.flatnonzero(np.r_[keys[order][1:] != keys[order][:-1], True])
+    far = np.abs(np.cumsum(tokens[order])[ends] - had)
+    return np.asarray(keys <= keys[order][ends[int(far.argmin())]])
 
 
 def filled(

@@ -37,7 +37,7 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import locked, raise_fence, writing
 from opmix_ray.output.result import make_result, write_mixture
 from opmix_ray.output.sessions import Session
-from opmix_ray.output.state import BEFORE, METRICS, RESULT, TRAIN, RunState, load_state, open_output
+from opmix_ray.output.state import BEFORE, METRICS, RESULT, TRAIN, RunState, load_state, open_output, sealed
 from opmix_ray.record import read_record
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import BASE, PriorTraining, Resolved, adopt, resolved, same_content, start_stage
@@ -89,7 +89,9 @@ def run(
         config = this.config
         refuse(check_before(config, file))
         with locked(storage):
-            state = open_output(this.written, storage, resume=resume, overwrite=overwrite)
+            state = open_output(
+                this.written, storage, resume=resume, overwrite=overwrite, say=progress.message
+            )
             if state.finished and storage.exists(RESULT):
                 if state.content:
                     prepared = prepare_checked(config, progress.preparing)
@@ -146,7 +148,7 @@ class _Runner:
             self.state.ledger = self.ledger.to_dict()
             with writing(self.storage, self.writer):
                 if self.state.checkpoint != before["checkpoint"]:
-                    self.storage.write_json(BEFORE, before)
+                    self.storage.write_json(BEFORE, sealed(before))
                 self.state.save(self.storage)
             self.session.save()
             self.watch.costs(self.state.step, self.state.ledger, self.ledger.overhead())

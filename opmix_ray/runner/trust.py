@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from opmix_ray import plugins
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
@@ -86,7 +87,8 @@ REMEDY = "put the old files back, or begin another run with `opmix run --continu
 
 
 def fingerprint(config: RunConfig, prepared: Prepared) -> dict[str, str]:
-    """A digest by configuration key: domains, their held-out documents, evaluation sets, tokenizer, model, spaces.
+    """A digest by configuration key: domains, their held-out documents, evaluation sets, tokenizer, model, spaces,
+    tasks, and the code of other packages that the run names.
 
     Args:
         config: as it was given; `base.run` still names the run that this one goes on from.
@@ -104,19 +106,30 @@ def fingerprint(config: RunConfig, prepared: Prepared) -> dict[str, str]:
         found["base.run"] = hashlib.blake2b(Storage(config.base.run).read_text(STATE).encode()).hexdigest()[
             :32
         ]
+    named = {"search.space": [config.search.space]}
     for position, stage in enumerate(config.stages):
         spaces = stage.search_space if isinstance(stage.search_space, list) else [stage.search_space]
-        files = [Path(space) for space in spaces if space and Path(space).is_file()]
-        if files:
-            found[f"stages.{position}.search_space"] = _digest(
-                b"\0".join(file.read_bytes() for file in files)
-            )
+        named[f"stages.{position}.search_space"] = [space for space in spaces if space]
+    for key, spaces in named.items():
+        if files := [Path(space) for space in spaces if Path(space).is_file()]:
+            found[key] = _digest(b"\0".join(file.read_bytes() for file in files))
+    harness = config.evaluation.harness
+    if harness is not None and harness.include_path is not None and Path(harness.include_path).exists():
+        found["evaluation.harness.include_path"] = _files(Path(harness.include_path))
+    kinds: tuple[tuple[str, plugins.Kind, str], ...] = (
+        ("strategy", "strategies", config.strategy),
+        ("evaluation.objective", "objectives", config.evaluation.objective),
+        ("proposal.law", "laws", config.proposal.law),
+    )
+    for key, kind, name in kinds:
+        if code := plugins.code(kind, name):
+            found[key] = _digest(b"\0".join(file.name.encode() + _content(file) for file in code))
     return found
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[UserError]:
     """An error for each thing that is not what it was; a tokenizer changes all data, so it is named alone."""
-    keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    keys = [key for key in before if before[key] != now.get(key)]  # earlier versions looked at less
     if "tokenizer.path" in keys:
         keys = ["tokenizer.path"]
     errors = []
@@ -135,13 +148,18 @@ def _problem(key: str) -> str:
         "tokenizer.path": "is another tokenizer",
         "model.path": "holds another model",
         "base.run": "is another run",
+        "evaluation.harness.include_path": "holds other tasks",
+        "strategy": "has other code",
+        "evaluation.objective": "has other code",
+        "proposal.law": "has other code",
     }
     return f"{what.get(key, 'holds other text')} than when this run began"
 
 
 def _files(path: Path) -> str:
-    """Digest of a file, or of the names and contents of a directory's files."""
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    """Digest of a file, or of the names and contents of a directory's files that are not hidden."""
+    inside = path.iterdir() if path.is_dir() else [path]
+    files = sorted(file for file in inside if file.is_file() and (file == path or file.name[0] != "."))
     parts = [(file.name if path.is_dir() else "").encode() + _content(file) for file in files]
     return _digest(b"\0".join(parts))
 

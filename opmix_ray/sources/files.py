@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +104,13 @@ def reading(file: str, key: str) -> Iterator[None]:
 
 
 def content_hash(file: InputFile, cache: Path) -> str:
-    """Hex digest of a file's bytes; remembered by path, size and time of change below `cache`."""
-    identity = f"{file.path}\0{file.size}\0{file.mtime_ns}".encode()
+    """Hex digest of a file's bytes; remembered by path, size and times of change below `cache`."""
+    known = [file.path, file.size, file.mtime_ns]
+    with suppress(
+        OSError
+    ):  # of a local file also when it became what it is: others give one the times of another
+        known.append(os.stat(file.path).st_ctime_ns)
+    identity = "\0".join(map(str, known)).encode()
     note = cache / "hashes" / hashlib.blake2b(identity, digest_size=16).hexdigest()
     if file.mtime_ns and note.exists():
         return note.read_text()
@@ -117,6 +122,34 @@ def content_hash(file: InputFile, cache: Path) -> str:
     with suppress(OSError):  # it is only remembered; a cache that may not be written can still be read
         write_atomically(note, digest.hexdigest().encode())
     return digest.hexdigest()
+
+
+def hash_of(file: Path) -> str:
+    """What `content_hash` gives for a local file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+def check_files(directory: Path, hashes: Mapping[str, str], memory: Path, remedy: str) -> None:
+    """Refuse a local directory in which a file is not what was written.
+
+    Args:
+        directory: local.
+        hashes: `hash_of` each file, by its name.
+        memory: where hashes of files that did not change are remembered.
+        remedy: what to do.
+
+    Raises:
+        UserError: names the file.
+    """
+    for name, expected in hashes.items():
+        file = directory / name
+        there = file.stat() if file.exists() else None
+        if (
+            there is None
+            or content_hash(InputFile(str(file), there.st_size, there.st_mtime_ns), memory) != expected
+        ):
+            raise UserError("is damaged" if there else "is gone", file=file, remedy=remedy)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

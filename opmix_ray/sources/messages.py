@@ -17,7 +17,7 @@ REMEDY = 'write it as {"role": "user", "content": "..."}'
 
 
 def messages(value: Any, file: str, key: str, place: str) -> list[dict[str, Any]] | None:
-    """Chat messages, each with a role, a content that is text, and what else it has; keys that are null are left out.
+    """Chat messages, each with a role, a content that is text, and what else it has; what is null or empty is left out.
 
     Raises:
         UserError: the value holds something else, such as an image.
@@ -74,7 +74,8 @@ def _message(message: Any, file: str, key: str, place: str) -> dict[str, Any]:
     parts = content if isinstance(content, list) else [content]
     texts = [_text(part, file, key, place) for part in parts if part is not None]
     names = {*_ROLE, *_CONTENT}
-    others = {name: value for name, value in message.items() if value is not None and name not in names}
+    # files with one type for all rows write null, or an empty list, where a message has nothing of a kind
+    others = {name: value for name, value in message.items() if value not in (None, []) and name not in names}
     return {"role": role, **others, "content": "".join(texts)}
 
 

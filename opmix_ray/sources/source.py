@@ -19,7 +19,7 @@ import numpy as np
 from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.config.data import BuiltInFormat
 from opmix_ray.errors import UserError, UserErrors
-from opmix_ray.overlap.words import normal
+from opmix_ray.overlap.words import bare, normal
 from opmix_ray.paths import BIN, IDX, Kind, file_format
 from opmix_ray.sources import megatron, readers
 from opmix_ray.sources.files import InputFile, reading
@@ -65,23 +65,31 @@ class Document:
         return [text for text in (self.text, self.prompt, self.completion) if text]
 
     def words(self) -> str:
-        """What is said, in words that are the same in every shape of row and for every change of case, punctuation and
-        blank space; empty for token ids. What a system says is left out, since it stands in every conversation.
+        """What is said, in words that are the same in every shape of row, for every change of case, punctuation, blank
+        space and markup; empty for token ids. What a system says is left out, since it stands in every conversation.
         """
-        if self.messages is None:
-            return normal(" ".join(text for text in (self.text, self.prompt, self.completion) if text))
-        said = [message for message in self.messages if message["role"] != "system"]
-        calls = [json.dumps(m["tool_calls"], ensure_ascii=False) for m in said if m.get("tool_calls")]
-        return normal(" ".join([str(message["content"]) for message in said] + calls))
+        return normal(bare(self._said()))
 
     def digest(self, words: str | None = None) -> int:
-        """A 64-bit hash of the `words` (of the content as it is, where it has none), the same wherever it lies."""
+        """A 64-bit hash of what is said (of the content as it is, where that has no words), the same wherever it lies.
+
+        Args:
+            words: `words()`, where they are known.
+        """
         if self.ids is not None:
             data = b"i" + self.ids.astype("<u4").tobytes()
         else:
-            words = self.words() if words is None else words
+            said = self._said()
+            words = normal(said) if words is None or bare(said) != said else words
             data = (words or "\0".join(self.texts())).encode()
         return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+    def _said(self) -> str:
+        if self.messages is None:
+            return " ".join(text for text in (self.text, self.prompt, self.completion) if text)
+        said = [message for message in self.messages if message["role"] != "system"]
+        calls = [json.dumps(m["tool_calls"], ensure_ascii=False) for m in said if m.get("tool_calls")]
+        return " ".join([str(message["content"]) for message in said] + calls)
 
 
 @dataclass(frozen=True)

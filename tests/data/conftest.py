@@ -20,12 +20,16 @@ CHATML = (
 )
 
 
-def small_tokenizer(template: str | None = None, turns: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on a line of text."""
+def small_tokenizer(
+    template: str | None = None, turns: tuple[str, ...] = (), eos: str | None = None
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on a line of text; `eos` ends a text in place of its own token."""
     text = "the question and the answer of the words in a number of sentences, one two three four five"
     tokenizer = train_bpe([text], 300)
     if turns:
         tokenizer.add_special_tokens({"additional_special_tokens": list(turns)})
+    if eos:
+        tokenizer.add_special_tokens({"eos_token": eos})
     tokenizer.chat_template = template
     return tokenizer
 

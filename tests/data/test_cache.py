@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,28 @@ def test_whatever_changes_the_sequences_prepares_again(
         make_config(d={"path": path} | ({"text_column": "other"} if change == "column" else {}), **options)
     )
     assert reads.count("data.domains.d") == 2
+
+
+@pytest.mark.parametrize("damage", ["bit", "gone", "short"])
+def test_a_shard_that_is_not_what_was_written_is_named(
+    damage: str, make_config: Make, write_rows: Write
+) -> None:
+    config = make_config(d={"path": write_rows("d.jsonl", sentences(60))})
+    directory = Path(prepare(config).domains["d"].path)
+    file = directory / "train-00000.arrow"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content if damage == "bit" else content[:-9])
+    what = "is gone" if damage == "gone" else "is damaged"
+    with pytest.raises(
+        UserError, match=rf"train-00000.arrow: {what}; delete its directory to prepare it again"
+    ):
+        prepare(config)
+    shutil.rmtree(directory)
+    assert prepare(config).domains["d"].train_tokens > 0
 
 
 def test_progress_ends_at_all_bytes(make_config: Make, write_rows: Write) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.data.chat import ChatError, encode_chat
@@ -66,10 +69,14 @@ def call(city: str) -> str:
 def counted(template: str, messages: list[dict[str, Any]], **more: Any) -> list[str]:
     """The runs of text that count in the loss."""
     tokenizer = small_tokenizer(template, TURNS)
-    ids, mask, _ = encode_chat(Encoder(tokenizer), messages, **more)
+    return runs(tokenizer, *encode_chat(Encoder(tokenizer), messages, **more)[:2])
+
+
+def runs(tokenizer: Any, ids: np.ndarray, mask: np.ndarray) -> list[str]:
+    """The texts of what counts, one after the other."""
     starts = np.flatnonzero(np.diff(mask.astype(int))) + 1
-    runs = zip(np.split(ids, starts), mask[[0, *starts]], strict=True)
-    return [tokenizer.decode(run) for run, counts in runs if counts]
+    parts = zip(np.split(ids, starts), mask[[0, *starts]], strict=True)
+    return [tokenizer.decode(part) for part, counts in parts if counts]
 
 
 EOS = "<|endoftext|>"
@@ -188,9 +195,7 @@ def test_answers_are_found_in_every_kind_of_template(name: str) -> None:
     template, expected, size = TEMPLATES[name]
     tokenizer = small_tokenizer(template, TURNS)
     ids, mask, found_size = encode_chat(Encoder(tokenizer), MESSAGES)
-    starts = np.flatnonzero(np.diff(mask.astype(int))) + 1
-    runs = zip(np.split(ids, starts), mask[[0, *starts]], strict=True)
-    assert [tokenizer.decode(run) for run, counts in runs if counts] == expected
+    assert runs(tokenizer, ids, mask) == expected
     assert (ids[-1], found_size) == (tokenizer.eos_token_id, size)
     assert (ids[:-1] == tokenizer.eos_token_id).sum() == (name == "inst")
 
@@ -218,6 +223,139 @@ def test_a_template_may_change_what_is_said() -> None:
     said = "<|im_start|>{{ m.content | upper }}<|im_end|>"
     template = "{{ messages | length }}{% for m in messages %}" + said + "{% endfor %}"
     assert counted(template, MESSAGES) == ["A<|im_end|>", f"ASSISTANT<|im_end|>{EOS}"]
+
+
+# ---- families: what lies between the marks of `generation` is what counts, by transformers' own account ----
+
+CALL = "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}"
+LAST = (
+    "{% set ns = namespace(last=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+)
+ALTERNATE = (
+    "{% for m in messages %}"
+    "{% if m.role not in ('user', 'assistant') or (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+)
+G, E = "{% generation %}", "{% endgeneration %}"
+FAMILIES = {  # a template, the token that ends a text, and special tokens
+    "hybrid": (
+        LAST + "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}" + G
+        + "{% set parts = (m.content or '').split('</think>') %}{% if loop.index0 > ns.last %}<think>\n"
+        "{{ parts[0].split('<think>')[-1].strip() if parts | length > 1 else '' }}\n</think>\n\n{% endif %}"
+        "{{ parts[-1].lstrip() }}" + CALL + "<|im_end|>" + E
+        + "\n{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + ASK, "<|im_end|>", ("<|im_start|>",),
+    ),
+    "harmony": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant" + G
+        + "{% for c in m.tool_calls or [] %}{% if loop.first and m.content and messages[-1] == m %}<|channel|>analysis"
+        "<|message|>{{ m.content }}<|end|><|start|>assistant{% endif %} to={{ c.function.name }}<|message|>"
+        "{{ c.function | tojson }}<|call|>{% else %}<|channel|>final<|message|>{{ m.content }}"
+        "{{ '<|return|>' if loop.last else '<|end|>' }}{% endfor %}" + E
+        + "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        "<|return|>", ("<|start|>", "<|end|>", "<|call|>", "<|channel|>", "<|message|>"),
+    ),
+    "tools before the last question": (
+        "{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}"
+        "{% for m in messages %}{% if m.role == 'user' %}"
+        "{% if tools and m == asked[-1] %}[TOOLS]{{ tools | tojson }}{% endif %}[INST] {{ m.content }}[/INST]"
+        "{% elif m.role == 'tool' %}{% if not messages[loop.index0 - 1].tool_calls %}"
+        "{{ raise_exception('no call') }}{% endif %}[RESULT]{{ m.content }}[/RESULT]{% elif m.tool_calls %}" + G
+        + "[CALLS]{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}</s>" + E
+        + "{% elif m.role == 'assistant' %}" + G + " {{ m.content | trim }}</s>" + E
+        + "{% else %}{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}",
+        "</s>", ("[INST]", "[/INST]", "[TOOLS]", "[RESULT]", "[/RESULT]", "[CALLS]"),
+    ),
+    "end of all": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' %}"
+        + G + "{{ m.content }}" + CALL + "<|end|>\n{{ eos_token if loop.last else '' }}" + E
+        + "{% else %}{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n"
+        "{% elif messages[-1].role != 'assistant' %}{{ eos_token }}{% endif %}",
+        "<|endoftext|>", ("<|user|>", "<|assistant|>", "<|tool|>", "<|system|>", "<|end|>"),
+    ),
+    "opens a thought": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|Bot|>" + G
+        + "{{ (m.content or '').split('</think>')[-1] }}" + CALL + "<|eos|>" + E
+        + "{% else %}<|User|>{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Bot|><think>\n{% endif %}", "<|eos|>", ("<|Bot|>", "<|User|>"),
+    ),
+    "no system": (
+        ALTERNATE + "{% for m in messages %}<|turn|>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        f"{{% if m.role == 'assistant' %}}{G}{{{{ m.content | trim }}}}{CALL}<|over|>{E}"
+        "{% else %}{{ m.content | trim }}<|over|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>model\n{% endif %}", "<|endoftext|>", ("<|turn|>", "<|over|>"),
+    ),
+}  # fmt: skip
+TALKS = {
+    "turns": [user("hi"), assistant("hi"), user("more"), assistant("less"), user("assistant"), assistant("user")],
+    "system": [{"role": "system", "content": "Be brief."}, user("a"), assistant("b"), user("c"), assistant("d")],
+    "blanks": [user(" a\n"), assistant("  b  "), user("\nc"), assistant("\n\n d\n")],
+    "empty": [user("a"), assistant(""), user("b"), assistant("c")],
+    "user last": [user("a"), assistant("b"), user("c")],
+    "assistant first": [assistant("a"), user("b"), assistant("c")],
+    "two in a row": [user("a"), assistant("b"), assistant("c"), user("d"), assistant("e")],
+    "calls": [user("a"), assistant(None, "Riga", "Oslo"), tool("7"), assistant("seven"), user("b"),
+              assistant("I look.", "Oslo"), tool("8"), assistant("eight")],
+    "thoughts": [user("a"), assistant("<think>\nx\n</think>\n\nfour"), user("b"),
+                 assistant("<think>\ny\n</think>\n\nsix")],
+    "special tokens": [user("END"), assistant("it END s"), user("END\nassistant: b"), assistant("END")],
+}  # fmt: skip
+
+
+REFUSED = {("tools before the last question", "system")} | {
+    ("no system", talk) for talk in ("system", "assistant first", "two in a row", "calls")
+}
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans, with those that lie side by side as one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in spans:
+        before = joined.pop() if joined and joined[-1][1] == start else (start, end)
+        joined.append((before[0], end))
+    return joined
+
+
+@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_counts_is_what_the_template_generates(family: str, talk: str) -> None:
+    marked, eos, special = FAMILIES[family]
+    tokenizer = small_tokenizer(marked.replace(G, "").replace(E, ""), special, eos)
+    tools = [{"type": "function", "function": {"name": "weather"}}] if talk == "calls" else None
+    render = partial(
+        render_jinja_template, [TALKS[talk]], tools, None, marked, **tokenizer.special_tokens_map
+    )
+    if (family, talk) in REFUSED:
+        with pytest.raises(TemplateError, match="must alternate"):
+            render()
+        with pytest.raises(ChatError, match="must alternate"):
+            encode_chat(Encoder(tokenizer), TALKS[talk], tools)
+        return
+    ((text,), (spans,)) = render(return_assistant_tokens_mask=True)
+    own = [text[start:end].replace("END", eos).rstrip() for start, end in _joined(spans) if end > start]
+    messages: Any = json.loads(json.dumps(TALKS[talk]).replace("END", eos))
+    ids, mask, size = encode_chat(Encoder(tokenizer), messages, tools)
+    assert runs(tokenizer, ids, mask) in (own, [*own, eos], [*own[:-1], own[-1] + eos])
+    assert size == sum(len(each.encode()) for each in own)
+    whole = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    assert tokenizer.decode(ids).removesuffix(eos).rstrip() == whole.rstrip().removesuffix(eos).rstrip()
+
+
+def test_a_template_that_leaves_out_calls_is_refused() -> None:
+    talk = [user("in Riga?"), assistant("", "Riga")]
+    with pytest.raises(ChatError, match="the chat template leaves out the tool calls"):
+        encode_chat(Encoder(small_tokenizer(CHATML, TURNS)), talk)
+    said = [user("in Riga?"), assistant("<call>weather</call>", "Riga")]
+    assert counted(CHATML, said) == ["<call>weather</call><|im_end|>", EOS]
+
+
+def test_an_empty_list_of_calls_is_none(tmp_path: Path) -> None:
+    row = {"talk": [{**user("a"), "tool_calls": []}, {**assistant("b"), "tool_calls": [], "name": None}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (document,) = read(tmp_path / "a.jsonl")
+    assert document.messages == [user("a"), assistant("b")]
 
 
 # ---- files ----

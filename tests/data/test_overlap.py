@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable
@@ -41,6 +42,17 @@ COPIES: dict[str, Callable[[str], dict[str, Any]]] = {
     "pairs": lambda text: dict(zip(("q", "a"), halves(text), strict=True)),
     "one word": lambda text: {"text": text.replace(text.split()[20], "lantern", 1)},
     "inside": lambda text: {"text": f"Question 7. {text} That is all there is to say about it."},
+    "zero width": lambda text: {"text": re.sub(r"(\w{3})(?=\w)", "\\1\u200b", text)},
+    "soft hyphens": lambda text: {"text": "\ufeff" + re.sub(r"(\w{3})(?=\w)", "\\1\u00ad", text)},
+    "html": lambda text: {
+        "text": "<p>" + re.sub(r"e(\w)", "<em>&#101;</em>\\1", text).replace(" ", "</p><p>", 9) + "</p>"
+    },
+    "entities": lambda text: {"text": text.replace(" ", "&nbsp;")},
+    "markdown": lambda text: {
+        "text": "# Title\n\n" + re.sub(r"(\w+) (\w+)", "**\\1** _\\2_ é", text, count=3)
+    },
+    "json": lambda text: {"text": json.dumps({"t": text.replace(" ", "\n")})},
+    "most of it": lambda text: {"text": text[: int(0.8 * len(text))]},
     "excerpt": lambda text: {"text": " ".join(text.split()[3:35])},
 }
 
@@ -78,6 +90,42 @@ def test_what_only_shares_a_template_is_no_leak(make_config: Make, write_rows: W
     manifest = prepared.domains["d"].manifest
     assert (manifest["leaks"], manifest["leaked"]) == (0, {})
     assert 2 <= manifest["splits"]["eval"]["documents"] <= 30
+
+
+NEAR: dict[str, Callable[[str], str]] = {
+    "a word": lambda text: text.replace(text.split()[40], "lantern", 1),
+    "two words": lambda text: text.replace(text.split()[40], "lantern", 1).replace(
+        text.split()[70], "lamp", 1
+    ),
+    "a sentence more": lambda text: text + " All of this was said by a man from Riga.",
+    "most of it": lambda text: text[: int(0.8 * len(text))],
+    "markup": lambda text: f"<p>{text.replace(' ', '&nbsp;')}</p>",
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", NEAR)
+def test_near_duplicates_of_what_is_held_out_are_not_trained_on(kind: str, seed: int) -> None:
+    rows = texts(300, 40 + seed, 120)
+    digests, chosen = chosen_of([*rows, *map(NEAR[kind], rows)], 0.05, least=80)
+    torn = (chosen[:300] != chosen[300:]).sum()
+    below = (digests < 0.05 * 2.0**64).sum()
+    assert below / 1.5 <= chosen.sum() <= 1.5 * below
+    assert torn <= 0.15 * chosen.sum(), (
+        "also where chance puts more of them below the threshold than it should"
+    )
+
+
+def test_few_words_that_many_say_are_no_leak(make_config: Make, write_rows: Write) -> None:
+    rows = [{"text": text} for text in texts(60, 3)]
+    evaluated = [*texts(40, 4), "Yes, I see."]
+    many = (
+        trained(make_config, write_rows, rows + [{"text": "yes i see"}] * 20, evaluated).domains["d"].manifest
+    )
+    few = (
+        trained(make_config, write_rows, rows + [{"text": "yes i see"}] * 3, evaluated).domains["d"].manifest
+    )
+    assert (many["leaks"], few["leaks"]) == (0, 3)
 
 
 def test_near_duplicates_go_to_the_same_side(make_config: Make, write_rows: Write) -> None:
@@ -149,7 +197,7 @@ def chosen_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Digests of documents and which of them are held out."""
     digests = np.array([Document(text=row).digest() for row in rows], np.uint64)
-    signatures = Prints.of([normal(row) for row in rows]).signatures()
+    signatures = Prints.of([Document(text=row).words() for row in rows]).signatures()
     tokens = np.full(len(rows), 80) if tokens is None else tokens
     return digests, held_out(digests, signatures, tokens, fraction=fraction, least=least).chosen
 

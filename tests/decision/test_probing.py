@@ -23,7 +23,7 @@ from opmix_ray.decision.task import load_weights, probe_task
 from opmix_ray.laws import FittedLaw
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
-from opmix_ray.model.probe import Probe
+from opmix_ray.model.probe import WEIGHTS, Probe
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
 from opmix_ray.train.probes import train_probe
@@ -35,6 +35,12 @@ class Watch(Progress):
     """Counts the trainings that were begun."""
 
     begun = 0
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
 
     def probe_started(self, name: str) -> None:
         self.begun += 1
@@ -96,6 +102,13 @@ def test_probes_are_trained_once_and_found_where_they_lie(tiny: TinyRun, ray_ses
     again = Watch()
     assert_same(place.train(again), found.costs())
     assert again.begun == 0
+    file = tiny.directory / "decision" / "probes" / place.names[0] / WEIGHTS
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    assert_same(place.train(again), found.costs())
+    assert again.begun == 1
+    assert again.said == [f"probe {place.names[0]} has a damaged {WEIGHTS} and is trained again"]
 
 
 class Unreadable(PreparedDomain):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from opmix_ray.checksums import fault
 from opmix_ray.errors import UserError
 from opmix_ray.output.lock import raise_fence, writing
-from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_state, open_output
+from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_state, open_output, sealed
 from opmix_ray.runner.trust import final_rows, trusted
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, finish_checkpoint, read_state, write_weights
@@ -40,6 +40,30 @@ def test_a_state_of_another_version_is_refused(tmp_path: Path, change: dict[str,
     storage.write_json("state.json", storage.read_json("state.json") | change)
     with pytest.raises(UserError, match="is not the state of a run of this version; use --overwrite"):
         load_state(storage)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"step": 6', '"step": 4'), ("0.75", "0.74"), ("000000", "000001")])
+def test_a_digit_of_a_state_that_is_another_is_noticed(
+    tiny: TinyRun, tmp_path: Path, old: str, new: str
+) -> None:
+    config, said = tiny.load(), []
+    storage = Storage(config.output_uri())
+    state = open_output(config, storage, resume=False, overwrite=False)
+    state.done, state.step, state.mixture = 2, 6, {"a": 0.25, "b": 0.75}
+    state.ledger = {"main": {"tokens": 4000000.0}}
+    storage.write_json(BEFORE, sealed(asdict(replace(state, step=3))))
+    state.save(storage)
+    assert open_output(config, storage, resume=True, overwrite=False, say=said.append).step == 6
+    assert said == []
+    text = storage.read_text("state.json")
+    assert old in text
+    storage.write_text("state.json", text.replace(old, new, 1))
+    assert open_output(config, storage, resume=True, overwrite=False, say=said.append).step == 3
+    (line,) = said
+    assert line.endswith("state.json is damaged: it is not what was written; state.before.json is used")
+    storage.delete(BEFORE)
+    with pytest.raises(UserError, match=r"state.json: is damaged: it is not what was written; restore"):
+        open_output(config, storage, resume=True, overwrite=False)
 
 
 def test_an_unfinished_run_of_the_same_configuration_goes_on(tiny: TinyRun) -> None:
