@@ -108,7 +108,7 @@ def shown(rng: random.Random, texts: list[str]) -> tuple[str, str]:
 def general() -> list[Row]:
     """Simple requests."""
     rng, rows = random.Random("general"), dict[str, str]()
-    texts = [text for name in (*KINDS, "german") for text in passages(rng, name, 10, 70)]
+    texts = [text for name in (*KINDS, "german") for text in passages(rng, name, 20, 90)]
     for count, make in (
         (ROWS, lambda: row(rng)),
         (GUESSED, lambda: guessed(rng, texts)),
