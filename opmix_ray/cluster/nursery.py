@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 _SERVE = "--serve"
+_MEMORY = "/proc/self/oom_score_adj"  # how soon a process is ended where memory runs out
 _IMPORTED = ("pandas", "pyarrow.fs", "opmix_ray.model.base")  # what computes, and what Ray's libraries import
 
 
@@ -33,7 +34,15 @@ def asking(address: str) -> list[str]:
 
 def _ask(address: str, words: list[str]) -> None:
     """Have a copy run a script with its arguments, and stay as long as it does."""
-    asked = {"words": words, "environment": dict(os.environ), "directory": os.getcwd()}
+    with open(_MEMORY) as file:
+        given_up = file.read()
+    asked = {
+        "words": words,
+        "environment": dict(os.environ),
+        "directory": os.getcwd(),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        "given_up": given_up,
+    }
     begun = b""
     try:
         with socket.socket(socket.AF_UNIX) as line:
@@ -72,6 +81,8 @@ def _serve(address: str, path: list[str]) -> None:
                 os._exit(0)
 
     class Copy(socketserver.StreamRequestHandler):
+        server: Copies
+
         def handle(self) -> None:
             self.server.socket.close()
             _become(**json.load(self.rfile), path=fresh, begin=lambda: self.wfile.write(b"1"))
@@ -82,9 +93,15 @@ def _serve(address: str, path: list[str]) -> None:
 
 
 def _become(
-    words: list[str], environment: dict[str, str], directory: str, path: list[str], begin: Any
+    words: list[str],
+    environment: dict[str, str],
+    directory: str,
+    niceness: int,
+    given_up: str,
+    path: list[str],
+    begin: Any,
 ) -> None:
-    """Be what a python would be that was started to run a script."""
+    """Be what a python would be that was started to run a script, also in what Ray does to its processes."""
     import atexit
     import runpy
 
@@ -94,6 +111,9 @@ def _become(
     os.environ.update(environment)
     os.chdir(directory)
     os.setsid()  # Ray ends a worker with all of its process group
+    os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    with open(_MEMORY, "w") as file:
+        file.write(given_up)
     np.random.seed()  # noqa: NPY002 - nobody's generator but the one that all copies have in common
     sys.argv, sys.path[:] = words, [os.path.dirname(words[0]), *path]
     begin()

@@ -44,7 +44,8 @@ class _Trainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = {_NO_DATA_SETS} | ({_CLEANER} if os.environ.get(WATCHER) == "0" else set())
-        return [each for each in super()._create_default_callbacks() if type(each).__name__ not in unused]
+        found = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in found if type(each).__name__ not in unused]
 
 
 @dataclass(frozen=True)

@@ -236,17 +236,18 @@ def test_a_worker_is_a_copy_that_has_imported_and_its_own_process_in_all_else(ra
     _, address = shlex.split(ray.get_runtime_context().runtime_env["py_executable"])[-2:]
     _until(Path(address).exists)
 
-    def look() -> tuple[bool, int, str | None, bool]:
+    def look() -> tuple[bool, int, str | None, bool, int]:
         there = "torch" in sys.modules
         use_own_threads()
         import torch
 
         alone = os.getpgid(0) == os.getpid()  # Ray ends whole groups
-        return there, torch.get_num_threads(), os.environ.get("OPMIX_ASKED"), alone
+        first_to_go = int(Path("/proc/self/oom_score_adj").read_text())
+        return there, torch.get_num_threads(), os.environ.get("OPMIX_ASKED"), alone, first_to_go
 
     for cpus in (1, 2):
         asked = ray.remote(look).options(num_cpus=cpus, runtime_env={"env_vars": {"OPMIX_ASKED": str(cpus)}})
-        assert ray.get(asked.remote()) == (True, cpus, str(cpus), True)
+        assert ray.get(asked.remote()) == (True, cpus, str(cpus), True, 1000)
 
 
 def test_where_nobody_makes_copies_a_worker_starts_by_itself(tmp_path: Path) -> None:
