@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import statistics
 import time
@@ -139,7 +140,7 @@ def quiet_ray(cpus: int) -> Iterator[None]:
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             **workers,
         )
         try:
