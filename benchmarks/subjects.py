@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import statistics
 import time
@@ -127,14 +128,22 @@ def median(values: Sequence[float]) -> float:
 
 @contextlib.contextmanager
 def quiet_ray(cpus: int) -> Iterator[None]:
-    """A Ray of our own."""
+    """A Ray of our own, its workers as those of a run."""
     import ray
 
+    from opmix_ray.cluster.connect import copied_workers
+
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with copied_workers() as workers:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **workers,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()

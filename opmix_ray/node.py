@@ -7,11 +7,14 @@ beside the training loop that would be Torch, transformers and all that they bri
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": nobody takes machines away, as of a Ray of our own
 
 
 def on(node: str) -> NodeAffinitySchedulingStrategy:
@@ -22,6 +25,15 @@ def on(node: str) -> NodeAffinitySchedulingStrategy:
 def here() -> NodeAffinitySchedulingStrategy:
     """This machine: an actor that serves a driver goes with no other."""
     return on(ray.get_runtime_context().get_node_id())
+
+
+def use_own_threads() -> None:
+    """Compute with as many threads as Ray gave this worker, also where Torch was there before Ray said how many."""
+    import torch
+
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if asked.isdecimal() and int(asked):
+        torch.set_num_threads(int(asked))
 
 
 @ray.remote(num_cpus=0)

@@ -6,6 +6,10 @@ import contextlib
 import logging
 import math
 import os
+import shlex
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,23 +17,24 @@ from typing import Any
 import ray
 import torch
 
+from opmix_ray.cluster import nursery
 from opmix_ray.cluster.address import check_address
-from opmix_ray.cluster.autoscaler import machine_types
 from opmix_ray.cluster.demand import (
     ROUNDING,
     Demand,
     Resources,
     demands,
+    machine_types,
     machines_now,
     words,
 )
-from opmix_ray.cluster.place import ray_place
+from opmix_ray.cluster.place import default_place, ray_place
 from opmix_ray.cluster.pulse import pulse
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
+from opmix_ray.node import WATCHER
 
 _ALSO_ON_CPUS = {"probe": "probes", "search": "evaluators"}
-_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -46,29 +51,64 @@ def connected(config: RunConfig) -> Iterator[None]:
         return
     address = address_of(config)
     # Nobody takes a Ray of our own away and leaves the run: one process less for Train to start with every segment.
-    unwatched = address is None and _WATCHER not in os.environ
+    unwatched = address is None and WATCHER not in os.environ
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
+    with contextlib.ExitStack() as last:
         if unwatched:
-            os.environ[_WATCHER] = "0"
+            os.environ[WATCHER] = "0"
+            last.callback(os.environ.pop, WATCHER, None)
+        on_gpus = any(demand.each.get("GPU") for demand in demands(config))
+        workers = last.enter_context(copied_workers()) if address is None and not on_gpus else {}
+        last.callback(ray.shutdown)
         if address is None:
-            _begin(config)
+            _begin(config, workers)
         else:
             _join(address, config.cluster.connect_timeout)
         check_resources(config)
         with pulse(ray.get_runtime_context().gcs_address):
             yield
-    finally:
-        ray.shutdown()
-        if unwatched:
-            os.environ.pop(_WATCHER, None)
 
 
-def _begin(config: RunConfig) -> None:
+def _begin(config: RunConfig, workers: dict[str, Any]) -> None:
     place = ray_place()
     with _quiet():
-        ray.init(address="local", num_cpus=own_cpus(config), resources=own_resources(config),
-                 include_dashboard=False, _temp_dir=None if place is None else str(place), **_QUIET)  # fmt: skip
+        ray.init(address="local", num_cpus=own_cpus(config), resources=own_resources(config), include_dashboard=False,
+                 _temp_dir=None if place is None else str(place), **workers, **_QUIET)  # fmt: skip
+
+
+@contextlib.contextmanager
+def copied_workers() -> Iterator[dict[str, Any]]:
+    """Options of `ray.init` with which workers are copies (see `nursery`), while a `with` lasts.
+
+    None where that cannot be. Whoever computes on GPUs does without: a copy may find them closed to it.
+    """
+    with contextlib.ExitStack() as last:
+        directory = ""
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # beside Ray's own: a socket's path must be short
+                place = (ray_place() or default_place()).parent
+                directory = last.enter_context(tempfile.TemporaryDirectory(prefix="opmix-", dir=place))
+        if not directory:
+            yield {}
+            return
+        address = os.path.join(directory, "nursery")
+        process = subprocess.Popen(
+            nursery.served(address),
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1"},  # a copy would lack the threads that BLAS starts at once
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the driver
+        )
+        last.callback(process.wait)
+        last.callback(process.kill)  # first; workers go on until Ray ends
+        # What Ray starts at once is of no runtime environment, and would never be used.
+        at_once = {"prestart_worker_first_driver": False}
+        yield {
+            "runtime_env": {"py_executable": shlex.join(nursery.asking(address))},
+            "_system_config": at_once,
+        }
 
 
 def address_of(config: RunConfig) -> str | None:

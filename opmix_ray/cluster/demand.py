@@ -1,16 +1,27 @@
-"""What the parts of a run ask Ray for, and whether a cluster has it, or may grow to have it."""
+"""What the parts of a run ask Ray for, and what a cluster has, or may grow to.
+
+Ray tells its drivers nothing about what may come. On the head's machine, where jobs run, the autoscaler's process names
+its configuration; in a pod of KubeRay it can be seen that there is an autoscaler, but not what it may bring.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import ray
+import yaml
 
 from opmix_ray.config import RunConfig
 
 Resources = Mapping[str, float]
 ROUNDING = 1e-9
+_FILE, _ADDRESS = "--autoscaling-config=", "--gcs-address="
+_KUBERAY = ("RAY_USAGE_STATS_KUBERAY_IN_USE", "RAY_NODE_TYPE_NAME")  # set in pods of a cluster that may grow
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,14 @@ class Demand:
         return min(found, self.count)
 
 
+@dataclass(frozen=True)
+class MachineType:
+    """One kind of machine: what each has, and how many there may be at most."""
+
+    resources: dict[str, float]
+    most: int
+
+
 def demands(config: RunConfig) -> list[Demand]:
     """What the main run, a probe and an evaluator ask for."""
     return [of_main_run(config), of_probe(config), of_evaluator(config)]
@@ -73,6 +92,41 @@ def of_evaluator(config: RunConfig) -> Demand:
 def machines_now() -> list[dict[str, float]]:
     """Resources of every machine of the connected cluster that is alive."""
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def machine_types() -> list[MachineType] | None:
+    """The types that may come; empty without an autoscaler, None where there is one that does not tell."""
+    file = _configuration(ray.get_runtime_context().gcs_address)
+    if file is not None:
+        with suppress(OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+            return _types(yaml.safe_load(file.read_text()))
+        return None
+    return None if set(_KUBERAY) <= os.environ.keys() else []
+
+
+def _types(config: dict[str, Any]) -> list[MachineType]:
+    """Of a configuration of `ray up`: the JSON or YAML file that the head's autoscaler was started with."""
+    limit, head = int(config.get("max_workers", 0)), config.get("head_node_type")
+    found = []
+    for name, each in config["available_node_types"].items():
+        most = min(limit, int(each.get("max_workers", 0 if name == head else limit)))
+        if most:
+            resources = {kind: float(amount) for kind, amount in each["resources"].items()}
+            found.append(MachineType(resources, most))
+    return found
+
+
+def _configuration(address: str) -> Path | None:
+    """The file of the autoscaler that works for the cluster at an address, if it runs on this machine."""
+    port = address.rpartition(":")[2]  # one machine has several names, and one GCS at a port
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if any(word.startswith(_ADDRESS) and word.endswith(f":{port}") for word in words):
+                for word in words:
+                    if word.startswith(_FILE):
+                        return Path(word.removeprefix(_FILE)).expanduser()
+    return None
 
 
 def words(amounts: Resources) -> str:

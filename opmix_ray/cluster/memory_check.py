@@ -9,9 +9,8 @@ from typing import Any
 import psutil
 import torch
 
-from opmix_ray.cluster.autoscaler import machine_types
 from opmix_ray.cluster.connect import connected, joins_ray, own_cpus
-from opmix_ray.cluster.demand import machines_now
+from opmix_ray.cluster.demand import machine_types, machines_now
 from opmix_ray.cluster.memory import PROCESS, plan_memory, vocabulary
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError, first_line

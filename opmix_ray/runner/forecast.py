@@ -32,10 +32,9 @@ from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.train.speed import Speed, measure
 
 ROUNDS, CLOSE = 20, 1e-4  # of looking for a scale: at most, and how near two of them are at the end
-# Seconds in which no token is trained, measured with the demo on two quiet cores. Nearly all are new processes, which
-# import torch, transformers and Ray: the command itself, Ray's own, those that prepare the data; a segment's
-# controller, then its worker; a decision's probes, then its evaluators.
-START, SEGMENT, DECISION = 25.0, 29.0, 38.0
+# Seconds in which no token is trained, for the demo on two quiet cores. Nearly all are new processes: the command and
+# Ray's own; a segment's controller, then its worker; a decision's probes, then its evaluators.
+START, SEGMENT, DECISION = 25.0, 10.0, 10.0
 SEVERAL = 0.85  # of the speed of one worker, where several exchange gradients
 TIMED = 8192  # tokens in the timed step on CPUs, at most
 PER_WEIGHT = 16  # bytes that the timed step needs: weight, gradient and two moments in float32

@@ -8,6 +8,7 @@ import ray
 
 from opmix_ray.config import RunConfig
 from opmix_ray.model.harness import measure_tasks
+from opmix_ray.node import use_own_threads
 from opmix_ray.output.state import HARNESS
 from opmix_ray.storage import Storage
 
@@ -32,6 +33,7 @@ def run_harness(config: RunConfig, storage: Storage) -> dict[str, Any]:
 
 def _measure(uri: str, config: RunConfig) -> dict[str, Any]:
     assert config.evaluation.harness is not None
+    use_own_threads()
     with Storage(uri).local("model") as directory:
         return measure_tasks(
             directory,

@@ -26,6 +26,7 @@ from opmix_ray.model.base import SPEC, BaseModel, load_base, save_base
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import view_of
 from opmix_ray.model.loss import evaluate_sets
+from opmix_ray.node import use_own_threads
 from opmix_ray.record import read_record
 from opmix_ray.strategies.base import Strategy
 from opmix_ray.strategies.costs import Costs, Planned
@@ -92,6 +93,7 @@ def score_merges(
         resources: whether on a GPU.
         base, experts: see `Merger`.
     """
+    use_own_threads()
     device = "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
     merger = Merger(base, experts, device)
     tokens = sum(map(tokens_of, sets.values()))

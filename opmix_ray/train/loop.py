@@ -31,6 +31,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import load_model, set_recompute
 from opmix_ray.model.loss import SetLoss, compute_context, measure
+from opmix_ray.node import use_own_threads
 from opmix_ray.output.lock import writing
 from opmix_ray.storage import Storage
 from opmix_ray.train.callback import TrainingCallback
@@ -109,6 +110,7 @@ def train_segment(config: dict[str, Any]) -> None:
     Args:
         config: `segment`: a reference of the `Segment`; `reporter`: a handle of `Reporter`, or None.
     """
+    use_own_threads()
     segment, reporter = ray.get(config["segment"]), config["reporter"]
     if reporter is not None and ray.get(reporter.failed.remote()):
         return  # it would fail again: the driver says why

@@ -10,6 +10,7 @@ import ray
 
 from opmix_ray.config import ProbeConfig
 from opmix_ray.errors import UserError
+from opmix_ray.node import use_own_threads
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ def side_by_side(
     """
     waiting = {}
     for job in jobs:
-        remote = ray.remote(function).options(
+        remote = ray.remote(_alone).options(
             num_cpus=job.asks.cpus,
             num_gpus=job.asks.gpus,
             resources=dict(job.asks.resources),
             max_retries=job.retries,
             name=f"{what}:{job.name}",
         )
-        waiting[remote.remote(*job.arguments)] = job.name
+        waiting[remote.remote(function, *job.arguments)] = job.name
         if on_start is not None:
             on_start(job.name)
     while waiting:
@@ -74,3 +75,8 @@ def side_by_side(
             yield name, Failed(cause)
         except ray.exceptions.RayError as error:
             yield name, Failed(error)
+
+
+def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    use_own_threads()
+    return function(*arguments)

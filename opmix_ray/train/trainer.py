@@ -17,7 +17,7 @@ from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfi
 from ray.train.torch import TorchTrainer
 
 from opmix_ray.errors import user_errors
-from opmix_ray.node import Reporter, here
+from opmix_ray.node import WATCHER, Reporter, here
 from opmix_ray.output.state import TRAIN
 from opmix_ray.signals import StopSignals
 from opmix_ray.storage import Storage
@@ -34,6 +34,18 @@ _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
+# Actors of Train's that every segment would start: one hands out data sets of Ray Data, of which we have none; another
+# looks after what a killed controller leaves, which a Ray of our own does not outlive.
+_NO_DATA_SETS, _CLEANER = "DatasetsCallback", "PlacementGroupCleanerCallback"
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train's own, with fewer processes."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = {_NO_DATA_SETS} | ({_CLEANER} if os.environ.get(WATCHER) == "0" else set())
+        found = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in found if type(each).__name__ not in unused]
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
     resources = {"CPU": train.cpus_per_worker, **train.resources}
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         train_segment,
         # as a reference, which Train's controller does not open: what a segment is made of takes seconds to import
         train_loop_config={"segment": ray.put(segment), "reporter": reporter},

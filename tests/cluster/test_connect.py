@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
-from opmix_ray.cluster import autoscaler as autoscaler_module
+from opmix_ray.cluster import demand as demand_module
+from opmix_ray.cluster import nursery
 from opmix_ray.cluster import waiting as waiting_module
 from opmix_ray.cluster.address import check_address
 from opmix_ray.cluster.connect import check_cluster, connected, missing_resources, own_cpus, own_resources
 from opmix_ray.cluster.demand import Demand
 from opmix_ray.errors import UserError
+from opmix_ray.node import use_own_threads
 from tests.support import ROOT, TinyRun
 
 
@@ -188,8 +196,8 @@ def test_machine_types_of_the_cluster_files_count_as_there(
     ray_session: None, tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head of a cluster that nobody asked for anything yet has no room, and neither is that an error."""
-    monkeypatch.setattr(autoscaler_module, "_configuration", lambda address: ROOT / "cluster.yaml")
-    types = autoscaler_module.machine_types()
+    monkeypatch.setattr(demand_module, "_configuration", lambda address: ROOT / "cluster.yaml")
+    types = demand_module.machine_types()
     assert types is not None
     assert [(each.resources["CPU"], each.most) for each in types] == [(48, 8), (8, 24), (32, 8)]
     large = [
@@ -213,5 +221,59 @@ def test_what_may_come_is_not_refused_where_it_cannot_be_seen(
     assert check_cluster(tiny.load("probe.gpus=8", "cluster.grows=true")) == []
     monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
     monkeypatch.setenv("RAY_NODE_TYPE_NAME", "headgroup")
-    assert autoscaler_module.machine_types() is None
+    assert demand_module.machine_types() is None
     assert check_cluster(tiny.load("probe.gpus=8")) == []
+
+
+def _until(there: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_worker_is_a_copy_that_has_imported_and_its_own_process_in_all_else(ray_session: None) -> None:
+    _, address = shlex.split(ray.get_runtime_context().runtime_env["py_executable"])[-2:]
+    _until(Path(address).exists)
+
+    def look() -> tuple[bool, int, str | None, bool, int]:
+        there = "torch" in sys.modules
+        use_own_threads()
+        import torch
+
+        alone = os.getpgid(0) == os.getpid()  # Ray ends whole groups
+        first_to_go = int(Path("/proc/self/oom_score_adj").read_text())
+        return there, torch.get_num_threads(), os.environ.get("OPMIX_ASKED"), alone, first_to_go
+
+    for cpus in (1, 2):
+        asked = ray.remote(look).options(num_cpus=cpus, runtime_env={"env_vars": {"OPMIX_ASKED": str(cpus)}})
+        assert ray.get(asked.remote()) == (True, cpus, str(cpus), True, 1000)
+
+
+def test_where_nobody_makes_copies_a_worker_starts_by_itself(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text("import os, sys; print(sys.argv[1:], os.environ['OPMIX_ASKED']); sys.exit(7)")
+    command = [*nursery.asking(str(tmp_path / "nobody")), str(script), "a b", "c"]
+    done = subprocess.run(
+        command, env=os.environ | {"OPMIX_ASKED": "1"}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("['a b', 'c'] 1\n", "", 7)
+
+
+def test_a_driver_that_is_killed_leaves_nobody_that_makes_copies() -> None:
+    script = (
+        "import shlex, time\n"
+        "from opmix_ray.cluster.connect import copied_workers\n"
+        "with copied_workers() as workers:\n"
+        "    print(shlex.split(workers['runtime_env']['py_executable'])[-1], flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert driver.stdout is not None
+    address = Path(driver.stdout.readline().strip())
+    (server,) = psutil.Process(driver.pid).children()
+    _until(address.exists)
+    driver.kill()
+    driver.wait()
+    _until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+    assert not address.parent.exists()
