@@ -86,7 +86,7 @@ def _earlier(file: Path | None, names: Sequence[str]) -> tuple[list[Mixture], li
     """Mixtures that are trained already, and the names of their runs."""
     if file is None:
         return [], []
-    from opmix_ray.fit.csv_table import read_csv
+    from opmix_ray.exchange.csv_table import read_csv
     from opmix_ray.fit.sweep import read_mixtures
     from opmix_ray.laws.base import nearest
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from opmix_ray.fit.csv_table import read_csv
 from scipy.spatial.distance import pdist
 
 import opmix_ray
 from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import search_sets
 from opmix_ray.data.prepare import Prepared
+from opmix_ray.exchange.csv_table import read_csv
 from opmix_ray.fit.sweep import read_mixtures
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import load_base, save_base
