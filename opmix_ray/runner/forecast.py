@@ -32,9 +32,9 @@ from opmix_ray.strategies.registry import strategy_of
 from opmix_ray.train.speed import Speed, measure
 
 ROUNDS, CLOSE = 20, 1e-4  # of looking for a scale: at most, and how near two of them are at the end
-# Seconds in which no token is trained. Nearly all are new processes: the command and Ray's own; a segment's controller,
-# then its worker; a decision's probes, then its evaluators. The first was measured with the demo on two quiet cores, the
-# others were (29 and 38), and cut as processor seconds were when workers became copies.
+# Seconds in which no token is trained. Nearly all are new processes: the command and Ray's own; a segment's
+# controller, then its worker; a decision's probes, then its evaluators. The first was measured with the demo on two
+# quiet cores; so were the others (29 and 38), then cut as processor seconds were when workers became copies.
 START, SEGMENT, DECISION = 25.0, 10.0, 10.0
 SEVERAL = 0.85  # of the speed of one worker, where several exchange gradients
 TIMED = 8192  # tokens in the timed step on CPUs, at most
