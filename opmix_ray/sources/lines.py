@@ -7,6 +7,7 @@ for line in lines("web.jsonl.zst", "data.domains.web.path"):
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,13 +20,40 @@ from opmix_ray.sources.files import InputFile, filesystem
 LONGEST = 1 << 28  # bytes of a line
 FREE = 1 << 30  # bytes that any file may unpack to
 RATIO = 1000  # how many times its size a file may unpack to beyond that; text gives 3 to 30
-HEAD = 32  # bytes that hold the header of a zstd frame
 _WINDOW, _USUAL_WINDOW = 1 << 31, 1 << 27  # what `zstd --long=31` asks for, and `zstd --long`
 _POINTERS = {
     b"version https://git-lfs": "Git LFS; git lfs pull",
     b"/annex/objects/": "git-annex; git annex get",
 }
 _POINTER_BYTES = 1024
+HEAD = 512  # bytes of a file that tell
+_MAGIC = {
+    rb"\x1f\x8b\x08": "data compressed with gzip",
+    rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18": "data compressed with zstd",  # or a frame to be skipped
+    rb"BZh[1-9]1AY&SY": "data compressed with bzip2",
+    rb"\xfd7zXZ\0": "data compressed with xz",
+    rb"\x04\x22\x4d\x18": "data compressed with lz4",
+    rb"PK\x03\x04": "a zip archive",
+    rb"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    rb"Rar!\x1a\x07": "a rar archive",
+    rb".{257}ustar": "a tar archive",
+    rb"PAR1": "Parquet",
+    rb"PARE": "encrypted Parquet",
+    rb"ARROW1": "Arrow",
+    rb"\xff{4}.{4}\x10\0\0\0": "an Arrow stream",
+    rb"FEA1": "Feather of version 1",
+    rb"ORC\n": "ORC",
+    rb"Obj\x01": "Avro",
+    rb"\x89HDF": "HDF5",
+    rb"SQLite format 3": "an SQLite database",
+    rb"%PDF-": "a PDF",
+    rb"\x93NUMPY": "a NumPy array",
+    rb"\x80[\x04\x05]\x95.{3}\0{5}|\x80\x02\x8a\nl\xfc\x9cF\xf9": "a pickle of Python",
+    rb".{4}\0{4}\{\"": "safetensors",
+}
+_KNOWN = [(re.compile(start, re.DOTALL), what) for start, what in _MAGIC.items()]
+_TEXT = 64  # bytes of text that are no ids
+_CONTROL = re.compile(r"[^\t\n\f\r\x20-\U0010ffff]")
 
 
 def lines(file: str, key: str) -> Iterator[bytes]:
@@ -126,3 +154,19 @@ def refuse_pointer(file: InputFile, key: str) -> None:
                 key=key,
                 remedy=f"get it with `{command}`",
             )
+
+
+def contents(head: bytes) -> str | None:
+    """What a file begins like that is neither text nor ids: `data compressed with gzip`, `Parquet`, ..."""
+    return next((what for start, what in _KNOWN if start.match(head)), None)
+
+
+def is_text(head: bytes) -> bool:
+    """Whether so many bytes are UTF-8, the last character perhaps cut off, with no character that no text has."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.reason != "unexpected end of data":
+            return False
+        text = head[: error.start].decode("utf-8")
+    return len(head) >= _TEXT and not _CONTROL.search(text)

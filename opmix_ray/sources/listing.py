@@ -25,7 +25,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError
-from opmix_ray.paths import file_format, is_uri, of_data
+from opmix_ray.paths import BIN, IDX, file_format, is_uri, of_data
 from opmix_ray.remote import is_local, local_path, missing_bucket, reason, remedy
 from opmix_ray.sources.files import InputFile, filesystem
 
@@ -83,6 +83,7 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
     if found.outside:
         _tell(key, path, tuple(found.outside))
     files = found.files
+    _refuse_lonely(files, key)
     folder = os.path.isdir(local_path(path)) if is_local(path) else "*" not in path
     if recognised_only and folder and [file.path for file in files] != [path]:
         kept = set(of_data([file.path for file in files]))
@@ -90,6 +91,19 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
     if not files:
         raise UserError("no file matches", key=key, value=path, remedy="check the path" + _hint(path))
     return files
+
+
+def _refuse_lonely(files: list[InputFile], key: str) -> None:
+    """Raise a `UserError` for a Megatron index without its ids, where others have theirs or there is nothing else."""
+    names = {file.path.partition("?")[0].lower(): file for file in files}
+    found = [name for name in names if name.endswith(IDX)]
+    if found and (len(found) == len(names) == 1 or any(name.endswith(BIN) for name in names)):
+        missing = (name for name in found if name.removesuffix(IDX) + BIN not in names)
+        if alone := next((name for name in missing if not os.path.exists(names[name].path[:-4] + BIN)), None):
+            raise UserError(
+                "is an index without the .bin file that it belongs to", file=names[alone].path, key=key,
+                remedy="get that too, or take the index away",
+            )  # fmt: skip
 
 
 @cache

@@ -324,15 +324,19 @@ def token_ids(value: Any, file: str, key: str, place: str) -> np.ndarray | None:
     """Token ids as an int64 array."""
     if value is None:
         return None
-    ids = np.asarray(value)
-    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        ids = np.zeros((1, 1))
+    odd = isinstance(value, list) and any(type(each) is bool for each in value)
+    if ids.ndim != 1 or odd or (len(ids) and ids.dtype.kind not in "iu"):
         raise UserError(
             f"{place} is not a list of integers", file=file, key=key, remedy="name another column"
         )
-    ids = ids.astype(np.int64)
-    if len(ids) and ids.min() < 0:
-        raise UserError(f"{place} holds a negative token id", file=file, key=key, remedy="mend the data")
-    return ids
+    for wrong in (ids.min(initial=0), ids.max(initial=0)):
+        if not 0 <= int(wrong) < 1 << 32:
+            raise UserError(f"{place} holds the token id {wrong}", file=file, key=key, remedy="mend the data")
+    return ids.astype(np.int64)
 
 
 def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Iterator[tuple[np.ndarray, bool]]:
@@ -363,29 +367,44 @@ def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Itera
 
 
 def raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
-    """Ids in parts; a file with a NumPy header says its own type, one without is read as `dtype`."""
+    """Ids in parts; a file with a NumPy header says its own type, one without is read as `dtype`.
+
+    Ids of 32 and 64 bits are read as signed: a label such as -100 is then itself.
+    """
     system, inner = filesystem(file)
     with system.open_input_file(inner) as stream:
-        size: int = stream.size()
-        start = 0
-        if stream.read(6) == b"\x93NUMPY":
-            stream.seek(0)
-            head = io.BytesIO(stream.read(min(size, 1 << 16)))
-            shape, dtype = _numpy_header(head)
-            start = head.tell()
-            if len(shape) != 1 or dtype.kind not in "iu":
-                raise ValueError(f"must hold a flat array of integers, not {dtype} of shape {shape}")
-            if size - start < shape[0] * dtype.itemsize:
-                raise ValueError("the array is cut off")
-            size = start + int(shape[0]) * dtype.itemsize
-        if (size - start) % dtype.itemsize:
-            raise ValueError(f"the size is not a multiple of {dtype.itemsize} bytes ({dtype})")
+        start, left, dtype = _array(stream, dtype)
         stream.seek(start)
-        left = size - start
         while left:
-            data = stream.read(min(left, _TOKENS * dtype.itemsize))
-            left -= len(data)
-            yield np.frombuffer(data, dtype=dtype)
+            ids = np.frombuffer(stream.read(min(left, _TOKENS) * dtype.itemsize), dtype=dtype)
+            left -= len(ids)
+            yield ids
+
+
+def raw_count(file: str, dtype: np.dtype[Any]) -> int:
+    """How many ids `raw_ids` would read."""
+    system, inner = filesystem(file)
+    with system.open_input_file(inner) as stream:
+        return _array(stream, dtype)[1]
+
+
+def _array(stream: pa.NativeFile, dtype: np.dtype[Any]) -> tuple[int, int, np.dtype[Any]]:
+    """Where the ids of a raw file begin, how many there are, and their type."""
+    size = int(stream.size())
+    if stream.read(6) == b"\x93NUMPY":
+        stream.seek(0)
+        head = io.BytesIO(stream.read(min(size, 1 << 16)))
+        shape, dtype = _numpy_header(head)
+        if len(shape) != 1 or dtype.kind not in "iu":
+            raise ValueError(f"must hold a flat array of integers, not {dtype} of shape {shape}")
+        need = head.tell() + shape[0] * dtype.itemsize
+        if size != need:
+            raise ValueError("the array is cut off" if size < need else "holds more than one array")
+        return head.tell(), int(shape[0]), dtype
+    if size % dtype.itemsize:
+        raise ValueError(f"the size is not a multiple of {dtype.itemsize} bytes ({dtype})")
+    signed = dtype if dtype.itemsize == 2 else np.dtype(dtype.str.replace("u", "i"))
+    return 0, size // dtype.itemsize, signed
 
 
 def _numpy_header(head: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
