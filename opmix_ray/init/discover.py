@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from opmix_ray.errors import UserError
-from opmix_ray.paths import ENDINGS, PLAIN, file_format, is_about, is_plain, is_uri, of_data
+from opmix_ray.paths import ENDINGS, PLAIN, ending_of, file_format, is_about, is_plain, is_uri, of_data
 from opmix_ray.remote import is_local, local_path
 from opmix_ray.sources.files import InputFile
 from opmix_ray.sources.listing import expand, identity, listing
@@ -107,7 +107,7 @@ def _files(path: str) -> list[InputFile]:
             f"holds no file that can be read (it has {some})",
             key=KEY,
             value=path,
-            remedy=f"give files ending in {', '.join([*ENDINGS, *PLAIN][:24])}, ...",
+            remedy=f"give files ending in {', '.join([*ENDINGS, *PLAIN][:14])}, ...",
         )
     return known
 
@@ -219,8 +219,7 @@ def _words(path: str) -> set[str]:
 
 def _stem(path: str) -> str:
     name = _base(path.partition("?")[0] if is_uri(path) else path)
-    ending = max((e for e in [*ENDINGS, *PLAIN] if name.lower().endswith(e)), key=len, default="")
-    return name[: len(name) - len(ending)]
+    return name[: len(name) - len(ending_of(name))]
 
 
 def _number(stem: str) -> str:

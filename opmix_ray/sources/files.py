@@ -7,6 +7,7 @@ digest = content_hash(file, cache_directory)
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import tempfile
@@ -21,12 +22,13 @@ import zstandard
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError, first_line
-from opmix_ray.paths import is_uri
+from opmix_ray.paths import PACKED, is_uri, packing
 from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
 
 _CHUNK = 1 << 22
 _BROKEN = (
-    pa.ArrowException, zstandard.ZstdError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError,
+    pa.ArrowException, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError, ValueError, TypeError, KeyError,
+    IndexError,
 )  # fmt: skip
 STALE_SECONDS = 24 * 3600  # age at which what a killed process left is removed
 
@@ -65,9 +67,7 @@ def local_cache() -> Path:
 
 def _get_again(file: str) -> str:
     """What to do with a file that is broken."""
-    plain = file.partition("?")[0].lower()
-    tools = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-    tool = next((name for ending, name in tools.items() if plain.endswith(ending)), None)
+    tool = PACKED.get(packing(file))
     test = f"`{tool} -t` says whether it is damaged; " if tool and is_local(file) else ""
     return f"{test}get or write it again, or name only the other files"
 
@@ -83,16 +83,7 @@ def reading(file: str, key: str) -> Iterator[None]:
         raise UserError("no such file", file=file, key=key, remedy="check the path") from None
     except PermissionError:
         raise UserError("may not be read", file=file, key=key, remedy="change its permissions") from None
-    except (
-        pa.ArrowException,
-        zstandard.ZstdError,
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-    ) as error:
+    except _BROKEN as error:
         raise UserError(
             f"cannot be read: {first_line(error)}",
             file=file,

@@ -97,7 +97,7 @@ def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
         for number, line in enumerate(lines(file, f"{key}.path"), start=1):
             if line.isspace():
                 continue
-            row = _json_object(line, file, f"{key}.path", number)
+            row = json_object(line, file, f"{key}.path", number)
             for option, column in columns.items():
                 if column not in seen and option not in OPTIONAL:
                     if not holds(row, column):
@@ -106,7 +106,8 @@ def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
             yield Row([value_of(row, column) for column in columns.values()], f"line {number}")
 
 
-def _json_object(line: bytes, file: str, key: str, number: int) -> dict[str, Any]:
+def json_object(line: bytes, file: str, key: str, number: int) -> dict[str, Any]:
+    """The object on a line of JSON lines."""
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
