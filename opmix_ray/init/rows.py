@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 from dataclasses import dataclass
-from itertools import islice
+from itertools import filterfalse, islice
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ import zstandard
 from opmix_ray.init.discover import KEY
 from opmix_ray.paths import file_format, packing
 from opmix_ray.sources.files import InputFile, filesystem, reading
-from opmix_ray.sources.lines import HEAD, lines, refuse_other, refuse_pointer, unpacked
+from opmix_ray.sources.lines import HEAD, is_blank, lines, refuse_other, refuse_pointer, unpacked
 from opmix_ray.sources.plain import objects
 from opmix_ray.sources.readers import arrow_batches, json_object
 
@@ -59,14 +59,14 @@ def _jsonl(file: InputFile) -> Sample:
     whole = whole and len(text) < UNPACKED >> 16 << 16
     found = text.split(b"\n") if whole else text.split(b"\n")[:-1]
     seen = float(len(raw))
-    if not whole and not any(map(bytes.strip, found)):  # the first line is longer than what was read
-        found = list(islice(filter(bytes.strip, lines(file.path, KEY)), 1))
+    if not whole and all(map(is_blank, found)):  # the first line is longer than what was read
+        found = list(islice(filterfalse(is_blank, lines(file.path, KEY)), 1))
         seen = seen * len(found[0]) / max(1, len(text)) if found else seen
-    count = sum(1 for line in found if line.strip())
+    count = sum(1 for line in found if not is_blank(line))
     rows = [
         json_object(line, file.path, KEY, number)
         for number, line in enumerate(found[:ROWS], start=1)
-        if line.strip()
+        if not is_blank(line)
     ]
     return Sample(rows, count * (1.0 if whole else max(1.0, file.size / max(1.0, seen))))
 

@@ -56,6 +56,12 @@ _MAGIC = {
     rb".{4}\0{4}\{\"": "safetensors",
 }
 _KNOWN = [(re.compile(start, re.DOTALL), what) for start, what in _MAGIC.items()]
+_ENCODINGS = {  # by how a file begins: with a mark, or with ASCII
+    rb"\xff\xfe\0\0|\0\0\xfe\xff|[\t-~]\0{3}[\t-~]\0{3}|\0{3}[\t-~]\0{3}[\t-~]": "UTF-32",
+    rb"\xff\xfe|\xfe\xff": "UTF-16",
+    rb"[\t-~]\0[\t-~]\0": "UTF-16LE",
+    rb"\0[\t-~]\0[\t-~]": "UTF-16BE",
+}
 _TEXT = 64  # bytes of text that are no ids
 _CONTROL = re.compile(r"[^\t\n\f\r\x20-\U0010ffff]")
 
@@ -94,6 +100,35 @@ def lines(file: str, key: str) -> Iterator[bytes]:
                     remedy="if it is no damaged file, unpack it and name that",
                 )  # fmt: skip
             yield line
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds blank space at most, and byte order marks."""
+    return not line.strip(b"\xef\xbb\xbf \t\r\n\f\v")
+
+
+def decoded(line: bytes, number: int, file: str, key: str) -> str:
+    """A line as text, without the byte order mark that a file, or one that it was put together from, begins with.
+
+    Raises:
+        UserError: it is in another encoding, or no text.
+    """
+    try:
+        text = line.decode("utf-8").lstrip("\ufeff")
+    except UnicodeDecodeError:
+        text = None
+    if text is not None and "\0" not in text:
+        return text
+    encoding = next(
+        (name for start, name in _ENCODINGS.items() if number == 1 and re.match(start, line)), None
+    )
+    if encoding is None and text is None and not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", line):
+        encoding = "CP1252" if re.search(rb"[\x80-\x9f]", line) else "LATIN1"
+    convert = f"convert it: iconv -f {encoding} -t UTF-8"
+    raise UserError(
+        f"line {number} " + ("is not UTF-8 text" if encoding else "holds a zero byte or the like: this is no text"),
+        file=file, key=key, remedy=f"leave the file out, or {convert}" if encoding else "leave the file out",
+    )  # fmt: skip
 
 
 def refuse_other(head: bytes, file: str, key: str) -> None:

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.sources.files import filesystem, reading
-from opmix_ray.sources.lines import lines
+from opmix_ray.sources.lines import decoded, is_blank, lines
 
 OPTIONAL = {"tools_column"}  # columns that a file may lack
 _ROWS = 1024  # rows decoded at a time
@@ -93,11 +93,15 @@ def missing_column(file: str, key: str, wanted: str, row: Mapping[str, Any] | Se
 def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
     """Rows of a JSONL file, plain or compressed; a key that later rows leave out is null there."""
     seen: set[str] = set()
+    names = {name for column in columns.values() for name in (column, column.partition(".")[0])}
+    quoted = [json.dumps(name, ensure_ascii=False).encode() for name in names]
     with reading(file, f"{key}.path"):
         for number, line in enumerate(lines(file, f"{key}.path"), start=1):
-            if line.isspace():
+            if is_blank(line):
                 continue
             row = json_object(line, file, f"{key}.path", number)
+            if any(line.count(name) > 1 for name in quoted):
+                json_object(line, file, f"{key}.path", number, hook=once)
             for option, column in columns.items():
                 if column not in seen and option not in OPTIONAL:
                     if not holds(row, column):
@@ -106,30 +110,39 @@ def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
             yield Row([value_of(row, column) for column in columns.values()], f"line {number}")
 
 
-def json_object(line: bytes, file: str, key: str, number: int) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, each of whose keys stands once; which of two values counts is not for a reader to say."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"the key {next(name for name in names if names.count(name) > 1)!r} stands in it twice"
+        )
+    return found
+
+
+def json_object(line: bytes, file: str, key: str, number: int, hook: Any = None) -> dict[str, Any]:
     """The object on a line of JSON lines."""
+    text = decoded(line, number, file, key)
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError:
-        raise UserError(
-            f"line {number} is not UTF-8 text",
-            file=file,
-            key=key,
-            remedy="name a JSONL file or set its format",
-        ) from None
-    try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", type(error).__name__)
-        raise UserError(
-            f"line {number} is not JSON: {reason}", file=file, key=key, remedy="write one JSON object a line"
-        ) from None
+        reason = getattr(error, "msg", first_line(error))
+        remedy = "write one JSON object a line"
+        if not isinstance(error, json.JSONDecodeError):
+            remedy = "mend the line"
+        elif "\r" in text.rstrip():
+            remedy = "end lines with a line feed: tr '\\r' '\\n'"
+        elif number == 1 and text.lstrip().startswith(("{", "[")) and ".jsonl" in file:
+            remedy += ", or end its name with .json if it is an array or objects over several lines"
+        raise UserError(f"line {number} is not JSON: {reason}", file=file, key=key, remedy=remedy) from None
     if not isinstance(row, dict):
         raise UserError(
             f"line {number} is JSON but not an object",
             file=file,
             key=key,
-            remedy='write {"text": ...} a line',
+            remedy='write {"text": ...} a line'
+            + (", or end its name with .json" if isinstance(row, list) else ""),
         )
     return row
 
