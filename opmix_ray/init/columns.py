@@ -59,8 +59,8 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
 
 
 def _all(rows: Sequence[Mapping[str, Any]], column: str, fits: Any) -> bool:
-    """Whether every value that is there fits, and there is one."""
-    values = [value for row in rows if (value := value_of(row, column)) is not None]
+    """Whether every value that is there fits, and there is one; an empty list may be one of anything."""
+    values = [value for row in rows if (value := value_of(row, column)) is not None and value != []]
     return bool(values) and all(fits(value) for value in values)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from opmix_ray.errors import UserError
 from opmix_ray.paths import ENDINGS, PLAIN, ending_of, file_format, is_about, is_plain, is_uri, of_data
 from opmix_ray.remote import is_local, local_path
-from opmix_ray.sources.files import InputFile
+from opmix_ray.sources.files import InputFile, filesystem
 from opmix_ray.sources.listing import expand, identity, listing
 
 KEY = "--data"
@@ -67,6 +67,7 @@ def discover(data: Sequence[str]) -> list[Part]:
     loose: dict[str, list[InputFile]] = defaultdict(list)
     seen_files: set[str] = set()
     for path in data:
+        filesystem(path, key=KEY)  # a URI that names nothing here is refused as it was written
         path = local_path(path) if is_local(path) else path
         files = [file for file in _files(path) if identity(file.path) not in seen_files]
         seen_files |= {identity(file.path) for file in files}
@@ -118,7 +119,11 @@ def ignored(data: Sequence[str], parts: Sequence[Part]) -> list[str]:
     names: list[str] = []
     for path in data:
         found = listing(path, key=KEY)
-        names += found.hidden + [file.path for file in found.files if identity(file.path) not in taken]
+        names += (
+            found.hidden
+            + found.broken
+            + [file.path for file in found.files if identity(file.path) not in taken]
+        )
     return list(dict.fromkeys(names))
 
 

@@ -9,7 +9,6 @@ from itertools import filterfalse, islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zstandard
 
 from opmix_ray.init.discover import KEY
@@ -17,7 +16,7 @@ from opmix_ray.paths import file_format, packing
 from opmix_ray.sources.files import InputFile, filesystem, reading
 from opmix_ray.sources.lines import HEAD, is_blank, lines, refuse_other, refuse_pointer, unpacked
 from opmix_ray.sources.plain import objects
-from opmix_ray.sources.readers import arrow_batches, json_object
+from opmix_ray.sources.readers import arrow_batches, json_object, open_parquet
 
 ROWS = 2000  # of a file that are looked at, at most
 BYTES = 1 << 21  # of a file that are read, at most
@@ -99,7 +98,7 @@ def _unpacked(raw: bytes, path: str, whole: bool) -> bytes:
 def _parquet(file: InputFile) -> Sample:
     system, inner = filesystem(file.path)
     with system.open_input_file(inner) as stream:
-        parquet = pq.ParquetFile(stream)
+        parquet = open_parquet(stream, file.path, KEY)
         batch = next(parquet.iter_batches(batch_size=ROWS), None)
         return Sample([] if batch is None else batch.to_pylist(), float(parquet.metadata.num_rows))
 
@@ -107,7 +106,7 @@ def _parquet(file: InputFile) -> Sample:
 def _arrow(file: InputFile) -> Sample:
     system, inner = filesystem(file.path)
     with system.open_input_file(inner) as stream:
-        _, batches = arrow_batches(stream)
+        _, batches = arrow_batches(stream, file.path, KEY)
         batch = next(batches, None)
         if batch is None:
             return Sample([], 0.0)

@@ -46,8 +46,16 @@ def filesystem(path: str, *, key: str | None = None) -> tuple[pafs.FileSystem, s
     """The file system of a path or URI, and the path inside it.
 
     Raises:
-        UserError: the scheme is unknown, or the URI cannot be parsed or carries credentials.
+        UserError: the scheme is unknown, the URI cannot be parsed or carries credentials, or the name is not UTF-8.
     """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError("has a name that is not UTF-8", file=path, key=key, remedy="rename it") from None
+    if path.startswith("file://") and path[7:].partition("/")[0] not in ("", "localhost"):
+        raise UserError(
+            "names another machine", key=key, value=path, remedy="write file:/// and the whole path"
+        )
     if is_local(path):
         return pafs.LocalFileSystem(), os.path.abspath(local_path(path))
     return open_uri(path, key=key)
@@ -101,7 +109,7 @@ def content_hash(file: InputFile, cache: Path) -> str:
         OSError
     ):  # of a local file also when it became what it is: others give one the times of another
         known.append(os.stat(file.path).st_ctime_ns)
-    identity = "\0".join(map(str, known)).encode()
+    identity = "\0".join(map(str, known)).encode("utf-8", "surrogateescape")
     note = cache / "hashes" / hashlib.blake2b(identity, digest_size=16).hexdigest()
     if file.mtime_ns and note.exists():
         return note.read_text()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.sources.files import filesystem, reading
-from opmix_ray.sources.lines import decoded, is_blank, lines
+from opmix_ray.sources.lines import HEAD, contents, decoded, is_blank, is_text, lines
 
 OPTIONAL = {"tools_column"}  # columns that a file may lack
 _ROWS = 1024  # rows decoded at a time
@@ -152,7 +152,7 @@ def parquet_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
     with reading(file, f"{key}.path"):
         system, inner = filesystem(file)
         with system.open_input_file(inner) as stream:
-            parquet = pq.ParquetFile(stream)
+            parquet = open_parquet(stream, file, f"{key}.path")
             _check_schema(parquet.schema_arrow, file, columns, key)
             schema = parquet.schema_arrow
             wanted = [
@@ -167,24 +167,65 @@ def arrow_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
     with reading(file, f"{key}.path"):
         system, inner = filesystem(file)
         with system.open_input_file(inner) as stream:
-            schema, batches = arrow_batches(stream)
+            schema, batches = arrow_batches(stream, file, f"{key}.path")
             _check_schema(schema, file, columns, key)
             yield from _batch_rows(batches, columns)
 
 
-def arrow_batches(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def open_parquet(stream: pa.NativeFile, file: str, key: str) -> pq.ParquetFile:
+    """A Parquet file whose pages are compared with their checksums, where they have some."""
+    _refuse_other(stream, file, key, "Parquet")
+    return pq.ParquetFile(stream, page_checksum_verification=True)
+
+
+def arrow_batches(stream: pa.NativeFile, file: str, key: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Schema and batches of an Arrow IPC file or stream, read as they are asked for."""
-    is_file = stream.read(6) == b"ARROW1"
+    _refuse_other(stream, file, key, "Arrow", "an Arrow stream")
+    start = stream.read(6)
     stream.seek(0)
-    if is_file:
+    if start == b"ARROW1":
         reader = pa.ipc.open_file(stream)
         return reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))
     reader = pa.ipc.open_stream(stream)
-    return reader.schema, iter(reader)
+    return reader.schema, _to_the_end(reader, stream, start[:4])
+
+
+def _to_the_end(
+    reader: pa.ipc.RecordBatchStreamReader, stream: pa.NativeFile, mark: bytes
+) -> Iterator[pa.RecordBatch]:
+    """Batches of a stream that has its end, which is a message of no bytes, and nothing after it."""
+    end = (mark if mark == b"\xff" * 4 else b"") + bytes(4)  # before Arrow 0.15 messages had no mark
+    yield from reader
+    left = stream.size() - stream.tell()
+    stream.seek(max(0, stream.tell() - len(end)))
+    if left:
+        raise ValueError("holds more than one stream; give each its own file")
+    if stream.read(len(end)) != end:
+        raise ValueError("the stream has no end: whoever wrote it was stopped, or the file is cut off")
+
+
+def _refuse_other(stream: pa.NativeFile, file: str, key: str, *wanted: str) -> None:
+    head = stream.read(HEAD)
+    stream.seek(0)
+    what = contents(head) or ("text" if is_text(head) else None)
+    if what is not None and what not in wanted:
+        raise UserError(
+            f"cannot be read: holds {what}, not {wanted[0]}", file=file, key=key,
+            remedy="give it the ending, or set the format, of what it holds, or get it again",
+        )  # fmt: skip
 
 
 def _check_schema(schema: pa.Schema, file: str, columns: dict[str, str], key: str) -> None:
     for option, column in columns.items():
+        name = column if column in schema.names else column.partition(".")[0]
+        if schema.names.count(name) > 1:
+            raise UserError(
+                "stands in the file twice",
+                file=file,
+                key=f"{key}.{option}",
+                value=name,
+                remedy="rename one of the two",
+            )
         kind = _field(schema, column)
         if kind is None and option in OPTIONAL:
             continue
@@ -289,15 +330,14 @@ def _values(column: pa.Array, option: str) -> list[Any]:
         return [_without_nulls(value) for value in column.to_pylist()]
     if option != "tokens_column" or pa.types.is_null(column.type):
         return list(column.to_pylist())
-    if pa.types.is_fixed_size_list(column.type):
-        column = column.cast(pa.large_list(column.type.value_type))
-    flat = column.values
+    flat = column.flatten()  # without what lies below null lists
     if flat.null_count:
         raise ValueError("a list of token ids holds a null")
-    ids, offsets, valid = flat.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(False)
+    ids, valid = flat.to_numpy(), column.is_valid().to_numpy(False)
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(False), dtype=np.int64)
+    starts = np.append(0, ends[:-1])
     return [
-        ids[start:stop] if there else None
-        for start, stop, there in zip(offsets[:-1], offsets[1:], valid, strict=True)
+        ids[start:stop] if there else None for start, stop, there in zip(starts, ends, valid, strict=True)
     ]
 
 

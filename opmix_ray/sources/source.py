@@ -22,7 +22,7 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.overlap.words import bare, normal
 from opmix_ray.paths import Kind, file_format
 from opmix_ray.sources import megatron, readers
-from opmix_ray.sources.files import InputFile, reading
+from opmix_ray.sources.files import InputFile, filesystem, reading
 from opmix_ray.sources.hub import data_set_files
 from opmix_ray.sources.lines import refuse_pointer
 from opmix_ray.sources.listing import expand, identity
@@ -190,6 +190,7 @@ def _index(file: InputFile, key: str) -> InputFile:
 
 
 def _files(path: str, source: SourceConfig, key: str) -> list[InputFile]:
+    filesystem(path, key=key)
     if source.format in ("auto", "megatron"):
         with reading(path, key):
             prefixed = megatron.find_prefixed(path)
