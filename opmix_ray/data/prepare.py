@@ -44,6 +44,7 @@ from opmix_ray.sources.source import Source, empty_source, open_source, validate
 
 OVERLAP, HEADS = "overlap.npz", "heads.json"
 QUESTIONS = "questions.json"
+EMPTY = 0.05  # of a domain's rows that may be empty without a word
 
 Progress = Callable[[str, int, int], None]
 
@@ -415,12 +416,20 @@ def _check_sizes(source: Source, manifest: dict[str, Any], held_out: bool) -> No
 
 
 def split_words(prepared: Prepared) -> list[str]:
-    """A line for each domain whose near-duplicates are not all on the same side of the hold-out."""
-    return [
-        f"{name}: {count} near-duplicates are not held out together, or the hold-out would not have the size asked for"
-        for name, domain in prepared.domains.items()
-        if (count := domain.manifest.get("near_duplicates_split", 0))
-    ]
+    """A line for each domain with near-duplicates on both sides of the hold-out, or of which many rows are empty."""
+    found = []
+    for name, domain in prepared.domains.items():
+        manifest = domain.manifest
+        if count := manifest.get("near_duplicates_split", 0):
+            found.append(
+                f"{name}: {count} near-duplicates are not held out together, or the hold-out would not have the size "
+                "asked for"
+            )
+        empty = manifest["empty"]
+        rows = empty + manifest["leaks"] + sum(part["documents"] for part in manifest["splits"].values())
+        if empty > EMPTY * rows:
+            found.append(f"{name}: {empty:,} of its {rows:,} rows hold nothing in the column that is read")
+    return found
 
 
 def summary(prepared: Prepared, mixture: Mapping[str, float], total_tokens: float) -> list[dict[str, Any]]:

@@ -39,6 +39,10 @@ HELD_OUT = {
 _NAMELESS = {"", "data", "part", "shard", "chunk", "file", "output", "text", "corpus"} | TRAIN
 # A number at the end of a file's name, as writers of shards put it there; a year is not one.
 _SHARD = re.compile(r"^(.*?)[-_.]?((?:part|shard|chunk|split)?[-_.]?\d+(?:[-_.]?of[-_.]?\d+)?)$")
+# What Spark writes after it: `part-00000-6d0a3b9e-....-c000.snappy.parquet`.
+_OF_WRITER = re.compile(
+    r"(?<=\d)(-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?(-c\d+)?(\.(snappy|gz|zstd|lz4))?$"
+)
 _YEAR = re.compile(r"^[-_.]?(19|20)\d\d$")
 
 
@@ -224,7 +228,7 @@ def _words(path: str) -> set[str]:
 
 def _stem(path: str) -> str:
     name = _base(path.partition("?")[0] if is_uri(path) else path)
-    return name[: len(name) - len(ending_of(name))]
+    return _OF_WRITER.sub("", name[: len(name) - len(ending_of(name))])
 
 
 def _number(stem: str) -> str:

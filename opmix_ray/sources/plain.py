@@ -101,7 +101,7 @@ def _csv(file: str, key: str) -> Objects:
     reader = csv.reader(chain([first], source), delimiter=delimiter, strict=True)
     number = 1
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         number = reader.line_num + 1
         if len(set(header)) < len(header):
             raise UserError(

@@ -52,6 +52,15 @@ def test_no_column_names_those_there_are() -> None:
         choose_columns([{"a": 1, "b": 2.0}], "f")
 
 
+def test_a_first_row_is_no_name_of_a_column(tmp_path: Path) -> None:
+    row = "a first row of text that nobody named, 1\n"
+    (tmp_path / "a.csv").write_text(row.replace(",", ";") * 40)
+    with pytest.raises(UserError, match=r"a\.csv: --data: has no line with the names of its columns"):
+        of(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text(" text ; n \n" + row.replace(",", ";") * 40)
+    assert (of(tmp_path / "a.csv").columns, of(tmp_path / "a.csv").documents) == ({"text_column": "text"}, 40)
+
+
 def of(path: Path) -> Domain:
     return look(discover([str(path)])[0])
 
