@@ -11,6 +11,7 @@ import io
 import lzma
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -113,10 +114,9 @@ def decoded(line: bytes, number: int, file: str, key: str) -> str:
     Raises:
         UserError: it is in another encoding, or no text.
     """
-    try:
+    text: str | None = None
+    with suppress(UnicodeDecodeError):
         text = line.decode("utf-8").lstrip("\ufeff")
-    except UnicodeDecodeError:
-        text = None
     if text is not None and "\0" not in text:
         return text
     encoding = next(
