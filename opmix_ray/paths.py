@@ -13,10 +13,6 @@ Kind = Literal["text", "prompt", "messages", "tokens"]  # what a document is
 BIN, IDX = ".bin", ".idx"  # of Megatron's indexed data sets
 ENDINGS = {
     ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".json.gz": "jsonl",
-    ".json.zst": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".arrow": "arrow",
@@ -26,8 +22,8 @@ ENDINGS = {
 }
 PLAIN = {  # of files that a folder may also hold beside its data: notes, settings, programs
     ".json": "json",
-    **dict.fromkeys((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst"), "csv"),
-    **dict.fromkeys((".txt", ".text", ".md", ".rst", ".tex", ".org", ".txt.gz", ".txt.zst"), "text"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".txt", ".text", ".md", ".rst", ".tex", ".org"), "text"),
     **dict.fromkeys(
         (".py", ".js", ".ts", ".java", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".rs"), "text"
     ),
@@ -36,6 +32,13 @@ PLAIN = {  # of files that a folder may also hold beside its data: notes, settin
     ),
     **dict.fromkeys((".html", ".htm", ".xml", ".css", ".srt", ".log"), "text"),
 }
+PACKED = {
+    ".gz": "gzip",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".bz2": "bzip2",
+    ".xz": "xz",
+}  # after one of lines or text
 ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|citation|authors|contributing|requirements)\b.*"
                    r"|(dataset_infos?|dataset_dict|state|config|metadata|package(-lock)?)\.json", re.I)  # fmt: skip
 
@@ -50,12 +53,32 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def packing(path: str) -> str:
+    """The ending that says how a file is compressed: `.gz`, `.zst`, ...; empty where none does."""
+    name = (path.partition("?")[0] if is_uri(path) else path).lower()
+    return next((ending for ending in PACKED if name.endswith(ending)), "")
+
+
+def ending_of(path: str) -> str:
+    """The end of a file's name that says its format and how it is compressed: `.jsonl.gz`; empty where it says none."""
+    name = (path.partition("?")[0] if is_uri(path) else path).lower()
+    packed = packing(name)
+    bare = name[: len(name) - len(packed)]
+    found = next((each for each in (*ENDINGS, *PLAIN) if bare.endswith(each)), "")
+    return (
+        ""
+        if packed and ENDINGS.get(found) in ("parquet", "arrow", "tokens")
+        else found + packed
+        if found
+        else ""
+    )
+
+
 def file_format(path: str) -> str | None:
-    """Format by file ending, or None where it says nothing."""
-    name = path.partition("?")[0] if is_uri(path) else path
-    name = name.lower()
-    every = ENDINGS | PLAIN
-    return next((kind for ending, kind in every.items() if name.endswith(ending)), None)
+    """Format by file ending, or None where it says nothing; compressed `.json` is read as lines, which it mostly is."""
+    ending = ending_of(path)
+    kind = (ENDINGS | PLAIN).get(ending[: len(ending) - len(packing(ending))])
+    return "jsonl" if kind == "json" and packing(ending) else kind
 
 
 def is_plain(path: str) -> bool:

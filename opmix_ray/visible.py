@@ -15,6 +15,7 @@ _ACTING = [
     0x200F,
     *range(0x2028, 0x202F),
     *range(0x2066, 0x206A),
+    *range(0xD800, 0xE000),  # halves of characters, in names that are not UTF-8: these cannot be printed
 ]
 _SHOWN = {code: f"\\u{code:04x}" for code in _ACTING if chr(code) not in _KEPT}
 

@@ -23,10 +23,11 @@ class SourceConfig(Section):
     )
     format: str = Field(
         "auto",
-        description="`auto` goes by the file ending: .jsonl[.gz|.zst], .parquet, .arrow, .json (an array or objects), "
-        ".csv, .txt and other `text` (cut at blank lines), a directory written by "
-        "`datasets.save_to_disk` (`hf`), .bin with an .idx beside it or the prefix of both (`megatron`), other .bin "
-        "and .npy (`tokens`: raw token ids); or one that another package brings (docs/plugins.md).",
+        description="`auto` goes by the file ending: .jsonl, .parquet, .arrow, .json (an array or objects), .csv, .txt "
+        "and other `text` (cut at blank lines), lines and text also with .gz, .zst, .bz2 or .xz, a directory "
+        "written by `datasets.save_to_disk` (`hf`), .bin with an .idx beside it or the prefix of both "
+        "(`megatron`), other .bin and .npy (`tokens`: raw token ids); or one that another package brings "
+        "(docs/plugins.md).",
     )
     text_column: str = Field(
         "text", description="Column that holds the text of a document; `doc.text` is `text` inside `doc`."

@@ -42,8 +42,8 @@ from opmix_ray.remote import is_local
 from opmix_ray.sources.files import check_files, content_hash, exists, join, local_directory, notes, publish
 from opmix_ray.sources.source import Source, empty_source, open_source, validate_names
 
-OVERLAP, HEADS = "overlap.npz", "heads.json"
-QUESTIONS = "questions.json"
+OVERLAP, HEADS, QUESTIONS = "overlap.npz", "heads.json", "questions.json"
+EMPTY = 0.05  # of a domain's rows that may be empty without a word
 
 Progress = Callable[[str, int, int], None]
 
@@ -415,12 +415,15 @@ def _check_sizes(source: Source, manifest: dict[str, Any], held_out: bool) -> No
 
 
 def split_words(prepared: Prepared) -> list[str]:
-    """A line for each domain whose near-duplicates are not all on the same side of the hold-out."""
-    return [
-        f"{name}: {count} near-duplicates are not held out together, or the hold-out would not have the size asked for"
-        for name, domain in prepared.domains.items()
-        if (count := domain.manifest.get("near_duplicates_split", 0))
-    ]
+    """A line for each domain with near-duplicates on both sides of the hold-out, or of which many rows are empty."""
+    found, why = [], "are not held out together, or the hold-out would not have the size asked for"
+    for name, manifest in ((name, domain.manifest) for name, domain in prepared.domains.items()):
+        count, empty = manifest.get("near_duplicates_split", 0), manifest["empty"]
+        rows = empty + manifest["leaks"] + sum(each["documents"] for each in manifest["splits"].values())
+        found += [f"{name}: {count} near-duplicates {why}"] if count else []
+        said = f"{name}: {empty:,} of its {rows:,} rows hold nothing in the column that is read"
+        found += [said] if empty > EMPTY * rows else []
+    return found
 
 
 def summary(prepared: Prepared, mixture: Mapping[str, float], total_tokens: float) -> list[dict[str, Any]]:

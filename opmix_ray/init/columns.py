@@ -7,10 +7,12 @@ from typing import Any
 
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import KEY
+from opmix_ray.paths import file_format
 from opmix_ray.sources.messages import is_messages
 from opmix_ray.sources.readers import names_of, value_of
 
 TEXT = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown", "passage")
+WORDS = 6  # of a column's name, at most; more are a row
 PAIRS = (
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -49,7 +51,13 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
     if ids is not None:
         return {"tokens_column": ids}
     if texts:
-        return {"text_column": max(texts, key=lambda c: sum(len(value_of(row, c) or "") for row in rows))}
+        longest = max(texts, key=lambda c: sum(len(value_of(row, c) or "") for row in rows))
+        if file_format(file) == "csv" and len(longest.split()) > WORDS:
+            raise UserError(
+                f"has no line with the names of its columns before the first row ({longest[:40]}...)",
+                file=file, key=KEY, remedy="write one, such as text",
+            )  # fmt: skip
+        return {"text_column": longest}
     raise UserError(
         f"no column holds text, messages or token ids (it has {', '.join(columns) or 'none'})",
         file=file,
@@ -59,8 +67,8 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
 
 
 def _all(rows: Sequence[Mapping[str, Any]], column: str, fits: Any) -> bool:
-    """Whether every value that is there fits, and there is one."""
-    values = [value for row in rows if (value := value_of(row, column)) is not None]
+    """Whether every value that is there fits, and there is one; an empty list may be one of anything."""
+    values = [value for row in rows if (value := value_of(row, column)) is not None and value != []]
     return bool(values) and all(fits(value) for value in values)
 
 

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from opmix_ray.errors import UserError
-from opmix_ray.paths import ENDINGS, PLAIN, file_format, is_about, is_plain, is_uri, of_data
+from opmix_ray.paths import ENDINGS, PLAIN, ending_of, file_format, is_about, is_plain, is_uri, of_data
 from opmix_ray.remote import is_local, local_path
-from opmix_ray.sources.files import InputFile
+from opmix_ray.sources.files import InputFile, filesystem
 from opmix_ray.sources.listing import expand, identity, listing
 
 KEY = "--data"
@@ -39,6 +39,10 @@ HELD_OUT = {
 _NAMELESS = {"", "data", "part", "shard", "chunk", "file", "output", "text", "corpus"} | TRAIN
 # A number at the end of a file's name, as writers of shards put it there; a year is not one.
 _SHARD = re.compile(r"^(.*?)[-_.]?((?:part|shard|chunk|split)?[-_.]?\d+(?:[-_.]?of[-_.]?\d+)?)$")
+# What Spark writes after it: `part-00000-6d0a3b9e-....-c000.snappy.parquet`.
+_OF_WRITER = re.compile(
+    r"(?<=\d)(-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?(-c\d+)?(\.(snappy|gz|zstd|lz4))?$"
+)
 _YEAR = re.compile(r"^[-_.]?(19|20)\d\d$")
 
 
@@ -67,6 +71,7 @@ def discover(data: Sequence[str]) -> list[Part]:
     loose: dict[str, list[InputFile]] = defaultdict(list)
     seen_files: set[str] = set()
     for path in data:
+        filesystem(path, key=KEY)  # a URI that names nothing here is refused as it was written
         path = local_path(path) if is_local(path) else path
         files = [file for file in _files(path) if identity(file.path) not in seen_files]
         seen_files |= {identity(file.path) for file in files}
@@ -107,7 +112,7 @@ def _files(path: str) -> list[InputFile]:
             f"holds no file that can be read (it has {some})",
             key=KEY,
             value=path,
-            remedy=f"give files ending in {', '.join([*ENDINGS, *PLAIN][:24])}, ...",
+            remedy=f"give files ending in {', '.join([*ENDINGS, *PLAIN][:14])}, ...",
         )
     return known
 
@@ -118,7 +123,11 @@ def ignored(data: Sequence[str], parts: Sequence[Part]) -> list[str]:
     names: list[str] = []
     for path in data:
         found = listing(path, key=KEY)
-        names += found.hidden + [file.path for file in found.files if identity(file.path) not in taken]
+        names += (
+            found.hidden
+            + found.broken
+            + [file.path for file in found.files if identity(file.path) not in taken]
+        )
     return list(dict.fromkeys(names))
 
 
@@ -219,8 +228,7 @@ def _words(path: str) -> set[str]:
 
 def _stem(path: str) -> str:
     name = _base(path.partition("?")[0] if is_uri(path) else path)
-    ending = max((e for e in [*ENDINGS, *PLAIN] if name.lower().endswith(e)), key=len, default="")
-    return name[: len(name) - len(ending)]
+    return _OF_WRITER.sub("", name[: len(name) - len(ending_of(name))])
 
 
 def _number(stem: str) -> str:

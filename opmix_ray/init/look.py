@@ -14,9 +14,10 @@ from opmix_ray.init.discover import KEY, Part
 from opmix_ray.init.rows import sample
 from opmix_ray.overlap.near import filled
 from opmix_ray.paths import Kind, file_format
+from opmix_ray.sources import megatron
 from opmix_ray.sources.files import InputFile, reading
 from opmix_ray.sources.lines import refuse_pointer
-from opmix_ray.sources.readers import raw_ids
+from opmix_ray.sources.readers import raw_count
 from opmix_ray.sources.source import Document, iter_documents
 from opmix_ray.sources.token_width import raw_dtype
 
@@ -152,9 +153,18 @@ def _texts(documents: Sequence[Document]) -> list[str]:
 
 
 def _ids(part: Part) -> Domain:
-    first = part.files[0]
-    with reading(first.path, KEY):
-        refuse_pointer(first, KEY)
-        dtype = raw_dtype(first.path, wanted=None, vocabulary=None, key=KEY)
-        width = next(raw_ids(first.path, dtype), np.zeros(0, dtype)).dtype.itemsize
-    return Domain(part, {}, "tokens", 0.0, part.size / width)
+    """How many ids there are: each file may have a type of its own."""
+    size = sum(_count(file) for file in part.files[:TRIED])
+    looked_at = sum(file.size for file in part.files[:TRIED])
+    if not size:
+        raise UserError("holds no token id", file=part.files[0].path, key=KEY, remedy="leave it out")
+    return Domain(part, {}, "tokens", 0.0, size * part.size / looked_at)
+
+
+def _count(file: InputFile) -> float:
+    with reading(file.path, KEY):
+        refuse_pointer(file, KEY)
+        if megatron.is_indexed(file.path):
+            return float(megatron.read_index(file.path)[1][-1:].sum())
+        dtype = raw_dtype(file.path, wanted=None, vocabulary=None, key=KEY)
+        return raw_count(file.path, dtype)

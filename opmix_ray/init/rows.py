@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import lzma
 from dataclasses import dataclass
+from itertools import filterfalse, islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zstandard
 
-from opmix_ray.errors import UserError
 from opmix_ray.init.discover import KEY
-from opmix_ray.paths import file_format
+from opmix_ray.paths import file_format, packing
 from opmix_ray.sources.files import InputFile, filesystem, reading
-from opmix_ray.sources.lines import compression, refuse_pointer, unpacked
+from opmix_ray.sources.lines import HEAD, is_blank, lines, refuse_other, refuse_pointer, unpacked
 from opmix_ray.sources.plain import objects
-from opmix_ray.sources.readers import arrow_batches
+from opmix_ray.sources.readers import arrow_batches, json_object, open_parquet
 
 ROWS = 2000  # of a file that are looked at, at most
 BYTES = 1 << 21  # of a file that are read, at most
@@ -52,15 +52,22 @@ def _jsonl(file: InputFile) -> Sample:
     system, inner = filesystem(file.path)
     with system.open_input_stream(inner, compression=None) as stream:
         raw = stream.read(BYTES)
+    refuse_other(raw[:HEAD], file.path, KEY)
     whole = len(raw) >= file.size
     text = _unpacked(raw, file.path, whole)
     whole = whole and len(text) < UNPACKED >> 16 << 16
-    lines = text.split(b"\n")
-    if not whole:
-        lines.pop()  # it may be cut off
-    lines = [line for line in lines if line.strip()]
-    rows = [_object(line, file.path) for line in lines[:ROWS]]
-    return Sample(rows, len(lines) * (1.0 if whole else file.size / max(1, len(raw))))
+    found = text.split(b"\n") if whole else text.split(b"\n")[:-1]
+    seen = float(len(raw))
+    if not whole and all(map(is_blank, found)):  # the first line is longer than what was read
+        found = list(islice(filterfalse(is_blank, lines(file.path, KEY)), 1))
+        seen = seen * len(found[0]) / max(1, len(text)) if found else seen
+    count = sum(1 for line in found if not is_blank(line))
+    rows = [
+        json_object(line, file.path, KEY, number)
+        for number, line in enumerate(found[:ROWS], start=1)
+        if not is_blank(line)
+    ]
+    return Sample(rows, count * (1.0 if whole else max(1.0, file.size / max(1.0, seen))))
 
 
 def _plain(file: InputFile) -> Sample:
@@ -70,7 +77,7 @@ def _plain(file: InputFile) -> Sample:
         rows.append(row)
         read += len(json.dumps(row, ensure_ascii=False))
         if len(rows) == ROWS or read > BYTES:
-            packed = 3.0 if compression(file.path) else 1.0
+            packed = 3.0 if packing(file.path) else 1.0
             return Sample(rows, max(float(len(rows)), len(rows) * packed * file.size / read))
     return Sample(rows, float(len(rows)))
 
@@ -79,35 +86,19 @@ def _unpacked(raw: bytes, path: str, whole: bool) -> bytes:
     """What a file's beginning holds, at most UNPACKED bytes of it."""
     parts: list[bytes] = []
     try:
-        stream = unpacked(pa.BufferReader(raw), path, raw)
+        stream = unpacked(pa.BufferReader(raw), path)
         while len(parts) < UNPACKED >> 16 and (part := stream.read(1 << 16)):
             parts.append(part)
-    except (OSError, EOFError, zstandard.ZstdError):
+    except (OSError, EOFError, zstandard.ZstdError, lzma.LZMAError):
         if whole:
             raise
     return b"".join(parts)
 
 
-def _object(line: bytes, path: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        shown = line[:40].decode("utf-8", "replace")
-        raise UserError(
-            f"a line is not a JSON object: {shown}",
-            file=path,
-            key=KEY,
-            remedy='write one object a line, such as {"text": "..."}',
-        )
-    return row
-
-
 def _parquet(file: InputFile) -> Sample:
     system, inner = filesystem(file.path)
     with system.open_input_file(inner) as stream:
-        parquet = pq.ParquetFile(stream)
+        parquet = open_parquet(stream, file.path, KEY)
         batch = next(parquet.iter_batches(batch_size=ROWS), None)
         return Sample([] if batch is None else batch.to_pylist(), float(parquet.metadata.num_rows))
 
@@ -115,7 +106,7 @@ def _parquet(file: InputFile) -> Sample:
 def _arrow(file: InputFile) -> Sample:
     system, inner = filesystem(file.path)
     with system.open_input_file(inner) as stream:
-        _, batches = arrow_batches(stream)
+        _, batches = arrow_batches(stream, file.path, KEY)
         batch = next(batches, None)
         if batch is None:
             return Sample([], 0.0)

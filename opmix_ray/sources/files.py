@@ -7,6 +7,7 @@ digest = content_hash(file, cache_directory)
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import tempfile
@@ -21,12 +22,13 @@ import zstandard
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError, first_line
-from opmix_ray.paths import is_uri
+from opmix_ray.paths import PACKED, is_uri, packing
 from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
 
 _CHUNK = 1 << 22
 _BROKEN = (
-    pa.ArrowException, zstandard.ZstdError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError,
+    pa.ArrowException, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError, ValueError, TypeError, KeyError,
+    IndexError,
 )  # fmt: skip
 STALE_SECONDS = 24 * 3600  # age at which what a killed process left is removed
 
@@ -44,8 +46,16 @@ def filesystem(path: str, *, key: str | None = None) -> tuple[pafs.FileSystem, s
     """The file system of a path or URI, and the path inside it.
 
     Raises:
-        UserError: the scheme is unknown, or the URI cannot be parsed or carries credentials.
+        UserError: the scheme is unknown, the URI cannot be parsed or carries credentials, or the name is not UTF-8.
     """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError("has a name that is not UTF-8", file=path, key=key, remedy="rename it") from None
+    if path.startswith("file://") and path[7:].partition("/")[0] not in ("", "localhost"):
+        raise UserError(
+            "names another machine", key=key, value=path, remedy="write file:/// and the whole path"
+        )
     if is_local(path):
         return pafs.LocalFileSystem(), os.path.abspath(local_path(path))
     return open_uri(path, key=key)
@@ -65,9 +75,7 @@ def local_cache() -> Path:
 
 def _get_again(file: str) -> str:
     """What to do with a file that is broken."""
-    plain = file.partition("?")[0].lower()
-    tools = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-    tool = next((name for ending, name in tools.items() if plain.endswith(ending)), None)
+    tool = PACKED.get(packing(file))
     test = f"`{tool} -t` says whether it is damaged; " if tool and is_local(file) else ""
     return f"{test}get or write it again, or name only the other files"
 
@@ -83,16 +91,7 @@ def reading(file: str, key: str) -> Iterator[None]:
         raise UserError("no such file", file=file, key=key, remedy="check the path") from None
     except PermissionError:
         raise UserError("may not be read", file=file, key=key, remedy="change its permissions") from None
-    except (
-        pa.ArrowException,
-        zstandard.ZstdError,
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-    ) as error:
+    except _BROKEN as error:
         raise UserError(
             f"cannot be read: {first_line(error)}",
             file=file,
@@ -110,7 +109,7 @@ def content_hash(file: InputFile, cache: Path) -> str:
         OSError
     ):  # of a local file also when it became what it is: others give one the times of another
         known.append(os.stat(file.path).st_ctime_ns)
-    identity = "\0".join(map(str, known)).encode()
+    identity = "\0".join(map(str, known)).encode("utf-8", "surrogateescape")
     note = cache / "hashes" / hashlib.blake2b(identity, digest_size=16).hexdigest()
     if file.mtime_ns and note.exists():
         return note.read_text()

@@ -6,26 +6,65 @@ for line in lines("web.jsonl.zst", "data.domains.web.path"):
 
 from __future__ import annotations
 
+import bz2
 import io
-from collections.abc import Iterator
+import lzma
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import zstandard
 
 from opmix_ray.errors import UserError
+from opmix_ray.paths import PACKED, packing
 from opmix_ray.sources.files import InputFile, filesystem
 
 LONGEST = 1 << 28  # bytes of a line
 FREE = 1 << 30  # bytes that any file may unpack to
 RATIO = 1000  # how many times its size a file may unpack to beyond that; text gives 3 to 30
-HEAD = 32  # bytes that hold the header of a zstd frame
-_WINDOW, _USUAL_WINDOW = 1 << 31, 1 << 27  # what `zstd --long=31` asks for, and `zstd --long`
+_WINDOW = 1 << 31  # of zstd: what `zstd --long=31` asks for
+_READ, _STEP = 1 << 20, 1 << 11  # compressed bytes read, and unpacked at once: to at most 64 MiB
 _POINTERS = {
-    b"version https://git-lfs": "Git LFS; git lfs pull",
-    b"/annex/objects/": "git-annex; git annex get",
+    rb"(\xef\xbb\xbf)?version https://(git-lfs|hawser)\.github\.com/spec/": ("Git LFS", "git lfs pull"),
+    rb"\S*/annex/objects/\S+\s*$": ("git-annex", "git annex get"),
 }
 _POINTER_BYTES = 1024
+HEAD = 512  # bytes of a file that tell
+_MAGIC = {
+    rb"\x1f\x8b\x08": "data compressed with gzip",
+    rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18": "data compressed with zstd",  # or a frame to be skipped
+    rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": "data compressed with bzip2",
+    rb"\xfd7zXZ\0": "data compressed with xz",
+    rb"\x04\x22\x4d\x18": "data compressed with lz4",
+    rb"PK\x03\x04": "a zip archive",
+    rb"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    rb"Rar!\x1a\x07": "a rar archive",
+    rb".{257}ustar": "a tar archive",
+    rb"PAR1": "Parquet",
+    rb"PARE": "encrypted Parquet",
+    rb"ARROW1": "Arrow",
+    rb"\xff{4}.{4}\x10\0\0\0": "an Arrow stream",
+    rb"FEA1": "Feather of version 1",
+    rb"ORC\n": "ORC",
+    rb"Obj\x01": "Avro",
+    rb"\x89HDF": "HDF5",
+    rb"SQLite format 3": "an SQLite database",
+    rb"%PDF-": "a PDF",
+    rb"\x93NUMPY": "a NumPy array",
+    rb"\x80[\x04\x05]\x95.{3}\0{5}|\x80\x02\x8a\nl\xfc\x9cF\xf9": "a pickle of Python",
+    rb".{4}\0{4}\{\"": "safetensors",
+}
+_KNOWN = [(re.compile(start, re.DOTALL), what) for start, what in _MAGIC.items()]
+_ENCODINGS = {  # by how a file begins: with a mark, or with ASCII
+    rb"\xff\xfe\0\0|\0\0\xfe\xff|[\t-~]\0{3}[\t-~]\0{3}|\0{3}[\t-~]\0{3}[\t-~]": "UTF-32",
+    rb"\xff\xfe|\xfe\xff": "UTF-16",
+    rb"[\t-~]\0[\t-~]\0": "UTF-16LE",
+    rb"\0[\t-~]\0[\t-~]": "UTF-16BE",
+}
+_TEXT = 64  # bytes of text that are no ids
+_CONTROL = re.compile(r"[^\t\n\f\r\x20-\U0010ffff]")
 
 
 def lines(file: str, key: str) -> Iterator[bytes]:
@@ -36,16 +75,18 @@ def lines(file: str, key: str) -> Iterator[bytes]:
         key: configuration key named in errors.
 
     Raises:
-        UserError: a line, or all that comes out, is larger than any text.
+        UserError: the file is not what its name says; a line, or all that comes out, is larger than any text.
     """
     system, inner = filesystem(file)
     size = system.get_file_info(inner).size or 0
-    most = max(FREE, RATIO * size) if compression(file) else None
+    most = max(FREE, RATIO * size) if packing(file) else None
     with system.open_input_stream(inner, compression=None) as stream:
-        head = stream.read(HEAD) if compression(file) == "zstd" else b""
+        refuse_other(stream.read(HEAD), file, key)
     with system.open_input_stream(inner, compression=None) as stream:
         out = 0
-        reader = io.BufferedReader(unpacked(stream, file, head), 1 << 20)
+        reader = io.BufferedReader(unpacked(stream, file), 1 << 20)
+        if packing(file) and (what := contents(reader.peek(HEAD)[:HEAD])):
+            raise UserError(f"holds, unpacked, {what}", file=file, key=key, remedy="unpack it")
         number = 0
         while line := reader.readline(LONGEST + 1):
             number, out = number + 1, out + len(line)
@@ -62,52 +103,95 @@ def lines(file: str, key: str) -> Iterator[bytes]:
             yield line
 
 
-def unpacked(stream: Any, file: str, head: bytes) -> Any:
-    """A readable stream of what a compressed stream holds; of a plain one itself.
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds blank space at most, and byte order marks."""
+    return not line.strip(b"\xef\xbb\xbf \t\r\n\f\v")
 
-    Args:
-        stream: at its beginning.
-        file: its name.
-        head: its first bytes, `HEAD` or more where there are so many.
+
+def decoded(line: bytes, number: int, file: str, key: str) -> str:
+    """A line as text, without the byte order mark that a file, or one that it was put together from, begins with.
+
+    Raises:
+        UserError: it is in another encoding, or no text.
     """
-    kind = compression(file)
-    if kind == "zstd" and _window(head) > _USUAL_WINDOW:  # more than Arrow takes
-        return _LongWindow(stream, head)
-    return pa.CompressedInputStream(stream, kind) if kind else stream
+    text: str | None = None
+    with suppress(UnicodeDecodeError):
+        text = line.decode("utf-8").lstrip("\ufeff")
+    if text is not None and "\0" not in text:
+        return text
+    encoding = next(
+        (name for start, name in _ENCODINGS.items() if number == 1 and re.match(start, line)), None
+    )
+    if encoding is None and text is None and not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", line):
+        encoding = "CP1252" if re.search(rb"[\x80-\x9f]", line) else "LATIN1"
+    convert = f"convert it: iconv -f {encoding} -t UTF-8"
+    raise UserError(
+        f"line {number} " + ("is not UTF-8 text" if encoding else "holds a zero byte or the like: this is no text"),
+        file=file, key=key, remedy=f"leave the file out, or {convert}" if encoding else "leave the file out",
+    )  # fmt: skip
 
 
-def _window(head: bytes) -> int:
-    try:
-        return int(zstandard.get_frame_parameters(head).window_size)
-    except zstandard.ZstdError:
-        return 0
-
-
-class _LongWindow(io.RawIOBase):
-    """One zstd frame with a long window; one that is cut off is noticed where it says how long it is."""
-
-    def __init__(self, stream: Any, head: bytes) -> None:
-        self._stream = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
-            stream, read_across_frames=True
+def refuse_other(head: bytes, file: str, key: str) -> None:
+    """Raise a `UserError` where a file of text or lines begins otherwise than its name says."""
+    ending, what = packing(file), contents(head)
+    wanted = f"data compressed with {PACKED[ending]}" if ending else None
+    if not head or what == wanted:
+        return
+    instead = next((each for each, kind in PACKED.items() if what == f"data compressed with {kind}"), None)
+    if instead:
+        remedy = f"end its name with {instead}"
+    elif is_text(head):
+        what, remedy = "text that is not compressed", f"take {ending} off its name"
+    elif what:
+        remedy = (
+            "unpack it" if "archive" in what else "give it the ending, or set the format, of what it holds"
         )
-        self._left = zstandard.frame_content_size(head)
+    else:
+        remedy = f"take {ending} off its name if it is not compressed, else get it again"
+    raise UserError(f"cannot be read: holds {what or 'no ' + str(wanted)}", file=file, key=key, remedy=remedy)
+
+
+def unpacked(stream: Any, file: str) -> Any:
+    """A readable stream of what a compressed stream, at its beginning, holds; of a plain one itself."""
+    kind = PACKED.get(packing(file))
+    if kind == "gzip":
+        return pa.CompressedInputStream(stream, kind)
+    others: dict[str | None, Callable[[Any], Any]] = {
+        "zstd": _Zstd,
+        "bzip2": bz2.BZ2File,
+        "xz": lzma.LZMAFile,
+    }
+    return others[kind](stream) if kind in others else stream
+
+
+class _Zstd(io.RawIOBase):
+    """Frames of zstd one after the other, with windows longer than Arrow takes; a frame that is cut off is noticed."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._in, self._out = stream, memoryview(b""), memoryview(b"")
+        self._frame: Any = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        part = self._stream.read(len(buffer))
-        if not part and self._left > 0:
-            raise EOFError("the compressed data are cut off")
-        self._left -= len(part)
-        buffer[: len(part)] = part
-        return len(part)
-
-
-def compression(file: str) -> str | None:
-    """How a file is compressed, by its ending."""
-    name = file.partition("?")[0].lower()
-    return "gzip" if name.endswith(".gz") else "zstd" if name.endswith((".zst", ".zstd")) else None
+        while not self._out:
+            if not self._in and not (part := self._stream.read(_READ)):
+                if self._frame is not None:
+                    raise EOFError("the compressed data are cut off")
+                return 0
+            self._in = self._in or memoryview(part)
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
+            part, self._in = self._in[:_STEP], self._in[_STEP:]
+            self._out = memoryview(self._frame.decompress(part))
+            if self._frame.eof:
+                left = bytes(self._frame.unused_data)
+                self._in = memoryview(left + bytes(self._in)) if left else self._in
+                self._frame = None
+        size = min(len(buffer), len(self._out))
+        buffer[:size], self._out = self._out[:size], self._out[size:]
+        return size
 
 
 def refuse_pointer(file: InputFile, key: str) -> None:
@@ -116,13 +200,28 @@ def refuse_pointer(file: InputFile, key: str) -> None:
         return
     system, inner = filesystem(file.path)
     with system.open_input_stream(inner, compression=None) as stream:
-        head = stream.read(64)
-    for start, what in _POINTERS.items():
-        if head.startswith(start):
-            tool, _, command = what.partition("; ")
+        head = stream.read(_POINTER_BYTES)
+    for start, (tool, command) in _POINTERS.items():
+        if re.match(start, head):
             raise UserError(
                 f"is a pointer of {tool}, not the file itself",
                 file=file.path,
                 key=key,
                 remedy=f"get it with `{command}`",
             )
+
+
+def contents(head: bytes) -> str | None:
+    """What a file begins like that is neither text nor ids: `data compressed with gzip`, `Parquet`, ..."""
+    return next((what for start, what in _KNOWN if start.match(head)), None)
+
+
+def is_text(head: bytes) -> bool:
+    """Whether so many bytes are UTF-8, the last character perhaps cut off, with no character that no text has."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.reason != "unexpected end of data":
+            return False
+        text = head[: error.start].decode("utf-8")
+    return len(head) >= _TEXT and not _CONTROL.search(text)

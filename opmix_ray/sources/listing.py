@@ -25,9 +25,10 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError
-from opmix_ray.paths import file_format, is_uri, of_data
+from opmix_ray.paths import BIN, IDX, file_format, is_uri, of_data, packing
 from opmix_ray.remote import is_local, local_path, missing_bucket, reason, remedy
 from opmix_ray.sources.files import InputFile, filesystem
+from opmix_ray.sources.hub import data_set_files
 
 # What names of hidden files and folders begin with; and of office programs, file servers and file systems.
 HIDDEN = (
@@ -80,10 +81,15 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
             f"is a link to {os.readlink(gone)}, which is not there", file=gone, key=key,
             remedy="get the file (git annex get, dvc pull), or remove the link",
         )  # fmt: skip
-    if found.outside:
-        _tell(key, path, tuple(found.outside))
-    files = found.files
     folder = os.path.isdir(local_path(path)) if is_local(path) else "*" not in path
+    files = _of_data_sets(found.files, key) if folder else found.files
+    _refuse_lonely(files, key)
+    twins = _twins(files)
+    for words, names in (("follows links that lead out of it", found.outside),
+                         ("leaves out links to what is not there", found.broken),
+                         ("reads files and their compressed copies, whose text counts twice", twins)):  # fmt: skip
+        if names:
+            _tell(key, path, words, tuple(names))
     if recognised_only and folder and [file.path for file in files] != [path]:
         kept = set(of_data([file.path for file in files]))
         files = [file for file in files if file.path in kept]
@@ -92,12 +98,52 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
     return files
 
 
+def _refuse_lonely(files: list[InputFile], key: str) -> None:
+    """Raise a `UserError` for a Megatron index without its ids, where others have theirs or there is nothing else."""
+    names = {file.path.partition("?")[0].lower(): file for file in files}
+    found = [name for name in names if name.endswith(IDX)]
+    if found and (len(found) == len(names) == 1 or any(name.endswith(BIN) for name in names)):
+        missing = (name for name in found if name.removesuffix(IDX) + BIN not in names)
+        if alone := next((name for name in missing if not os.path.exists(names[name].path[:-4] + BIN)), None):
+            raise UserError(
+                "is an index without the .bin file that it belongs to", file=names[alone].path, key=key,
+                remedy="get that too, or take the index away",
+            )  # fmt: skip
+
+
+def _of_data_sets(files: list[InputFile], key: str) -> list[InputFile]:
+    """Without what `datasets` leaves beside the files of a saved data set: caches of what was computed from it.
+
+    Raises:
+        UserError: a file of a saved data set is not there.
+    """
+    folders = {_folder_of(file) for file in files if file_format(file.path) == "arrow"}
+    saved = {each: data_set_files(each, key=key, required=False) for each in folders}
+    names = {folder: {os.path.basename(file.path) for file in own} for folder, own in saved.items() if own}
+    return [
+        file
+        for file in files
+        if file_format(file.path) != "arrow"
+        or os.path.basename(file.path) in names.get(_folder_of(file), {os.path.basename(file.path)})
+    ]
+
+
+def _folder_of(file: InputFile) -> str:
+    return file.path.partition("?")[0].rpartition("/")[0]
+
+
+def _twins(files: list[InputFile]) -> list[str]:
+    """Files that lie compressed beside themselves."""
+    names = {file.path for file in files}
+    return [name for name in sorted(names) if packing(name) and name[: -len(packing(name))] in names]
+
+
 @cache
-def _tell(key: str, path: str, links: tuple[str, ...]) -> None:
-    """Say once in a process which links are followed."""
-    more = f" and {len(links) - _SHOWN} more" if len(links) > _SHOWN else ""
+def _tell(key: str, path: str, words: str, names: tuple[str, ...]) -> None:
+    """Say once in a process what is done with some of the files."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     logging.getLogger(__name__).warning(
-        "%s = %s: follows links that lead out of it: %s%s", key, path, ", ".join(links[:_SHOWN]), more
+        "%s = %s: %s: %s%s", key, path, words, ", ".join(names[:_SHOWN]), more
     )
 
 
@@ -151,7 +197,9 @@ def _local(path: str) -> Listing:
         walk.found.files, walk.found.outside = kept, []
     elif glob.has_magic(path):
         for hit in sorted(glob.glob(path), key=lambda hit: (os.path.islink(hit), hit)):
-            if not os.path.isdir(hit):
+            if any(map(_is_hidden, hit.split("/"), path.split("/"))):
+                walk.found.hidden.append(hit)
+            elif not os.path.isdir(hit):
                 walk.file(hit)
     return walk.found
 
@@ -163,15 +211,20 @@ class _Walk:
         self.found = Listing()
         self._root = os.path.realpath(root)
         self._seen: set[str] = set()
+        self._place: dict[str, int] = {}
         self._links: list[str] = []
 
     def file(self, path: str) -> None:
         if not os.path.exists(path):
             self.found.broken.append(path)
-        elif os.path.isfile(path) and (name := identity(path)) not in self._seen:
-            self._seen.add(name)
-            status = os.stat(path)
-            self.found.files.append(InputFile(path, status.st_size, status.st_mtime_ns))
+        elif os.path.isfile(path):
+            status, files = os.stat(path), self.found.files
+            file, name = InputFile(path, status.st_size, status.st_mtime_ns), identity(path)
+            place = self._place.setdefault(name, len(files))
+            if place == len(files):
+                files.append(file)
+            elif file_format(path) and not file_format(files[place].path):  # the name that says what it is
+                files[place] = file
 
     def folder(self, root: str) -> None:
         self._scan(root)
@@ -208,6 +261,12 @@ class _Walk:
                         self.file(path)
 
 
+def _is_hidden(name: str, pattern: str) -> bool:
+    """Whether a name is one that is left out, unless the pattern begins as such names do, or is the name itself."""
+    start = next((start for start in HIDDEN if name.startswith(start)), None)
+    return start is not None and not pattern.startswith(start[0]) and name != pattern
+
+
 def _remote(path: str, system: pafs.FileSystem, inner: str) -> Listing:
     found = Listing()
     plain, mark, query = path.partition("?")
@@ -242,10 +301,11 @@ def _fits(parts: list[str], pattern: list[str]) -> bool:
         return not parts
     first, rest = pattern[0], pattern[1:]
     if first == "**":
-        return any(_fits(parts[start:], rest) for start in range(len(parts) + 1)) or (
-            not rest and bool(parts)
+        seen = next((at for at, part in enumerate(parts) if _is_hidden(part, first)), len(parts))
+        return any(_fits(parts[start:], rest) for start in range(seen + 1)) or (
+            not rest and seen == len(parts) > 0
         )
-    if not parts or (parts[0].startswith(".") and not first.startswith(".")):
+    if not parts or _is_hidden(parts[0], first):
         return False
     return fnmatchcase(parts[0], first) and _fits(parts[1:], rest)
 

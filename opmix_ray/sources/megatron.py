@@ -28,8 +28,21 @@ def sibling(path: str, ending: str) -> str:
     """The file of the other ending for a `.bin`, an `.idx` or their common prefix; keeps a URI's query."""
     head, mark, query = path.partition("?") if is_uri(path) else (path, "", "")
     for known in (BIN, IDX):
-        head = head.removesuffix(known)
+        if head.lower().endswith(known):
+            ending = ending.upper() if head.endswith(known.upper()) else ending
+            head = head[: -len(known)]
     return head + ending + mark + query
+
+
+def is_indexed(path: str) -> bool:
+    """Whether a file is a `.bin` with an index beside it."""
+    plain = path.partition("?")[0] if is_uri(path) else path
+    return plain.lower().endswith(BIN) and find(path) is not None
+
+
+def is_index(path: str) -> bool:
+    """Whether a file is called like an index."""
+    return (path.partition("?")[0] if is_uri(path) else path).lower().endswith(IDX)
 
 
 def find(path: str, ending: str = IDX) -> InputFile | None:
@@ -41,11 +54,12 @@ def find(path: str, ending: str = IDX) -> InputFile | None:
 
 
 def find_prefixed(path: str) -> InputFile | None:
-    """The `.bin` file for a prefix, where nothing else has that name and both files are there."""
-    if path.endswith((BIN, IDX)) or "*" in path:
+    """The `.bin` file for an index, or for a prefix that nothing else has as its name, where both files are there."""
+    if "*" in path or path.lower().endswith(BIN):
         return None
     system, inner = filesystem(path)
-    if system.get_file_info(inner).type != pafs.FileType.NotFound or find(path) is None:
+    found = system.get_file_info(inner).type != pafs.FileType.NotFound
+    if found != is_index(path) or find(path) is None:
         return None
     return find(path, BIN)
 
@@ -57,7 +71,7 @@ def read_index(path: str) -> tuple[np.dtype[Any], np.ndarray]:
         The type, and int64 of shape (D,): ids before the end of each document.
 
     Raises:
-        OSError, ValueError: there is no index, or it is not of this kind.
+        OSError, ValueError: there is no index, it is not of this kind, or the `.bin` has not the ids that it names.
     """
     system, inner = filesystem(sibling(path, IDX))
     with system.open_input_stream(inner, compression=None) as stream:
@@ -83,6 +97,10 @@ def read_index(path: str) -> tuple[np.dtype[Any], np.ndarray]:
     bounds: np.ndarray = np.append(first, sequences)
     if bounds[0] != 0 or (np.diff(bounds) < 0).any():
         raise ValueError("the documents of its index do not cover its sequences")
+    need = int(lengths.sum(dtype=np.int64)) * dtype.itemsize
+    size = (find(path, BIN) or InputFile(path, 0, 0)).size
+    if size != need:
+        raise ValueError(f"holds {size} bytes where its index names {need}")
     return dtype, np.append(0, ends)[np.unique(bounds)][1:]
 
 
@@ -90,14 +108,11 @@ def documents(path: str) -> Iterator[np.ndarray]:
     """Ids of every document of a `.bin` file in order, of shape (n,); end-of-text ids are left in.
 
     Raises:
-        OSError, ValueError: the index is missing or broken, or the ids are not as many as it says.
+        OSError, ValueError: see `read_index`.
     """
     dtype, ends = read_index(path)
     system, inner = filesystem(path)
     with system.open_input_file(inner) as stream:
-        need = int(ends[-1]) * dtype.itemsize if len(ends) else 0
-        if stream.size() != need:
-            raise ValueError(f"holds {stream.size()} bytes where its index names {need}")
         at = document = 0
         while document < len(ends):
             last = max(document + 1, int(np.searchsorted(ends, at + _TOKENS, side="right")))

@@ -9,24 +9,26 @@ shorter file is one document.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import chain, dropwhile
 from typing import Any
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.paths import file_format
 from opmix_ray.sources.files import reading
-from opmix_ray.sources.lines import LONGEST, lines
-from opmix_ray.sources.readers import OPTIONAL, Row, missing_column, value_of
+from opmix_ray.sources.lines import LONGEST, decoded, lines
+from opmix_ray.sources.readers import OPTIONAL, Row, holds, missing_column, once, value_of
 
 PIECE = 4096  # characters after which the next blank line ends a document
 _MOST = 4 * PIECE  # characters of a document without a blank line
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[\s,]*")
 _DELIMITERS = ",;\t|"
+_QUOTED = re.compile(r'"[^"]*"')
+_LINES = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
 
 Objects = Iterator[tuple[dict[str, Any], str]]
 
@@ -52,7 +54,7 @@ def _rows(kind: str) -> Callable[[str, dict[str, str], str], Iterator[Row]]:
                 for option, column in columns.items():
                     if column in seen or option in OPTIONAL:
                         continue
-                    if value_of(row, column) is None and not (kind == "text" and option == "text_column"):
+                    if not holds(row, column) and not (kind == "text" and option == "text_column"):
                         raise missing_column(file, f"{key}.{option}", column, row)
                     seen.add(column)
                 if kind == "text":
@@ -65,30 +67,17 @@ def _rows(kind: str) -> Callable[[str, dict[str, str], str], Iterator[Row]]:
 
 def _decoded(file: str, key: str) -> Iterator[str]:
     """Lines as text."""
-    start: Sequence[bytes] = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     for number, line in enumerate(lines(file, key), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            name = "UTF-16" if number == 1 and line.startswith(tuple(start)) else "LATIN1"
-            raise UserError(
-                f"line {number} is not UTF-8 text", file=file, key=key,
-                remedy=f"leave the file out, or convert it: iconv -f {name} -t UTF-8",
-            ) from None  # fmt: skip
-        if "\0" in text:
-            raise UserError(
-                f"line {number} holds a zero byte: this is no text",
-                file=file,
-                key=key,
-                remedy="leave the file out",
-            )
-        yield text
+        yield decoded(line, number, file, key)
 
 
 def _text(file: str, key: str) -> Objects:
     part: list[str] = []
-    size, start, number = 0, 1, 0
-    for number, line in enumerate(_decoded(file, key), start=1):
+    size, start = 0, 1
+    ended = (
+        part for line in _decoded(file, key) for part in _LINES.findall(line)
+    )  # also as old Macs ended them
+    for number, line in enumerate(ended, start=1):
         if (size >= PIECE and not line.strip()) or size >= _MOST:
             yield {"text": "".join(part).strip("\n")}, f"line {start}"
             part, size, start = [], 0, number
@@ -104,43 +93,42 @@ def _text(file: str, key: str) -> Objects:
 
 def _csv(file: str, key: str) -> Objects:
     csv.field_size_limit(LONGEST)
-    source = _decoded(file, key)
+    source = dropwhile(str.isspace, _decoded(file, key))
     first = next(source, "")
-    found = max(_DELIMITERS, key=first.count)
-    delimiter = "\t" if ".tsv" in file.lower() else found if found in first else ","
-    reader = csv.reader(_with(first, source), delimiter=delimiter)
+    bare = _QUOTED.sub("", first)  # a name of a column may hold any of them
+    found = max(_DELIMITERS, key=bare.count)
+    delimiter = "\t" if ".tsv" in file.lower() else found if found in bare else ","
+    reader = csv.reader(chain([first], source), delimiter=delimiter, strict=True)
+    number = 1
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
+        number = reader.line_num + 1
         if len(set(header)) < len(header):
             raise UserError(
                 "names a column twice in its first line", file=file, key=key, remedy="rename one of the two"
             )
         for cells in reader:
-            if len(cells) > len(header):
+            if any(cells[len(header) :]) or any(header[len(cells) :] if cells else []):
                 raise UserError(
                     f"line {reader.line_num} has {len(cells)} cells, the first line {len(header)}", file=file, key=key,
                     remedy='put cells with commas or line ends in quotes ("...")',
                 )  # fmt: skip
+            number = reader.line_num + 1
             if cells:
                 row = dict.fromkeys(header) | dict(zip(header, cells, strict=False))
                 yield row, f"line {reader.line_num}"
     except csv.Error as error:
-        raise UserError(
-            f"line {reader.line_num} is not CSV: {error}",
-            file=file,
-            key=key,
-            remedy="check the quotes before it",
-        ) from None
-
-
-def _with(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+        why, remedy = str(error), 'write quotes inside a cell twice ("say ""yes""")'
+        if "unexpected end" in why:
+            why = f"a cell that begins after line {number - 1} has no closing quote"
+        elif "new-line character" in why:
+            why, remedy = "its lines do not end with a line feed", "write them so: tr '\\r' '\\n'"
+        raise UserError(f"line {number} is not CSV: {why}", file=file, key=key, remedy=remedy) from None
 
 
 def _json(file: str, key: str) -> Objects:
     """Objects in an array, or one after the other, on lines or over several; read piece by piece."""
-    decoder, buffer, at, number = json.JSONDecoder(), "", 0, 0
+    decoder, buffer, at, number = json.JSONDecoder(object_pairs_hook=once), "", 0, 0
     source, ended, wanted = _decoded(file, key), False, _CHUNK
     inside: bool | None = None  # an array; None: nothing was read
     while True:
@@ -157,17 +145,21 @@ def _json(file: str, key: str) -> Objects:
                 inside = buffer[at] == "["
                 at += inside
                 continue
-            if at >= len(buffer) or (inside and buffer[at] == "]"):
+            if at >= len(buffer):
                 break
+            if inside and buffer[at] == "]":  # another one may follow, as where files were put together
+                at, inside = at + 1, None
+                continue
             try:
                 row, end = decoder.raw_decode(buffer, at)
             except (ValueError, RecursionError) as error:
-                if not ended and len(buffer) - at < LONGEST:
+                if not ended and len(buffer) - at < LONGEST and isinstance(error, json.JSONDecodeError):
                     break
-                why = getattr(error, "msg", type(error).__name__)
+                why = getattr(error, "msg", first_line(error))
+                broken = isinstance(error, json.JSONDecodeError)
                 raise UserError(
                     f"object {number + 1} is not JSON: {why}", file=file, key=key,
-                    remedy="write an array of objects, or one object a line",
+                    remedy="write an array of objects, or one object a line" if broken else "mend the object",
                 ) from None  # fmt: skip
             number += 1
             if not isinstance(row, dict):
@@ -178,7 +170,7 @@ def _json(file: str, key: str) -> Objects:
             at, wanted = end, _CHUNK
             yield row, f"object {number}"
         if ended:
-            if inside and buffer[at : at + 1] != "]":
+            if inside:
                 raise UserError("ends inside its array", file=file, key=key, remedy="get the whole file")
             return
         wanted = max(_CHUNK, 2 * (len(buffer) - at))

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.sources.files import filesystem, reading
-from opmix_ray.sources.lines import lines
+from opmix_ray.sources.lines import HEAD, contents, decoded, is_blank, is_text, lines
 
 OPTIONAL = {"tools_column"}  # columns that a file may lack
 _ROWS = 1024  # rows decoded at a time
@@ -93,11 +93,15 @@ def missing_column(file: str, key: str, wanted: str, row: Mapping[str, Any] | Se
 def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
     """Rows of a JSONL file, plain or compressed; a key that later rows leave out is null there."""
     seen: set[str] = set()
+    names = {name for column in columns.values() for name in (column, column.partition(".")[0])}
+    quoted = [json.dumps(name, ensure_ascii=False).encode() for name in names]
     with reading(file, f"{key}.path"):
         for number, line in enumerate(lines(file, f"{key}.path"), start=1):
-            if line.isspace():
+            if is_blank(line):
                 continue
-            row = _json_object(line, file, f"{key}.path", number)
+            row = json_object(line, file, f"{key}.path", number)
+            if any(line.count(name) > 1 for name in quoted):
+                json_object(line, file, f"{key}.path", number, hook=once)
             for option, column in columns.items():
                 if column not in seen and option not in OPTIONAL:
                     if not holds(row, column):
@@ -106,29 +110,39 @@ def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
             yield Row([value_of(row, column) for column in columns.values()], f"line {number}")
 
 
-def _json_object(line: bytes, file: str, key: str, number: int) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, each of whose keys stands once; which of two values counts is not for a reader to say."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"the key {next(name for name in names if names.count(name) > 1)!r} stands in it twice"
+        )
+    return found
+
+
+def json_object(line: bytes, file: str, key: str, number: int, hook: Any = None) -> dict[str, Any]:
+    """The object on a line of JSON lines."""
+    text = decoded(line, number, file, key)
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError:
-        raise UserError(
-            f"line {number} is not UTF-8 text",
-            file=file,
-            key=key,
-            remedy="name a JSONL file or set its format",
-        ) from None
-    try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", type(error).__name__)
-        raise UserError(
-            f"line {number} is not JSON: {reason}", file=file, key=key, remedy="write one JSON object a line"
-        ) from None
+        reason = getattr(error, "msg", first_line(error))
+        remedy = "write one JSON object a line"
+        if not isinstance(error, json.JSONDecodeError):
+            remedy = "mend the line"
+        elif "\r" in text.rstrip():
+            remedy = "end lines with a line feed: tr '\\r' '\\n'"
+        elif number == 1 and text.lstrip().startswith(("{", "[")) and ".jsonl" in file:
+            remedy += ", or end its name with .json if it is an array or objects over several lines"
+        raise UserError(f"line {number} is not JSON: {reason}", file=file, key=key, remedy=remedy) from None
     if not isinstance(row, dict):
         raise UserError(
             f"line {number} is JSON but not an object",
             file=file,
             key=key,
-            remedy='write {"text": ...} a line',
+            remedy='write {"text": ...} a line'
+            + (", or end its name with .json" if isinstance(row, list) else ""),
         )
     return row
 
@@ -138,7 +152,7 @@ def parquet_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
     with reading(file, f"{key}.path"):
         system, inner = filesystem(file)
         with system.open_input_file(inner) as stream:
-            parquet = pq.ParquetFile(stream)
+            parquet = open_parquet(stream, file, f"{key}.path")
             _check_schema(parquet.schema_arrow, file, columns, key)
             schema = parquet.schema_arrow
             wanted = [
@@ -153,24 +167,65 @@ def arrow_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
     with reading(file, f"{key}.path"):
         system, inner = filesystem(file)
         with system.open_input_file(inner) as stream:
-            schema, batches = arrow_batches(stream)
+            schema, batches = arrow_batches(stream, file, f"{key}.path")
             _check_schema(schema, file, columns, key)
             yield from _batch_rows(batches, columns)
 
 
-def arrow_batches(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def open_parquet(stream: pa.NativeFile, file: str, key: str) -> pq.ParquetFile:
+    """A Parquet file whose pages are compared with their checksums, where they have some."""
+    _refuse_other(stream, file, key, "Parquet")
+    return pq.ParquetFile(stream, page_checksum_verification=True)
+
+
+def arrow_batches(stream: pa.NativeFile, file: str, key: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Schema and batches of an Arrow IPC file or stream, read as they are asked for."""
-    is_file = stream.read(6) == b"ARROW1"
+    _refuse_other(stream, file, key, "Arrow", "an Arrow stream")
+    start = stream.read(6)
     stream.seek(0)
-    if is_file:
+    if start == b"ARROW1":
         reader = pa.ipc.open_file(stream)
         return reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))
     reader = pa.ipc.open_stream(stream)
-    return reader.schema, iter(reader)
+    return reader.schema, _to_the_end(reader, stream, start[:4])
+
+
+def _to_the_end(
+    reader: pa.ipc.RecordBatchStreamReader, stream: pa.NativeFile, mark: bytes
+) -> Iterator[pa.RecordBatch]:
+    """Batches of a stream that has its end, which is a message of no bytes, and nothing after it."""
+    end = (mark if mark == b"\xff" * 4 else b"") + bytes(4)  # before Arrow 0.15 messages had no mark
+    yield from reader
+    left = stream.size() - stream.tell()
+    stream.seek(max(0, stream.tell() - len(end)))
+    if left:
+        raise ValueError("holds more than one stream; give each its own file")
+    if stream.read(len(end)) != end:
+        raise ValueError("the stream has no end: whoever wrote it was stopped, or the file is cut off")
+
+
+def _refuse_other(stream: pa.NativeFile, file: str, key: str, *wanted: str) -> None:
+    head = stream.read(HEAD)
+    stream.seek(0)
+    what = contents(head) or ("text" if is_text(head) else None)
+    if what is not None and what not in wanted:
+        raise UserError(
+            f"cannot be read: holds {what}, not {wanted[0]}", file=file, key=key,
+            remedy="give it the ending, or set the format, of what it holds, or get it again",
+        )  # fmt: skip
 
 
 def _check_schema(schema: pa.Schema, file: str, columns: dict[str, str], key: str) -> None:
     for option, column in columns.items():
+        name = column if column in schema.names else column.partition(".")[0]
+        if schema.names.count(name) > 1:
+            raise UserError(
+                "stands in the file twice",
+                file=file,
+                key=f"{key}.{option}",
+                value=name,
+                remedy="rename one of the two",
+            )
         kind = _field(schema, column)
         if kind is None and option in OPTIONAL:
             continue
@@ -275,15 +330,14 @@ def _values(column: pa.Array, option: str) -> list[Any]:
         return [_without_nulls(value) for value in column.to_pylist()]
     if option != "tokens_column" or pa.types.is_null(column.type):
         return list(column.to_pylist())
-    if pa.types.is_fixed_size_list(column.type):
-        column = column.cast(pa.large_list(column.type.value_type))
-    flat = column.values
+    flat = column.flatten()  # without what lies below null lists
     if flat.null_count:
         raise ValueError("a list of token ids holds a null")
-    ids, offsets, valid = flat.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(False)
+    ids, valid = flat.to_numpy(), column.is_valid().to_numpy(False)
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(False), dtype=np.int64)
+    starts = np.append(0, ends[:-1])
     return [
-        ids[start:stop] if there else None
-        for start, stop, there in zip(offsets[:-1], offsets[1:], valid, strict=True)
+        ids[start:stop] if there else None for start, stop, there in zip(starts, ends, valid, strict=True)
     ]
 
 
@@ -324,15 +378,19 @@ def token_ids(value: Any, file: str, key: str, place: str) -> np.ndarray | None:
     """Token ids as an int64 array."""
     if value is None:
         return None
-    ids = np.asarray(value)
-    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        ids = np.zeros((1, 1))
+    odd = isinstance(value, list) and any(type(each) is bool for each in value)
+    if ids.ndim != 1 or odd or (len(ids) and ids.dtype.kind not in "iu"):
         raise UserError(
             f"{place} is not a list of integers", file=file, key=key, remedy="name another column"
         )
-    ids = ids.astype(np.int64)
-    if len(ids) and ids.min() < 0:
-        raise UserError(f"{place} holds a negative token id", file=file, key=key, remedy="mend the data")
-    return ids
+    for wrong in (ids.min(initial=0), ids.max(initial=0)):
+        if not 0 <= int(wrong) < 1 << 32:
+            raise UserError(f"{place} holds the token id {wrong}", file=file, key=key, remedy="mend the data")
+    return ids.astype(np.int64)
 
 
 def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Iterator[tuple[np.ndarray, bool]]:
@@ -363,29 +421,44 @@ def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Itera
 
 
 def raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
-    """Ids in parts; a file with a NumPy header says its own type, one without is read as `dtype`."""
+    """Ids in parts; a file with a NumPy header says its own type, one without is read as `dtype`.
+
+    Ids of 32 and 64 bits are read as signed: a label such as -100 is then itself.
+    """
     system, inner = filesystem(file)
     with system.open_input_file(inner) as stream:
-        size: int = stream.size()
-        start = 0
-        if stream.read(6) == b"\x93NUMPY":
-            stream.seek(0)
-            head = io.BytesIO(stream.read(min(size, 1 << 16)))
-            shape, dtype = _numpy_header(head)
-            start = head.tell()
-            if len(shape) != 1 or dtype.kind not in "iu":
-                raise ValueError(f"must hold a flat array of integers, not {dtype} of shape {shape}")
-            if size - start < shape[0] * dtype.itemsize:
-                raise ValueError("the array is cut off")
-            size = start + int(shape[0]) * dtype.itemsize
-        if (size - start) % dtype.itemsize:
-            raise ValueError(f"the size is not a multiple of {dtype.itemsize} bytes ({dtype})")
+        start, left, dtype = _array(stream, dtype)
         stream.seek(start)
-        left = size - start
         while left:
-            data = stream.read(min(left, _TOKENS * dtype.itemsize))
-            left -= len(data)
-            yield np.frombuffer(data, dtype=dtype)
+            ids = np.frombuffer(stream.read(min(left, _TOKENS) * dtype.itemsize), dtype=dtype)
+            left -= len(ids)
+            yield ids
+
+
+def raw_count(file: str, dtype: np.dtype[Any]) -> int:
+    """How many ids `raw_ids` would read."""
+    system, inner = filesystem(file)
+    with system.open_input_file(inner) as stream:
+        return _array(stream, dtype)[1]
+
+
+def _array(stream: pa.NativeFile, dtype: np.dtype[Any]) -> tuple[int, int, np.dtype[Any]]:
+    """Where the ids of a raw file begin, how many there are, and their type."""
+    size = int(stream.size())
+    if stream.read(6) == b"\x93NUMPY":
+        stream.seek(0)
+        head = io.BytesIO(stream.read(min(size, 1 << 16)))
+        shape, dtype = _numpy_header(head)
+        if len(shape) != 1 or dtype.kind not in "iu":
+            raise ValueError(f"must hold a flat array of integers, not {dtype} of shape {shape}")
+        need = head.tell() + shape[0] * dtype.itemsize
+        if size != need:
+            raise ValueError("the array is cut off" if size < need else "holds more than one array")
+        return head.tell(), int(shape[0]), dtype
+    if size % dtype.itemsize:
+        raise ValueError(f"the size is not a multiple of {dtype.itemsize} bytes ({dtype})")
+    signed = dtype if dtype.itemsize == 2 else np.dtype(dtype.str.replace("u", "i"))
+    return 0, size // dtype.itemsize, signed
 
 
 def _numpy_header(head: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -20,9 +20,9 @@ from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.config.data import BuiltInFormat
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.overlap.words import bare, normal
-from opmix_ray.paths import BIN, IDX, Kind, file_format
+from opmix_ray.paths import Kind, file_format
 from opmix_ray.sources import megatron, readers
-from opmix_ray.sources.files import InputFile, reading
+from opmix_ray.sources.files import InputFile, filesystem, reading
 from opmix_ray.sources.hub import data_set_files
 from opmix_ray.sources.lines import refuse_pointer
 from opmix_ray.sources.listing import expand, identity
@@ -151,6 +151,12 @@ def open_source(
     kind = _kind(source, key)
     formats = {_format(file, source, f"{key}.path") for file in files.values()}
     if formats & {"tokens", "megatron"}:
+        if formats == {"tokens", "megatron"}:
+            alone = next(f for f in files.values() if not megatron.is_indexed(f.path))
+            raise UserError(
+                "has no index beside it, as others here have", file=alone.path, key=f"{key}.path",
+                remedy="get its .idx file too, or make a domain of its own of it",
+            )  # fmt: skip
         if len(formats) > 1:
             raise UserError(
                 "mixes token files with other formats",
@@ -178,10 +184,13 @@ def _index(file: InputFile, key: str) -> InputFile:
             key=key,
             remedy="name the common prefix of a .bin and an .idx file, or set the format to tokens",
         )
+    with reading(found.path, key):
+        refuse_pointer(found, key)
     return found
 
 
 def _files(path: str, source: SourceConfig, key: str) -> list[InputFile]:
+    filesystem(path, key=key)
     if source.format in ("auto", "megatron"):
         with reading(path, key):
             prefixed = megatron.find_prefixed(path)
@@ -192,7 +201,7 @@ def _files(path: str, source: SourceConfig, key: str) -> list[InputFile]:
         if saved is not None:
             return saved
     found = expand(path, key=key, recognised_only=source.format in ("auto", "megatron"))
-    return [file for file in found if not file.path.endswith(IDX)]
+    return [file for file in found if not megatron.is_index(file.path)]
 
 
 def _kind(source: SourceConfig, key: str) -> Kind:
@@ -218,7 +227,7 @@ def _format(file: InputFile, source: SourceConfig, key: str) -> str:
     found = file_format(file.path)
     if source.format != "auto":
         return "arrow" if source.format == "hf" else source.format
-    if found == "tokens" and file.path.endswith(BIN) and megatron.find(file.path):
+    if found == "tokens" and megatron.is_indexed(file.path):
         return "megatron"
     if found is None:
         raise UserError(

@@ -3,33 +3,75 @@
     dtype = raw_dtype("ids.bin", wanted=None, vocabulary=100_278, key="data.domains.web")
 
 Ids of 32 bits read as 16 are ids and zeros in turn, which look like text of a small vocabulary; ids of 16 bits read as
-32 lie outside every vocabulary. A file of which both readings make sense, or neither the one asked for, is refused.
+32 lie outside every vocabulary. Most ids decide, not all: one that is too large, a label of -100 or a file that is cut
+off does not make a file narrower, and is named when the ids are read. A file of which both readings make sense, or
+neither the one asked for, or one that holds no ids at all, is refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from opmix_ray.errors import UserError
 from opmix_ray.sources.files import filesystem, reading
+from opmix_ray.sources.lines import HEAD, contents, is_text
 
 _LARGEST = 1 << 20  # ids of any vocabulary lie below; used where the tokenizer is not known
 _ENOUGH, _ENOUGH_BLIND = 8, 32  # ids other than 0 that prove a width, with and without a known vocabulary
-_FEW = 1024  # ids of a small alphabet, such as characters
+_MOST = 0.5  # of the ids other than 0 that have to lie in the vocabulary
+_APART = 0.6  # how far the halves of ids of 32 bits are from being ids of 16 bits each (total variation)
+_TOLD = 1 << 16  # ids other than 0 after which no more are looked at
 _LOOKED_AT = 1 << 26  # bytes of a file
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 _WIDTHS = (2, 4, 8)
+_LLM_C = {20240520, 20240801}  # first number in the header of llm.c's data files
+_BYTES = 1024  # of a file that say whether they are low and high bytes of ids
+_SAME, _EVEN, _ORDERED = (
+    0.15,
+    7.5,
+    0.5,
+)  # distance of the two, bits of random ones, bits that high ones have less
 
 
 @dataclass
 class _Reading:
-    """A file read at one width: whether all ids lie in the vocabulary, how many are not 0, and the largest."""
+    """A file read as one type: numbers that are not 0, and how many of these are ids of the vocabulary."""
 
-    fits: bool
     told: int = 0
-    largest: int = 0
+    fit: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether most of the numbers are ids."""
+        return self.fit >= _MOST * self.told
+
+    def add(self, numbers: np.ndarray, most: int) -> None:
+        """Count the numbers of a block."""
+        self.told += int(np.count_nonzero(numbers))
+        with np.errstate(invalid="ignore"):
+            inside = (numbers > 0) & (numbers < most)
+            if numbers.dtype.kind == "f":
+                inside &= numbers == np.floor(numbers)
+        self.fit += int(np.count_nonzero(inside))
+
+
+@dataclass
+class _Found:
+    """What a file's bytes are, read in every way."""
+
+    size: int
+    head: bytes = b""
+    header: bool = False
+    read: dict[str, _Reading] = field(default_factory=dict)
+    apart: float = 0.0
+    pairs: tuple[float, float, float, int] = (
+        0.0,
+        0.0,
+        1.0,
+        0,
+    )  # bits of low and high bytes, distance, number
 
 
 def raw_dtype(
@@ -44,31 +86,34 @@ def raw_dtype(
         key: configuration key of the source, for errors.
 
     Raises:
-        UserError: the file contradicts `wanted`, shows no width, or holds 16-bit ids for a larger vocabulary.
+        UserError: the file contradicts `wanted`, shows no width, holds 16-bit ids for a larger vocabulary, or no ids.
     """
-    with reading(file, f"{key}.path"):
-        size, read = _read(file, vocabulary or _LARGEST)
-    if read is None:  # it has a header
+    path = key if key.startswith("--") else f"{key}.path"
+    with reading(file, path):
+        found = _look(file, vocabulary or _LARGEST)
+    if found.header:
         return np.dtype("<u2")
-    enough = _ENOUGH if vocabulary else _ENOUGH_BLIND
-    proved = next((width for width in (8, 4) if read[width].fits and read[width].told >= enough), None)
-    if vocabulary is None and proved == 4 and read[4].largest >= 1 << 16 and read[2].largest < _FEW:
-        proved = None  # two ids of a small alphabet make one of 32 bits
+    read, enough = found.read, _ENOUGH if vocabulary else _ENOUGH_BLIND
+    proved = next(
+        (w for w in (8, 4) if _proves(read[f"<u{w}"], enough) and (w == 8 or found.apart >= _APART)), None
+    )
+    if what := _nature(found, proved, enough, wanted):
+        raise UserError(f"holds {what[0]}", file=file, key=path, remedy=what[1])
     if wanted is not None:
         width = int(wanted.removeprefix("uint")) // 8
         if proved is not None and proved > width:
             raise _contradiction(file, key, wanted, proved)
-        if width == 4 and vocabulary and size % 4 == 0 and not read[4].fits and read[2].fits:
+        if width == 4 and vocabulary and _proves(read["<u2"], enough) and not read["<u4"].fits:
             raise _contradiction(file, key, wanted, 2)
         return np.dtype(f"<u{width}")
     if proved is not None:
         return np.dtype(f"<u{proved}")
-    if vocabulary is not None and read[4].fits and read[2].fits and size:
+    if vocabulary is not None and read["<u4"].told < enough and read["<u4"].fits and found.size:
         raise UserError(
             "may hold ids of 16 or of 32 bits: it is too short to tell", file=file, key=f"{key}.token_dtype",
             remedy="set it to uint16 or uint32",
         )  # fmt: skip
-    if vocabulary is not None and vocabulary > 1 << 16 and read[2].fits and size:
+    if vocabulary is not None and vocabulary > 1 << 16 and found.size:
         raise UserError(
             f"holds no ids of 32 bits, and those of 16 bits cannot name all of the vocabulary of {vocabulary:,}",
             file=file, key=f"{key}.token_dtype",
@@ -84,22 +129,68 @@ def _contradiction(file: str, key: str, wanted: str, width: int) -> UserError:
     )  # fmt: skip
 
 
-def _read(file: str, vocabulary: int) -> tuple[int, dict[int, _Reading] | None]:
+def _proves(read: _Reading, enough: int) -> bool:
+    return read.told >= enough and read.fits
+
+
+def _nature(found: _Found, proved: int | None, enough: int, wanted: str | None) -> tuple[str, str] | None:
+    """What a file holds that are no ids as they are read here, and what to do about it."""
+    if what := contents(found.head) or ("text" if is_text(found.head) else None):
+        return f"{what}, not token ids", "name a file of ids, or set the format that it has"
+    if len(found.head) >= 4 and int.from_bytes(found.head[:4], "little") in _LLM_C:
+        return "a header of llm.c before its ids", "take its first 1,024 bytes off (tail -c +1025)"
+    if proved is not None:
+        return None
+    again = "write it as little-endian uint16 or uint32, or as .npy"
+    if any(_proves(found.read[kind], enough) for kind in ("<f4", "<f8")):
+        return "floating-point numbers", again
+    low, high, distance, number = found.pairs
+    if any(_proves(found.read[kind], enough) for kind in (">u4", ">u8")) or (
+        number >= _BYTES and low + _ORDERED < high
+    ):
+        return "ids with their high bytes first (big-endian)", again
+    if number >= _BYTES and distance < _SAME and low < _EVEN and wanted is None:
+        return "bytes, not ids of 16 bits or more", again
+    return None
+
+
+def _look(file: str, most: int) -> _Found:
     system, inner = filesystem(file)
     with system.open_input_file(inner) as stream:
-        size = int(stream.size())
-        if stream.read(6) == b"\x93NUMPY":
-            return size, None
+        found = _Found(int(stream.size()))
+        found.head = stream.read(HEAD)
+        if found.head.startswith(b"\x93NUMPY"):
+            found.header = True
+            return found
         stream.seek(0)
-        read = {width: _Reading(size % width == 0) for width in _WIDTHS}
-        left = min(size, _LOOKED_AT) // 8 * 8 or size
-        while left and (read[4].fits or read[8].fits):
+        found.read = {kind: _Reading() for kind in ("<u2", "<u4", "<u8", ">u4", ">u8", "<f4", "<f8")}
+        halves = np.zeros((2, 1 << 16), np.int64)
+        pairs = np.zeros((2, 256), np.int64)
+        left = min(found.size, _LOOKED_AT)
+        while left and found.read["<u4"].told < _TOLD:
             data = stream.read(min(left, _BLOCK))
             left -= len(data)
-            for width, found in read.items():
-                if found.fits:
-                    ids = np.frombuffer(data, f"<u{width}")
-                    found.largest = max(found.largest, int(ids.max(initial=0)))
-                    found.fits = found.largest < vocabulary
-                    found.told += int(np.count_nonzero(ids))
-    return size, read
+            for kind, read in found.read.items():
+                whole = len(data) // np.dtype(kind).itemsize * np.dtype(kind).itemsize
+                read.add(np.frombuffer(data[:whole], kind), most)
+            words = np.frombuffer(data[: len(data) // 4 * 4], "<u2").reshape(-1, 2)
+            words = words[words.any(axis=1)]
+            single = np.frombuffer(data[: len(data) // 2 * 2], np.uint8).reshape(-1, 2)
+            single = single[single.any(axis=1)]
+            for side in (0, 1):
+                halves[side] += np.bincount(words[:, side], minlength=1 << 16)
+                pairs[side] += np.bincount(single[:, side], minlength=256)
+    found.apart = _distance(halves)
+    found.pairs = (_bits(pairs[0]), _bits(pairs[1]), _distance(pairs), int(pairs.sum()))
+    return found
+
+
+def _distance(counts: np.ndarray) -> float:
+    """Total variation between two distributions of as many things."""
+    return float(np.abs(counts[0] - counts[1]).sum() / max(1, counts.sum()))
+
+
+def _bits(counts: np.ndarray) -> float:
+    """Entropy of a distribution."""
+    share = counts[counts > 0] / max(1, counts.sum())
+    return float(-(share * np.log2(share)).sum())

@@ -15,7 +15,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data.prepare import Prepared, prepare, summary
+from opmix_ray.data.prepare import Prepared, prepare, split_words, summary
 from opmix_ray.data.store import TokenStore
 from opmix_ray.data.tokenizer import load_saved_tokenizer
 from opmix_ray.errors import UserError
@@ -140,6 +140,14 @@ def test_prepared_travels_to_other_processes_and_names_a_tokenizer(
     assert same(copy.domains["d"].train(), prepared.domains["d"].train())
     loaded = load_saved_tokenizer(copy.tokenizer_path)
     assert loaded.encode("the answer") == tokenizer.encode("the answer")
+
+
+def test_many_rows_without_text_are_told(make_config: Make, write_rows: Write) -> None:
+    """Shards whose column has another name later on: the first file has it, so nothing is missing."""
+    rows = [*sentences(40), *({"content": row["text"]} for row in sentences(20, 40))]
+    prepared = prepare(make_config(d={"path": write_rows("d.jsonl", rows)}))
+    assert split_words(prepared) == ["d: 20 of its 60 rows hold nothing in the column that is read"]
+    assert split_words(prepare(make_config(d={"path": write_rows("d.jsonl", rows[:41])}))) == []
 
 
 def test_a_document_of_a_single_long_line(

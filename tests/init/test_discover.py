@@ -67,6 +67,22 @@ def test_numbered_shards_are_one_domain(tmp_path: Path) -> None:
     assert found(lay(tmp_path, *names)) == {"b_part-7": 1, "c4": 2, "web": 2}
 
 
+def test_parts_of_spark_are_one_domain(tmp_path: Path) -> None:
+    uuid = "6d0a3b9e-1b2c-4d5e-8f90-0123456789ab"
+    for folder, name in (
+        ("a", "part-0000{}-" + uuid + "-c000.snappy"),
+        ("b", "part-0000{}.zstd"),
+        ("c", "v2-{}"),
+    ):
+        (tmp_path / folder).mkdir()
+        for number in (0, 1):
+            (tmp_path / folder / f"{name.format(number)}.parquet").write_bytes(b"PAR1")
+        assert len(discover([f"{tmp_path}/{folder}/*.parquet"])) == 1
+        assert [part.name for part in discover([f"{tmp_path}/{folder}/*.parquet"])] == [
+            "v2" if folder == "c" else folder
+        ]
+
+
 def test_years_are_not_shards(tmp_path: Path) -> None:
     assert found(lay(tmp_path, "laws-2019.jsonl", "laws-2020.jsonl")) == {"laws-2019": 1, "laws-2020": 1}
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from opmix_ray.errors import UserError
 from opmix_ray.init import rows as reading
@@ -51,6 +52,15 @@ def test_no_column_names_those_there_are() -> None:
         choose_columns([{"a": 1, "b": 2.0}], "f")
 
 
+def test_a_first_row_is_no_name_of_a_column(tmp_path: Path) -> None:
+    row = "a first row of text that nobody named, 1\n"
+    (tmp_path / "a.csv").write_text(row.replace(",", ";") * 40)
+    with pytest.raises(UserError, match=r"a\.csv: --data: has no line with the names of its columns"):
+        of(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text(" text ; n \n" + row.replace(",", ";") * 40)
+    assert (of(tmp_path / "a.csv").columns, of(tmp_path / "a.csv").documents) == ({"text_column": "text"}, 40)
+
+
 def of(path: Path) -> Domain:
     return look(discover([str(path)])[0])
 
@@ -80,6 +90,18 @@ def test_many_documents_are_estimated_from_the_first(
     assert domain.size == pytest.approx(sum(map(len, texts)), rel=0.2)
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_a_first_line_longer_than_what_is_looked_at_is_a_row(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BYTES", 1 << 12)
+    texts = [np.random.default_rng(n).bytes(6_000).hex() for n in range(30)]
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    pack = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}[ending]
+    (tmp_path / f"a.{ending}").write_bytes(pack(content))
+    assert (of(tmp_path / f"a.{ending}").documents, of(tmp_path / f"a.{ending}").size) == (30, 360_000)
+
+
 def test_parquet(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"body": [WORDS] * 3000, "n": range(3000)}), file)
@@ -100,7 +122,8 @@ def test_a_single_document_cannot_be_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("", "is empty"), ("\n\n", "holds no row"), ("[1]\n", "JSON object")]
+    ("content", "said"),
+    [("", "is empty"), ("\n\n", "holds no row"), ("[1]\n", "line 1 is JSON but not an object")],
 )
 def test_broken_files(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)

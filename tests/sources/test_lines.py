@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,6 +44,104 @@ def test_long_windows_are_read(tmp_path: Path) -> None:
     assert look(discover([str(tmp_path / "a.jsonl.zst")])[0]).documents == 2000
 
 
+def open_frame(data: bytes, window: int) -> bytes:
+    """A frame whose last block was never written, as where the disk was full: all bytes that there are unpack."""
+    parameters = zstandard.ZstdCompressionParameters(
+        window_log=window, enable_ldm=True, write_content_size=False
+    )
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return packer.compress(data) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+
+
+SKIPPED = b"\x5e\x2a\x4d\x18" + (8).to_bytes(4, "little") + b"whatever"
+
+
+def test_frames_of_every_window_follow_each_other(tmp_path: Path) -> None:
+    frames = [
+        SKIPPED,
+        compressed(ROWS, 20),
+        compressed(ROWS, 30, size=False),
+        SKIPPED,
+        compressed(ROWS, 30),
+        SKIPPED,
+    ]
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
+    assert count(tmp_path / "a.jsonl.zst") == 6000
+    assert look(discover([str(tmp_path / "a.jsonl.zst")])[0]).documents == 6000
+
+
+@pytest.mark.parametrize("window", [20, 30])
+@pytest.mark.parametrize("cut", ["the second frame", "its end", "the last block"])
+def test_a_frame_without_its_end_is_noticed(window: int, cut: str, tmp_path: Path) -> None:
+    """Everything before the cut is whole lines: they are no file of fewer documents."""
+    whole = compressed(ROWS, window, size=False)
+    content = {
+        "the second frame": whole + whole[: len(whole) // 2],
+        "its end": whole[:-1],
+        "the last block": open_frame(ROWS, window),
+    }[cut]
+    (tmp_path / "a.jsonl.zst").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst: .*the compressed data are cut off; `zstd -t`"):
+        count(tmp_path / "a.jsonl.zst")
+
+
+TARRED = io.BytesIO()
+with tarfile.open(fileobj=TARRED, mode="w") as archive:
+    archive.addfile(tarfile.TarInfo("a.jsonl"))
+ZIPPED = io.BytesIO()
+with zipfile.ZipFile(ZIPPED, "w") as zipped:
+    zipped.writestr("a.jsonl", ROWS)
+ENDINGS = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_each_way_to_compress_is_read_in_parts_and_a_cut_is_noticed(ending: str, tmp_path: Path) -> None:
+    file, half = tmp_path / f"a.jsonl{ending}", len(ROWS) // 2
+    content = ENDINGS[ending](ROWS[:half]) + ENDINGS[ending](ROWS[half:])
+    file.write_bytes(content)
+    assert count(file) == look(discover([str(file)])[0]).documents == 2000
+    file.write_bytes(content[:-9])
+    with pytest.raises(UserError, match=rf"a\.jsonl\{ending}: data\.domains\.d\.path: cannot be read: "):
+        count(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", gzip.compress(ROWS), "holds data compressed with gzip; end its name with .gz"),
+        ("a.csv", zstandard.compress(ROWS), "holds data compressed with zstd; end its name with .zst"),
+        ("a.txt", lzma.compress(ROWS), "holds data compressed with xz; end its name with .xz"),
+        ("a.json.gz", bz2.compress(ROWS), "holds data compressed with bzip2; end its name with .bz2"),
+        ("a.jsonl.gz", ROWS, "holds text that is not compressed; take .gz off its name"),
+        ("a.txt.zst", ROWS, "holds text that is not compressed; take .zst off its name"),
+        ("a.jsonl.gz", ZIPPED.getvalue(), "holds a zip archive; unpack it"),
+        ("a.jsonl", ZIPPED.getvalue(), "holds a zip archive; unpack it"),
+        ("a.txt.gz", gzip.compress(TARRED.getvalue()), "holds, unpacked, a tar archive; unpack it"),
+        (
+            "a.jsonl.xz",
+            lzma.compress(gzip.compress(ROWS)),
+            "holds, unpacked, data compressed with gzip; unpack it",
+        ),
+        ("a.jsonl", b"PAR1" + bytes(100), "holds Parquet; give it the ending"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_named(
+    name: str, content: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: data.domains.d.path: .*{said}"):
+        count(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: --data: "):
+        look(discover([str(tmp_path / name)])[0])
+
+
+def test_compressed_files_beside_others_are_read_too(tmp_path: Path) -> None:
+    for number, ending in enumerate([*ENDINGS, ".zstd"]):
+        (tmp_path / f"{number}.ndjson{ending}").write_bytes(ENDINGS.get(ending, zstandard.compress)(ROWS))
+    (tmp_path / "a.jsonl").write_bytes(ROWS)
+    assert count(tmp_path) == 12_000
+
+
 @pytest.mark.parametrize("window", [20, 30])
 def test_what_is_cut_off_is_an_error(window: int, tmp_path: Path) -> None:
     whole = compressed(ROWS, window, size=window == 20)
@@ -70,7 +174,9 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     ("content", "remedy"),
     [
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        ("version https://hawser.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         ("/annex/objects/SHA256E-s9--0.jsonl\n", "git annex get"),
+        ("../.git/annex/objects/pX/ZJ/SHA256E-s9--0.jsonl/SHA256E-s9--0.jsonl", "git annex get"),
     ],
 )
 def test_a_pointer_is_named(name: str, content: str, remedy: str, tmp_path: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 
-from opmix_ray.config import SourceConfig
+from opmix_ray.config import RunConfig, SourceConfig
+from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError
-from opmix_ray.init.discover import discover
-from opmix_ray.sources.listing import expand, identity, listing
-from opmix_ray.sources.source import iter_documents, open_source
+from opmix_ray.init.discover import discover, ignored
+from opmix_ray.sources.listing import _fits, expand, identity, listing
+from opmix_ray.sources.source import iter_documents, open_source, validate_sources
 from opmix_ray.storage import Storage
 
 KEY = "data.domains.d.path"
@@ -60,13 +64,80 @@ def test_a_file_under_several_names_is_read_once(tmp_path: Path) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("pattern", ["", "/**/*.jsonl"])
 def test_what_is_hidden_is_left_out(hidden: str, pattern: str, tmp_path: Path) -> None:
-    if pattern and not hidden.rpartition("/")[0] and not hidden.startswith("."):
-        pytest.skip("a glob names what it matches")
     root = lay(tmp_path, "a.jsonl", "sub/b.jsonl", f"{hidden}/a.jsonl")
     assert names(f"{root}{pattern}") == ["a.jsonl", "sub/b.jsonl"]
     assert names(root / hidden) == [f"{hidden}/a.jsonl"], "named itself, it is read"
     assert [part.name for part in discover([str(root)])] == ["a", "sub"]
     assert len(listing(str(root), key=KEY).hidden) == 1
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "_temporary", "$RECYCLE.BIN", "lost+found"])
+def test_a_star_matches_nothing_hidden(hidden: str, tmp_path: Path) -> None:
+    root = lay(tmp_path, "a/a.jsonl", "a/_a.jsonl", f"{hidden}/b.jsonl")
+    assert names(f"{root}/*/*.jsonl") == ["a/a.jsonl"]
+    assert names(f"{root}/{hidden}/*.jsonl") == names(f"{root}/{hidden[0]}*/*.jsonl") == [f"{hidden}/b.jsonl"]
+    assert names(f"{root}/a/_*.jsonl") == ["a/_a.jsonl"]
+    for pattern, expected in (("**/*.jsonl", False), ("*/b.jsonl", False), (f"{hidden}/*.jsonl", True)):
+        assert _fits([hidden, "b.jsonl"], pattern.split("/")) is expected, "as in an object store"
+
+
+def test_a_file_is_read_under_the_name_that_says_what_it_is(tmp_path: Path) -> None:
+    """The hub's cache: files without an ending, and links to them that have one, in every revision."""
+    lay(tmp_path, "blobs/0a1b", "blobs/other.jsonl")
+    for revision in ("one", "two"):
+        (tmp_path / "snapshots" / revision).mkdir(parents=True)
+        (tmp_path / "snapshots" / revision / "a.jsonl").symlink_to("../../blobs/0a1b")
+    assert names(tmp_path) == ["blobs/other.jsonl", "blobs/0a1b"]
+
+
+def test_caches_beside_a_saved_data_set_are_no_data(tmp_path: Path) -> None:
+    for place in ("saved", "more/saved"):
+        datasets.Dataset.from_dict({"text": [f"{place} {n}" for n in range(6)]}).save_to_disk(
+            tmp_path / place, num_shards=2
+        )
+        (cache := tmp_path / place / "cache-0123456789abcdef.arrow").write_bytes(
+            (tmp_path / place / "data-00000-of-00002.arrow").read_bytes()
+        )
+    for path, count in ((tmp_path, 12), (tmp_path / "more", 6), (tmp_path / "saved", 6)):
+        assert len(names(path)) == len(set(names(path))) == count
+    parts = discover([str(tmp_path)])
+    assert sum(len(part.files) for part in parts) == 4
+    assert str(cache) in ignored([str(tmp_path)], parts)
+    (tmp_path / "saved" / "data-00001-of-00002.arrow").unlink()
+    for read in (names, lambda path: discover([str(path)])):
+        with pytest.raises(UserError, match="lacks its data files data-00001-of-00002"):
+            read(tmp_path)
+
+
+def test_what_is_left_out_or_counts_twice_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = lay(tmp_path, "a.jsonl", "b.jsonl")
+    (root / "a.jsonl.gz").write_bytes(gzip.compress((root / "a.jsonl").read_bytes()))
+    (root / "shards").symlink_to("gone")
+    with caplog.at_level(logging.WARNING):
+        assert names(root) == ["a.jsonl", "a.jsonl", "b.jsonl"]
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(f"links to what is not there: {root}/shards" in line for line in lines)
+    assert any(f"compressed copies, whose text counts twice: {root}/a.jsonl.gz" in line for line in lines)
+    assert f"{root}/shards" in ignored([str(root)], discover([str(root)]))
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(tmp_path: Path, make_config: Callable[..., RunConfig]) -> None:
+    lay(tmp_path, "good.jsonl")
+    os.link(tmp_path / "good.jsonl", os.fsencode(tmp_path) + b"/b\xff.jsonl")
+    (tmp_path / "good.jsonl").unlink()
+    config = make_config(d={"path": str(tmp_path)})
+    (line,) = map(str, validate_sources(config))
+    with pytest.raises(UserError) as told:
+        prepare(config)
+    assert line.encode() == f"{tmp_path}/b\\udcff.jsonl: has a name that is not UTF-8; rename it".encode()
+    assert str(told.value) == line
+
+
+@pytest.mark.parametrize("uri", ["file://a.jsonl", "file://data/a.jsonl", "file://host/data"])
+def test_a_file_uri_with_two_slashes_is_refused(uri: str) -> None:
+    for read in (names, lambda path: discover([path])):
+        with pytest.raises(UserError, match="names another machine; write file:/// and the whole path"):
+            read(uri)
 
 
 def test_links_out_of_the_folder_are_followed_and_named(

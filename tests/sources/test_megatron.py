@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from opmix_ray.config import SourceConfig
 from opmix_ray.errors import UserError
+from opmix_ray.init.discover import discover
+from opmix_ray.init.look import look
 from opmix_ray.sources import megatron
 from opmix_ray.sources.source import Document, iter_documents, open_source
 from tests.sources.megatron_files import write_indexed
@@ -141,3 +143,46 @@ def test_the_format_megatron_needs_an_index(tmp_path: Path, tokenizer: PreTraine
     np.array([5, 6], "<u2").tofile(tmp_path / "raw.bin")
     with pytest.raises(UserError, match="has no index beside it"):
         read(tmp_path / "raw.bin", tokenizer, format="megatron")
+
+
+def test_a_pair_that_lacks_one_of_its_files_is_named(tmp_path: Path) -> None:
+    """Neither are the documents of the other pairs all there are, nor is a stream read as if it had never had ends."""
+    for name in ("x", "y"):
+        write_indexed(tmp_path / name, DOCUMENTS)
+    (tmp_path / "y.bin").rename(tmp_path / "away")
+    for path in (str(tmp_path), f"{tmp_path}/*", f"{tmp_path}/y.idx"):
+        with pytest.raises(
+            UserError, match=r"y\.idx: data\.domains\.d\.path: is an index without the \.bin file"
+        ):
+            open_source(SourceConfig(path=path), "data.domains.d")
+    with pytest.raises(UserError, match=r"y\.idx: --data: is an index without the \.bin file"):
+        discover([str(tmp_path)])
+    (tmp_path / "away").rename(tmp_path / "y.bin")
+    (tmp_path / "y.idx").unlink()
+    with pytest.raises(
+        UserError, match=r"y\.bin: data\.domains\.d\.path: has no index beside it, as others here"
+    ):
+        open_source(SourceConfig(path=str(tmp_path)), "data.domains.d")
+
+
+def test_an_index_names_its_pair_also_in_capitals(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    write_indexed(tmp_path / "x", DOCUMENTS)
+    found = [
+        document.ids.tolist() for document in read(tmp_path / "x", tokenizer) if document.ids is not None
+    ]
+    for name in ("x.idx", "Y.BIN"):
+        if name == "Y.BIN":
+            (tmp_path / "x.bin").rename(tmp_path / "Y.BIN")
+            (tmp_path / "x.idx").rename(tmp_path / "Y.IDX")
+        again = read(tmp_path / name, tokenizer)
+        assert [document.ids.tolist() for document in again if document.ids is not None] == found
+
+
+def test_validation_sees_an_index_of_another_file(tmp_path: Path) -> None:
+    write_indexed(tmp_path / "x", DOCUMENTS)
+    short(tmp_path / "x")
+    with pytest.raises(UserError, match="holds 22 bytes where its index names 24"):
+        look(discover([str(tmp_path / "x.bin")])[0])
+    (tmp_path / "x.idx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=r"x\.idx: data\.domains\.d\.path: is a pointer of Git LFS"):
+        open_source(SourceConfig(path=str(tmp_path / "x.bin")), "data.domains.d")

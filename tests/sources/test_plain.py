@@ -13,6 +13,8 @@ import pytest
 
 from opmix_ray.config import SourceConfig
 from opmix_ray.errors import UserError
+from opmix_ray.init.discover import discover
+from opmix_ray.init.rows import sample
 from opmix_ray.sources.plain import PIECE
 from opmix_ray.sources.source import iter_documents
 
@@ -45,6 +47,45 @@ def test_tables(tmp_path: Path, mark: str) -> None:
     rows = [["id", "text"], ["1", f'"a{mark} b\nand ""c"""'], ["2", "d"], ["3", ""]]
     (tmp_path / "t.csv").write_text("".join(mark.join(row) + "\n" for row in rows))
     assert texts(tmp_path / "t.csv") == [f'a{mark} b\nand "c"', "d"]
+
+
+def test_a_name_of_a_column_may_hold_the_mark_of_others(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('"text, whole, as it is";n\n"a";1,5\n"b";2,5\n')
+    assert texts(tmp_path / "t.csv", text_column="text, whole, as it is") == ["a", "b"]
+    domain = sample(discover([str(tmp_path / "t.csv")])[0].files[0])
+    assert domain.rows[0] == {"text, whole, as it is": "a", "n": "1,5"}
+
+
+def test_a_table_with_what_programs_put_around_it(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf\r\n\r\ntext,n,\r\na,1,\r\nb,2\r\nc,3,,,\r\n")
+    assert texts(tmp_path / "t.csv") == ["a", "b", "c"]
+
+
+def test_marks_and_line_ends_of_every_kind(tmp_path: Path) -> None:
+    row, mark = b'{"text": "a\\u2028b\xe2\x80\xa8c"}', b"\xef\xbb\xbf"
+    for name, content in (
+        ("put together", mark + row + b"\n" + mark + row),
+        ("ends", mark + b"\r\n" + row + b"\r\n\f\n" + row),
+    ):
+        (tmp_path / f"{name}.jsonl").write_bytes(content)
+        assert texts(tmp_path / f"{name}.jsonl") == ["a\u2028b\u2028c"] * 2
+        assert sample(discover([str(tmp_path / f"{name}.jsonl")])[0].files[0]).total == 2
+    paragraphs = [f"paragraph {number} " + "word " * 100 for number in range(60)]
+    found = {}
+    for name, end in (("mac", "\r"), ("unix", "\n")):
+        (tmp_path / f"{name}.txt").write_bytes((end * 2).join(paragraphs).encode())
+        found[name] = [str(text).strip() for text in texts(tmp_path / f"{name}.txt")]
+    assert [text.replace("\r", "\n") for text in found["mac"]] == found["unix"]
+
+
+@pytest.mark.parametrize("between", ["", "\n", " \n\n"])
+def test_arrays_one_after_the_other_are_read_to_the_end(between: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(
+        f'[{{"text": null}}, {{"text": "a"}}]{between}[{{"text": "b"}}]{between}'
+    )
+    assert texts(tmp_path / "a.json") == ["a", "b"]
+    (tmp_path / "a.json").write_text('[{"text": "a"}]{"text": "b"}')
+    assert texts(tmp_path / "a.json") == ["a", "b"]
 
 
 @pytest.mark.parametrize("layout", ["array", "indented", "lines", "one after the other"])
@@ -94,6 +135,33 @@ def test_a_column_inside_an_object(tmp_path: Path, ending: str) -> None:
         ("a.csv", b"a,a\n1,2\n", "names a column twice"),
         ("a.csv", b"text,n\nhe said, that,2\n", "line 2 has 3 cells, the first line 2"),
         ("a.csv", b"a,b\n1,2\n", "has no column 'text'"),
+        (
+            "a.csv",
+            b'text,n\n"a,1\nb,2\nc,3\n',
+            "line 2 is not CSV: a cell that begins after line 1 has no closing quote",
+        ),
+        ("a.csv", b'text,n\na,1\n"he said \\"hi\\"",1\n', "line 3 is not CSV"),
+        ("a.tsv", b'text\tn\n"hello" she said\t1\n', "line 2 is not CSV"),
+        ("a.tsv", b'text\tn\n"one\t1\n"two\t2\n', "line 2 is not CSV"),
+        ("a.csv", b"text,n\nfirst half\nsecond half,1\n", "line 2 has 1 cells, the first line 2"),
+        ("a.csv", b"text,n\ra,1\rb,2\r", "its lines do not end with a line feed"),
+        ("a.jsonl", b'{"text": "a"}\r{"text": "b"}\r', "end lines with a line feed"),
+        ("a.json", b'[{"text": "a"}] and more', "object 2 is not JSON"),
+        ("a.json", b'[{"text": "a", "text": "b"}]', "the key 'text' stands in it twice"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": "a", "n": {"text": 1}, "text": "b"}',
+            "line 2 is not JSON: the key 'text'",
+        ),
+        ("a.jsonl", b'[{"text": "a"}]', "or end its name with .json"),
+        ("a.jsonl", b'{\n"text": "a"\n}', "or end its name with .json"),
+        ("a.jsonl", '{"text": "\u00e9"}\n'.encode("utf-16"), "iconv -f UTF-16 "),
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16-le"), "iconv -f UTF-16LE"),
+        ("a.csv", "text\na\n".encode("utf-16-be"), "iconv -f UTF-16BE"),
+        ("a.txt", "a text".encode("utf-32"), "iconv -f UTF-32"),
+        ("a.txt", b"\x93quoted\x94", "iconv -f CP1252"),
+        ("a.md", bytes(range(1, 255)), "this is no text"),
+        ("a.jsonl", b'{"text": "a"}\n' + bytes(512), "line 2 holds a zero byte"),
         ("a.json", b'[{"text": "a"}, {"text": ]', "object 2 is not JSON"),
         ("a.json", b'[{"text": "a"}, {"text": "b"}', "ends inside its array"),
         ("a.json", b'["a", "b"]', "entry 1 is JSON but not an object"),

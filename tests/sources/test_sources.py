@@ -22,6 +22,8 @@ from pyarrow import fs as pafs
 from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError
+from opmix_ray.init.discover import discover
+from opmix_ray.init.look import look
 from opmix_ray.sources import readers
 from opmix_ray.sources.source import Document, iter_documents, open_source, validate_sources
 from tests.object_store import object_store
@@ -179,6 +181,25 @@ def test_columns_of_token_ids(kind: pa.DataType, tmp_path: Path) -> None:
         assert ids_of(tmp_path / name, tokens_column="input_ids") == [[5, 6, 7], [8]]
 
 
+def test_null_rows_among_lists_of_one_length(tmp_path: Path) -> None:
+    table = pa.table({"ids": pa.array([None, [5, 6], [7, 8], None, [9, 10]], pa.list_(pa.int32(), 2))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table.slice(1))
+    for name in ("a.parquet", "a.arrow"):
+        assert ids_of(tmp_path / name, tokens_column="ids") == [[5, 6], [7, 8], [9, 10]]
+    domain = look(discover([str(tmp_path / "a.parquet")])[0])
+    assert (domain.columns, domain.documents, domain.size) == ({"tokens_column": "ids"}, 3, 6)
+
+
+@pytest.mark.parametrize(
+    "value", ["[1, true]", "[1, 2.0]", "[[1], [2, 3]]", '"1 2"', "[1, null]", '{"0": 1}']
+)
+def test_what_is_no_list_of_ids_is_refused(value: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"ids": [1, 2]}}\n{{"ids": {value}}}\n')
+    assert "line 2 is not a list of integers" in problem(tmp_path / "a.jsonl", tokens_column="ids")
+
+
 def test_a_row_of_several_documents_is_left_as_it_is(tmp_path: Path) -> None:
     pq.write_table(pa.table({"input_ids": [[5, 0, 6, 0], [0, 7], [8, 9], [4, 0]]}), tmp_path / "a.parquet")
 
@@ -249,6 +270,52 @@ def test_a_broken_file_is_named(name: str, content: bytes, expected: str, tmp_pa
     line = problem(tmp_path / name)
     assert expected in line
     assert str(tmp_path / name) in line
+
+
+def test_a_page_that_its_checksum_contradicts_is_refused(tmp_path: Path) -> None:
+    texts = [f"text number {number}" for number in range(100)]
+    options = {"write_page_checksum": True, "compression": "none", "use_dictionary": False}
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", **options)
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"text number 50", b"next number 50", 1))
+    assert "cannot be read: could not verify page integrity" in problem(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="could not verify page integrity"):
+        look(discover([str(tmp_path / "a.parquet")])[0])
+
+
+def test_a_stream_is_read_to_its_end_or_refused(tmp_path: Path) -> None:
+    write_arrow_stream(tmp_path / "a.arrow")
+    whole = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(whole + whole)
+    assert "holds more than one stream" in problem(tmp_path / "a.arrow")
+    (tmp_path / "a.arrow").write_bytes(whole[:-8])  # as where the writer died between two batches
+    assert "the stream has no end" in problem(tmp_path / "a.arrow")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("a.parquet", write_arrow_file, "holds Arrow, not Parquet"),
+        ("a.parquet", write_jsonl, "holds text, not Parquet"),
+        ("a.arrow", write_parquet, "holds Parquet, not Arrow"),
+        ("a.arrow", write_gzip, "holds data compressed with gzip, not Arrow"),
+        ("a.jsonl", write_parquet, "holds Parquet; give it the ending"),
+    ],
+)
+def test_a_table_under_the_name_of_another_kind(
+    name: str, write: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    write(tmp_path / name)
+    assert said in problem(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: --data: .*{said}"):
+        look(discover([str(tmp_path / name)])[0])
+
+
+def test_a_column_that_stands_in_a_file_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], ["n", "text", "text"])
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert "text_column = text: stands in the file twice" in problem(tmp_path / "a.arrow")
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet, write_arrow_file])

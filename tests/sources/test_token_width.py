@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+import zstandard
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import discover
 from opmix_ray.init.look import look
+from opmix_ray.sources.readers import raw_ids
 from opmix_ray.sources.token_width import raw_dtype
 
 Make = Callable[..., RunConfig]
@@ -64,6 +72,78 @@ def test_a_file_too_short_to_tell_is_refused(tmp_path: Path) -> None:
     assert seen(str(tmp_path / "a.bin"), 300, "uint32") == "<u4"
 
 
+@pytest.mark.parametrize("odd", ["too large", "a label", "cut off"])
+def test_one_odd_id_does_not_halve_a_file(odd: str, tmp_path: Path) -> None:
+    """All ids but one show 32 bits: the odd one is named, instead of ids and zeros being read in turn."""
+    path = Path(written(tmp_path / "a.bin", "<u4", 50_257))
+    ids = np.fromfile(path, "<i4")
+    ids[7] = {"too large": 100_000, "a label": -100}.get(odd, ids[7])
+    path.write_bytes(ids.tobytes()[: -2 if odd == "cut off" else None])
+    assert seen(str(path), 50_257) == seen(str(path), None) == seen(str(path), 65_536) == "<u4"
+    if odd == "cut off":
+        with pytest.raises(ValueError, match="not a multiple of 4 bytes"):
+            next(raw_ids(str(path), np.dtype("<u4")))
+    else:
+        assert ids[7] in next(raw_ids(str(path), np.dtype("<u4")))
+
+
+def _saved(write: Callable[[io.BytesIO], object]) -> bytes:
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+TEXT = b"Words of a text, which is no list of ids. " * 60
+ZIPF = np.random.default_rng(1).zipf(1.3, 4000) % 65_000
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (ZIPF.astype(">u2").tobytes(), "high bytes first"),
+        (ZIPF.astype(">u4").tobytes(), "high bytes first"),
+        (ZIPF.astype(">i8").tobytes(), "high bytes first"),
+        (ZIPF.astype("<f4").tobytes(), "floating-point numbers"),
+        (ZIPF.astype("<f8").tobytes(), "floating-point numbers"),
+        ((ZIPF % 256).astype("u1").tobytes(), "bytes, not ids of 16 bits"),
+        (TEXT, "text, not token ids"),
+        (gzip.compress(TEXT), "data compressed with gzip, not token ids"),
+        (zstandard.compress(ZIPF.astype("<u2").tobytes()), "data compressed with zstd, not token ids"),
+        (pickle.dumps(ZIPF.tolist()), "a pickle of Python, not token ids"),
+        (_saved(lambda file: np.savez(file, ZIPF.astype("<u2"))), "a zip archive, not token ids"),
+        (_saved(lambda file: torch.save(torch.tensor(ZIPF), file)), "a zip archive, not token ids"),
+        (_saved(lambda file: pq.write_table(pa.table({"ids": [[1, 2]]}), file)), "Parquet, not token ids"),
+        (np.array([20240520, 1, 4000] + [0] * 253, "<i4").tobytes() + ZIPF.astype("<u2").tobytes(), "llm.c"),
+    ],
+)
+@pytest.mark.parametrize("vocabulary", [65_536, None])
+def test_what_holds_no_ids_is_named(
+    content: bytes, said: str, vocabulary: int | None, tmp_path: Path
+) -> None:
+    """Each can be read as 16-bit ids of a vocabulary of 65,536."""
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.bin: data\.domains\.d\.path: holds .*{said}.*; "):
+        seen(str(tmp_path / "a.bin"), vocabulary)
+
+
+@pytest.mark.parametrize("vocabulary", [300, 8_000, 32_000, 50_257, 65_536])
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i8"])
+def test_ids_that_are_as_good_as_random_are_still_ids(dtype: str, vocabulary: int, tmp_path: Path) -> None:
+    ids = np.random.default_rng(2).integers(0, vocabulary, 6000)
+    ids[3000:5000] = 0  # padding
+    ids.astype(dtype).tofile(tmp_path / "a.bin")
+    assert seen(str(tmp_path / "a.bin"), vocabulary) == dtype.replace("i", "u")
+    assert seen(str(tmp_path / "a.bin"), None) == dtype.replace("i", "u")
+
+
+def test_arrays_one_after_the_other_are_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.save(file, ZIPF.astype("<u2"))
+        np.save(file, ZIPF.astype("<u2"))
+    with pytest.raises(ValueError, match="holds more than one array"):
+        next(raw_ids(str(tmp_path / "a.npy"), np.dtype("<u2")))
+
+
 def test_both_widths_make_the_same_sequences(make_config: Make, tmp_path: Path) -> None:
     """A folder of raw files and one with a header hold the same ids, whatever each file's width."""
     wide = written(tmp_path / "wide.npy", "<u4", 290)
@@ -75,6 +155,17 @@ def test_both_widths_make_the_same_sequences(make_config: Make, tmp_path: Path) 
     prepared = prepare(make_config(**domains)).domains
     assert len({domain.digest for domain in prepared.values()}) == 1
     assert prepared["wide"].train_tokens + prepared["wide"].eval_tokens > 3900
+
+
+def test_init_counts_ids_of_each_file_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    np.save(tmp_path / "d" / "x-00000.npy", ZIPF)
+    written(tmp_path / "d" / "x-00001.npy", "<u4", 100_278)
+    written(tmp_path / "d" / "x-00002.bin", "<u2", 60_000)
+    assert look(discover([str(tmp_path / "d")])[0]).size == 12_000
+    np.save(tmp_path / "none.npy", ZIPF[:0])
+    with pytest.raises(UserError, match=r"none\.npy: --data: holds no token id"):
+        look(discover([str(tmp_path / "none.npy")])[0])
 
 
 def test_init_counts_wide_ids(tmp_path: Path) -> None:
