@@ -106,7 +106,8 @@ def _earlier(file: Path | None, names: Sequence[str]) -> tuple[list[Mixture], li
 
 def _run_names(count: int, taken: Sequence[str]) -> list[str]:
     """Names that no earlier run has."""
-    used, found, number = set(taken), [], 0
+    used, number = set(taken), 0
+    found: list[str] = []
     while len(found) < count:
         name = f"run-{number:03d}"
         number += 1

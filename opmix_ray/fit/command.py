@@ -22,7 +22,7 @@ from opmix_ray.fit.result import FitResult
 from opmix_ray.fit.size_law import fit_sizes, for_target
 from opmix_ray.fit.sizes import SizeColumns
 from opmix_ray.fit.sweep import LEFT_OUT, Sweep, read_sweep
-from opmix_ray.laws import fit_law
+from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.mixture import Mixture
 from opmix_ray.storage import Storage
 
@@ -143,7 +143,9 @@ def fit_command(
         f"{len(sweep.metric_names)} metrics"
     )
     start = time.perf_counter()
-    fit = fit_law if target is None else partial(fit_sizes, scales=sweep.scales, target=target)
+    fit: Callable[..., FittedLaw] = fit_law
+    if target is not None and sweep.scales is not None:
+        fit = partial(fit_sizes, scales=sweep.scales, target=target)
     fitted = fit(
         sweep.ratios,
         turned(sweep.metrics, sweep.metric_names, tops),

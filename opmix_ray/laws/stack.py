@@ -106,8 +106,8 @@ class Corrected(Response):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Corrected:
-        arrays = {name: np.array(data[name]) for name in ("slopes", "mean", "covariance")}
-        numbers = {name: float(data[name]) for name in ("intercept", "slope", "eps", "sigma")}
+        arrays: dict[str, Any] = {name: np.array(data[name]) for name in ("slopes", "mean", "covariance")}
+        numbers: dict[str, Any] = {name: float(data[name]) for name in ("intercept", "slope", "eps", "sigma")}
         return cls(load_response(data["part"]), **numbers, **arrays)
 
 

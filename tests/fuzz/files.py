@@ -62,7 +62,7 @@ FILES: dict[str, list[bytes]] = {
     ],
     "data.arrow": [_arrow(pa.ipc.new_file), _arrow(pa.ipc.new_stream)],
     "data.jsonl": [_LINES],
-    "data.jsonl.gz": [gzip.compress(_LINES)],
+    "data.jsonl.gz": [gzip.compress(_LINES, mtime=0)],
     "data.jsonl.zst": [zstandard.compress(_LINES)],
     "data.npy": [_numpy()],
     "data.json": [json.dumps(_ROWS).encode(), json.dumps(_ROWS, indent=1).encode()],

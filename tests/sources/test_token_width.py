@@ -107,7 +107,7 @@ ZIPF = np.random.default_rng(1).zipf(1.3, 4000) % 65_000
         (ZIPF.astype("<f8").tobytes(), "floating-point numbers"),
         ((ZIPF % 256).astype("u1").tobytes(), "bytes, not ids of 16 bits"),
         (TEXT, "text, not token ids"),
-        (gzip.compress(TEXT), "data compressed with gzip, not token ids"),
+        (gzip.compress(TEXT, mtime=0), "data compressed with gzip, not token ids"),
         (zstandard.compress(ZIPF.astype("<u2").tobytes()), "data compressed with zstd, not token ids"),
         (pickle.dumps(ZIPF.tolist()), "a pickle of Python, not token ids"),
         (_saved(lambda file: np.savez(file, ZIPF.astype("<u2"))), "a zip archive, not token ids"),
