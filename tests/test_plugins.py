@@ -241,7 +241,7 @@ def test_a_strategy_in_one_file_of_somebody_else_works_wherever_ours_do(tiny: Ti
     first, *_, last = [mixture["mixture"] for mixture in result["mixtures"]]
     assert first == pytest.approx({"code": 0.6, "german": 0.2, "mathematics": 0.2})
     assert last != first
-    spent = result["ledger"]["purposes"]
+    spent = result["ledger"]
     assert spent["probes"]["flops"] == 2e6
     assert spent["search"]["flops"] > 0, "what it measured while the model was trained"
     assert spent["probes"]["flops"] + spent["search"]["flops"] == pytest.approx(planned, rel=0.01)
