@@ -6,13 +6,15 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from opmix_ray.commands.options import Json
 from opmix_ray.errors import UserError
-from opmix_ray.mixture import Mixture
+
+if TYPE_CHECKING:
+    from opmix_ray.mixture import Mixture
 
 
 def design(
@@ -100,6 +102,8 @@ def _earlier(file: Path | None, names: Sequence[str]) -> tuple[list[Mixture], li
             f"no line holds a mixture; the first: {found.left_out[0].reason}", file=file, key="--earlier",
             remedy="give shares that sum to 1",
         )  # fmt: skip
+    from opmix_ray.mixture import Mixture
+
     mixtures = [Mixture.from_array(found.domains, row).over(names) for row in found.shares]
     return mixtures, [cell for row in table.rows for cell in row]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from opmix_ray.commands.follow import Follower, follow, page
+from opmix_ray.output.state import sealed
 from opmix_ray.storage import Storage
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
@@ -24,7 +25,7 @@ def shown(run: Storage) -> str:
 
 
 def unfinish(run: Storage) -> None:
-    run.write_json("state.json", run.read_json("state.json") | {"finished": False, "done": 3})
+    run.write_json("state.json", sealed(run.read_json("state.json") | {"finished": False, "done": 3}))
 
 
 def test_a_finished_run_is_shown_once(run: Storage, opmix: Opmix) -> None:
@@ -71,7 +72,7 @@ def test_it_follows_until_the_end(run: Storage) -> None:
         assert thread.is_alive()
         run.write_text("metrics.jsonl", "\n".join(lines) + "\n")
         until(text, 2)
-        run.write_json("state.json", run.read_json("state.json") | {"finished": True})
+        run.write_json("state.json", sealed(run.read_json("state.json") | {"finished": True}))
         thread.join(120)
     assert ended == ["finished"]
     steps = [line.split(";")[0] for line in text.getvalue().splitlines()]

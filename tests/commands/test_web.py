@@ -19,6 +19,7 @@ from opmix_ray.commands import web
 from opmix_ray.commands.web import serving
 from opmix_ray.errors import UserError
 from opmix_ray.output.lock import locked
+from opmix_ray.output.state import sealed
 from opmix_ray.storage import Storage
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
@@ -34,7 +35,8 @@ def going(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     run = make_run(tmp_path / "run", decisions=2, trials=6, domains=PLAIN[:3], steps=120, bad_rows=False)
     for name in ("result.json", "decisions/001/decision.json", "decisions/001/law.json"):
         run.delete(name)
-    run.write_json("state.json", run.read_json("state.json") | {"finished": False, "done": 3, "step": 80})
+    state = run.read_json("state.json") | {"finished": False, "done": 3, "step": 80}
+    run.write_json("state.json", sealed(state))
     rows = [line for line in run.lines("metrics.jsonl") if json.loads(line)["step"] <= 80]
     run.write_text("metrics.jsonl", "".join(f"{line}\n" for line in rows))
     with locked(run):

@@ -166,7 +166,7 @@ def test_a_messy_folder_becomes_a_run(opmix: Opmix, tiny_data: Path, home: Path)
     said = ended.out.splitlines()
     for name, problem in (
         ("empty", "is empty"),
-        ("broken", "not a JSON object"),
+        ("broken", "is not JSON"),
         ("latin", "is not UTF-8 text"),
     ):
         assert any(line.startswith("left out: ") and name in line and problem in line for line in said), name

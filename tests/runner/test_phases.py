@@ -17,7 +17,7 @@ from opmix_ray.config import RunConfig, with_given
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
-from opmix_ray.output.state import RunState, load_state
+from opmix_ray.output.state import RunState, load_state, sealed
 from opmix_ray.runner.runner import run
 from opmix_ray.storage import Storage
 from tests.support import DOMAINS, ROOT, TinyRun, read_json
@@ -102,7 +102,7 @@ def test_only_a_finished_run_can_be_gone_on_from(first: Path, tiny: TinyRun, tmp
         run(made(tiny, "out", CARRY, base=tmp_path / "nothing"))
     shutil.copytree(first, tmp_path / "half")
     state = read_json(tmp_path / "half" / "state.json")
-    (tmp_path / "half" / "state.json").write_text(json.dumps(state | {"finished": False}))
+    (tmp_path / "half" / "state.json").write_text(json.dumps(sealed(state | {"finished": False})))
     with pytest.raises(UserError, match="is not finished"):
         run(made(tiny, "out", CARRY, base=tmp_path / "half"))
     assert not (tiny.directory / "out").exists()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from opmix_ray.output.state import RunState, read_config
+from opmix_ray.output.state import load_state, read_config
 from opmix_ray.runner.runner import _done
 from opmix_ray.storage import Storage
 from opmix_ray.watch import Watch
@@ -30,7 +31,7 @@ def test_watch_study_and_event_files(
         assert (ended.code, ended.out.startswith("step 60 of 60; finished")) == (0, True)
         assert opmix("study", remote.uri, "--output", tmp_path / "study.log").code == 0
         watch = Watch(read_config(remote), remote)
-        watch.replay(**_done(remote, RunState(**remote.read_json("state.json") | {"done": 1})))
+        watch.replay(**_done(remote, replace(load_state(remote), done=1)))
         watch.costs(60, {"main": {"tokens": 7.0}}, 0.5)
         live = {name: remote.read_bytes(f"tensorboard/{name}") for name in remote.names("tensorboard")}
         watch.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from opmix_ray.output.state import METRICS, RunState, read_config
+from opmix_ray.output.state import METRICS, RunState, load_state, read_config
 from opmix_ray.runner.runner import _done
 from opmix_ray.storage import Storage
 from opmix_ray.watch import Watch
@@ -16,7 +17,7 @@ from tests.watch.conftest import scalars
 
 
 def state_of(run: Storage) -> RunState:
-    return RunState(**run.read_json("state.json"))
+    return load_state(run)
 
 
 def recorded(run: Storage) -> dict[str, dict[int, float]]:
@@ -78,7 +79,7 @@ def test_everything_is_recorded_once_however_often_a_run_is_resumed(run: Storage
 
 def test_names_are_documented(run: Storage) -> None:
     watch = Watch(read_config(run), run)
-    watch.replay(**_done(run, RunState(**run.read_json("state.json") | {"done": 1})))
+    watch.replay(**_done(run, replace(load_state(run), done=1)))
     watch.costs(60, state_of(run).ledger, 0.1)
     watch.close()
     text = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
