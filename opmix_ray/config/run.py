@@ -97,7 +97,8 @@ class SearchConfig(Section):
         le=1,
         description="Share of a stage's training FLOPs that all its decisions may cost. Probes (steps, batch), "
         "candidates and their sequences are sized to it; what is set by hand stays. Where it pays for no probe, the "
-        "decision rests on counting alone and costs no FLOPs. None: no bound.",
+        "decision rests on counting; a pretrained model is asked first what it knows, else it costs no FLOPs. "
+        "None: no bound.",
     )
     trials: int = Field(12, ge=1, description="Candidates scored per decision, at most.")
     gradients: bool | Literal["auto"] = Field(
