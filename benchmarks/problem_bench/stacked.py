@@ -1,7 +1,7 @@
 """Many small Llamas trained side by side on the CPU: every weight has a first axis over the K models.
 
 A step of one small model is mostly the price of calling operators; K models in one call share that price. The function,
-the loss and the optimiser are those of the product's training loop (`tests/benchmarks/test_stacked.py` compares them).
+the loss and the optimiser are those of the product's training loop (`tests/test_benchmarks.py` compares them).
 """
 
 from __future__ import annotations

@@ -104,11 +104,12 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
                 f"about {100 * share:.0f} %",
             )  # fmt: skip
         alone = alone if alone >= LEAST_SEQUENCES else 0
+        how = "asking the model and counting" if alone and pretrained(config) else "counting alone"
         share = alone * sets * length * FORWARD / whole if pretrained(config) else 0.0
         return Size(
             None, 0, share,
             f"{stage.steps} steps are too few for probes of {components} components within search.budget ({percent}): "
-            "the mixture comes from counting alone",
+            f"the mixture comes from {how}",
             alone,
         )  # fmt: skip
     kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
