@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,19 @@ def write_tiny_data(directory: Path) -> Path:
             lines = list(islice(source, documents))
         (directory / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return directory
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, as in workers: models this small are slowed down by more, and sums differ with them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def tiny_tree(data: Path) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def _earlier(file: Path | None, names: Sequence[str]) -> tuple[list[Mixture], li
     from opmix_ray.exchange.csv_table import read_csv
     from opmix_ray.fit.sweep import read_mixtures
     from opmix_ray.laws.base import nearest
+    from opmix_ray.mixture import Mixture
 
     table = read_csv(file)
     found = read_mixtures(table)
@@ -102,8 +103,6 @@ def _earlier(file: Path | None, names: Sequence[str]) -> tuple[list[Mixture], li
             f"no line holds a mixture; the first: {found.left_out[0].reason}", file=file, key="--earlier",
             remedy="give shares that sum to 1",
         )  # fmt: skip
-    from opmix_ray.mixture import Mixture
-
     mixtures = [Mixture.from_array(found.domains, row).over(names) for row in found.shares]
     return mixtures, [cell for row in table.rows for cell in row]
 

@@ -18,10 +18,8 @@ FOR_PROBES = 0.55  # of a decision's budget
 SAFE = 0.9  # of the budget, since the three figures above are rounded
 LEAST_STEPS, LEAST_BATCH = 3, 2
 LEAST_SEQUENCES = 4
-MOST_ASKED, FOR_ASKING = (
-    16,
-    0.1,
-)  # sequences a set that the model is asked about first, and the part of the budget
+MOST_ASKED = 16  # sequences of each set that the model is asked about before counting
+FOR_ASKING = 0.1  # of a decision's budget
 MORE_TRIALS = 3  # candidates at least, in addition to one for each component
 
 
@@ -76,16 +74,20 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
     by_hand = {f"probe.{name}" for name in probe.sized_by_rule & probe.model_fields_set} | {
         f"search.{name}" for name in search.sized_by_rule & search.model_fields_set
     }
-    alone = min(MOST_ASKED, int(one / (sets * length * FORWARD)))  # where counting is all that is done
-    asked = min(MOST_ASKED, int(FOR_ASKING * one / (sets * length * FORWARD)))
-    asked = asked if asked >= LEAST_SEQUENCES else 0
-    asking = asked * sets * length * FORWARD if pretrained(config) else 0.0
-    one -= asking
+    look = sets * length * FORWARD  # at one sequence of each set
+    known = look if pretrained(config) else 0.0  # of it, what is expected to be spent
+
+    def affordable(part: float) -> int:
+        count = min(MOST_ASKED, int(part * one / look))
+        return count if count >= LEAST_SEQUENCES else 0
+
+    alone, asked = affordable(1.0), affordable(FOR_ASKING)
+    one -= asked * known
     rows = FOR_PROBES * one / (count * length * PROBE)  # of one probe, over all its steps
     if "probe.batch_size" not in by_hand:
         batch = max(LEAST_BATCH, min(batch, round(math.sqrt(rows))))
     steps = probe.steps if "probe.steps" in by_hand else min(probe.steps, int(rows / batch))
-    passes = (1 - FOR_PROBES) * one / (sets * length * FORWARD)  # sequences of each set, over all candidates
+    passes = (1 - FOR_PROBES) * one / look  # sequences of each set, over all candidates
     fewest = components + MORE_TRIALS
     trials = search.trials
     if "search.trials" not in by_hand:
@@ -103,18 +105,16 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
                 f"({percent}), and proposal.law {config.proposal.law} needs them: sizes as configured, "
                 f"about {100 * share:.0f} %",
             )  # fmt: skip
-        alone = alone if alone >= LEAST_SEQUENCES else 0
-        how = "asking the model and counting" if alone and pretrained(config) else "counting alone"
-        share = alone * sets * length * FORWARD / whole if pretrained(config) else 0.0
+        how = "asking the model and counting" if alone * known else "counting alone"
         return Size(
-            None, 0, share,
+            None, 0, alone * known / whole,
             f"{stage.steps} steps are too few for probes of {components} components within search.budget ({percent}): "
             f"the mixture comes from {how}",
             alone,
         )  # fmt: skip
     kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
     sizes = config.but(probe={"steps": steps, "batch_size": batch}, search={"trials": trials})
-    share = cost(steps, batch, trials, sequences) + asking / whole
+    share = cost(steps, batch, trials, sequences) + asked * known / whole
     over = "within" if share * max(1, len(stage.decide_at)) <= search.budget else "more than"
     return Size(
         sizes, sequences, share,

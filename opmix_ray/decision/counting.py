@@ -16,7 +16,7 @@ MOST_TOKENS = 1 << 22  # counted over all domains
 
 
 def texts_for(
-    prepared: Prepared, sets: Iterable[str], *, reported: int, searched: int, most: int = MOST_SEQUENCES
+    prepared: Prepared, sets: Iterable[str], *, reported: int, searched: int, most: int | None = None
 ) -> dict[str, Held]:
     """Held-out sequences by evaluation set, of which the words are counted; sets of questions are left out.
 
@@ -24,7 +24,7 @@ def texts_for(
         prepared: the run's data.
         sets: names of those that matter.
         reported, searched: held-out sequences per set for reports and for decisions; the former are not looked at.
-        most: sequences of each set.
+        most: sequences of each set; None: `MOST_SEQUENCES`, or what decisions see where that is more.
     """
     held = {}
     for name in sets:
@@ -34,7 +34,7 @@ def texts_for(
         count = domain.eval_sequences
         first, own = split_counts(count, reported, searched)
         start = first if count > 1 else 0
-        wanted = max(own, most) if most == MOST_SEQUENCES else most
+        wanted = max(own, MOST_SEQUENCES) if most is None else most
         held[name] = domain.evaluation().batch(range(start, min(count, start + wanted)))
     return held
 

@@ -173,7 +173,7 @@ class _Maker:
         situation, began = self.situation, time.monotonic()
         question = self._question(self.chosen.components(self.config.probe.new_share), None)
         if not question.now and (question.limits or question.aim.curved):
-            self.asked.append(measure_now(self.config, self.prepared, situation.model))
+            self.asked.append(measure_now(self.config, self.prepared, self._weights()))
             question = replace(question, now=self.asked[-1].losses)
         found = fit_decision([], question)
         decision = conclude(
@@ -365,12 +365,16 @@ class _Maker:
         )
         if counts and self.size.asked and self._knows_more(counts, data):
             texts = texts_for(self.prepared, self.sets, **held, most=self.size.asked)
-            if self.base is None:
-                self.base = ray.put(snapshot(load_weights(config, self.prepared, situation.model)))
-            told = measure_in_task(config, self.base, {**texts}, targets=True)
+            told = measure_in_task(config, self._weights(), {**texts}, targets=True)
             self.asked.append(told)
             counts = counts_for(self.prepared, texts, situation.current, data, told.targets)
         return Known(counts, data)
+
+    def _weights(self) -> ray.ObjectRef:
+        """The decision's weights in the object store, put there once."""
+        if self.base is None:
+            self.base = ray.put(snapshot(load_weights(self.config, self.prepared, self.situation.model)))
+        return self.base
 
     def _knows_more(self, counts: Mapping[str, Counts], data: DataLeft) -> bool:
         """Whether the model loses less now than counting says it would after the stage: then it is asked first."""

@@ -17,7 +17,7 @@ from opmix_ray.data.held_out import HeldOut, part_of, search_sets, texts_of, tok
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.old_part import probe_data
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.base import BaseModel, factors_only, model_from, snapshot
+from opmix_ray.model.base import BaseModel, factors_only, model_from
 from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.load import load_model
@@ -103,15 +103,14 @@ class Measured:
     targets: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def measure_now(config: RunConfig, prepared: Prepared, directory: Path | None) -> Measured:
+def measure_now(config: RunConfig, prepared: Prepared, base: ray.ObjectRef) -> Measured:
     """Measure the sets that a decision looks at, where neither the run nor a candidate has measured them.
 
     Args:
         config: the run.
         prepared: its data.
-        directory: of the weights; None: the configured model.
+        base: the weights.
     """
-    base = ray.put(snapshot(load_weights(config, prepared, directory)))
     sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences, config.decided_on())
     return measure_in_task(config, base, sets)
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-import torch
 
 from opmix_ray.config import RunConfig
 from opmix_ray.counts.response import DataResponse
@@ -28,7 +27,7 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
 from opmix_ray.train.probes import train_probe
 from opmix_ray.trials.space import Components
-from tests.support import TinyRun
+from tests.support import TinyRun, one_thread
 
 
 class Watch(Progress):
@@ -71,12 +70,8 @@ class Place:
             probe_task(self.config, self.prepared, n, self.chosen.replayed, "decision-0") for n in self.names
         ]
         tasks.append(check_task(self.config, self.prepared, self.chosen, "decision-0", LOOKED_AT))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as many as a probe's worker has: on some processors sums differ with it
-        try:
+        with one_thread():  # as many as a probe's worker has
             return [train_probe(task, self.base) for task in tasks]
-        finally:
-            torch.set_num_threads(threads)
 
 
 LOOKED_AT = 2  # sequences of each set, as candidates do

@@ -60,6 +60,22 @@ def write(
     return place / "ratios.csv", place / "metrics.csv"
 
 
+def given(ratios: Path, metrics: Path, output: Path, bootstrap: int) -> list[Any]:
+    """Options of `opmix fit` with a fast law."""
+    return [
+        "--ratios",
+        ratios,
+        "--metrics",
+        metrics,
+        "--output",
+        output,
+        "--law",
+        "ridge",
+        "--bootstrap",
+        bootstrap,
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("70M", 70e6), ("1.5B", 1.5e9), ("410000000", 410e6), ("4.1e8", 4.1e8), ("1,000,000", 1e6), ("20b tokens", 20e9),
@@ -244,18 +260,7 @@ def test_from_files_to_a_mixture_for_a_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     ratios, metrics = write(tmp_path)
-    files = (
-        "--ratios",
-        ratios,
-        "--metrics",
-        metrics,
-        "--output",
-        tmp_path / "out",
-        "--law",
-        "ridge",
-        "--bootstrap",
-        3,
-    )
+    files = given(ratios, metrics, tmp_path / "out", 3)
     assert opmix(monkeypatch, "fit", *files, "--target-size", "410M") == 0
     said = capsys.readouterr().out
     assert "sizes: 70M (12 runs), 160M (6 runs), 410M (5 runs); the mixture is for 410M" in said
@@ -323,18 +328,7 @@ def test_wrong_sizes_are_one_line_and_code_two(
     more = {"kind": ["large"] * count, "below": ["-5"] * count, "same": ["70M"] * count,
             "two": ["70M"] * 12 + ["160M"] * 11}  # fmt: skip
     ratios, metrics = write(tmp_path, **more)
-    files = (
-        "--ratios",
-        ratios,
-        "--metrics",
-        metrics,
-        "--output",
-        tmp_path / "out",
-        "--law",
-        "ridge",
-        "--bootstrap",
-        0,
-    )
+    files = given(ratios, metrics, tmp_path / "out", 0)
     assert opmix(monkeypatch, "fit", *files, *options) == 2
     ended = capsys.readouterr()
     assert ended.err.count("\n") == 1

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, prepare
@@ -15,16 +14,13 @@ from opmix_ray.decision.progress import Progress
 from opmix_ray.mixture import Mixture
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.making import Making
-from tests.support import TinyRun
+from tests.support import TinyRun, one_thread
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slowed down by a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
