@@ -78,11 +78,11 @@ def judge(problem: Problem) -> Verdict:
     domains, end = bench.domains, str(problem.prefix + problem.steps)
     names, shares, values = [], [], []
     first = kept["seeds"][seeds[0]]
-    for number, run in enumerate(first["runs"]):
-        same = [kept["seeds"][s]["runs"] for s in seeds] if run["round"] < 2 else [first["runs"]]
+    for run in first["runs"]:
         names.append(run["name"])
         shares.append(as_array(run["mixture"], domains))
-        values.append(np.mean([objective(bench, r[number]["losses"][end]) for r in same if len(r) > number]))
+        same = [r for s in seeds for r in kept["seeds"][s]["runs"] if r["mixture"] == run["mixture"]]
+        values.append(np.mean([objective(bench, r["losses"][end]) for r in same]))
     trained, losses = np.array(shares), np.array(values)
     law, choice, mixture = decided(bench, first["prefix"])
     at = mixture.array(domains)

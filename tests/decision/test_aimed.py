@@ -198,11 +198,12 @@ def test_a_limit_pulls_the_mixture_in_force_too() -> None:
     assert "higher with" in decision.reason
 
 
-def test_levels_lie_between_counting_and_now() -> None:
+def test_levels_lie_just_below_counting_seen_from_now() -> None:
     asked = question(now={"easy": 4.2, "middle": 4.2, "hard": 4.2})
     counted, law = fit([], question()), fit([], asked)
     for before, after, name in zip(counted.responses, law.responses, DOMAINS, strict=True):
         assert isinstance(before, DataResponse)
         assert isinstance(after, DataResponse)
-        assert after.level == pytest.approx(before.level + 0.29 * (4.2 - before.level))
-        assert law.details["level_errors"][name] == pytest.approx(0.17 * (4.2 - before.level))
+        assert after.level == pytest.approx(before.level - 0.08 * (4.2 - before.level))
+        error = math.hypot(0.17 * (4.2 - before.level), 0.05)
+        assert law.details["level_errors"][name] == pytest.approx(error)
