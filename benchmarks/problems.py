@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument(
         "--fit", action="store_true", help="design: by the law of opmix fit, which takes far longer"
     )
+    parser.add_argument("--runs", type=int, default=3, help="run: seeds of the comparison")
+    parser.add_argument("--strategies", help="run: names, separated by commas; default: six")
     arguments = parser.parse_args()
     if arguments.what == "design":
         from problem_bench.sweeps import compare, compare_by_fit
@@ -74,10 +76,12 @@ def main() -> None:
                 print(f"{name}: left out: {error}")
         print(table(verdicts))
     else:
-        from problem_bench.real import run
+        from problem_bench.real import STRATEGIES, run
 
+        strategies = arguments.strategies.split(",") if arguments.strategies else STRATEGIES
         for name in asked:
-            run(Problem.load(name))
+            print(name)
+            run(Problem.load(name), arguments.runs, strategies)
 
 
 if __name__ == "__main__":

@@ -74,8 +74,14 @@ class Problem:
         """Domains that the prefix has not seen."""
         return [d for d in self.domains if self.known is not None and d not in self.known]
 
-    def config(self, seed: int, output: str | None = None) -> RunConfig:
-        """The product's configuration: prefix and the steps after it are one stage, or two where domains are new."""
+    def config(self, seed: int, output: str | None = None, *, sized: bool = False) -> RunConfig:
+        """The product's configuration: prefix and the steps after it are one stage, or two where domains are new.
+
+        Args:
+            seed: of the run.
+            output: of the run.
+            sized: by rule, to the default budget; else as the truths were measured.
+        """
         place = BUILT / self.name
         for name, entry in {**self.domains, **self.targets}.items():
             write(entry, place / f"{name}.jsonl")
@@ -133,6 +139,8 @@ class Problem:
             },
             "search": {"sequences": 64},
         }
+        if sized:
+            del tree["search"]
         if output:
             tree["output"] = output
         if self.weights:

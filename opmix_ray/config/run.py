@@ -96,9 +96,9 @@ class SearchConfig(Section):
         ge=0,
         le=1,
         description="Share of a stage's training FLOPs that all its decisions may cost. Probes (steps, batch), "
-        "candidates and their sequences are sized to it; what is set by hand stays. Where it pays for no probe, the "
-        "decision rests on counting; a pretrained model is asked first what it knows, else it costs no FLOPs. "
-        "None: no bound.",
+        "candidates and their sequences are sized to it; what is set by hand stays. Where every set can be counted "
+        "(all but questions), probes only check that, at a fifth of it. Where it pays for no probe, the decision rests "
+        "on counting; a pretrained model is asked first what it knows, else it costs no FLOPs. None: no bound.",
     )
     trials: int = Field(12, ge=1, description="Candidates scored per decision, at most.")
     gradients: bool | Literal["auto"] = Field(

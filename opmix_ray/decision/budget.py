@@ -16,6 +16,9 @@ from opmix_ray.config import RunConfig, StageConfig
 TRAIN, PROBE, FORWARD = 3.0, 2.3, 1.0
 FOR_PROBES = 0.55  # of a decision's budget
 SAFE = 0.9  # of the budget, since the three figures above are rounded
+# Where counting speaks for every set, probes of a few steps moved the mixture by .03 and cost .04 nats of training, on
+# five problems of five (docs/decisions.md): there they come where they cost next to nothing, long enough to tell.
+FOR_CHECKING, LEAST_CHECKING = 0.2, 12  # of the budget; steps
 LEAST_STEPS, LEAST_BATCH = 3, 2
 LEAST_SEQUENCES = 4
 MOST_ASKED = 16  # sequences of each set that the model is asked about before counting
@@ -44,10 +47,15 @@ class Size:
 
 def decision_size(config: RunConfig, stage: StageConfig, components: int) -> Size:
     """Sizes for one decision of a stage, for the sets that it looks at."""
-    return sized(config, stage, components=components, sets=len(config.decided_on()))
+    names = config.decided_on()
+    given = config.evaluation.sets
+    counted = all(name not in given or given[name].metric == "loss" for name in names)
+    return sized(config, stage, components=components, sets=len(names), counted=counted)
 
 
-def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) -> Size:
+def sized(
+    config: RunConfig, stage: StageConfig, *, components: int, sets: int, counted: bool = False
+) -> Size:
     """Sizes for one decision of a stage.
 
     Args:
@@ -55,6 +63,7 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
         stage: with its decisions.
         components: probes that are trained.
         sets: evaluation sets that are scored.
+        counted: counting speaks for all of them, so that probes only check it.
     """
     probe, search, train = config.probe, config.search, config.train
     length = config.data.seq_len
@@ -82,7 +91,8 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
         return count if count >= LEAST_SEQUENCES else 0
 
     alone, asked = affordable(1.0), affordable(FOR_ASKING)
-    one -= asked * known
+    checking = counted and not by_hand and config.proposal.law == "auto"
+    one = (FOR_CHECKING * one if checking else one) - asked * known
     rows = FOR_PROBES * one / (count * length * PROBE)  # of one probe, over all its steps
     if "probe.batch_size" not in by_hand:
         batch = max(LEAST_BATCH, min(batch, round(math.sqrt(rows))))
@@ -95,8 +105,9 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
     sequences = search.sequences
     if "search.sequences" not in by_hand:
         sequences = min(search.sequences, int(passes / (trials + looks)))
-    percent = f"{100 * search.budget:g} % of the stage's FLOPs for {max(1, len(stage.decide_at))} decision(s)"
-    if steps < LEAST_STEPS or sequences < LEAST_SEQUENCES:
+    part = search.budget * (FOR_CHECKING if checking else 1)
+    percent = f"{100 * part:g} % of the stage's FLOPs for {max(1, len(stage.decide_at))} decision(s)"
+    if steps < (LEAST_CHECKING if checking else LEAST_STEPS) or sequences < LEAST_SEQUENCES:
         if config.proposal.law != "auto":  # a law that cannot be had by counting
             share = cost(probe.steps, probe.batch_size or train.batch_size, search.trials, search.sequences)
             return Size(
@@ -106,11 +117,12 @@ def sized(config: RunConfig, stage: StageConfig, *, components: int, sets: int) 
                 f"about {100 * share:.0f} %",
             )  # fmt: skip
         how = "asking the model and counting" if alone * known else "counting alone"
+        within = (
+            "that check what is counted" if checking else f"of {components} components within search.budget"
+        )
         return Size(
             None, 0, alone * known / whole,
-            f"{stage.steps} steps are too few for probes of {components} components within search.budget ({percent}): "
-            f"the mixture comes from {how}",
-            alone,
+            f"{stage.steps} steps are too few for probes {within} ({percent}): the mixture comes from {how}", alone,
         )  # fmt: skip
     kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
     sizes = config.but(probe={"steps": steps, "batch_size": batch}, search={"trials": trials})

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from opmix_ray.config import RunConfig, dump_config, load_config, make_config
-from opmix_ray.decision.budget import FORWARD, PROBE, TRAIN, sized
+from opmix_ray.decision.budget import (
+    FOR_CHECKING,
+    FORWARD,
+    LEAST_CHECKING,
+    PROBE,
+    TRAIN,
+    decision_size,
+    sized,
+)
 from opmix_ray.decision.choice import Choice, choose
 from opmix_ray.laws.base import Constant
 from opmix_ray.laws.fitted import FittedLaw
@@ -49,6 +58,35 @@ def test_a_short_stage_has_no_probes_and_a_long_one_the_configured_ones() -> Non
     assert size.config is not None
     assert (size.config.probe.steps, size.config.probe.batch_size) == (25, 16)
     assert (size.config.search.trials, size.sequences) == (12, 32)
+
+
+@pytest.mark.parametrize("steps", [400, 3000, 20000, 200000])
+def test_where_every_set_is_counted_probes_are_long_and_cost_a_fifth(steps: int) -> None:
+    run = config(steps)
+    size = decision_size(run, run.stages[0], components=4)
+    assert 2 * size.share <= FOR_CHECKING * run.search.budget  # type: ignore[operator]
+    if steps <= 3000:
+        assert size.config is None
+        assert "probes that check what is counted (1 % of" in size.words
+    else:
+        assert size.config is not None
+        assert size.config.probe.steps >= LEAST_CHECKING
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"probe": {"steps": 4}},
+        {"search": {"trials": 9}},
+        {"proposal": {"law": "log-linear"}},
+        {"evaluation": {"sets": {"q": {"path": "q.jsonl", "metric": "choice"}}, "weights": {"q": 1}}},
+    ],
+)
+def test_who_asks_for_probes_or_has_questions_gets_the_whole_budget(sections: dict[str, Any]) -> None:
+    run = config(1000, **sections)
+    size = decision_size(run, run.stages[0], components=4)
+    assert size.config is not None
+    assert size.share > FOR_CHECKING * run.search.budget / 2  # type: ignore[operator]
 
 
 def test_a_law_that_needs_probes_has_them_in_a_short_stage_too() -> None:
