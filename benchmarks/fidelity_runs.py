@@ -31,8 +31,8 @@ from opmix_ray.data.sampler import Sampler
 from opmix_ray.decision.old_part import probe_data
 from opmix_ray.decision.task import load_weights
 from opmix_ray.mixture import Mixture
+from opmix_ray.model.architecture import train_flops
 from opmix_ray.model.base import BaseModel, snapshot
-from opmix_ray.model.flops import train_flops
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.model.probe import Probe

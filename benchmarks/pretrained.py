@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from opmix_ray.config import RunConfig, load_config
+from opmix_ray.config.train import learning_rate
 from opmix_ray.counts.ngrams import DataLeft
 from opmix_ray.data.gather import gather
 from opmix_ray.data.prepare import Prepared, prepare
@@ -31,7 +32,6 @@ from opmix_ray.decision.task import load_weights
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.loss import compute_context, evaluate_sets, target_losses, training_loss
 from opmix_ray.train.loop import _optimizer
-from opmix_ray.train.schedule import learning_rate
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "benchmarks" / "results" / "pretrained.json"

@@ -40,7 +40,7 @@ from opmix_ray.model.base import BaseModel
 from opmix_ray.model.interpolate import Interpolator
 from opmix_ray.model.probe import Factors, Probe
 from opmix_ray.resources import shipped
-from opmix_ray.train.probe_run import ProbeRun
+from opmix_ray.train.probes import ProbeRun
 
 FEW = 4  # sequences of a set
 

@@ -153,7 +153,7 @@ def trials(config: Any, model: Any, probes: list[Any], vocab_size: int) -> list[
     """Seconds of a trial in proportion to its tokens: a rate from few sequences foretells many."""
     import torch
 
-    from opmix_ray.model.flops import forward_flops
+    from opmix_ray.model.architecture import forward_flops
     from opmix_ray.model.interpolate import ProbeSet
     from opmix_ray.trials.trial import CandidateScorer
 

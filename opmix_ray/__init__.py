@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from opmix_ray.mixture import Mixture
     from opmix_ray.model.interpolate import Interpolator, ProbeSet
     from opmix_ray.runner.search import make_task
-    from opmix_ray.strategies.base import Strategy
-    from opmix_ray.strategies.costs import Costs, Planned
+    from opmix_ray.strategies.base import Costs, Planned, Strategy
     from opmix_ray.strategies.design import design
     from opmix_ray.strategies.making import Making
     from opmix_ray.train.callback import Moment, TrainingCallback
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "CandidateScorer": "opmix_ray.trials.trial",
-    "Costs": "opmix_ray.strategies.costs",
+    "Costs": "opmix_ray.strategies.base",
     "Decision": "opmix_ray.decision.rule",
     "Interpolator": "opmix_ray.model.interpolate",
     "TrainingCallback": "opmix_ray.train.callback",
@@ -41,7 +40,7 @@ _WHERE = {
     "Mixture": "opmix_ray.mixture",
     "MixtureTrial": "opmix_ray.trials.trial",
     "Moment": "opmix_ray.train.callback",
-    "Planned": "opmix_ray.strategies.costs",
+    "Planned": "opmix_ray.strategies.base",
     "ProbeSet": "opmix_ray.model.interpolate",
     "RunConfig": "opmix_ray.config",
     "SearchTask": "opmix_ray.trials.trial",

@@ -27,7 +27,7 @@ WHOLE_RUNS = (
     "init",
     "runner",
     "strategies",
-    "watch",
+    "trackers",
 )
 
 

@@ -24,8 +24,7 @@ from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.runner.check_plan import check_plan
 from opmix_ray.runner.plan import in_stage
 from opmix_ray.sources.source import iter_documents, validate_sources
-from opmix_ray.strategies.base import Strategy
-from opmix_ray.strategies.registry import strategy_names, strategy_of
+from opmix_ray.strategies.base import Strategy, strategy_names, strategy_of
 from tests.support import ROOT, TinyRun, opmix
 
 

@@ -14,7 +14,7 @@ from opmix_ray.remote import refuse_credentials, without_credentials
 from opmix_ray.runner.validate import check_uris
 from opmix_ray.sources.listing import expand
 from opmix_ray.storage import Storage
-from opmix_ray.train.recover import NOTES, recover
+from opmix_ray.train.checkpoint import NOTES, recover
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 from tests.object_store import ObjectStore, object_store

@@ -25,14 +25,14 @@ from opmix_ray.exchange import FORMATS
 from opmix_ray.exchange.handover import Handover, Part
 from opmix_ray.exits import exit_code
 from opmix_ray.model.load import build_empty, load_model, model_spec, save_model
-from opmix_ray.output.sessions import command_line
+from opmix_ray.output.ledger import command_line
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
 from opmix_ray.runner.validate import check_uris
 from opmix_ray.secret import hidden, in_uri, without
 from opmix_ray.storage import Storage
+from opmix_ray.trackers import _Run
 from opmix_ray.train.checkpoint import read_tensors
-from opmix_ray.watch.trackers import _Run
 from tests.model.tiny_models import VOCAB, tiny
 from tests.report.reading import Page
 from tests.report.synthetic import make_run

@@ -31,7 +31,7 @@ output trials
 cluster train
 decision
 strategies
-report watch
+report trackers
 runner
 compare fit init
 pile

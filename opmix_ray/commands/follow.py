@@ -21,8 +21,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import is_held
 from opmix_ray.output.result import kept_steps
-from opmix_ray.output.rows import read_rows
-from opmix_ray.output.state import STATE, load_state, read_config
+from opmix_ray.output.state import STATE, load_state, read_config, read_rows
 from opmix_ray.record import read_record
 from opmix_ray.runner.plan import plan
 from opmix_ray.storage import Storage

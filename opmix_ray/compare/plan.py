@@ -10,7 +10,7 @@ from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
 from opmix_ray.runner.forecast import Forecast
 from opmix_ray.runner.plan import stage_domains, with_strategy
-from opmix_ray.strategies.registry import check_strategy, strategy_names
+from opmix_ray.strategies.base import check_strategy, strategy_names
 
 RUNS = "runs"  # directory of the runs inside a comparison's output
 

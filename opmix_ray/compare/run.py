@@ -32,7 +32,7 @@ from opmix_ray.runner.plan import stage_domains
 from opmix_ray.runner.runner import run
 from opmix_ray.runner.validate import validate
 from opmix_ray.storage import Storage
-from opmix_ray.strategies.registry import strategy_of
+from opmix_ray.strategies.base import strategy_of
 
 
 class ParallelRuns:

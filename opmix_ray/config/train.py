@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,3 +104,22 @@ class TrainConfig(Section):
     )
     log_every: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl.")
     max_failures: int = Field(3, ge=0, description="How often a segment is tried again when a worker dies.")
+
+
+def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
+    """Learning rate of step `step` (from 0) of a stage of `steps` steps; a decision inside the stage changes nothing.
+
+    Linear warm-up, then constant, cosine, or stable and linear decay (WSD: Hu et al. 2024, arXiv 2404.06395).
+    """
+    peak, last = optimizer.learning_rate, schedule.final_ratio
+    warmup = round(schedule.warmup_fraction * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule.kind == "constant":
+        return peak
+    if schedule.kind == "cosine":
+        done = (step - warmup) / max(1, steps - warmup)
+        return peak * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * done)))
+    decay = round(schedule.decay_fraction * steps)
+    left = steps - step
+    return peak if left > decay else peak * (last + (1 - last) * left / max(1, decay))

@@ -17,8 +17,8 @@ from opmix_ray.data.held_out import HeldOut, part_of, search_sets, texts_of, tok
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.old_part import probe_data
 from opmix_ray.mixture import Mixture
+from opmix_ray.model.architecture import forward_flops
 from opmix_ray.model.base import BaseModel, factors_only, model_from
-from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.load import load_model
 from opmix_ray.model.loss import evaluate_sets, target_losses

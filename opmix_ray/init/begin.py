@@ -28,9 +28,9 @@ from opmix_ray.init.sizing import (
     vocabulary,
 )
 from opmix_ray.init.write import relative, write_config
+from opmix_ray.runner.forecast import Speed, measure
 from opmix_ray.runner.validate import check_before, refuse
 from opmix_ray.sources.source import ids_dtype, open_source
-from opmix_ray.train.speed import Speed, measure
 
 FILE = "opmix.yaml"
 TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages

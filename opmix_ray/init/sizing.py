@@ -14,8 +14,7 @@ from typing import Any
 from opmix_ray.config import RunConfig, SearchConfig
 from opmix_ray.decision.budget import decision_size
 from opmix_ray.init.look import BYTES_PER_TOKEN, Domain
-from opmix_ray.runner.forecast import DECISION, SEGMENT, SEVERAL, START
-from opmix_ray.train.speed import Speed
+from opmix_ray.runner.forecast import DECISION, SEGMENT, SEVERAL, START, Speed
 
 TOKENS_PER_WEIGHT = 20
 MAX_EPOCHS = 4

@@ -1,4 +1,4 @@
-"""What a run has spent: tokens, FLOPs, seconds and bytes, by purpose.
+"""What a run has spent, by purpose; and when, where and by which command it was worked on (sessions.json).
 
     ledger = Ledger()
     ledger.add("probes", tokens=51200, flops=3e12, seconds=4.1)
@@ -9,12 +9,25 @@ written as checkpoints. `idle` are the seconds in which the main run's workers h
 decision was being made: the wall time of every decision, less what was trained meanwhile, times the workers.
 Self-distillation's `answers` are tokens that the student generated (prompts read for it included), `teacher` those that
 its teacher scored: they are training, as `main` is.
+
+session = Session(storage)
+session.save()                # after every step of the plan: seconds so far
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from opmix_ray.errors import UserError
+from opmix_ray.secret import HIDDEN, in_text, is_secret
+from opmix_ray.storage import Storage
 
 TRAINING = ("main", "answers", "teacher")
 UNITS = ("tokens", "flops", "seconds", "bytes")
@@ -62,3 +75,51 @@ class Ledger:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sums)
+
+
+SESSIONS = "sessions.json"
+
+
+class Session:
+    """This process's work on a run; what earlier ones wrote is kept.
+
+    Args:
+        storage: the run's output.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage, self._start = storage, time.monotonic()
+        self._before = read_sessions(storage)
+        self._entry = {
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "command": command_line(sys.argv),
+        }
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, with the wall seconds that have passed."""
+        seconds = round(time.monotonic() - self._start, 1)
+        self._storage.write_json(SESSIONS, [*self._before, {**self._entry, "seconds": seconds}])
+
+
+def read_sessions(storage: Storage) -> list[dict[str, Any]]:
+    """Every entry, in order; what cannot be read is left out, since nothing of a run depends on it."""
+    try:
+        found = storage.read_json(SESSIONS) if storage.exists(SESSIONS) else []
+    except UserError:
+        return []
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """A command as one would type it, with secrets hidden: `opmix run mine.yaml --set watch.wandb.api_key=***`."""
+    program, *rest = arguments or ["python"]
+    return " ".join([Path(program).name, *(shlex.quote(_safe(word)) for word in rest)])
+
+
+def _safe(word: str) -> str:
+    key, mark, value = word.partition("=")
+    if mark and value and is_secret(key.rpartition(".")[2].lstrip("-")):
+        return f"{key}={HIDDEN}"
+    return in_text(word)

@@ -1,4 +1,4 @@
-"""Where a run stands, on disk after every step of the machine, and the rules about a directory that is in use."""
+"""Where a run stands, on disk after every step of its plan; and rows of metrics.jsonl: what it trained and measured."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 import yaml
-from pydantic import ConfigDict, ValidationError, with_config
+from pydantic import ConfigDict, Field, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12
 
 from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.config.gone import without_gone
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
-from opmix_ray.output.sessions import SESSIONS
-from opmix_ray.record import REMEDY, checked
+from opmix_ray.output.ledger import SESSIONS
+from opmix_ray.record import REMEDY, checked, read_records
 from opmix_ray.storage import Storage
 
 STATE, CONFIG, METRICS, MIXTURE, RESULT = (
@@ -331,3 +331,38 @@ def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, str, str]
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+@with_config(ConfigDict(extra="allow"))
+class TrainRow(TypedDict):
+    """What every row about training holds; there is more."""
+
+    kind: Literal["train"]
+    step: int
+    loss: float
+    tokens_per_second: float
+    learning_rate: NotRequired[float]
+    delivered: NotRequired[dict[str, int]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class EvaluationRow(TypedDict):
+    """What every row about an evaluation holds; there is more."""
+
+    kind: Literal["evaluation"]
+    step: int
+    losses: dict[str, float]
+    kept: NotRequired[int]  # step whose weights a stage ends with; the row is about these
+
+
+Row = Annotated[TrainRow | EvaluationRow, Field(discriminator="kind")]
+
+
+def read_rows(storage: Storage) -> list[dict[str, Any]]:
+    """Every row of metrics.jsonl.
+
+    Raises:
+        UserError: a line is not JSON, or not such a row.
+    """
+    rows: list[dict[str, Any]] = read_records(storage, METRICS, cast(Any, Row))
+    return rows

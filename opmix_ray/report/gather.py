@@ -18,8 +18,7 @@ from opmix_ray.decision.aimed import aimed
 from opmix_ray.draw.numbers import number, numbers
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
-from opmix_ray.output.ledger import TRAINING, Ledger
-from opmix_ray.output.sessions import read_sessions
+from opmix_ray.output.ledger import TRAINING, Ledger, read_sessions
 from opmix_ray.output.state import CONFIG, METRICS, MIXTURE, RESULT, STATE
 from opmix_ray.storage import Storage
 from opmix_ray.trials.rows import TRIALS, TrialRow

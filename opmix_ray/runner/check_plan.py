@@ -14,9 +14,9 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws.base import nearest
 from opmix_ray.laws.fit import law_names
 from opmix_ray.runner.plan import decision_points, evaluated_at, overlap_steps, plan, stage_domains
-from opmix_ray.strategies.registry import strategy_of
+from opmix_ray.strategies.base import strategy_of
+from opmix_ray.trackers import CALLBACKS, missing
 from opmix_ray.trials.space import OLD
-from opmix_ray.watch.trackers import CALLBACKS, missing
 
 ROUNDING = 1e-9
 TYPED = 0.015  # how far from 1 the sum of shares may be that were rounded when they were written

@@ -170,7 +170,7 @@ def start_mixture(
     names = stage_domains(config, stage)
     of_names = {name: float(tokens[name]) for name in names}
     old = Mixture(used) if any(used.values()) else previous
-    from opmix_ray.strategies.registry import strategy_of  # torch and Ray, which `opmix status` does without
+    from opmix_ray.strategies.base import strategy_of  # torch and Ray, which `opmix status` does without
 
     wanted = strategy_of(config).start(config, stage, old, of_names) or wanted_mixture(
         stage, previous, of_names

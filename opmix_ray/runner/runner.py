@@ -31,12 +31,10 @@ from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError, write_to
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.architecture import architecture
-from opmix_ray.model.flops import forward_flops, train_flops
-from opmix_ray.output.ledger import Ledger
+from opmix_ray.model.architecture import architecture, forward_flops, train_flops
+from opmix_ray.output.ledger import Ledger, Session
 from opmix_ray.output.lock import locked, raise_fence, writing
 from opmix_ray.output.result import make_result, write_mixture
-from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import BEFORE, METRICS, RESULT, TRAIN, RunState, load_state, open_output, sealed
 from opmix_ray.record import read_record
 from opmix_ray.report import write_report
@@ -47,12 +45,12 @@ from opmix_ray.runner.trust import DAMAGED, changed, checkpoints, final_rows, fi
 from opmix_ray.runner.validate import check_before, prepare_checked, refuse
 from opmix_ray.signals import Background
 from opmix_ray.storage import Storage
-from opmix_ray.strategies.registry import strategy_of
+from opmix_ray.strategies.base import strategy_of
+from opmix_ray.trackers import Tracking, tracking
 from opmix_ray.train.checkpoint import BestRule
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.train.loop import RATE, Segment
 from opmix_ray.train.trainer import SegmentResult, run_segment
-from opmix_ray.watch import Watch, watching
 
 
 def run(
@@ -114,10 +112,10 @@ def run(
             else:
                 adopt(this.written, storage, state)
                 state.content = content
-            with connected(config), watching(config, storage, _done(storage, state)) as watch:
+            with connected(config), tracking(config, storage, _done(storage, state)) as tracked:
                 refuse(check_reach(config, storage, prepared))
                 decide = decide or strategy.decide
-                return _Runner(this, prepared, storage, state, progress, decide, watch, writer).run()
+                return _Runner(this, prepared, storage, state, progress, decide, tracked, writer).run()
 
 
 _KEPT = 2  # checkpoints, the one in force among them
@@ -126,10 +124,10 @@ _KEPT = 2  # checkpoints, the one in force among them
 class _Runner:
     def __init__(
         self, this: Resolved, prepared: Prepared, storage: Storage, state: RunState, progress: Progress,
-        decide: Decide, watch: Watch, writer: str,
+        decide: Decide, tracked: Tracking, writer: str,
     ) -> None:  # fmt: skip
         self.config, self.stages, self.begins_after = this.config, this.stages, this.before
-        self.prepared, self.decide, self.watch = prepared, decide, watch
+        self.prepared, self.decide, self.tracked = prepared, decide, tracked
         self.storage, self.state, self.progress, self.writer = storage, state, progress, writer
         self.ledger = Ledger(state.ledger)
         self.tokens = {name: domain.train_tokens for name, domain in prepared.domains.items()}
@@ -151,7 +149,7 @@ class _Runner:
                     self.storage.write_json(BEFORE, sealed(before))
                 self.state.save(self.storage)
             self.session.save()
-            self.watch.costs(self.state.step, self.state.ledger, self.ledger.overhead())
+            self.tracked.costs(self.state.step, self.state.ledger, self.ledger.overhead())
             self._drop_old_checkpoints()
         return self._finish()
 
@@ -223,7 +221,7 @@ class _Runner:
 
     def _tell(self, row: dict[str, Any]) -> None:
         self.progress.row(row)
-        self.watch.row(row)
+        self.tracked.row(row)
 
     def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         lines = [json.dumps(row) + "\n" for row in [*self.rows, *rows]]
@@ -344,7 +342,7 @@ class _Runner:
     def _follow(self, decision: Decision, step: Step, idle: float) -> None:
         """Let a decision's mixture come into force at the step's end; `idle` seconds were waited for it."""
         self.ledger.add("idle", seconds=idle * self.config.train.workers)
-        self.watch.decision(decision)
+        self.tracked.decision(decision)
         if decision.kept == "proposal":
             made = f", made for step {step.start}" if step.end > step.start else ""
             self._set_mixture(Mixture(decision.mixture), step.end, f"decision {decision.index}{made}")
@@ -354,7 +352,7 @@ class _Runner:
         start = {"step": step, "stage": self.state.stage, "why": why, "mixture": mixture.shares}
         self.state.mixtures.append(start)
         write_mixture(self.storage, mixture, self.state.mixtures, self.prepared)
-        self.watch.mixture(step, mixture.shares)
+        self.tracked.mixture(step, mixture.shares)
 
     def _caps(self, stage: StageConfig) -> dict[str, float]:
         """The greatest share of each domain that repetition allows in what is left of a stage."""

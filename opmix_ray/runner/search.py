@@ -22,10 +22,9 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
-from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.ledger import Ledger, Session
 from opmix_ray.output.lock import locked
 from opmix_ray.output.result import write_mixture
-from opmix_ray.output.sessions import Session
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import resolved, start_stage

@@ -26,7 +26,6 @@ from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.laws.fit import LEAST_ROWS
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
-from opmix_ray.model.harness import check_harness
 from opmix_ray.model.load import load_model
 from opmix_ray.model.spread import check_spread
 from opmix_ray.paths import existing, is_uri
@@ -34,6 +33,7 @@ from opmix_ray.remote import refuse_credentials
 from opmix_ray.runner.base import beginning, resolved, start_stage
 from opmix_ray.runner.check_plan import check_plan, oddities
 from opmix_ray.runner.forecast import estimate
+from opmix_ray.runner.harness import check_harness
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, total_steps, wanted_mixture
 from opmix_ray.runner.trial import try_probes
 from opmix_ray.secret import HIDDEN, placeholders

@@ -18,8 +18,7 @@ import numpy as np
 from opmix_ray.config import RunConfig
 from opmix_ray.config.strategy import AioliConfig
 from opmix_ray.mixture import Mixture
-from opmix_ray.strategies.base import Strategy
-from opmix_ray.strategies.costs import Costs
+from opmix_ray.strategies.base import Costs, Strategy
 from opmix_ray.train.callback import Moment, TrainingCallback
 
 OLD = 0.1  # share of the old value in the smoothed interactions: the paper's gamma, algorithm 2

@@ -1,27 +1,109 @@
-"""What a strategy is: what it plans, begins a stage with, decides, does while a model is trained, and costs.
+"""What a strategy plans, begins a stage with, decides, does while a model is trained, and costs; and all there are.
 
 class WorstFirst(Strategy):
     def make(self, making: Making) -> Decision: ...
 
-`registry.py` lists ours; other packages register theirs as entry points of `opmix_ray.strategies`.
+`BUILT_IN` lists ours, and nothing else does; other packages register theirs as entry points of `opmix_ray.strategies`.
+
+strategy_of(config).plan(config)
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+import torch
+
+from opmix_ray import plugins
 from opmix_ray.config import RunConfig, StageConfig
+from opmix_ray.config.strategy import ProxyConfig
+from opmix_ray.data.held_out import part_of, search_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.make import Situation, decided
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
+from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
+from opmix_ray.model.architecture import architecture, forward_flops, train_flops
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
-from opmix_ray.strategies.costs import Costs, Planned
 from opmix_ray.strategies.making import Making
 from opmix_ray.train.callback import TrainingCallback
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A decision that a run will come to.
+
+    Args:
+        stage: that it is in, as long as it will be.
+        domains: of its stage.
+        known: domains trained on before the stage.
+        space: its search space.
+    """
+
+    stage: StageConfig
+    domains: list[str]
+    known: set[str]
+    space: str
+
+
+class Costs:
+    """FLOPs by token of a run's model, and how many tokens things take.
+
+    Args:
+        config: the run.
+        prepared: its data.
+    """
+
+    def __init__(self, config: RunConfig, prepared: Prepared) -> None:
+        self._config, self._prepared = config, prepared
+        self.length = prepared.seq_len
+        self.model = self._built({})
+        self.train = train_flops(self.model, 1.0, self.length)
+        self.forward = forward_flops(self.model, 1.0, self.length)
+        self._sets = search_sets(
+            prepared, config.evaluation.sequences, config.search.sequences, config.decided_on()
+        )
+
+    @property
+    def seen(self) -> float:
+        """Tokens of one look at the held-out sets."""
+        return self.seen_of(None)
+
+    def seen_of(self, sequences: int | None) -> float:
+        """Tokens of one look at so many sequences of each set, at most; None: `search.sequences`."""
+        return float(sum(tokens_of(part_of(held, slice(0, sequences))) for held in self._sets.values()))
+
+    @property
+    def look(self) -> float:
+        """FLOPs of one look at the held-out sets with the run's own model."""
+        return self.seen * self.forward
+
+    def rows(self, domain: str, most: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Training rows of a domain, ids int64 (L,) and which count, bool (L,); so many at most, evenly spread."""
+        store = self._prepared.domains[domain].train()
+        places = np.unique(np.linspace(0, len(store) - 1, most).astype(int))
+        ids, mask = map(torch.from_numpy, store.batch(places))
+        return list(zip(ids, mask, strict=True))
+
+    def proxy(self, settings: ProxyConfig) -> tuple[float, float]:
+        """FLOPs of training one proxy, and of a token forward through it."""
+        model = self._built(settings.model or {})
+        tokens = settings.steps * (settings.batch_size or self._config.train.batch_size) * self.length
+        return train_flops(model, tokens, self.length), forward_flops(model, 1.0, self.length)
+
+    def _built(self, changes: dict[str, Any]) -> Any:
+        model = self._config.model
+        if changes and model.config is not None:
+            model = model.but(config={**model.config, **changes})
+        prepared = self._prepared
+        return architecture(model, vocab_size=prepared.vocab_size, eos_token_id=prepared.eos_token_id)
 
 
 class Strategy:
@@ -126,3 +208,61 @@ class Strategy:
     def live_cost(self, config: RunConfig, domains: int, costs: Costs) -> float:
         """FLOPs of what is measured inside a stage of so many domains."""
         return 0.0
+
+
+BUILT_IN = {  # name -> module in this package, and class
+    "opmix": "opmix:OPMix",
+    "opmix-published": "opmix:Published",
+    "uniform": "rules:Uniform",
+    "proportional": "rules:Proportional",
+    "fixed": "rules:Fixed",
+    "temperature": "rules:Temperature",
+    "sequential": "rules:Sequential",
+    "replay": "rules:Replay",
+    "retrain": "rules:Retrain",
+    "swarm": "swarm:Swarm",
+    "mergemix": "mergemix:MergeMix",
+    "doremi": "doremi:DoReMi",
+    "odm": "odm:Odm",
+    "aioli": "aioli:Aioli",
+    "self-distillation": "self_distillation:SelfDistillation",
+}
+
+
+def strategy_names() -> list[str]:
+    """Every strategy there is: ours, and those of other packages."""
+    return [*BUILT_IN, *(name for name in plugins.names("strategies") if name not in BUILT_IN)]
+
+
+def check_strategy(name: str, key: str) -> None:
+    """Refuse a name that no strategy has.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    known = strategy_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`? " if near else ""
+        raise UserError("no such strategy", key=key, value=name, remedy=f"{hint}known: {', '.join(known)}")
+
+
+def strategy_of(config: RunConfig) -> Strategy:
+    """The strategy that a run names.
+
+    Raises:
+        UserError: there is none of that name, or another package registers something else under it.
+    """
+    name = config.strategy
+    check_strategy(name, "strategy")
+    if name in BUILT_IN:
+        module, _, kind = BUILT_IN[name].partition(":")
+        found = getattr(import_module(f"opmix_ray.strategies.{module}"), kind)
+    else:
+        found = plugins.find("strategies", name)
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise UserError(
+            "is registered, but is no strategy", key="strategy", value=name,
+            remedy="let the entry point name a subclass of `opmix_ray.Strategy` (docs/plugins.md)",
+        )  # fmt: skip
+    return found()

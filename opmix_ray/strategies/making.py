@@ -26,7 +26,7 @@ from opmix_ray.decision.task import load_weights
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot
-from opmix_ray.output.rows import read_rows
+from opmix_ray.output.state import read_rows
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.proxies import ProxyTask
 from opmix_ray.trials.rows import RowLog, TrialRow

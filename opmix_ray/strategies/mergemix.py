@@ -22,14 +22,13 @@ from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
+from opmix_ray.model.architecture import forward_flops
 from opmix_ray.model.base import SPEC, BaseModel, load_base, save_base
-from opmix_ray.model.flops import forward_flops
 from opmix_ray.model.interpolate import view_of
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.node import use_own_threads
 from opmix_ray.record import read_record
-from opmix_ray.strategies.base import Strategy
-from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.strategies.base import Costs, Planned, Strategy
 from opmix_ray.strategies.design import CONCENTRATION, sample_mixtures
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import CONSTANT, run_tasks, train_proxy, trainable_copy

@@ -19,11 +19,10 @@ from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
-from opmix_ray.model.flops import probe_flops
+from opmix_ray.model.architecture import probe_flops
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
-from opmix_ray.strategies.base import Strategy
-from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.strategies.base import Costs, Planned, Strategy
 from opmix_ray.trials.slopes import PRICE, candidates, with_slopes
 from opmix_ray.trials.space import read_space
 

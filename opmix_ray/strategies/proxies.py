@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig, ScheduleConfig
+from opmix_ray.config.train import learning_rate
 from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.mixture import Mixture
+from opmix_ray.model.architecture import forward_flops, train_flops
 from opmix_ray.model.base import BaseModel, snapshot
-from opmix_ray.model.flops import forward_flops, train_flops
 from opmix_ray.model.interpolate import view_of
 from opmix_ray.model.load import build_empty, fill, load_model
 from opmix_ray.model.loss import compute_context, evaluate_sets, sequence_losses
-from opmix_ray.train.schedule import learning_rate
 from opmix_ray.train.side_by_side import Failed, Job, side_by_side
 
 CONSTANT = ScheduleConfig(kind="constant", warmup_fraction=0.0)

@@ -34,8 +34,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.accuracy import plain_generate
 from opmix_ray.model.loss import CHUNK_LOGITS, has_plain_head, sequence_losses, training_loss
 from opmix_ray.model.probe import base_causal_lm
-from opmix_ray.strategies.base import Strategy
-from opmix_ray.strategies.costs import Costs
+from opmix_ray.strategies.base import Costs, Strategy
 from opmix_ray.strategies.rules import Sequential
 from opmix_ray.train.callback import TrainingCallback
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 from opmix_ray.config import RunConfig
 from opmix_ray.decision.rule import Decision
 from opmix_ray.mixture import Mixture
-from opmix_ray.strategies.base import Strategy
-from opmix_ray.strategies.costs import Costs, Planned
+from opmix_ray.strategies.base import Costs, Planned, Strategy
 from opmix_ray.strategies.design import designed
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import run_tasks, train_proxy

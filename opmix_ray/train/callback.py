@@ -1,7 +1,8 @@
 """What a strategy may do inside a segment: change the mixture before a step, or put its own loss in the place of ours.
 
 A `TrainingCallback` object travels to every worker and keeps nothing itself: what it remembers is a dictionary in the
-checkpoint, so that a resumed segment goes on exactly where it stood. All workers see the same numbers.
+checkpoint, so that a resumed segment goes on exactly where it stood. All workers see the same numbers. `CallbackRunner`
+is the part of a worker that runs it: it watches losses, measures held-out sets and moves the mixture.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
+from opmix_ray.data.held_out import part_of, search_sets, tokens_of
 from opmix_ray.data.plan import fit_to_caps
 from opmix_ray.mixture import Mixture
 
@@ -76,3 +79,84 @@ class TrainingCallback:
     def allowed(self, mixture: Mixture) -> Mixture:
         """The nearest mixture that the repetition caps allow."""
         return fit_to_caps(mixture, self.caps)[0]
+
+
+class CallbackRunner:
+    """What a worker does beside training for a strategy that acts live.
+
+    Args:
+        worker: of `train.loop`, whose state it moves on.
+        callback: the strategy.
+    """
+
+    def __init__(self, worker: Any, callback: TrainingCallback) -> None:
+        self.worker, self.callback = worker, callback
+        self._sets: Any = None
+        if worker.resumed:
+            self._call("recall", worker.optimizer)
+
+    def before_step(self) -> None:
+        """Let the strategy set the mixture of the next step."""
+        worker, callback = self.worker, self.callback
+        state, segment = worker.state, worker.segment
+        moment = Moment(
+            done=state.step - segment.stage_start,
+            steps=segment.stage_steps,
+            mixture=worker.sampler.mixture,
+            losses=state.live.get("losses", {}),
+        )
+        memory = state.live.setdefault("memory", {})
+        if callback.measures(memory, moment):
+            moment = Moment(moment.done, moment.steps, moment.mixture, moment.losses, self._held_out())
+        self._call("begin_step", state.step)
+        mixture = callback.steer(memory, moment)
+        if mixture is not None:
+            worker.sampler.set_mixture(callback.allowed(mixture))
+
+    def after_step(self) -> None:
+        """Put the step's losses by domain where the next step finds them, and count what a module of its own did."""
+        self._call("after_step")
+        self._count()
+        if self.callback.watches_losses:
+            self.worker.state.live["losses"] = self.worker.domain_losses.of_step()
+
+    def before_save(self) -> None:
+        """Let a module of the strategy's own put what it remembers into the optimiser's state."""
+        self._call("keep", self.worker.optimizer)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """A method of the strategy's own module, where it has one of this name."""
+        method = getattr(self.worker.parallel.own, name, None)
+        return None if method is None else method(*arguments)
+
+    def _count(self) -> None:
+        """Tokens as the strategy's own module counted them, in the place of the batch's."""
+        worker, own = self.worker, self._call("take_counts")
+        if own is None:
+            return
+        counts = torch.tensor(list(own.values()), dtype=torch.float64, device=worker.device)
+        totals = dict(zip(own, map(int, worker.parallel.total(counts).tolist()), strict=True))
+        segment, state = worker.segment, worker.state
+        state.tokens += totals.pop("main") - segment.train.batch_size * segment.prepared.seq_len
+        for purpose, count in totals.items():
+            state.side[purpose] = state.side.get(purpose, 0) + count
+
+    def _held_out(self) -> dict[str, float]:
+        """Mean loss of the sequences that decisions may look at; counted as search."""
+        worker, segment = self.worker, self.worker.segment
+        if self._sets is None:
+            self._sets = search_sets(
+                segment.prepared, segment.evaluation.sequences, segment.sequences_searched
+            )
+        parallel = worker.parallel
+        parallel.model.eval()
+        alone = parallel.sharded or worker.world == 1
+        found = {}
+        for name, held in self._sets.items():
+            own = worker._measure(held if alone else part_of(held, slice(worker.rank, None, worker.world)))
+            sums = torch.tensor([own.nats.sum(), own.tokens.sum()], dtype=torch.float64, device=worker.device)
+            sums = sums if alone else parallel.total(sums)
+            found[name] = float(sums[0] / sums[1].clamp_min(1))
+            worker.state.side["search"] = worker.state.side.get("search", 0) + tokens_of(held)
+        parallel.model.train()
+        return found

@@ -23,6 +23,7 @@ import torch
 
 from opmix_ray.checksums import check
 from opmix_ray.config import EvaluationConfig, ModelConfig, TrainConfig
+from opmix_ray.config.train import learning_rate
 from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import Held, part_of, report_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
@@ -34,8 +35,7 @@ from opmix_ray.model.loss import SetLoss, compute_context, measure
 from opmix_ray.node import use_own_threads
 from opmix_ray.output.lock import writing
 from opmix_ray.storage import Storage
-from opmix_ray.train.callback import TrainingCallback
-from opmix_ray.train.callback_runner import CallbackRunner
+from opmix_ray.train.callback import CallbackRunner, TrainingCallback
 from opmix_ray.train.checkpoint import (
     BestKeeper,
     BestRule,
@@ -49,7 +49,6 @@ from opmix_ray.train.checkpoint import (
 from opmix_ray.train.domain_losses import DomainLosses
 from opmix_ray.train.notice import Notice
 from opmix_ray.train.parallel import Parallel, divides
-from opmix_ray.train.schedule import learning_rate
 
 RATE = "train.optimizer.learning_rate"  # key of the error of a run that diverged
 

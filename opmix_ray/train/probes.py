@@ -1,4 +1,9 @@
-"""All probes of a decision, trained side by side as Ray tasks that return their factors.
+"""Probes in training: one that can be looked at after any step, and all of a decision as Ray tasks side by side.
+
+    run = ProbeRun(task, base)
+    run.advance(10)
+    run.probe()             # as it is after 10 steps
+    run.advance(25)         # 25 in all
 
 A probe starts from the main run's weights, reads its own data in an order of its own, and never moves the
 main run's cursors.
@@ -6,16 +11,153 @@ main run's cursors.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
+from opmix_ray.data.gather import gather
+from opmix_ray.data.held_out import part_of, search_sets, texts_of
+from opmix_ray.data.prepare import Prepared
+from opmix_ray.data.sampler import Sampler
 from opmix_ray.errors import first_line
-from opmix_ray.model.base import BaseModel
-from opmix_ray.model.probe import Probe
-from opmix_ray.train.probe_run import ProbeRun
-from opmix_ray.train.probe_run import ProbeTask as ProbeTask
+from opmix_ray.mixture import Mixture
+from opmix_ray.model.architecture import forward_flops, probe_flops
+from opmix_ray.model.base import BaseModel, model_from
+from opmix_ray.model.load import set_recompute
+from opmix_ray.model.loss import compute_context, evaluate_sets, training_loss
+from opmix_ray.model.probe import Factors, Probe, attach, extract, put_factors
+from opmix_ray.model.spread import visible_devices
 from opmix_ray.train.side_by_side import Failed, Job, side_by_side
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """One probe to train.
+
+    Args:
+        name: of the component: `old`, or a domain.
+        data: share by domain of what it sees.
+        stream: names its order of the data, for example `decision-0`.
+        batch_size: sequences a step.
+        micro_batch_size: sequences in one forward pass.
+        seed: of the run.
+        measure: held-out sequences for reports and for the search, and the sets, see `search_sets`, and how many
+            of each set are looked at: measure the trained probe on these; None: do not.
+        retries: how often it is trained again when its machine goes away.
+    """
+
+    name: str
+    data: dict[str, float]
+    stream: str
+    batch_size: int
+    micro_batch_size: int
+    seed: int
+    probe: ProbeConfig
+    optimizer: OptimizerConfig
+    model: ModelConfig
+    prepared: Prepared
+    measure: tuple[int, int, tuple[str, ...], int | None] | None = None
+    retries: int = 3
+
+
+class ProbeRun:
+    """A probe in training, in this process.
+
+    Args:
+        task: what to train.
+        base: the main run's weights; read, never written.
+        start: first factors; None: A at random and B of 0.
+    """
+
+    def __init__(self, task: ProbeTask, base: BaseModel, start: Factors | None = None) -> None:
+        self._began = time.monotonic()
+        self.task = task
+        devices = visible_devices(task.probe.gpus)
+        self.device = devices[0]
+        model = model_from(base, devices)
+        length = task.prepared.seq_len
+        self._flops = probe_flops(model, task.probe, 1, length)  # of a token
+        self._forward_flops = forward_flops(model, 1, length)
+        model.train()
+        set_recompute(model, task.model.recompute)
+        self._adapted = attach(model, task.probe, seed=_seed(task))
+        self._parameters = [p for p in self._adapted.parameters() if p.requires_grad]
+        rate = task.optimizer.learning_rate * task.probe.learning_rate_ratio
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=rate, betas=task.optimizer.betas, weight_decay=0.0
+        )
+        stores = {n: task.prepared.domains[n].train() for n, share in task.data.items() if share > 0}
+        self._stores = stores
+        self._sampler = Sampler(
+            {name: len(store) for name, store in stores.items()},
+            task.batch_size,
+            task.seed,
+            Mixture({name: task.data[name] for name in stores}),
+            stream=f"{task.stream}/{task.name}",
+        )
+        self._losses: list[float] = []
+        if start is not None:
+            put_factors(self._adapted, start)
+
+    def advance(self, steps: int) -> None:
+        """Train until so many steps are done in all."""
+        task = self.task
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            while len(self._losses) < steps:
+                torch.manual_seed(_seed(task) + len(self._losses))  # for a model with dropout
+                batch = gather(self._stores, self._sampler.next_batch())
+                ids, mask = (torch.from_numpy(part).to(self.device) for part in batch)
+                targets = max(1, int(mask[:, 1:].sum()))
+                total = 0.0
+                for first in range(0, len(ids), task.micro_batch_size):
+                    part = slice(first, first + task.micro_batch_size)
+                    with compute_context(task.model.autocast, self.device):
+                        nats, _, _ = training_loss(self._adapted, ids[part], mask[part])
+                    (nats / targets).backward()
+                    total += float(nats.detach())
+                if task.optimizer.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(self._parameters, task.optimizer.clip_norm)
+                self._optimizer.step()
+                self._optimizer.zero_grad(set_to_none=True)
+                self._losses.append(total / targets)
+
+    def probe(self, *, measured: bool = False) -> Probe:
+        """The probe as it is.
+
+        Args:
+            measured: with its loss on the held-out text that the task names.
+        """
+        task, length = self.task, self.task.prepared.seq_len
+        tokens = len(self._losses) * task.batch_size * length
+        flops, losses = tokens * self._flops, {}
+        if measured and task.measure is not None:
+            reported, searched, names, looked_at = task.measure
+            held = search_sets(task.prepared, reported, searched, names)
+            sets = texts_of({name: part_of(one, slice(0, looked_at)) for name, one in held.items()})
+            found = evaluate_sets(self._adapted, sets, task.micro_batch_size, autocast=task.model.autocast)
+            losses = {name: loss.mean for name, loss in found.items()}
+            seen = sum(ids.size for ids, _ in sets.values())
+            tokens, flops = tokens + seen, flops + seen * self._forward_flops
+        probe = extract(
+            self._adapted,
+            name=task.name,
+            data=task.data,
+            tokens=tokens,
+            seconds=time.monotonic() - self._began,
+            flops=flops,
+            losses=self._losses,
+        )
+        probe.measured = losses
+        return probe
+
+
+def _seed(task: ProbeTask) -> int:
+    """The same first factors for every probe of a decision, so that probes differ by their data alone."""
+    return task.seed * 1_000_003 + sum(task.stream.encode())
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from opmix_ray.node import WATCHER, Reporter, here
 from opmix_ray.output.state import TRAIN
 from opmix_ray.signals import StopSignals
 from opmix_ray.storage import Storage
-from opmix_ray.train.checkpoint import TrainState, read_state
+from opmix_ray.train.checkpoint import TrainState, read_state, recover
 from opmix_ray.train.loop import Segment, train_segment
 from opmix_ray.train.notice import ListeningConfig
-from opmix_ray.train.recover import recover
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 _POLL = 0.3  # seconds between two looks at what the workers reported

@@ -26,10 +26,9 @@ from opmix_ray.config import SearchConfig
 from opmix_ray.node import Desk, here
 from opmix_ray.signals import Background
 from opmix_ray.trials.rows import RowLog, TrialRow
-from opmix_ray.trials.searcher import MixtureSearch
+from opmix_ray.trials.searcher import Asked, MixtureSearch, Scored, Turns
 from opmix_ray.trials.space import Space
 from opmix_ray.trials.trial import Evaluator, SearchTask
-from opmix_ray.trials.turns import Asked, Scored, Turns
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no file per trial: rows are kept by us

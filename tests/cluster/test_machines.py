@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 ROLES = {"the main run": TRAINING, "probes": PROBE, "trials": TRIAL}
 
 
-class Watch:
+class Watched:
     """Which machines each part of a run was seen on."""
 
     def __init__(self, machines: Machines) -> None:
@@ -50,7 +50,7 @@ def test_across_machines_as_on_one_and_weights_travel_once(
     ray.init(address=machines.address, log_to_driver=False)
     try:
         before = machines.stored()
-        watch = Watch(machines)
+        watch = Watched(machines)
         across = Running(tiny, tmp_path / "across", "--address", machines.address).finish()
         seen, after = watch.stop(), machines.stored()
     finally:

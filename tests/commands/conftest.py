@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from tests.watch.conftest import run as run
+from tests.trackers.conftest import run as run

@@ -30,7 +30,7 @@ from opmix_ray.trials.space import Components
 from tests.support import TinyRun, one_thread
 
 
-class Watch(Progress):
+class Seen(Progress):
     """Counts the trainings that were begun."""
 
     begun = 0
@@ -57,9 +57,9 @@ class Place:
         self.base = snapshot(load_weights(self.config, self.prepared, None))
         self.storage = Storage(str(tiny.directory / "decision"))
 
-    def train(self, watch: Watch | None = None) -> Trained:
+    def train(self, watch: Seen | None = None) -> Trained:
         probing = Probing(
-            self.config, self.prepared, self.storage, watch or Watch(),
+            self.config, self.prepared, self.storage, watch or Seen(),
             chosen=self.chosen, index=0, sequences=LOOKED_AT,
         )  # fmt: skip
         return probing.train(ray.put(self.base))
@@ -94,7 +94,7 @@ def test_probes_are_trained_once_and_found_where_they_lie(tiny: TinyRun, ray_ses
     assert found.check is not None
     looks = LOOKED_AT * place.prepared.seq_len * len(found.check.measured)
     assert found.check.tokens == found.probes[0].tokens + looks
-    again = Watch()
+    again = Seen()
     assert_same(place.train(again), found.costs())
     assert again.begun == 0
     file = tiny.directory / "decision" / "probes" / place.names[0] / WEIGHTS

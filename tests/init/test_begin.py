@@ -18,7 +18,6 @@ from opmix_ray.data.tokenizer import load_tokenizer_from, vocabulary_size
 from opmix_ray.init import begin
 from opmix_ray.runner import forecast
 from opmix_ray.runner.validate import check_all
-from opmix_ray.train import speed
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 from tests.support import DEMO, DOMAINS
@@ -27,7 +26,7 @@ from tests.support import DEMO, DOMAINS
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(speed, "STEPS", 1)
+    monkeypatch.setattr(forecast, "STEPS", 1)
     monkeypatch.setattr(begin, "SPEED_TEST", 512)
     monkeypatch.setattr(forecast, "TIMED", 512)
     monkeypatch.chdir(tmp_path)

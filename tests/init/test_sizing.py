@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from opmix_ray.init.sizing import MAX_EPOCHS, SHAPES, TOKENS_PER_WEIGHT, Machine, Plan, make_plan, size_of
-from opmix_ray.runner.forecast import DECISION, SEGMENT, START
-from opmix_ray.train.speed import Speed
+from opmix_ray.runner.forecast import DECISION, SEGMENT, START, Speed
 
 FAST, SLOW = 2e11, 2e9  # operations a second, over 6
 LAPTOP = Machine(cpus=2, gpus=0)

@@ -8,8 +8,7 @@ import pytest
 
 from opmix_ray.config import ModelConfig
 from opmix_ray.errors import UserError
-from opmix_ray.model.architecture import architecture
-from opmix_ray.model.flops import count_matrices
+from opmix_ray.model.architecture import architecture, count_matrices
 from opmix_ray.model.load import model_spec, save_model
 from tests.model.tiny_models import CONFIGS, SCALED_CONFIGS, VOCAB, tiny
 

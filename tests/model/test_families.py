@@ -23,8 +23,7 @@ from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.model.probe import Probe, attach, detach, extract, load_probe, lora_weights, save_probe
 from opmix_ray.model.targets import adapted_layers, candidates, reached, target
-from opmix_ray.model.tiny import tiny_config
-from opmix_ray.runner.trial import try_probes
+from opmix_ray.runner.trial import tiny_config, try_probes
 
 PROBE = ProbeConfig(rank=2, alpha=4)
 # One of each way to be built: dense, fused matrices, experts, experts beside dense layers, state spaces, hybrids.

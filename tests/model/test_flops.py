@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from opmix_ray.config import ProbeConfig
-from opmix_ray.model.flops import forward_flops, probe_flops, train_flops
+from opmix_ray.model.architecture import forward_flops, probe_flops, train_flops
 from opmix_ray.model.loss import training_loss
 from opmix_ray.model.probe import attach
 from tests.model.tiny_models import CONFIGS, VOCAB, tiny

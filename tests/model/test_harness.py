@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.config import HarnessConfig
-from opmix_ray.model.harness import check_harness, measure_tasks
 from opmix_ray.model.load import save_model
+from opmix_ray.runner.harness import check_harness, measure_tasks
 from tests.data.conftest import small_tokenizer
 from tests.model.tiny_models import CONFIGS
 

@@ -18,8 +18,14 @@ from opmix_ray.output.lock import raise_fence, writing
 from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_state, open_output, sealed
 from opmix_ray.runner.trust import final_rows, trusted
 from opmix_ray.storage import Storage
-from opmix_ray.train.checkpoint import TrainState, finish_checkpoint, read_state, write_weights
-from opmix_ray.train.recover import NOTES, recover
+from opmix_ray.train.checkpoint import (
+    NOTES,
+    TrainState,
+    finish_checkpoint,
+    read_state,
+    recover,
+    write_weights,
+)
 from tests.object_store import object_store
 from tests.support import TinyRun
 

@@ -8,7 +8,7 @@ from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.runner.plan import start_mixture
-from opmix_ray.strategies.registry import BUILT_IN, strategy_of
+from opmix_ray.strategies.base import BUILT_IN, strategy_of
 from tests.support import TinyRun
 
 TOKENS = {"code": 900, "german": 100, "mathematics": 400}

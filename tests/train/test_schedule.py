@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from opmix_ray.config import OptimizerConfig, ScheduleConfig
-from opmix_ray.train.schedule import learning_rate
+from opmix_ray.config.train import learning_rate
 
 PEAK = OptimizerConfig(learning_rate=1.0)
 

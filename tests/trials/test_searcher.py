@@ -13,9 +13,8 @@ import pytest
 from opmix_ray.decision.old_part import probe_data
 from opmix_ray.mixture import Mixture
 from opmix_ray.trials.rows import TrialRow
-from opmix_ray.trials.searcher import PROPOSAL, MixtureSearch
+from opmix_ray.trials.searcher import PROPOSAL, Asked, MixtureSearch, Scored, Turns
 from opmix_ray.trials.space import Components, Simplex
-from opmix_ray.trials.turns import Asked, Scored, Turns
 
 DOMAINS = ("a", "b", "c")
 NAMES = ("old", *DOMAINS)

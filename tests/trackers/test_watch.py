@@ -11,9 +11,8 @@ import pytest
 from opmix_ray.output.state import METRICS, RunState, load_state, read_config
 from opmix_ray.runner.runner import _done
 from opmix_ray.storage import Storage
-from opmix_ray.watch import Watch
-from opmix_ray.watch.trackers import of_costs, of_row
-from tests.watch.conftest import scalars
+from opmix_ray.trackers import Tracking, of_costs, of_row
+from tests.trackers.conftest import scalars
 
 
 def state_of(run: Storage) -> RunState:
@@ -51,14 +50,14 @@ def test_everything_is_recorded_once_however_often_a_run_is_resumed(run: Storage
     config, state = read_config(run), state_of(run)
     state.done = 1
     for _ in range(2):
-        watch = Watch(config, run)
-        watch.replay(**_done(run, state))
+        tracked = Tracking(config, run)
+        tracked.replay(**_done(run, state))
         for row in json.loads(
             "[" + ",".join(run.lines(METRICS)[-2:]) + "]"
         ):  # a worker that starts again says them again
-            watch.row(row)
-        watch.costs(state.step, state.ledger, 0.25)
-        watch.close()
+            tracked.row(row)
+        tracked.costs(state.step, state.ledger, 0.25)
+        tracked.close()
     assert len(run.names("tensorboard")) == 1
     found = recorded(run)
     rows = [json.loads(line) for line in run.lines(METRICS)]
@@ -78,10 +77,10 @@ def test_everything_is_recorded_once_however_often_a_run_is_resumed(run: Storage
 
 
 def test_names_are_documented(run: Storage) -> None:
-    watch = Watch(read_config(run), run)
-    watch.replay(**_done(run, replace(load_state(run), done=1)))
-    watch.costs(60, state_of(run).ledger, 0.1)
-    watch.close()
+    tracked = Tracking(read_config(run), run)
+    tracked.replay(**_done(run, replace(load_state(run), done=1)))
+    tracked.costs(60, state_of(run).ledger, 0.1)
+    tracked.close()
     text = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
     for name in recorded(run):
         first, second = name.split("/")[:2]

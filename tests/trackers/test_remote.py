@@ -10,11 +10,11 @@ import pytest
 from opmix_ray.output.state import load_state, read_config
 from opmix_ray.runner.runner import _done
 from opmix_ray.storage import Storage
-from opmix_ray.watch import Watch
+from opmix_ray.trackers import Tracking
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 from tests.object_store import object_store
-from tests.watch.conftest import scalars
+from tests.trackers.conftest import scalars
 
 
 def test_watch_study_and_event_files(
@@ -30,11 +30,11 @@ def test_watch_study_and_event_files(
         ended = opmix("watch", remote.uri)
         assert (ended.code, ended.out.startswith("step 60 of 60; finished")) == (0, True)
         assert opmix("study", remote.uri, "--output", tmp_path / "study.log").code == 0
-        watch = Watch(read_config(remote), remote)
-        watch.replay(**_done(remote, replace(load_state(remote), done=1)))
-        watch.costs(60, {"main": {"tokens": 7.0}}, 0.5)
+        tracked = Tracking(read_config(remote), remote)
+        tracked.replay(**_done(remote, replace(load_state(remote), done=1)))
+        tracked.costs(60, {"main": {"tokens": 7.0}}, 0.5)
         live = {name: remote.read_bytes(f"tensorboard/{name}") for name in remote.names("tensorboard")}
-        watch.close()
+        tracked.close()
     place = tmp_path / "fetched"
     place.mkdir()
     for name, content in live.items():

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from opmix_ray import trackers
 from opmix_ray.errors import UserError
 from opmix_ray.runner.check_plan import check_plan
-from opmix_ray.watch import trackers
-from opmix_ray.watch.trackers import Trackers
+from opmix_ray.trackers import Trackers
 from tests.support import TinyRun
 
 
