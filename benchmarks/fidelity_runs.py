@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 
 from opmix_ray.config import RunConfig, load_config
-from opmix_ray.data.gather import gather
+from opmix_ray.config.train import learning_rate
 from opmix_ray.data.held_out import HeldOut, report_sets, search_sets
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.data.store import gather
 from opmix_ray.decision.old_part import probe_data
 from opmix_ray.decision.task import load_weights
 from opmix_ray.mixture import Mixture
@@ -39,7 +40,6 @@ from opmix_ray.model.probe import Probe
 from opmix_ray.resources import shipped
 from opmix_ray.train.loop import _optimizer
 from opmix_ray.train.probes import ProbeTask, train_probe
-from opmix_ray.train.schedule import learning_rate
 from opmix_ray.trials.trial import CandidateScorer
 
 

@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from subjects import demo, median, seconds
 
-from opmix_ray.data.gather import gather
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.data.shards import SplitWriter
-from opmix_ray.data.store import MANIFEST, MANIFEST_VERSION, TokenStore
+from opmix_ray.data.store import MANIFEST, MANIFEST_VERSION, TokenStore, gather
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.loss import compute_context, training_loss
 

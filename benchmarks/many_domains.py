@@ -23,10 +23,10 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from opmix_ray.config import RunConfig, load_config
-from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import HeldOut, search_sets
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.data.store import gather
 from opmix_ray.decision.task import load_weights, probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel, snapshot

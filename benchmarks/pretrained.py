@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from opmix_ray.config import RunConfig, load_config
 from opmix_ray.config.train import learning_rate
 from opmix_ray.counts.ngrams import DataLeft
-from opmix_ray.data.gather import gather
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.data.store import gather
 from opmix_ray.decision.budget import MOST_ASKED
 from opmix_ray.decision.counting import counts_for, texts_for
 from opmix_ray.decision.task import load_weights

@@ -23,8 +23,8 @@ from subjects import Subject, demo, median, quiet_ray
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from opmix_ray.config import TrainConfig
-from opmix_ray.data.gather import gather
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.data.store import gather
 from opmix_ray.decision.task import load_weights
 from opmix_ray.mixture import Mixture
 from opmix_ray.train.loop import Segment

@@ -22,7 +22,7 @@ import numpy as np
 import ray
 
 from opmix_ray.cluster.connect import connected
-from opmix_ray.commands.notebook import progress_here
+from opmix_ray.commands.progress import progress_here
 from opmix_ray.config import RunConfig, load_config, make_config, with_given
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.progress import Progress

@@ -13,13 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from opmix_ray.commands.begin import discover, doctor, init, memory
 from opmix_ray.commands.compare import compare
-from opmix_ray.commands.design import design
-from opmix_ray.commands.discover import discover
-from opmix_ray.commands.doctor import doctor, memory
-from opmix_ray.commands.export import export, study
-from opmix_ray.commands.fit import fit, predict
-from opmix_ray.commands.init import init
 from opmix_ray.commands.options import (
     Address,
     Config,
@@ -29,9 +24,9 @@ from opmix_ray.commands.options import (
     about,
     progress_for,
 )
-from opmix_ray.commands.report import report
+from opmix_ray.commands.runs import Web, export, page_of, report, study, watch
 from opmix_ray.commands.show import show
-from opmix_ray.commands.watch import Web, page_of, watch
+from opmix_ray.commands.sweep import design, fit, predict
 from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.exits import UNDECIDED, exit_code
 from opmix_ray.version import __version__
@@ -198,7 +193,7 @@ def search(
 @app.command()
 def status(directory: Annotated[str, typer.Argument(help="Output of a run.")], as_json: Json = False) -> None:
     """Show where a run stands, what it spent and what comes next."""
-    from opmix_ray.commands.status import run_status, status_words
+    from opmix_ray.commands.follow import run_status, status_words
 
     found = run_status(directory)
     show(found, status_words(found), as_json)
@@ -251,7 +246,7 @@ def _validate(
     if errors:
         raise UserErrors(errors)
     from opmix_ray.cluster.memory_check import check_memory, memory_words
-    from opmix_ray.commands.status import cost_words
+    from opmix_ray.commands.follow import cost_words
     from opmix_ray.runner.base import resolved
 
     with resolved(loaded) as run:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import opmix_ray
-from opmix_ray.commands.notebook import NotebookProgress, in_notebook
+from opmix_ray.commands.progress import NotebookProgress, in_notebook
 from opmix_ray.decision.progress import Progress
 from opmix_ray.errors import UserError
 from tests.support import TinyRun

@@ -10,8 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from opmix_ray.config import RunConfig, dump_config, load_config, load_partly, read_yaml
-from opmix_ray.config.gone import GONE, without_gone
-from opmix_ray.config.section import Section, inner_section
+from opmix_ray.config.section import GONE, Section, inner_section, without_gone
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.output.state import identity, read_config
 from opmix_ray.resources import shipped

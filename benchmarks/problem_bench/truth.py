@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data.gather import gather
+from opmix_ray.config.train import learning_rate
 from opmix_ray.data.held_out import report_sets
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler, SamplerState
+from opmix_ray.data.store import gather
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import load_model
-from opmix_ray.train.schedule import learning_rate
 from problem_bench.problem import Problem, as_array
 from problem_bench.stacked import StackedLlamas
 

@@ -1,4 +1,4 @@
-"""Whether a Ray answers at an address, found out before Ray itself waits there for minutes.
+"""Whether a Ray answers at an address, found out before Ray itself waits there for minutes; and whether it still does.
 
 Ray speaks gRPC, which is HTTP/2: after the client's preface a server sends its settings (RFC 9113, section 3.4).
 A port that is closed, silent or speaks something else is told apart without a Ray process.
@@ -9,12 +9,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import ray
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import GO_ON, UserError
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # length 0, type 4, no flags, stream 0
@@ -96,3 +100,52 @@ def _left(deadline: float) -> float:
 
 def _refused(problem: str, address: str, remedy: str) -> UserError:
     return UserError(problem, key="cluster.address", value=address, remedy=remedy)
+
+
+EVERY = 2.0  # seconds between two looks
+PATIENCE = 3  # looks in vain before it is said
+
+
+@contextmanager
+def pulse(address: str, every: float = EVERY) -> Iterator[None]:
+    """Say once on stderr that the head does not answer any more, and how to go on, while a `with` lasts.
+
+    Args:
+        address: `host:port` of the head.
+        every: seconds between two looks.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_look, args=(address, every, over), name="opmix-pulse", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=1)
+
+
+def _look(address: str, every: float, over: threading.Event) -> None:
+    missed, said = 0, False
+    while not over.wait(every):
+        missed = 0 if _answers(address) else missed + 1
+        if missed == 0:
+            said = False
+        elif missed >= PATIENCE and not said and not over.is_set():
+            said = True
+            print(
+                f"error: Ray's head at {address} does not answer any more; if it does not come back, the run ends: "
+                f"start Ray again, and {GO_ON}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return True
+    except OSError:
+        return False
+    except ValueError:
+        return True  # an address that is none: nothing is known

@@ -1,4 +1,7 @@
-"""Connecting to Ray: an address that answers, or a Ray of our own that is big enough."""
+"""Connecting to Ray: an address that answers, or a Ray of our own that is big enough; and what its machines can reach.
+
+A directory of one machine as `output` is found out here, not when a worker's checkpoint is looked for in vain.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +21,7 @@ import ray
 import torch
 
 from opmix_ray.cluster import nursery
-from opmix_ray.cluster.address import check_address
+from opmix_ray.cluster.address import check_address, pulse
 from opmix_ray.cluster.demand import (
     ROUNDING,
     Demand,
@@ -29,10 +32,13 @@ from opmix_ray.cluster.demand import (
     words,
 )
 from opmix_ray.cluster.place import default_place, ray_place
-from opmix_ray.cluster.pulse import pulse
 from opmix_ray.config import RunConfig
+from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
-from opmix_ray.node import WATCHER
+from opmix_ray.node import WATCHER, on
+from opmix_ray.output.state import STATE
+from opmix_ray.paths import is_uri
+from opmix_ray.storage import Storage
 
 _ALSO_ON_CPUS = {"probe": "probes", "search": "evaluators"}
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -282,3 +288,61 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+_PATIENCE = 120  # seconds for all answers; a machine that does not answer in time is left to Ray
+
+
+def check_reach(config: RunConfig, storage: Storage, prepared: Prepared) -> list[UserError]:
+    """One error for each key whose files other machines do not see; those that are there now are asked.
+
+    Args:
+        config: the run.
+        storage: its output, with state.json in it.
+        prepared: its data.
+    """
+    files = {}
+    if storage.is_local:
+        files["output"] = storage.path(STATE)
+    paths = [domain.path for domain in prepared.domains.values() if not is_uri(domain.path)]
+    if paths:
+        files["data.cache"] = paths[0]
+    values = {"output": storage.uri, "data.cache": config.data.cache}
+    here = ray.get_runtime_context().get_node_id()
+    others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    own = others.pop(here, None)
+    asked = {_look.options(scheduling_strategy=on(node)).remote(files): address
+             for node, address in others.items() if address != own}  # fmt: skip
+    errors: dict[str, UserError] = {}
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE) if asked else ([], [])
+    for answer in done:
+        try:
+            lacking = ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            errors["cluster.address"] = _without_package(asked[answer], error)
+            continue
+        except ray.exceptions.RayError:  # the machine has gone again
+            continue
+        for key in lacking:
+            errors[key] = UserError(
+                f"is not seen by the machine {asked[answer]}",
+                key=key,
+                value=values[key],
+                remedy="name a directory that all machines share, or a URI such as s3://bucket/run",
+            )
+    return list(errors.values())
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _look(files: Mapping[str, str]) -> list[str]:
+    """Keys whose file or directory is not on this machine."""
+    return [key for key, file in files.items() if not os.path.exists(file)]
+
+
+def _without_package(address: str, error: ray.exceptions.RayTaskError) -> UserError:
+    lines = str(error.cause or error).strip().splitlines()
+    return UserError(
+        f"its machine {address} cannot run this package: {lines[-1] if lines else type(error).__name__}",
+        key="cluster.address",
+        remedy="install opmix_ray there too, or submit the run as a job with --working-dir",
+    )

@@ -7,10 +7,9 @@ from typing import Any
 
 from opmix_ray.compare.summary import legend, percentage, table_rows, with_interval
 from opmix_ray.draw import numbers as n
-from opmix_ray.draw.figure import figure, grid
-from opmix_ray.draw.html import esc, fold, paragraph, section, table
+from opmix_ray.draw.html import esc, fold, paragraph, section, shell, table
 from opmix_ray.draw.panel import Dots, Mark, Panel, Rects, Whiskers
-from opmix_ray.draw.shell import shell
+from opmix_ray.draw.svg import figure, grid
 from opmix_ray.output.result import kept_words
 
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from opmix_ray.draw import numbers as n
-from opmix_ray.draw.figure import figure, grid
-from opmix_ray.draw.html import contents, items, paragraph, section, table
+from opmix_ray.draw.html import contents, items, paragraph, section, shell, table
 from opmix_ray.draw.panel import Dots, Line, Mark, Panel
-from opmix_ray.draw.shell import shell
+from opmix_ray.draw.svg import figure, grid
 from opmix_ray.errors import UserError
 from opmix_ray.output.ledger import DECIDING, TRAINING
 from opmix_ray.output.result import perplexity_change
@@ -19,7 +18,7 @@ from opmix_ray.report.gather import RunFiles, gather
 from opmix_ray.report.outlook import same
 from opmix_ray.report.page import FOOTER
 from opmix_ray.report.run_panels import MOST_SETS, NATS, STEPS
-from opmix_ray.report.verdict import gain_over_uniform
+from opmix_ray.report.words import gain_over_uniform
 from opmix_ray.storage import Storage
 
 MOST = 8  # runs that can be told apart by colour

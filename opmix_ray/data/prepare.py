@@ -22,8 +22,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from opmix_ray.config import DomainConfig, EvaluationSetConfig, RunConfig, SourceConfig
-from opmix_ray.data.blocks import read_blocks
-from opmix_ray.data.encode import HEAD, Recipe
+from opmix_ray.data.encode import HEAD, Recipe, read_blocks
 from opmix_ray.data.questions import Questions, encoded, open_questions, questions_of
 from opmix_ray.data.shards import SplitWriter, Spool
 from opmix_ray.data.store import MANIFEST, MANIFEST_VERSION, TokenStore, read_manifest

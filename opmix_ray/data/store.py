@@ -1,4 +1,4 @@
-"""One split of one domain's prepared sequences, memory-mapped.
+"""One split of one domain's prepared sequences, memory-mapped; and the tokens of a sampler's batch.
 
     store = TokenStore.open(prepared.domains["code"].path, "train")
     store[3]                      # (seq_len,) uint16 or uint32, a view on the file
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from opmix_ray.data.sampler import Batch
 from opmix_ray.errors import UserError
 from opmix_ray.sources.files import local_directory
 
@@ -195,3 +196,24 @@ def _complete(manifest: dict[str, Any]) -> bool:
 
 def _are_counts(values: dict[str, Any], *names: str) -> bool:
     return all(isinstance(values.get(name), int) and values[name] >= 0 for name in names)
+
+
+def gather(
+    stores: Mapping[str, TokenStore], batch: Batch, own: slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of a batch's sequences.
+
+    Args:
+        stores: of the batch's domains, all of one sequence length L.
+        batch: names the sequences.
+        own: which of its n rows.
+
+    Returns:
+        ids, int64 of shape (n, L), and mask, bool of shape (n, L): whether the token counts in the loss.
+    """
+    domain_ids, indices = batch.domain_ids[own].tolist(), batch.indices[own].tolist()
+    length = next(iter(stores.values())).seq_len
+    ids, mask = np.empty((len(indices), length), np.int64), np.ones((len(indices), length), bool)
+    for row, (position, index) in enumerate(zip(domain_ids, indices, strict=True)):
+        stores[batch.domains[position]].copy(index, ids[row], mask[row])
+    return ids, mask

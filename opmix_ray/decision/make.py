@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from opmix_ray.cluster.demand import of_evaluator
-from opmix_ray.cluster.waiting import waiting
+from opmix_ray.cluster.demand import of_evaluator, waiting
 from opmix_ray.config import RunConfig
 from opmix_ray.counts.ngrams import Counts, DataLeft
 from opmix_ray.data.plan import share_caps

@@ -19,8 +19,7 @@ from functools import partial
 from typing import Any
 
 from opmix_ray.checksums import fault, is_sealed, seal
-from opmix_ray.cluster.demand import of_probe
-from opmix_ray.cluster.waiting import waiting
+from opmix_ray.cluster.demand import of_probe, waiting
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.old_part import Chosen

@@ -11,16 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from opmix_ray.exchange.axolotl import write_axolotl
 from opmix_ray.exchange.handover import Handover, Part, Unit, Written
-from opmix_ray.exchange.hf_datasets import write_datasets
-from opmix_ray.exchange.llamafactory import write_llamafactory
+from opmix_ray.exchange.interleave import write_datasets, write_torchtitan
 from opmix_ray.exchange.megatron import write_blend, write_energon, write_nemo
 from opmix_ray.exchange.mosaic import write_streaming
-from opmix_ray.exchange.olmix import write_olmix
-from opmix_ray.exchange.olmo_core import write_olmo_core
+from opmix_ray.exchange.olmo import write_olmix, write_olmo_core
 from opmix_ray.exchange.read import Weights, read_weights
-from opmix_ray.exchange.torchtitan import write_torchtitan
+from opmix_ray.exchange.tuning import write_axolotl, write_llamafactory
 
 __all__ = ["FORMATS", "Format", "Handover", "Part", "Weights", "Written", "read_weights"]
 

@@ -13,8 +13,21 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entries import Place, SourceWeight, as_weight, files, prefix, stem
-from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Part, Unit, Written, comment, number
+from opmix_ray.exchange.handover import (
+    FIXED_LENGTH,
+    Handover,
+    Part,
+    Place,
+    SourceWeight,
+    Unit,
+    Written,
+    as_weight,
+    comment,
+    files,
+    number,
+    prefix,
+    stem,
+)
 
 BLEND, NEMO = "megatron_blend.txt", "nemo_blend.yaml"
 

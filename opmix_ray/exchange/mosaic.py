@@ -6,8 +6,18 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.exchange.entries import SourceWeight, as_weight, files, stem
-from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Unit, Written, comment, number
+from opmix_ray.exchange.handover import (
+    FIXED_LENGTH,
+    Handover,
+    SourceWeight,
+    Unit,
+    Written,
+    as_weight,
+    comment,
+    files,
+    number,
+    stem,
+)
 from opmix_ray.paths import is_uri
 
 STREAMS = "streams.yaml"

@@ -18,16 +18,12 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError, first_line
-from opmix_ray.exchange.axolotl import read_axolotl
-from opmix_ray.exchange.entries import SourceWeight, as_weight, prefix
-from opmix_ray.exchange.handover import Unit, without_query
-from opmix_ray.exchange.hf_datasets import read_datasets
-from opmix_ray.exchange.llamafactory import read_llamafactory
+from opmix_ray.exchange.handover import SourceWeight, Unit, as_weight, prefix, without_query
+from opmix_ray.exchange.interleave import read_datasets, read_torchtitan
 from opmix_ray.exchange.megatron import read_blend, read_energon, read_nemo
 from opmix_ray.exchange.mosaic import read_streaming
-from opmix_ray.exchange.olmix import read_olmix
-from opmix_ray.exchange.olmo_core import read_olmo_core
-from opmix_ray.exchange.torchtitan import read_torchtitan
+from opmix_ray.exchange.olmo import read_olmix, read_olmo_core
+from opmix_ray.exchange.tuning import read_axolotl, read_llamafactory
 from opmix_ray.paths import is_uri
 from opmix_ray.remote import is_local, local_path
 from opmix_ray.storage import Storage

@@ -5,7 +5,7 @@ predict_command("runs/fit", "new.csv", "predicted.csv")
 """
 
 from opmix_ray.fit.command import Told, closing_words, fit_command
-from opmix_ray.fit.predict import predict_command
+from opmix_ray.fit.result import predict_command
 from opmix_ray.fit.sweep import Sweep, read_sweep
 
 __all__ = ["Sweep", "Told", "closing_words", "fit_command", "predict_command", "read_sweep"]

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from opmix_ray.draw.figure import figure, grid
-from opmix_ray.draw.html import code_marks, esc, fold, items, paragraph, section, table
+from opmix_ray.draw.html import code_marks, esc, fold, items, paragraph, section, shell, table
 from opmix_ray.draw.numbers import fixed, percent, plural, seconds, share
 from opmix_ray.draw.panel import Dots, Line, Panel, Rects, Whiskers
-from opmix_ray.draw.shell import shell
+from opmix_ray.draw.svg import figure, grid
 from opmix_ray.fit.direction import turned
 from opmix_ray.fit.result import FitResult
 from opmix_ray.fit.sizes import Scale

@@ -1,20 +1,28 @@
-"""What one call of `opmix fit` found."""
+"""What one call of `opmix fit` found; and `opmix predict`, which asks it about other mixtures."""
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from opmix_ray.decision.propose import Proposal
+from opmix_ray.errors import UserError
+from opmix_ray.exchange.csv_table import read_csv
+from opmix_ray.fit.columns import METADATA
 from opmix_ray.fit.direction import turned
 from opmix_ray.fit.kl import KlCurve
 from opmix_ray.fit.options import Objective
 from opmix_ray.fit.sizes import Scale
-from opmix_ray.fit.sweep import Sweep
+from opmix_ray.fit.sweep import Sweep, read_mixtures
 from opmix_ray.laws import FittedLaw
+from opmix_ray.laws.base import nearest
 from opmix_ray.mixture import Mixture
+from opmix_ray.storage import Storage
 
 FORMAT = 1  # of fit.json
 
@@ -98,3 +106,89 @@ class FitResult:
             "notes": self.notes,
             "seconds": self.seconds,
         }
+
+
+def predict_command(directory: str | Path, ratios: str | Path, output: str | Path) -> dict[str, Any]:
+    """Predict the metrics of new mixtures with a law that `fit_command` wrote.
+
+    Args:
+        directory: output of `fit_command`, or a path to its `law.json`.
+        ratios: CSV of mixtures with the domains' columns of the fit, in any order.
+        output: CSV to write: the columns that name the runs, the metrics under their own names, `objective`
+            (weighted mean of the metrics) and `objective_std` (its standard error for one new run).
+
+    Returns:
+        JSON values: `output`, `rows`, `left_out` (a list of run, line and reason), `best` (run and objective).
+
+    Raises:
+        UserError: no law there, a domain is missing or unknown, no line holds a mixture.
+    """
+    place = Storage(str(directory))
+    if place.exists("law.json"):
+        law = FittedLaw.from_dict(place.read_json("law.json"))
+    elif Path(directory).is_file():
+        law = FittedLaw.from_dict(Storage(str(Path(directory).parent)).read_json(Path(directory).name))
+    else:
+        raise UserError("holds no law.json", file=directory, remedy="name the output of `opmix fit`")
+    table = read_csv(ratios)
+    for name in law.domains:
+        if name not in table.header:
+            raise UserError(
+                "this domain has no column", file=ratios, key=name, remedy=nearest(name, table.header)
+            )
+    found = read_mixtures(table)
+    unused = law.details.get("unused_domains", [])
+    for name in found.domains:
+        if name not in law.domains and name not in unused:
+            raise UserError(
+                "the law knows no such domain", file=ratios, key=name, remedy=nearest(name, law.domains)
+            )
+    if not found.rows:
+        raise UserError(
+            f"no line holds a mixture; the first: {found.left_out[0].reason}",
+            file=ratios,
+            remedy="give shares that sum to 1",
+        )
+    untried = [place for place, name in enumerate(found.domains) if name in unused]
+    if found.shares[:, untried].any():
+        name = next(found.domains[place] for place in untried if found.shares[:, place].any())
+        raise UserError(
+            "the law was fitted to runs without this domain",
+            file=ratios,
+            key=name,
+            remedy="give it a share of 0",
+        )
+    shares = found.shares[:, [found.domains.index(name) for name in law.domains]]
+    predicted = turned(law.predict(shares), law.metric_names, law.details.get("maximised", {}))
+    objective, std = law.objective(shares), law.objective_std(shares)
+    named = [place for place, name in enumerate(table.header) if name.lower() in METADATA and name]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [*(table.header[place] for place in named), *law.metric_names, "objective", "objective_std"]
+    )
+    for row, line in enumerate(found.rows):
+        cells = [table.rows[line][place] for place in named]
+        writer.writerow(
+            [*cells, *map(repr, [*predicted[row].tolist(), float(objective[row]), float(std[row])])]
+        )
+    target = Path(output)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text.getvalue(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}", file=target, remedy="check the path"
+        ) from None
+    best = int(np.argmin(objective))
+    return {
+        "output": str(target),
+        "rows": len(found.rows),
+        "left_out": [asdict(item) for item in found.left_out],
+        "best": {
+            "line": table.lines[found.rows[best]],
+            **{table.header[place]: table.rows[found.rows[best]][place] for place in named},
+            "objective": float(objective[best]),
+            "objective_std": float(std[best]),
+        },
+    }

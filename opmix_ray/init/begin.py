@@ -17,7 +17,7 @@ from opmix_ray.config import DataConfig, DomainConfig, ModelConfig, RunConfig, T
 from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train_bpe, vocabulary_size
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.init.discover import KEY, discover, ignored, safe_name
-from opmix_ray.init.look import Domain, look, without_bad
+from opmix_ray.init.inspect import Domain, inspect_part, without_bad
 from opmix_ray.init.sizing import (
     Machine,
     Plan,
@@ -166,7 +166,7 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
         try:
             good, bad = without_bad(part)
             errors += bad
-            domain = look(good)
+            domain = inspect_part(good)
             if not can_be_split(domain):
                 raise UserError(
                     f"holds {domain.size:,.0f} characters or ids, too few to hold some out",

@@ -13,7 +13,7 @@ from typing import Any
 
 from opmix_ray.config import RunConfig, SearchConfig
 from opmix_ray.decision.budget import decision_size
-from opmix_ray.init.look import BYTES_PER_TOKEN, Domain
+from opmix_ray.init.inspect import BYTES_PER_TOKEN, Domain
 from opmix_ray.runner.forecast import DECISION, SEGMENT, SEVERAL, START, Speed
 
 TOKENS_PER_WEIGHT = 20

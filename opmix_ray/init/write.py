@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from opmix_ray.init.look import Domain
+from opmix_ray.init.inspect import Domain
 from opmix_ray.init.sizing import MAX_EPOCHS, REPORTED, Machine, Plan, Sequences
 from opmix_ray.paths import is_uri
 

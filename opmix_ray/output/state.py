@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12
 
 from opmix_ray.config import RunConfig, dump_config
-from opmix_ray.config.gone import without_gone
+from opmix_ray.config.section import without_gone
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
 from opmix_ray.output.ledger import SESSIONS

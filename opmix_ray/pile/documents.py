@@ -11,13 +11,11 @@ import numpy as np
 
 from opmix_ray.config import SourceConfig
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
-from opmix_ray.init.columns import choose_columns
 from opmix_ray.init.discover import Part
 from opmix_ray.init.discover import discover as parts_of
-from opmix_ray.init.look import without_bad
-from opmix_ray.init.rows import sample
+from opmix_ray.init.inspect import choose_columns, sample, without_bad
 from opmix_ray.paths import file_format
-from opmix_ray.sources.own_formats import reader
+from opmix_ray.sources.plain import reader
 from opmix_ray.sources.source import Document, Source, open_source, read_file
 
 KEY = "FILES"

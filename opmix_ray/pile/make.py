@@ -22,8 +22,7 @@ from opmix_ray.errors import UserError, user_errors
 from opmix_ray.pile import DOMAINS
 from opmix_ray.pile.assign import Assigner, Groups, find_groups, load, save
 from opmix_ray.pile.documents import Entry, Pile, VectorFile, open_pile
-from opmix_ray.pile.page import render
-from opmix_ray.pile.words import names_by, typical_words
+from opmix_ray.pile.page import names_by, render, typical_words
 from opmix_ray.remote import is_local, local_path
 
 MOST_DOMAINS = 64  # as `opmix init` takes

@@ -6,7 +6,6 @@
 Both work at any moment of a run and say what is not there yet.
 """
 
-from opmix_ray.report.files import figures
-from opmix_ray.report.page import REPORT, render, write_report
+from opmix_ray.report.page import REPORT, figures, render, write_report
 
 __all__ = ["REPORT", "figures", "render", "write_report"]

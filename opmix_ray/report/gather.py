@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import yaml
 
 from opmix_ray.config import RunConfig
-from opmix_ray.config.gone import without_gone
 from opmix_ray.config.objective import Objective, bytes_per_token_of, weighted
+from opmix_ray.config.section import without_gone
 from opmix_ray.counts import response as _response  # noqa: F401  its laws can be read then
 from opmix_ray.decision.aimed import aimed
 from opmix_ray.draw.numbers import number, numbers

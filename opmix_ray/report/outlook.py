@@ -1,22 +1,158 @@
-"""What a decision expects of mixtures side by side: in force, proposed, taken, uniform, proportional."""
+"""What is known of mixtures: measured differences, how well the law fits, and what a decision expects of each.
+
+A law that is read for models that are really trained (`opmix_ray.laws.Extrapolation`) predicts another level than
+simulated candidates have; here it is taken as it was fitted.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import stats
 
+from opmix_ray.config.objective import Objective
 from opmix_ray.counts.response import DataResponse
 from opmix_ray.decision.aimed import AimedLaw, aimed
 from opmix_ray.decision.choice import Choice, Z
+from opmix_ray.decision.old_part import OLD
 from opmix_ray.draw import numbers as n
+from opmix_ray.draw.numbers import NBSP
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
+from opmix_ray.laws.linear import Extrapolated
 from opmix_ray.report.gather import DecisionFiles
-from opmix_ray.report.law_check import shares_of
-from opmix_ray.report.paired import UNKNOWN, Difference
+from opmix_ray.trials.rows import TrialRow, usable_losses
+
+LEVEL = f"95{NBSP}%"  # of the two-sided intervals here
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is minimised, of the first candidate minus that of the second, with a 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+UNKNOWN = Difference(math.nan, math.nan, math.nan)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def difference(old: TrialRow, new: TrialRow, objective: Objective | Mapping[str, float]) -> Difference:
+    """The difference from paired ratio estimates by set (Cochran 1977, ch. 6), which count as independent.
+
+    The interval is Student's t with degrees of freedom by Welch and Satterthwaite. An objective that is no mean enters
+    by its slopes.
+
+    Args:
+        old, new: candidates that saw the same sequences.
+        objective: what is minimised; weights by set mean the weighted mean loss.
+    """
+    aim = Objective.of(objective)
+    before, after = (
+        [sum(row.nats.get(name, ())) / (sum(row.targets.get(name, ())) or math.nan) for name in aim.sets]
+        for row in (old, new)
+    )
+    slopes = aim.gradient(np.array(before))
+    mean, variance, spread = float(aim.value(np.array(before)) - aim.value(np.array(after))), 0.0, 0.0
+    for name, weight in zip(aim.sets, slopes.tolist(), strict=True):
+        targets = np.asarray(old.targets.get(name) or [], dtype=np.float64)
+        first, second = (np.asarray(row.nats.get(name) or [], dtype=np.float64) for row in (old, new))
+        if not len(targets) == len(first) == len(second) or targets.sum() <= 0:
+            return UNKNOWN
+        gap = first - second
+        ratio = gap.sum() / targets.sum()
+        if len(gap) < 2:
+            return UNKNOWN
+        rest = gap - ratio * targets
+        part = weight**2 * len(gap) / (len(gap) - 1) * float((rest**2).sum()) / targets.sum() ** 2
+        variance += part
+        spread += part**2 / (len(gap) - 1)
+    if not (math.isfinite(mean) and math.isfinite(variance)):
+        return UNKNOWN
+    half = float(stats.t.ppf(0.975, variance**2 / spread)) * math.sqrt(variance) if spread > 0 else 0.0
+    return Difference(mean, mean - half, mean + half)
+
+
+@dataclass
+class LawCheck:
+    """Observed and predicted losses, nats per token.
+
+    Args:
+        runs: candidates the law was fitted on, N.
+        sets: M evaluation sets.
+        observed, predicted: (N, M); the law as it was fitted.
+        checked: set -> (observed, predicted) of the simulated proposal, which the fit has not seen.
+        eps: pseudo-count as fitted and as read; None where the law has none or both are the same.
+        steeper: slopes as read over those fitted, geometric mean over the sets; None likewise.
+    """
+
+    runs: list[str]
+    sets: list[str]
+    observed: np.ndarray
+    predicted: np.ndarray
+    checked: dict[str, tuple[float, float]] = field(default_factory=dict)
+    eps: tuple[float, float] | None = None
+    steeper: float | None = None
+
+
+def check_law(files: DecisionFiles) -> LawCheck | None:
+    """Predictions for every usable candidate; None where there is no law or the files do not fit together."""
+    law = files.law
+    if law is None:
+        return None
+    rows = [row for row in files.rows if row.usable and math.isfinite(row.objective)]
+    sets = [name for name in law.metric_names if all(name in row.losses for row in rows)]
+    if not rows or not sets:
+        return None
+    try:
+        fitted = _as_fitted(law)
+        columns = [law.metric_names.index(name) for name in sets]
+        observed = usable_losses(rows, sets)
+        predicted = fitted.predict(np.array([shares_of(row.ratios, law) for row in rows]))[:, columns]
+        check = LawCheck([row.run for row in rows], sets, observed, predicted, {}, _eps(law), _steeper(law))
+        if files.checked is not None and files.checked.losses:
+            at = fitted.predict(np.array([shares_of(files.checked.ratios, law)]))[0, columns]
+            losses = files.checked.losses
+            check.checked = {
+                name: (losses.get(name, math.nan), float(value)) for name, value in zip(sets, at, strict=True)
+            }
+    except (UserError, ValueError, TypeError, LookupError):
+        return None
+    return check
+
+
+def shares_of(ratios: Mapping[str, float], law: FittedLaw) -> list[float]:
+    """Shares of the law's domains; `old` is all that is not one of the others."""
+    rest = 1 - sum(ratios.get(name, 0.0) for name in law.domains)
+    return [rest if name == OLD else ratios.get(name, 0.0) for name in law.domains]
+
+
+def _eps(law: FittedLaw) -> tuple[float, float] | None:
+    for response in law.responses:
+        if isinstance(response, Extrapolated) and response.origin.eps != response.eps:
+            return float(response.origin.eps), float(response.eps)
+    return None
+
+
+def _steeper(law: FittedLaw) -> float | None:
+    ratios = [
+        r.slopes.min() / r.origin.slopes.min()
+        for r in law.responses
+        if isinstance(r, Extrapolated) and r.slopes.min() < 0 and r.origin.slopes.min() < 0
+    ]
+    return float(np.exp(np.log(ratios).mean())) if ratios else None
+
+
+def _as_fitted(law: FittedLaw) -> FittedLaw:
+    """The law as it was fitted."""
+    responses = [r.origin if isinstance(r, Extrapolated) else r for r in law.responses]
+    return FittedLaw(law.name, law.domains, law.metric_names, law.weights, responses)
+
 
 IN_FORCE, PROPOSAL, TAKEN = "in force until here", "proposal", "in force from here"
 UNIFORM, PROPORTIONAL = "uniform", "proportional"

@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterable
 
 from opmix_ray.draw import numbers as n
-from opmix_ray.draw.figure import figure, grid
 from opmix_ray.draw.html import esc, fold, items, paragraph, section, table, tiles
+from opmix_ray.draw.svg import figure, grid
 from opmix_ray.report import run_panels as panels
 from opmix_ray.report.decision_panels import interval
 from opmix_ray.report.doubts import MANY_EPOCHS, delivery, doubts
 from opmix_ray.report.gather import DecisionFiles, RunFiles
 from opmix_ray.report.outlook import IN_FORCE, TAKEN, gain_over, outlooks
-from opmix_ray.report.verdict import verdict
-from opmix_ray.report.words import outcome, summary
+from opmix_ray.report.words import outcome, summary, verdict
 
 
 def opening(run: RunFiles) -> str:

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from opmix_ray.checksums import check, seal
-from opmix_ray.cluster.connect import connected
-from opmix_ray.cluster.demand import of_main_run
+from opmix_ray.cluster.connect import check_reach, connected
+from opmix_ray.cluster.demand import of_main_run, waiting
 from opmix_ray.cluster.place import scratch
-from opmix_ray.cluster.reach import check_reach
-from opmix_ray.cluster.waiting import waiting
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared, split_words

@@ -1,4 +1,9 @@
-"""One decision for a checkpoint from anywhere: `opmix search`; and its probes alone, as a `SearchTask` for scripts.
+"""One decision for a checkpoint from anywhere: `opmix search`; its probes alone, as a `SearchTask` for scripts.
+
+The front between evaluation sets says what one of them costs the others, by the law of the decision.
+
+points = front(law, ["code", "prose"], prior=mixture, kl=0.05, lower={}, upper={}, current=mixture)
+points[0].losses, points[0].mixture
 
 task = make_task(load_config("examples/quickstart.yaml"))
 tune.run(tune.with_parameters(MixtureTrial, task=task), ...)
@@ -6,9 +11,13 @@ tune.run(tune.with_parameters(MixtureTrial, task=task), ...)
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from opmix_ray.cluster.connect import connected
@@ -16,6 +25,7 @@ from opmix_ray.config import RunConfig, with_given
 from opmix_ray.decision.make import Situation, make_decision
 from opmix_ray.decision.old_part import OLD, choose_components
 from opmix_ray.decision.progress import Progress
+from opmix_ray.decision.propose import propose
 from opmix_ray.decision.rule import Decision
 from opmix_ray.decision.task import load_weights, probe_task, put_task
 from opmix_ray.errors import UserError
@@ -28,7 +38,6 @@ from opmix_ray.output.result import write_mixture
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import resolved, start_stage
-from opmix_ray.runner.front import front
 from opmix_ray.runner.plan import space_of, stage_domains
 from opmix_ray.runner.trust import changed, fingerprint
 from opmix_ray.runner.validate import refuse, validate
@@ -36,6 +45,90 @@ from opmix_ray.storage import Storage
 from opmix_ray.train.probes import train_all
 from opmix_ray.trials.space import read_space
 from opmix_ray.trials.trial import SearchTask
+
+MOST_POINTS = 40
+SAME = 1e-4  # nats per token within which two points are one
+
+
+@dataclass(frozen=True)
+class Point:
+    """One mixture of the front.
+
+    Args:
+        weights: of the sets in the mean loss that it minimises.
+        mixture: share by domain.
+        losses: predicted by set at the end of the stage, nats per token.
+    """
+
+    weights: dict[str, float]
+    mixture: dict[str, float]
+    losses: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return asdict(self)
+
+
+def front(
+    law: FittedLaw,
+    sets: Sequence[str],
+    *,
+    prior: Mixture,
+    kl: float,
+    lower: Mapping[str, float],
+    upper: Mapping[str, float],
+    current: Mixture,
+    expand: Mapping[str, Mapping[str, float]] | None = None,
+    seed: int = 0,
+) -> list[Point]:
+    """Mixtures of which none is better than another on all sets, in the order of the first set's loss.
+
+    Each is what a decision proposes for the weighted mean loss with other weights, evenly spread over all there are.
+
+    Args:
+        law: of the decision.
+        sets: two or more of its metrics.
+        prior, kl, lower, upper, current, expand, seed: as for `propose`.
+    """
+    found = []
+    for weights in _weights(len(sets)):
+        by_set = dict(zip(sets, weights, strict=True))
+        asked = FittedLaw(
+            law.name, law.domains, law.metric_names,
+            np.array([by_set.get(name, 0.0) for name in law.metric_names]), law.responses, table=law.table,
+        )  # fmt: skip
+        proposal = propose(
+            asked, prior=prior, kl=kl, lower=lower, upper=upper, current=current, expand=expand, seed=seed
+        )
+        mixture = proposal.leaves or proposal.mixture
+        found.append(Point(by_set, mixture.shares, {name: proposal.predicted[name] for name in sets}))
+    return sorted(_best(found), key=lambda point: tuple(point.losses.values()))
+
+
+def _weights(count: int) -> list[tuple[float, ...]]:
+    """Weights on an even grid, all of sum 1; with many sets each alone, and all together."""
+    for parts in (10, 6, 5, 4, 3, 2):
+        grid = (
+            [row for row in itertools.product(range(parts + 1), repeat=count) if sum(row) == parts]
+            if ((parts + 1) ** count <= 100_000)
+            else []
+        )
+        if 0 < len(grid) <= MOST_POINTS:
+            return [tuple(value / parts for value in row) for row in grid]
+    alone = [tuple(float(k == own) for k in range(count)) for own in range(count)]
+    return [*alone, tuple(1 / count for _ in range(count))]
+
+
+def _best(points: Sequence[Point]) -> list[Point]:
+    """Those that no other is better than, each once."""
+    losses = np.array([list(point.losses.values()) for point in points])
+    kept: list[int] = []
+    for k, row in enumerate(losses):
+        worse = (losses <= row + SAME).all(axis=1) & (losses < row - SAME).any(axis=1)
+        if not worse.any() and all(np.abs(losses[other] - row).max() > SAME for other in kept):
+            kept.append(k)
+    return [points[k] for k in kept]
+
 
 PLACE = "decisions/000"
 

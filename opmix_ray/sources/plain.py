@@ -1,10 +1,17 @@
-"""Rows of plain files: text, tables with commas, and JSON that is an array or objects one after the other.
+"""Rows of plain files, and of formats that other packages bring along.
 
 for row, place in objects("notes.json", "data.domains.notes.path"):
     row["text"]
 
 A text file is cut at blank lines into pieces of about `PIECE` characters, so that a book has parts to hold out. A
 shorter file is one document.
+
+    # in the package, registered under [project.entry-points."opmix_ray.sources"]
+    def read(path: str) -> Iterator[Mapping[str, Any]]:
+        yield {"text": "..."}
+
+A domain with `format: <name>` is read with it. Rows become documents by the same columns as those of other formats,
+and prepared data are found again by the files' content, so the same bytes must give the same rows.
 """
 
 from __future__ import annotations
@@ -12,12 +19,15 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, dropwhile
-from typing import Any
+from typing import Any, get_args
 
+from opmix_ray import plugins
+from opmix_ray.config.data import BuiltInFormat
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.paths import file_format
+from opmix_ray.sources import readers
 from opmix_ray.sources.files import reading
 from opmix_ray.sources.lines import LONGEST, decoded, lines
 from opmix_ray.sources.readers import OPTIONAL, Row, holds, missing_column, once, value_of
@@ -178,3 +188,43 @@ def _json(file: str, key: str) -> Objects:
 
 _READ: dict[str, Callable[[str, str], Objects]] = {"text": _text, "csv": _csv, "json": _json}
 READERS = {kind: _rows(kind) for kind in _READ}
+
+
+Read = Callable[[str], Iterator[Mapping[str, Any]]]
+
+
+def check_format(name: str, key: str) -> None:
+    """Refuse a format that nobody reads.
+
+    Args:
+        name: as configured.
+        key: configuration key of the source, for the error.
+
+    Raises:
+        UserError: names the formats there are.
+    """
+    known = [*get_args(BuiltInFormat), *plugins.names("sources")]
+    if name not in known:
+        raise UserError(
+            "no such format", key=f"{key}.format", value=name, remedy=f"known: {', '.join(known)}"
+        )
+
+
+def reader(name: str) -> Callable[[str, dict[str, str], str], Iterator[Row]]:
+    """What reads the rows of a file format, built in or brought along."""
+    found = (readers.READERS | READERS).get(name)
+    if found is not None:
+        return found
+    read: Read = plugins.find("sources", name)
+
+    def rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
+        seen: set[str] = set()
+        with reading(file, f"{key}.path"):
+            for number, row in enumerate(read(file), start=1):
+                for option, column in columns.items():
+                    if column not in seen and column not in row and option not in OPTIONAL:
+                        raise missing_column(file, f"{key}.{option}", column, row)
+                    seen.add(column)
+                yield Row([row.get(column) for column in columns.values()], f"row {number}")
+
+    return rows

@@ -19,16 +19,15 @@ import numpy as np
 from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.config.data import BuiltInFormat
 from opmix_ray.errors import UserError, UserErrors
-from opmix_ray.overlap.words import bare, normal
+from opmix_ray.overlap.leaks import bare, normal
 from opmix_ray.paths import Kind, file_format
 from opmix_ray.sources import megatron, readers
 from opmix_ray.sources.files import InputFile, filesystem, reading
-from opmix_ray.sources.hub import data_set_files
 from opmix_ray.sources.lines import refuse_pointer
-from opmix_ray.sources.listing import expand, identity
+from opmix_ray.sources.listing import data_set_files, expand, identity
+from opmix_ray.sources.megatron import raw_dtype
 from opmix_ray.sources.messages import messages, tools
-from opmix_ray.sources.own_formats import check_format, reader
-from opmix_ray.sources.token_width import raw_dtype
+from opmix_ray.sources.plain import check_format, reader
 
 TOOLS = "tools"  # column with the tools that a conversation's assistant may call, read where it is there
 CHECKED_FILES = 32  # of each source, by `validate_sources`

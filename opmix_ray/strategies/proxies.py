@@ -15,10 +15,10 @@ import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig, ScheduleConfig
 from opmix_ray.config.train import learning_rate
-from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import HeldOut, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.data.store import gather
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import forward_flops, train_flops
 from opmix_ray.model.base import BaseModel, snapshot

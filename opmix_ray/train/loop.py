@@ -24,10 +24,10 @@ import torch
 from opmix_ray.checksums import check
 from opmix_ray.config import EvaluationConfig, ModelConfig, TrainConfig
 from opmix_ray.config.train import learning_rate
-from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import Held, part_of, report_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Batch, Sampler, SamplerState
+from opmix_ray.data.store import gather
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.load import load_model, set_recompute

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
-from opmix_ray.data.gather import gather
 from opmix_ray.data.held_out import part_of, search_sets, texts_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
+from opmix_ray.data.store import gather
 from opmix_ray.errors import first_line
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import forward_flops, probe_flops

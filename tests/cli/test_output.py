@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.commands.status import duration
+from opmix_ray.commands.follow import duration
 from opmix_ray.output.state import RunState, open_output
 from opmix_ray.storage import Storage
 from tests.cli.conftest import Opmix

@@ -20,7 +20,6 @@ import ray
 
 from opmix_ray.cluster import demand as demand_module
 from opmix_ray.cluster import nursery
-from opmix_ray.cluster import waiting as waiting_module
 from opmix_ray.cluster.address import check_address
 from opmix_ray.cluster.connect import check_cluster, connected, missing_resources, own_cpus, own_resources
 from opmix_ray.cluster.demand import Demand
@@ -174,11 +173,11 @@ def heard(said: list[str], lines: int) -> None:
 
 def test_waiting_is_said_once_and_its_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     machines: list[dict[str, float]] = [{"CPU": 1.0}]
-    monkeypatch.setattr(waiting_module, "machines_now", lambda: list(machines))
-    monkeypatch.setattr(waiting_module, "_FIRST", 0.01)
-    monkeypatch.setattr(waiting_module, "_EVERY", 0.01)
+    monkeypatch.setattr(demand_module, "machines_now", lambda: list(machines))
+    monkeypatch.setattr(demand_module, "_FIRST", 0.01)
+    monkeypatch.setattr(demand_module, "_EVERY", 0.01)
     said: list[str] = []
-    with waiting_module.waiting(Demand("probe", "a probe", 1, {"CPU": 1.0, "GPU": 1.0}), said.append):
+    with demand_module.waiting(Demand("probe", "a probe", 1, {"CPU": 1.0, "GPU": 1.0}), said.append):
         heard(said, 1)
         assert said == [
             "waiting for the cluster to grow: a probe asks for 1 CPU and 1 GPU on one machine, "

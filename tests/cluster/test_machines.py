@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from opmix_ray.cluster.reach import check_reach
+from opmix_ray.cluster.connect import check_reach
 from opmix_ray.data.prepare import prepare
 from opmix_ray.output.state import STATE
 from opmix_ray.storage import Storage

@@ -8,7 +8,7 @@ import time
 import pytest
 import ray
 
-from opmix_ray.cluster.pulse import pulse
+from opmix_ray.cluster.address import pulse
 from opmix_ray.exits import exit_code
 
 

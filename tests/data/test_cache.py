@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from opmix_ray.config import RunConfig
-from opmix_ray.data import blocks
+from opmix_ray.data import encode
 from opmix_ray.data import prepare as preparing
 from opmix_ray.data.prepare import prepare
 from opmix_ray.data.store import TokenStore
@@ -35,7 +35,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counting(recipe: Any, on_progress: Any) -> Any:
         seen.append(recipe.source.key)
-        return blocks.read_blocks(recipe, on_progress)
+        return encode.read_blocks(recipe, on_progress)
 
     monkeypatch.setattr(preparing, "read_blocks", counting)
     return seen

@@ -20,7 +20,7 @@ from opmix_ray.data.chat import ChatError, encode_chat
 from opmix_ray.data.prepare import prepare
 from opmix_ray.data.tokenizer import Encoder
 from opmix_ray.errors import UserError
-from opmix_ray.init.columns import choose_columns
+from opmix_ray.init.inspect import choose_columns
 from opmix_ray.sources.source import Document, iter_documents
 from tests.data.conftest import CHATML, small_tokenizer
 

@@ -13,9 +13,8 @@ import pytest
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, prepare, split_words, summary
-from opmix_ray.overlap.leaks import HASHES, Prints, Table
+from opmix_ray.overlap.leaks import HASHES, Prints, Table, normal
 from opmix_ray.overlap.near import groups, held_out
-from opmix_ray.overlap.words import normal
 from opmix_ray.sources.source import Document
 
 Make = Callable[..., RunConfig]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.cli import app
-from opmix_ray.commands.run_export import export
+from opmix_ray.commands.export import export
 from opmix_ray.config import load_config, make_config
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserErrors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.commands.run_export import export
+from opmix_ray.commands.export import export
 from opmix_ray.errors import UserError
 from opmix_ray.exchange import FORMATS, read_weights
 from opmix_ray.mixture import Mixture

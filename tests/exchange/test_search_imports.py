@@ -9,7 +9,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from opmix_ray.commands.run_export import export
+from opmix_ray.commands.export import export
 from opmix_ray.config import dump_config
 from tests.exchange.conftest import MIXTURE, Output
 from tests.exchange.test_round_trip import main_file, read_back

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from opmix_ray.commands.run_export import export
+from opmix_ray.commands.export import export
 from opmix_ray.sources import megatron
 from tests.exchange.conftest import MIXTURE, Output
 from tests.support import ROOT

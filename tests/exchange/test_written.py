@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoTokenizer
 
 from opmix_ray.cli import app
-from opmix_ray.commands.export import FORMATS as NAMES
-from opmix_ray.commands.run_export import export
+from opmix_ray.commands.export import export
+from opmix_ray.commands.runs import FORMATS as NAMES
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.exchange import FORMATS, read_weights

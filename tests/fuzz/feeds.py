@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import yaml
 
-from opmix_ray.commands.status import run_status, status_words
-from opmix_ray.commands.studies import write_studies
+from opmix_ray.commands.export import write_studies
+from opmix_ray.commands.follow import run_status, status_words
 from opmix_ray.config import ModelConfig, SourceConfig, load_config
 from opmix_ray.data.tokenizer import load_tokenizer_from
 from opmix_ray.exchange import FORMATS, read_weights

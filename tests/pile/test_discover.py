@@ -20,7 +20,7 @@ import opmix_ray
 from opmix_ray.config import load_config
 from opmix_ray.config.data import NAME
 from opmix_ray.pile.assign import find_groups
-from opmix_ray.pile.words import names_by, typical_words
+from opmix_ray.pile.page import names_by, typical_words
 from opmix_ray.runner.validate import check_all
 from opmix_ray.sources.source import iter_documents
 from tests.cli.conftest import Opmix

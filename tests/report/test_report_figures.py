@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from opmix_ray.errors import UserError
-from opmix_ray.report import figures, files
+from opmix_ray.report import figures, page
 from opmix_ray.report.gather import gather
 from opmix_ray.storage import Storage
 
@@ -36,11 +36,11 @@ def test_an_unknown_format_is_refused(hostile: Storage) -> None:
 
 def test_what_is_written_beside_bars_has_room(full: Storage, hostile: Storage) -> None:
     for storage in (full, hostile):
-        for group in files._groups(gather(storage)):
+        for group in page._groups(gather(storage)):
             if not group.panels[0].categories:
                 continue
-            with matplotlib.rc_context(files._STYLE):
-                figure = files._draw(group)
+            with matplotlib.rc_context(page._STYLE):
+                figure = page._draw(group)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # a glyph that the font lacks
                     FigureCanvasAgg(figure).draw()

@@ -15,8 +15,7 @@ from opmix_ray.draw.svg import draw
 from opmix_ray.report.decision_panels import candidates, probes
 from opmix_ray.report.doubts import delivery
 from opmix_ray.report.gather import gather
-from opmix_ray.report.law_check import check_law
-from opmix_ray.report.paired import difference
+from opmix_ray.report.outlook import check_law, difference
 from opmix_ray.storage import Storage
 
 

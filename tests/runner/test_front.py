@@ -6,7 +6,7 @@ import numpy as np
 
 from opmix_ray.decision.rule import fit
 from opmix_ray.mixture import Mixture
-from opmix_ray.runner.front import front
+from opmix_ray.runner.search import front
 from tests.decision.test_aimed import DOMAINS, question
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from opmix_ray.commands.status import run_status, status_words
+from opmix_ray.commands.follow import run_status, status_words
 from opmix_ray.errors import UserError
 from opmix_ray.runner.check_plan import check_plan
 from tests.killing import finish, kill_when, start

@@ -16,9 +16,9 @@ import zstandard
 
 from opmix_ray.config import SourceConfig
 from opmix_ray.errors import UserError
-from opmix_ray.init import rows
+from opmix_ray.init import inspect
 from opmix_ray.init.discover import discover
-from opmix_ray.init.look import look
+from opmix_ray.init.inspect import inspect_part
 from opmix_ray.sources import lines as module
 from opmix_ray.sources.source import iter_documents
 
@@ -41,7 +41,7 @@ def test_long_windows_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.zst").write_bytes(compressed(ROWS, 30, size=False))
     assert zstandard.get_frame_parameters((tmp_path / "a.jsonl.zst").read_bytes()).window_size == 1 << 30
     assert count(tmp_path / "a.jsonl.zst") == 2000
-    assert look(discover([str(tmp_path / "a.jsonl.zst")])[0]).documents == 2000
+    assert inspect_part(discover([str(tmp_path / "a.jsonl.zst")])[0]).documents == 2000
 
 
 def open_frame(data: bytes, window: int) -> bytes:
@@ -67,7 +67,7 @@ def test_frames_of_every_window_follow_each_other(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
     assert count(tmp_path / "a.jsonl.zst") == 6000
-    assert look(discover([str(tmp_path / "a.jsonl.zst")])[0]).documents == 6000
+    assert inspect_part(discover([str(tmp_path / "a.jsonl.zst")])[0]).documents == 6000
 
 
 @pytest.mark.parametrize("window", [20, 30])
@@ -99,7 +99,7 @@ def test_each_way_to_compress_is_read_in_parts_and_a_cut_is_noticed(ending: str,
     file, half = tmp_path / f"a.jsonl{ending}", len(ROWS) // 2
     content = ENDINGS[ending](ROWS[:half]) + ENDINGS[ending](ROWS[half:])
     file.write_bytes(content)
-    assert count(file) == look(discover([str(file)])[0]).documents == 2000
+    assert count(file) == inspect_part(discover([str(file)])[0]).documents == 2000
     file.write_bytes(content[:-9])
     with pytest.raises(UserError, match=rf"a\.jsonl\{ending}: data\.domains\.d\.path: cannot be read: "):
         count(file)
@@ -132,7 +132,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named(
     with pytest.raises(UserError, match=f"{name}: data.domains.d.path: .*{said}"):
         count(tmp_path / name)
     with pytest.raises(UserError, match=f"{name}: --data: "):
-        look(discover([str(tmp_path / name)])[0])
+        inspect_part(discover([str(tmp_path / name)])[0])
 
 
 def test_compressed_files_beside_others_are_read_too(tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_a_small_file_that_unpacks_to_very_much_is_refused(
     file.write_bytes(zstandard.compress(b'{"text": "a"}\n' * 3_000_000))
     with pytest.raises(UserError, match="unpacks to more than 1,000 times its size"):
         count(file)
-    monkeypatch.setattr(rows, "UNPACKED", 1 << 20)
-    assert len(rows.sample(discover([str(file)])[0].files[0]).rows) == rows.ROWS
+    monkeypatch.setattr(inspect, "UNPACKED", 1 << 20)
+    assert len(inspect.sample(discover([str(file)])[0].files[0]).rows) == inspect.ROWS
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,4 +185,4 @@ def test_a_pointer_is_named(name: str, content: str, remedy: str, tmp_path: Path
         count(tmp_path / name)
     if name.endswith((".jsonl", ".parquet")):
         with pytest.raises(UserError, match="is a pointer of"):
-            look(discover([str(tmp_path / name)])[0])
+            inspect_part(discover([str(tmp_path / name)])[0])

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from opmix_ray.config import SourceConfig
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import discover
-from opmix_ray.init.look import look
+from opmix_ray.init.inspect import inspect_part
 from opmix_ray.sources import megatron
 from opmix_ray.sources.source import Document, iter_documents, open_source
 from tests.sources.megatron_files import write_indexed
@@ -182,7 +182,7 @@ def test_validation_sees_an_index_of_another_file(tmp_path: Path) -> None:
     write_indexed(tmp_path / "x", DOCUMENTS)
     short(tmp_path / "x")
     with pytest.raises(UserError, match="holds 22 bytes where its index names 24"):
-        look(discover([str(tmp_path / "x.bin")])[0])
+        inspect_part(discover([str(tmp_path / "x.bin")])[0])
     (tmp_path / "x.idx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(UserError, match=r"x\.idx: data\.domains\.d\.path: is a pointer of Git LFS"):
         open_source(SourceConfig(path=str(tmp_path / "x.bin")), "data.domains.d")

@@ -14,7 +14,7 @@ import pytest
 from opmix_ray.config import SourceConfig
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import discover
-from opmix_ray.init.rows import sample
+from opmix_ray.init.inspect import sample
 from opmix_ray.sources.plain import PIECE
 from opmix_ray.sources.source import iter_documents
 

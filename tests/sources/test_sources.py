@@ -23,7 +23,7 @@ from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import discover
-from opmix_ray.init.look import look
+from opmix_ray.init.inspect import inspect_part
 from opmix_ray.sources import readers
 from opmix_ray.sources.source import Document, iter_documents, open_source, validate_sources
 from tests.object_store import object_store
@@ -188,7 +188,7 @@ def test_null_rows_among_lists_of_one_length(tmp_path: Path) -> None:
         writer.write_table(table.slice(1))
     for name in ("a.parquet", "a.arrow"):
         assert ids_of(tmp_path / name, tokens_column="ids") == [[5, 6], [7, 8], [9, 10]]
-    domain = look(discover([str(tmp_path / "a.parquet")])[0])
+    domain = inspect_part(discover([str(tmp_path / "a.parquet")])[0])
     assert (domain.columns, domain.documents, domain.size) == ({"tokens_column": "ids"}, 3, 6)
 
 
@@ -280,7 +280,7 @@ def test_a_page_that_its_checksum_contradicts_is_refused(tmp_path: Path) -> None
     (tmp_path / "a.parquet").write_bytes(content.replace(b"text number 50", b"next number 50", 1))
     assert "cannot be read: could not verify page integrity" in problem(tmp_path / "a.parquet")
     with pytest.raises(UserError, match="could not verify page integrity"):
-        look(discover([str(tmp_path / "a.parquet")])[0])
+        inspect_part(discover([str(tmp_path / "a.parquet")])[0])
 
 
 def test_a_stream_is_read_to_its_end_or_refused(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_table_under_the_name_of_another_kind(
     write(tmp_path / name)
     assert said in problem(tmp_path / name)
     with pytest.raises(UserError, match=f"{name}: --data: .*{said}"):
-        look(discover([str(tmp_path / name)])[0])
+        inspect_part(discover([str(tmp_path / name)])[0])
 
 
 def test_a_column_that_stands_in_a_file_twice_is_refused(tmp_path: Path) -> None:

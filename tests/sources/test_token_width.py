@@ -19,9 +19,9 @@ from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import discover
-from opmix_ray.init.look import look
+from opmix_ray.init.inspect import inspect_part
+from opmix_ray.sources.megatron import raw_dtype
 from opmix_ray.sources.readers import raw_ids
-from opmix_ray.sources.token_width import raw_dtype
 
 Make = Callable[..., RunConfig]
 
@@ -162,12 +162,12 @@ def test_init_counts_ids_of_each_file_as_it_is(tmp_path: Path) -> None:
     np.save(tmp_path / "d" / "x-00000.npy", ZIPF)
     written(tmp_path / "d" / "x-00001.npy", "<u4", 100_278)
     written(tmp_path / "d" / "x-00002.bin", "<u2", 60_000)
-    assert look(discover([str(tmp_path / "d")])[0]).size == 12_000
+    assert inspect_part(discover([str(tmp_path / "d")])[0]).size == 12_000
     np.save(tmp_path / "none.npy", ZIPF[:0])
     with pytest.raises(UserError, match=r"none\.npy: --data: holds no token id"):
-        look(discover([str(tmp_path / "none.npy")])[0])
+        inspect_part(discover([str(tmp_path / "none.npy")])[0])
 
 
 def test_init_counts_wide_ids(tmp_path: Path) -> None:
     path = written(tmp_path / "a.npy", "<u4", 100_278)
-    assert look(discover([path])[0]).size == 4000
+    assert inspect_part(discover([path])[0]).size == 4000

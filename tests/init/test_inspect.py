@@ -15,10 +15,9 @@ import pytest
 import zstandard
 
 from opmix_ray.errors import UserError
-from opmix_ray.init import rows as reading
-from opmix_ray.init.columns import choose_columns
+from opmix_ray.init import inspect as reading
 from opmix_ray.init.discover import discover
-from opmix_ray.init.look import Domain, look
+from opmix_ray.init.inspect import Domain, choose_columns, inspect_part
 
 WORDS = "the quick brown fox jumps over the lazy dog " * 5
 
@@ -62,7 +61,7 @@ def test_a_first_row_is_no_name_of_a_column(tmp_path: Path) -> None:
 
 
 def of(path: Path) -> Domain:
-    return look(discover([str(path)])[0])
+    return inspect_part(discover([str(path)])[0])
 
 
 def test_few_documents_are_counted_exactly(tmp_path: Path) -> None:
@@ -156,5 +155,5 @@ def test_files_that_hold_no_ids_are_named(name: str, content: bytes, said: str, 
     (tmp_path / name).write_bytes(content)
     (part,) = discover([str(tmp_path / name)])
     with pytest.raises(UserError) as found:
-        look(part)
+        inspect_part(part)
     assert str(found.value).startswith(f"{tmp_path / name}: --data: {said}")

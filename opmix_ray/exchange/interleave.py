@@ -1,4 +1,7 @@
-"""A Python module around `datasets.interleave_datasets`, which draws rows: its probabilities count documents."""
+"""Python modules that interleave rows: `datasets.interleave_datasets` counts documents, torchtitan packs first.
+
+Written for `InterleavedHuggingFaceTextDataLoader` of torchtitan 0.3, whose configurations are Python too.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,24 @@ import ast
 from typing import Any
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.entries import SourceWeight, as_weight, constant, files, reader
-from opmix_ray.exchange.handover import FIXED_LENGTH, Handover, Part, Unit, Written, comment, number
+from opmix_ray.exchange.handover import (
+    FIXED_LENGTH,
+    Handover,
+    Part,
+    SourceWeight,
+    Unit,
+    Written,
+    as_weight,
+    comment,
+    constant,
+    files,
+    number,
+    reader,
+    refuse_kinds,
+)
 
-MODULE = "datasets_mixture.py"
-_BODY = '''
+DATASETS = "datasets_mixture.py"
+_DATASETS_BODY = '''
 from datasets import interleave_datasets, load_dataset, load_from_disk
 
 # name: (how it is loaded, its files, columns to keep and what they are called in the mixture)
@@ -68,7 +84,7 @@ def write_datasets(handover: Handover, unit: Unit) -> Written:
     )
     chances = "".join(f"    {part.name!r}: {number(weights[part.name])!r},\n" for part in handover.parts)
     head = handover.words(unit, "PROBABILITIES") + ([FIXED_LENGTH] if unit == "documents" else [])
-    return Written({MODULE: comment(head) + _BODY % (domains, chances, handover.seed)})
+    return Written({DATASETS: comment(head) + _DATASETS_BODY % (domains, chances, handover.seed)})
 
 
 def loading(part: Part) -> tuple[str, Any, str]:
@@ -122,3 +138,81 @@ def read_datasets(tree: ast.Module) -> list[SourceWeight] | None:
     if not isinstance(found, dict):
         return None
     return [SourceWeight(str(name), (), as_weight(weight)) for name, weight in found.items()]
+
+
+TORCHTITAN = "torchtitan_mixture.py"
+_TORCHTITAN_BODY = '''
+from datasets import load_dataset, load_from_disk
+from torchtitan.hf_datasets import DatasetConfig
+from torchtitan.hf_datasets.text_datasets import DATASETS, HFDataSource, InterleavedHuggingFaceTextDataLoader
+
+# name: (how `datasets` loads it, its files, column of the text)
+DOMAINS = {
+%s}
+
+
+def _load(name):
+    kind, files, _ = DOMAINS[name]
+    if kind == "saved":
+        return load_from_disk(files)
+    return load_dataset(kind, data_files=files, split="train")
+
+
+for _name, (_, _, _column) in DOMAINS.items():
+    DATASETS[_name] = DatasetConfig(path=_name, loader=_load, sample_processor=lambda row, column=_column: row[column])
+
+# in a function of your config registry: dataloader=opmix_dataloader()
+WEIGHTS = {
+%s}
+
+
+def opmix_dataloader():
+    """The mixture as a data loader configuration."""
+    sources = [HFDataSource(dataset=name, weight=weight) for name, weight in WEIGHTS.items()]
+    return InterleavedHuggingFaceTextDataLoader.Config(sources=sources, seed=%d)
+'''
+
+
+def write_torchtitan(handover: Handover, unit: Unit) -> Written:
+    """A module that registers the domains and makes the data loader's configuration.
+
+    Raises:
+        UserError: a domain is not text, or two names differ in case only, which torchtitan ignores.
+    """
+    refuse_kinds(handover, "torchtitan's interleaved loader", ("text",))
+    names = [part.name.lower() for part in handover.parts]
+    for part, name in zip(handover.parts, names, strict=True):
+        if names.count(name) > 1:
+            raise UserError(
+                "differs from another name in case only, and torchtitan ignores case",
+                key="data.domains", value=part.name, remedy="rename one",
+            )  # fmt: skip
+    domains = "".join(f"    {part.name.lower()!r}: {loading(part)!r},\n" for part in handover.parts)
+    weights = "".join(f"    {part.name.lower()!r}: {number(part.share)!r},\n" for part in handover.parts)
+    text = comment(handover.words("tokens", "weight")) + _TORCHTITAN_BODY % (domains, weights, handover.seed)
+    return Written(
+        {TORCHTITAN: text}, ["in your config registry: from torchtitan_mixture import opmix_dataloader"]
+    )
+
+
+def read_torchtitan(tree: ast.Module) -> list[SourceWeight] | None:
+    """Entries of WEIGHTS, or of every `HFDataSource(dataset=..., weight=...)`; None where there is neither.
+
+    Raises:
+        ValueError: a weight is not a plain number.
+    """
+    found = constant(tree, "WEIGHTS")
+    if isinstance(found, dict):
+        return [SourceWeight(str(name), (), as_weight(weight)) for name, weight in found.items()]
+    entries = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "HFDataSource":
+            given = {word.arg: word.value for word in node.keywords}
+            if isinstance(given.get("dataset"), ast.Constant):
+                weight = ast.literal_eval(given["weight"]) if "weight" in given else 1.0
+                path = given.get("dataset_path")
+                paths = (str(path.value),) if isinstance(path, ast.Constant) and path.value else ()
+                entries.append(
+                    SourceWeight(str(ast.literal_eval(given["dataset"])), paths, as_weight(weight))
+                )
+    return entries or None
