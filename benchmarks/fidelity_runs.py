@@ -37,7 +37,7 @@ from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.model.probe import Probe
-from opmix_ray.resources import shipped
+from opmix_ray.paths import shipped
 from opmix_ray.train.loop import _optimizer
 from opmix_ray.train.probes import ProbeTask, train_probe
 from opmix_ray.trials.trial import CandidateScorer

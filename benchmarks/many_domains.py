@@ -33,7 +33,7 @@ from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import compute_context, training_loss
 from opmix_ray.model.probe import Probe
-from opmix_ray.resources import shipped
+from opmix_ray.paths import shipped
 from opmix_ray.train.probes import train_probe
 
 

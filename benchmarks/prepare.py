@@ -24,7 +24,7 @@ from typing import Any
 
 from subjects import median
 
-from opmix_ray.resources import shipped
+from opmix_ray.paths import shipped
 
 BATCH = 1000
 

@@ -39,7 +39,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import BaseModel
 from opmix_ray.model.interpolate import Interpolator
 from opmix_ray.model.probe import Factors, Probe
-from opmix_ray.resources import shipped
+from opmix_ray.paths import shipped
 from opmix_ray.train.probes import ProbeRun
 
 FEW = 4  # sequences of a set

@@ -28,7 +28,7 @@ from opmix_ray.decision.task import load_weights
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.model.probe import Probe
 from opmix_ray.model.targets import adapted_layers, target
-from opmix_ray.resources import shipped
+from opmix_ray.paths import shipped
 
 RANK = 16
 

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from opmix_ray import secret
-from opmix_ray.visible import visible
+from opmix_ray.harmless import in_line, shown, visible
 
 LONGEST_VALUE = 80  # characters of a value in a message
 LONGEST_PATH = 500  # the end of a path tells the most
@@ -62,14 +61,14 @@ class UserError(ValueError):
     def _line(self) -> str:
         place = ": ".join(part for part in (self.file, self.key) if part)
         if self.value is not None:
-            shown = secret.shown(self.value, self.key or "")
-            most = LONGEST_PATH if "/" in shown else LONGEST_VALUE
-            shown = shown if len(shown) <= most else shown[: most - 3] + "..."
-            place = f"{place} = {shown}" if place else shown
+            value = shown(self.value, self.key or "")
+            most = LONGEST_PATH if "/" in value else LONGEST_VALUE
+            value = value if len(value) <= most else value[: most - 3] + "..."
+            place = f"{place} = {value}" if place else value
         line = f"{place}: {self.problem}" if place else self.problem
         if self.remedy:
             line = f"{line}; {self.remedy}"
-        return visible(secret.in_line(" ".join(line.split())))
+        return visible(in_line(" ".join(line.split())))
 
 
 def _rebuild(problem: str, file: str | None, key: str | None, value: Any, remedy: str | None) -> UserError:

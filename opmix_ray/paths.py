@@ -1,4 +1,4 @@
-"""What a path says by itself: whether it is a URI, which format its file has, which documents that holds."""
+"""Files that ship with the package; what a path says by itself: a URI or not, its format, the documents that holds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+
+_HERE = Path(__file__).resolve().parent
+
+
+def shipped(name: str) -> Path:
+    """A directory that ships: inside the installed package, else beside it in a checkout."""
+    installed = _HERE / "_shipped" / name
+    return installed if installed.exists() else _HERE.parent / name
+
 
 Kind = Literal["text", "prompt", "messages", "tokens"]  # what a document is
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError
+from opmix_ray.harmless import in_uri
 from opmix_ray.paths import is_uri
-from opmix_ray.secret import in_uri
 
 _BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "bucket does not exist", "Bucket not found")
 _REFUSED = (

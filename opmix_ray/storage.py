@@ -1,26 +1,36 @@
-"""A directory of results, local or on any `pyarrow.fs` file system, in which no file is ever half there.
+"""A directory of results, local or on any `pyarrow.fs` file system, in which no file is half there; JSON by its types.
 
     store = Storage("s3://bucket/run")
     store.write_json("state.json", {"step": 3})
     store.append("metrics.jsonl", '{"step": 3}\n')
 
 Local files are written by replace; object stores publish an object only when it is whole.
+
+state = checked(RunState, storage.read_json("state.json"), file="runs/demo/state.json")
+
+    seal(directory)               # when all files are there
+    fault(directory)              # None, or "optimizer.pt is damaged"
+    check_sealed(directory)       # the same as an error
+
+A part that was sealed on its own is listed by its checksums alone and looked into as well.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 from pyarrow import fs as pafs
+from pydantic import TypeAdapter, ValidationError
 
 from opmix_ray.errors import UserError
 from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
@@ -252,3 +262,132 @@ def _remedy(error: BaseException) -> str:
     if "No space left" in text or "quota" in text.lower():
         return "free some space and run again with --resume; nothing before the last checkpoint is lost"
     return remedy(error, "check the path and run again with --resume")
+
+
+T = TypeVar("T")
+REMEDY = "restore the file, or use --overwrite to begin again"
+
+
+def checked(kind: type[T], value: Any, *, file: object, remedy: str = REMEDY) -> T:
+    """A JSON value as what it should be; numbers are not made of text, nor text of numbers.
+
+    Args:
+        kind: a dataclass, a TypedDict or a type such as `dict[str, float]`.
+        value: as `json.loads` gives it.
+        file: that it was read from, for the error.
+        remedy: what to do if it has another shape.
+
+    Raises:
+        UserError: names the file and what in it is wrong.
+    """
+    try:
+        # by way of JSON, where a mapping may become a dataclass though nothing else is converted
+        return _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        problem = f"holds something else than it should ({f'{place}: ' if place else ''}{first['msg']})"
+        raise UserError(problem, file=file, remedy=remedy) from None
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"holds something else than it should ({error})", file=file, remedy=remedy) from None
+
+
+def read_record(storage: Storage, name: str, kind: type[T], *, remedy: str = REMEDY) -> T:
+    """A JSON file of a run's output; see `checked`."""
+    return checked(kind, storage.read_json(name), file=storage.path(name), remedy=remedy)
+
+
+def read_records(storage: Storage, name: str, kind: type[T], *, remedy: str = REMEDY) -> list[T]:
+    """The complete lines of a file, each a JSON value; empty where there is no file."""
+    found = []
+    for number, line in enumerate(storage.lines(name), start=1):
+        file = f"{storage.path(name)}: line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UserError("is not valid JSON", file=file, remedy=remedy) from None
+        found.append(checked(kind, value, file=file, remedy=remedy))
+    return found
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+SUMS = "checksums.json"
+
+
+def seal(directory: Path | str) -> None:
+    """Write `checksums.json`: SHA-256 of every file by its name; links are followed."""
+    directory = Path(directory)
+    sums = {name: file_digest(directory / name) for name in sorted(_files(directory))}
+    (directory / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+
+
+def fault(directory: Path | str) -> str | None:
+    """What is wrong with a sealed directory, in words; None: every file is what it was. Others may be new."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return "is gone"
+    try:
+        sums = json.loads((directory / SUMS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"has no {SUMS}"
+    except (OSError, ValueError):
+        sums = None
+    if not isinstance(sums, dict) or not sums:
+        return f"has a damaged {SUMS}"
+    for name, digest in sums.items():
+        file = directory / name
+        try:
+            same = file_digest(file) == digest
+        except FileNotFoundError:
+            return f"lacks {name}"
+        except OSError as error:
+            return f"cannot be read: {name}: {error.strerror}"
+        if not same:
+            return f"has a damaged {name}"
+        if file.name == SUMS:
+            inside = fault(file.parent)
+            if inside is not None:
+                return f"{inside} in {name.rpartition('/')[0]}"
+    return None
+
+
+def check_sealed(directory: Path | str, *, remedy: str, shown: object = None) -> None:
+    """Refuse a sealed directory that is not what it was.
+
+    Args:
+        directory: local.
+        remedy: what to do.
+        shown: its name for a person; none: the directory.
+
+    Raises:
+        UserError: see `fault`.
+    """
+    why = fault(directory)
+    if why is not None:
+        raise UserError(why, file=shown or directory, remedy=remedy)
+
+
+def is_sealed(directory: Path | str) -> bool:
+    """Whether a directory has checksums."""
+    return (Path(directory) / SUMS).is_file()
+
+
+def _files(directory: Path) -> Iterator[str]:
+    """Names of all files but the directory's own checksums; of a sealed part its checksums alone."""
+    for place, folders, names in os.walk(directory, followlinks=True):
+        here = Path(place)
+        if here != directory and SUMS in names:
+            names, folders[:] = [SUMS], []
+        for name in names:
+            if here != directory or name != SUMS:
+                yield (here / name).relative_to(directory).as_posix()
+
+
+def file_digest(file: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -30,9 +30,8 @@ from tensorboardX.summary import scalar
 from opmix_ray.config import RunConfig, without_secrets
 from opmix_ray.config.objective import Objective, bytes_per_token_of
 from opmix_ray.errors import UserError, first_line
-from opmix_ray.secret import hidden, without
+from opmix_ray.harmless import hidden, visible, without
 from opmix_ray.storage import Storage
-from opmix_ray.visible import visible
 
 Scalars = dict[str, float]
 

@@ -13,7 +13,7 @@ from opmix_ray.config import RunConfig, dump_config, load_config, load_partly, r
 from opmix_ray.config.section import GONE, Section, inner_section, without_gone
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.output.state import identity, read_config
-from opmix_ray.resources import shipped
+from opmix_ray.paths import shipped
 from opmix_ray.storage import Storage
 from opmix_ray.yaml_file import parse_yaml
 from tests.support import TinyRun

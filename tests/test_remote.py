@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.checksums import seal
 from opmix_ray.errors import UserError
 from opmix_ray.remote import refuse_credentials, without_credentials
 from opmix_ray.runner.validate import check_uris
 from opmix_ray.sources.listing import expand
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, seal
 from opmix_ray.train.checkpoint import NOTES, recover
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix

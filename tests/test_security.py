@@ -14,22 +14,22 @@ import pytest
 import torch
 import yaml
 
+from opmix_ray.cli import exit_code
 from opmix_ray.commands.console import PlainConsole
 from opmix_ray.commands.follow import Snapshot, page
+from opmix_ray.commands.options import show
 from opmix_ray.commands.progress import make_progress
-from opmix_ray.commands.show import show
 from opmix_ray.commands.tables import print_table
 from opmix_ray.config import ModelConfig, RunConfig, dump_config, load_config
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.exchange import FORMATS
 from opmix_ray.exchange.handover import Handover, Part
-from opmix_ray.exits import exit_code
+from opmix_ray.harmless import hidden, in_uri, without
 from opmix_ray.model.load import build_empty, load_model, model_spec, save_model
 from opmix_ray.output.ledger import command_line
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
 from opmix_ray.runner.validate import check_uris
-from opmix_ray.secret import hidden, in_uri, without
 from opmix_ray.storage import Storage
 from opmix_ray.trackers import _Run
 from opmix_ray.train.checkpoint import read_tensors

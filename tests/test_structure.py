@@ -14,12 +14,11 @@ from tests.support import ROOT
 PACKAGE = ROOT / "opmix_ray"
 # From the lowest to the highest: a module imports from its own line, from its own room, and from lines above it here.
 ORDER = """
-visible secret
-errors version signals node resources paths
+harmless
+errors version signals node paths
 mixture plugins yaml_file numerics
-remote checksums
+remote
 storage draw
-record
 exchange
 config
 laws
@@ -36,7 +35,7 @@ runner
 compare fit init
 pile
 commands
-api exits
+api
 cli
 __init__
 __main__ spot

@@ -1,4 +1,7 @@
-"""Whether a Ray answers at an address, found out before Ray itself waits there for minutes; and whether it still does.
+"""Where a Ray's files lie, and whether it answers: before Ray itself waits there for minutes, and while it is used.
+
+A socket's path has at most 107 bytes on Linux. Ray's lie in `<place>/session_<time>_<pid>/sockets`, where `<place>` is
+`ray` inside RAY_TMPDIR, TMPDIR or /tmp; batch systems set TMPDIR to long paths.
 
 Ray speaks gRPC, which is HTTP/2: after the client's preface a server sends its settings (RFC 9113, section 3.4).
 A port that is closed, silent or speaks something else is told apart without a Ray process.
@@ -10,15 +13,56 @@ import importlib.util
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
-import ray
-
 from opmix_ray.errors import GO_ON, UserError
+
+LONGEST = 107  # bytes of a socket's path
+_INSIDE = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def default_place() -> Path:
+    """Where Ray puts its files unless it is told."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+
+
+def fits(place: Path) -> bool:
+    """Whether sockets inside have paths that are short enough."""
+    return len(os.fsencode(str(place.absolute()) + _INSIDE)) <= LONGEST
+
+
+def ray_place() -> Path | None:
+    """The directory to give to Ray; None: its own choice fits.
+
+    Raises:
+        UserError: it does not fit, and there is no short directory that may be written to.
+    """
+    default = default_place()
+    if fits(default):
+        return None
+    for name in _SHORT:
+        place = Path(name) / f"ray-{os.getuid()}"
+        if fits(place) and os.access(place if place.exists() else name, os.W_OK):
+            return place
+    raise UserError(
+        f"is too long for Ray, whose sockets' paths have at most {LONGEST} bytes, and {', '.join(_SHORT)} are closed",
+        file=default,
+        key="TMPDIR",
+        remedy=f"set RAY_TMPDIR to a directory of at most {LONGEST - len(_INSIDE) - len('/ray')} bytes",
+    )
+
+
+def scratch() -> list[Path]:
+    """Directories outside the output that a run writes to."""
+    return [Path(tempfile.gettempdir()), ray_place() or default_place()]
+
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # length 0, type 4, no flags, stream 0
@@ -37,6 +81,8 @@ def check_address(address: str, timeout: float) -> None:
     Raises:
         UserError: it is not an address, there is no Ray on this machine (`auto`), or none answers in time.
     """
+    import ray  # `opmix doctor` reads this file too, and needs no Ray
+
     found = _auto() if address == "auto" else address
     host, port = _host_and_port(found)
     if found.startswith("ray://") and importlib.util.find_spec("grpc") is None:

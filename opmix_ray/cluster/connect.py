@@ -21,7 +21,7 @@ import ray
 import torch
 
 from opmix_ray.cluster import nursery
-from opmix_ray.cluster.address import check_address, pulse
+from opmix_ray.cluster.address import check_address, default_place, pulse, ray_place
 from opmix_ray.cluster.demand import (
     ROUNDING,
     Demand,
@@ -31,7 +31,6 @@ from opmix_ray.cluster.demand import (
     machines_now,
     words,
 )
-from opmix_ray.cluster.place import default_place, ray_place
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors

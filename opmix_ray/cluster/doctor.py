@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-from opmix_ray.cluster.place import LONGEST, default_place, ray_place
+from opmix_ray.cluster.address import LONGEST, default_place, ray_place
 from opmix_ray.config import DataConfig
 from opmix_ray.errors import UserError
 from opmix_ray.paths import existing

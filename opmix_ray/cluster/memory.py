@@ -31,13 +31,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from opmix_ray.config import RunConfig
+from opmix_ray.config.run import with_slopes
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
 from opmix_ray.model.architecture import architecture
 from opmix_ray.model.loss import has_bfloat16
 from opmix_ray.model.peak import StepMemory, count_forward, count_step
 from opmix_ray.model.spread import Spread, blocks_of
 from opmix_ray.model.targets import Target, adapted_layers, target
-from opmix_ray.trials.slopes import with_slopes
 
 PROCESS = 700 << 20  # of a process with Python, torch, transformers and Ray, before it does anything
 _FLOAT, _HALF = 4, 2

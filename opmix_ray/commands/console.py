@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from opmix_ray.visible import visible
+from opmix_ray.harmless import visible
 
 
 class PlainConsole(Console):

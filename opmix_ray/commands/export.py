@@ -28,9 +28,8 @@ from opmix_ray.exchange.handover import Handover, Part, Unit, as_weight
 from opmix_ray.laws.base import nearest
 from opmix_ray.mixture import Mixture
 from opmix_ray.output.state import CONFIG, MIXTURE, STATE, read_config
-from opmix_ray.record import read_record, read_records
 from opmix_ray.sources.source import Source, open_source
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, read_record, read_records
 from opmix_ray.trials.rows import METRICS, RATIOS, TRIALS, TrialRow
 
 EXPORT = "export"

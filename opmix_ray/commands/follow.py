@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from opmix_ray.commands.show import plain
+from opmix_ray.commands.options import plain
 from opmix_ray.config import RunConfig
 from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
@@ -23,9 +23,8 @@ from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import is_held
 from opmix_ray.output.result import kept_steps, kept_words
 from opmix_ray.output.state import RESULT, STATE, load_state, read_config, read_rows
-from opmix_ray.record import read_record
 from opmix_ray.runner.plan import current, next_words, plan, resumes_at
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, read_record
 from opmix_ray.trials.rows import TRIALS
 
 WIDTH = 30  # of a bar

@@ -1,4 +1,4 @@
-"""What there is of a run: `opmix report`, `opmix watch`, `opmix export` and `opmix study`."""
+"""What there is of runs: `opmix compare`, `opmix report`, `opmix watch`, `opmix export` and `opmix study`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,74 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from opmix_ray.commands.options import Json, RunOutput
+from opmix_ray.commands.options import (
+    Address,
+    Config,
+    Json,
+    RunOutput,
+    Settings,
+    about,
+    at_scale,
+    progress_for,
+)
 from opmix_ray.errors import UserError
+
+
+def compare(
+    config: Config,
+    strategies: Annotated[
+        str, typer.Option(help="Names, separated by commas; the first one is the baseline.")
+    ] = "proportional,uniform,opmix",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each strategy.")] = 3,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Directory or URI of the results.")
+    ] = "runs/compare",
+    settings: Settings = None,
+    equal_compute: Annotated[
+        bool,
+        typer.Option("--equal-compute", help="Shorten runs that search, so that all cost the same FLOPs."),
+    ] = False,
+    cyclic: Annotated[
+        bool,
+        typer.Option("--cyclic", help="Every seed begins with the domains of another stage (cyclic orders)."),
+    ] = False,
+    scale: Annotated[
+        str | None, typer.Option(help="Take NAME.<scale>.yaml, the same setting at another size.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time, on one cluster or machine.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the comparison that is in the output.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove the comparison that is in the output.")
+    ] = False,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Run several strategies with several seeds, and compare them.
+
+    One table: quality, forgetting, every cost.
+    """
+    from opmix_ray.compare.run import check_strategies
+    from opmix_ray.config import load_config, with_given
+
+    names = check_strategies(strategies.split(","))
+    config = at_scale(config, scale)
+    loaded = with_given(load_config(config, settings), address=address)
+    from opmix_ray.commands.options import show
+    from opmix_ray.compare.run import PAGE, compare
+    from opmix_ray.compare.summary import legend, table_rows
+    from opmix_ray.storage import Storage
+
+    with about(config), progress_for(as_json) as progress:
+        content: dict[str, Any] = compare(
+            loaded, names, seeds=seeds, output=output, resume=resume, overwrite=overwrite,
+            equal_compute=equal_compute, cyclic=cyclic, parallel=parallel, progress=progress,
+        )  # fmt: skip
+    show(content, table_rows(content), as_json)
+    if not as_json:
+        show(None, legend(content), False)
+        show(None, f"page      {Storage(output).path(PAGE)}", False)
 
 
 def report(
@@ -29,7 +95,7 @@ def report(
 
     A comparison goes into the output of the first run, which the others are compared with.
     """
-    from opmix_ray.commands.show import show
+    from opmix_ray.commands.options import show
     from opmix_ray.compare.runs import write_comparison
     from opmix_ray.report import figures as write_figures
     from opmix_ray.report import write_report
@@ -91,7 +157,7 @@ def watch(
     The exit code is 1 if it was stopped before it was finished. A page is served on until Ctrl-C.
     """
     from opmix_ray.commands.follow import follow
-    from opmix_ray.commands.show import console
+    from opmix_ray.commands.options import console
 
     if not web and (host is not None or port is not None):
         key, value = ("--host", host) if host is not None else ("--port", port)
@@ -165,7 +231,7 @@ def export(
 ) -> None:
     """Write a mixture in another trainer's own format."""
     from opmix_ray.commands.export import export as write
-    from opmix_ray.commands.show import show
+    from opmix_ray.commands.options import show
     from opmix_ray.errors import UserError
 
     if unit not in (None, "tokens", "documents"):
@@ -184,7 +250,7 @@ def study(
 ) -> None:
     """Write every decision as an Optuna study, for optuna-dashboard."""
     from opmix_ray.commands.export import write_studies
-    from opmix_ray.commands.show import show
+    from opmix_ray.commands.options import show
 
     written = write_studies(directory, output)
     words = "\n".join(f"{name}: {count} trials" for name, count in written.items())

@@ -19,8 +19,8 @@ import yaml
 from opmix_ray.config.run import RunConfig
 from opmix_ray.config.section import parse_config, parse_partly
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.harmless import hidden
 from opmix_ray.paths import is_uri
-from opmix_ray.secret import hidden
 from opmix_ray.yaml_file import override, read_yaml
 
 _PATHS = {"path", "cache", "run", "mixture", "include_path"}  # keys whose values are paths

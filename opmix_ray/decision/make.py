@@ -13,6 +13,7 @@ import ray
 
 from opmix_ray.cluster.demand import of_evaluator, waiting
 from opmix_ray.config import RunConfig
+from opmix_ray.config.run import candidates, with_slopes
 from opmix_ray.counts.ngrams import Counts, DataLeft
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
@@ -36,11 +37,9 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
 from opmix_ray.output.ledger import Ledger
-from opmix_ray.record import read_record
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, read_record
 from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.trials.rows import RowLog, TrialRow
-from opmix_ray.trials.slopes import candidates, with_slopes
 from opmix_ray.trials.space import Components, load_space, read_space
 from opmix_ray.trials.tuner import searching
 

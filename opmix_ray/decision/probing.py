@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from opmix_ray.checksums import fault, is_sealed, seal
 from opmix_ray.cluster.demand import of_probe, waiting
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
@@ -28,8 +27,7 @@ from opmix_ray.decision.rule import Decision
 from opmix_ray.decision.task import probe_task
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.probe import RECORD, Probe, load_probe, save_probe
-from opmix_ray.record import read_record
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, fault, is_sealed, read_record, seal
 from opmix_ray.train.probes import LostProbe, ProbeTask, train_probes
 from opmix_ray.trials.space import OLD
 

@@ -21,7 +21,7 @@ from opmix_ray.decision.solve import solve
 from opmix_ray.errors import UserError
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture
-from opmix_ray.numerics.threads import one_thread
+from opmix_ray.numerics import one_thread
 
 NEAR_VERTEX = 0.9  # share above which a mixture is called close to one domain
 AT_BOUND = 1e-4

@@ -12,6 +12,7 @@ import numpy as np
 
 from opmix_ray.config import ProposalConfig
 from opmix_ray.config.objective import UNITS, Limit, Objective
+from opmix_ray.config.run import IN_LOG_SHARES
 from opmix_ray.counts.ceilings import Ceiling, ceilings_of, excess, in_words, levelled, told
 from opmix_ray.decision.aimed import aimed, kl_in_unit
 from opmix_ray.decision.choice import choose
@@ -23,7 +24,6 @@ from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
 from opmix_ray.mixture import Mixture
 from opmix_ray.trials.rows import TrialRow, usable_losses
-from opmix_ray.trials.slopes import IN_LOG_SHARES
 from opmix_ray.trials.space import Components
 
 LEAST_ROWS = 4  # usable candidates below which no law is fitted

@@ -24,8 +24,7 @@ from opmix_ray.model.load import load_model
 from opmix_ray.model.loss import evaluate_sets, target_losses
 from opmix_ray.model.probe import Probe
 from opmix_ray.model.spread import visible_devices
-from opmix_ray.train.probes import ProbeTask
-from opmix_ray.train.side_by_side import Failed, Job, side_by_side
+from opmix_ray.train.probes import Failed, Job, ProbeTask, side_by_side
 from opmix_ray.trials.trial import SearchTask
 
 

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from opmix_ray.exchange.handover import Handover, Part, Unit, Written
-from opmix_ray.exchange.interleave import write_datasets, write_torchtitan
+from opmix_ray.exchange.interleave import write_datasets, write_streaming, write_torchtitan
 from opmix_ray.exchange.megatron import write_blend, write_energon, write_nemo
-from opmix_ray.exchange.mosaic import write_streaming
 from opmix_ray.exchange.olmo import write_olmix, write_olmo_core
 from opmix_ray.exchange.read import Weights, read_weights
 from opmix_ray.exchange.tuning import write_axolotl, write_llamafactory

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from opmix_ray.errors import UserError
+from opmix_ray.harmless import visible
 from opmix_ray.mixture import Mixture
 from opmix_ray.paths import BIN, IDX, Kind, file_format, is_uri
 from opmix_ray.version import __version__
-from opmix_ray.visible import visible
 
 Unit = Literal["tokens", "documents"]
 

@@ -19,9 +19,8 @@ import yaml
 
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.exchange.handover import SourceWeight, Unit, as_weight, prefix, without_query
-from opmix_ray.exchange.interleave import read_datasets, read_torchtitan
+from opmix_ray.exchange.interleave import read_datasets, read_streaming, read_torchtitan
 from opmix_ray.exchange.megatron import read_blend, read_energon, read_nemo
-from opmix_ray.exchange.mosaic import read_streaming
 from opmix_ray.exchange.olmo import read_olmix, read_olmo_core
 from opmix_ray.exchange.tuning import read_axolotl, read_llamafactory
 from opmix_ray.paths import is_uri

@@ -19,7 +19,7 @@ import numpy as np
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw
 from opmix_ray.mixture import Mixture
-from opmix_ray.numerics.threads import one_thread
+from opmix_ray.numerics import one_thread
 
 AUTO = "auto"
 STEPS = (

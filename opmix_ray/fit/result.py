@@ -13,8 +13,7 @@ import numpy as np
 from opmix_ray.decision.propose import Proposal
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.csv_table import read_csv
-from opmix_ray.fit.columns import METADATA
-from opmix_ray.fit.direction import turned
+from opmix_ray.fit.columns import METADATA, turned
 from opmix_ray.fit.kl import KlCurve
 from opmix_ray.fit.options import Objective
 from opmix_ray.fit.sizes import Scale

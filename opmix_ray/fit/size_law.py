@@ -26,12 +26,11 @@ from opmix_ray.fit.sizes import Scale, Scales
 from opmix_ray.fit.sweep import Sweep
 from opmix_ray.laws import fit_law
 from opmix_ray.laws.base import Response, Table, objective_weights
+from opmix_ray.laws.combined import MANY, Corrected, Stack, stack_weights
 from opmix_ray.laws.fit import LEAST_ROWS, calibrate, check_table
 from opmix_ray.laws.fitted import FittedLaw, make_folds, score
-from opmix_ray.laws.groups import MANY
-from opmix_ray.laws.stack import Corrected, Stack, stack_weights
+from opmix_ray.numerics import one_thread
 from opmix_ray.numerics.ridge import Corrections, fit_corrections
-from opmix_ray.numerics.threads import one_thread
 
 EPS = 0.01  # pseudo-count of the correction
 ALONE = 2  # rows for each of D + 2 parameters from which a law of the larger runs alone stands beside

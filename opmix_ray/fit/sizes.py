@@ -15,7 +15,7 @@ import numpy as np
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.column_names import words
 from opmix_ray.exchange.csv_table import KEYS, CsvTable, is_missing, one_file, plain, read_count
-from opmix_ray.fit.direction import Ask
+from opmix_ray.fit.columns import Ask
 from opmix_ray.laws.base import nearest
 from opmix_ray.laws.fit import LEAST_ROWS
 

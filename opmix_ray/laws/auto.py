@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.laws.base import Law, Response, Table, is_constant
+from opmix_ray.laws.combined import MANY, Groups, Stack, stack_weights, stacked_std
 from opmix_ray.laws.gaussian_process import GaussianProcessLaw
-from opmix_ray.laws.groups import MANY, Groups
 from opmix_ray.laws.linear import Ridge
 from opmix_ray.laws.log_share import LogShareLaw
 from opmix_ray.laws.power import PowerLaw
-from opmix_ray.laws.stack import Stack, stack_weights, stacked_std
 
 STACKED: tuple[type[Law], ...] = (GaussianProcessLaw, PowerLaw, LogShareLaw, Ridge)
 FEW: tuple[type[Law], ...] = (

@@ -12,7 +12,7 @@ from scipy.stats import ConstantInputWarning, spearmanr
 
 from opmix_ray.errors import UserError
 from opmix_ray.laws.base import Response, Table, dump_response, load_response
-from opmix_ray.laws.groups import Basis, Blend, blended, blends
+from opmix_ray.laws.combined import Basis, Blend, blended, blends
 
 FOLDS = 10
 

@@ -26,9 +26,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging, quantization_config
 
-from opmix_ray.checksums import check, is_sealed
 from opmix_ray.config import ModelConfig
 from opmix_ray.errors import UserError, first_line
+from opmix_ray.storage import check_sealed, is_sealed
 
 SHOWN = 3  # missing weights that an error names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -233,7 +233,7 @@ def _pretrained(config: ModelConfig) -> PreTrainedModel:
         if local.is_dir() and not (local / config.gguf_file).is_file():
             raise UserError(f"no such file in {local}", key="model.gguf_file", value=config.gguf_file)
     if is_sealed(local):
-        check(
+        check_sealed(
             local,
             remedy="restore it, or run again with --resume; delete checksums.json if you changed it yourself",
         )

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from opmix_ray.errors import UserError
-from opmix_ray.secret import HIDDEN, in_text, is_secret
+from opmix_ray.harmless import HIDDEN, in_text, is_secret
 from opmix_ray.storage import Storage
 
 TRAINING = ("main", "answers", "teacher")

@@ -17,8 +17,7 @@ from opmix_ray.config.section import without_gone
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
 from opmix_ray.output.ledger import SESSIONS
-from opmix_ray.record import REMEDY, checked, read_records
-from opmix_ray.storage import Storage
+from opmix_ray.storage import REMEDY, Storage, checked, read_records
 
 STATE, CONFIG, METRICS, MIXTURE, RESULT = (
     "state.json",

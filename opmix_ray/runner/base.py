@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from opmix_ray.checksums import check, seal
 from opmix_ray.config import RunConfig
 from opmix_ray.data.lineage import Content, Origin, follow, take_over
 from opmix_ray.data.prepare import Prepared
@@ -28,7 +27,7 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.mixture import Mixture
 from opmix_ray.output.state import STATE, RunState, load_state
 from opmix_ray.runner.plan import in_stage, stage_domains, start_mixture
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, check_sealed, seal
 from opmix_ray.train.checkpoint import TrainState
 
 BASE = "train/base"  # the checkpoint that an adopted run begins with
@@ -145,7 +144,7 @@ def adopt(config: RunConfig, storage: Storage, state: RunState) -> None:
     with base.local(source or "") as there, tempfile.TemporaryDirectory() as directory:
         here = Path(directory)
         if source:
-            check(
+            check_sealed(
                 there,
                 remedy="set base.optimizer to false: weights alone are taken over",
                 shown=base.path(source),

@@ -15,10 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from opmix_ray.checksums import check, seal
+from opmix_ray.cluster.address import scratch
 from opmix_ray.cluster.connect import check_reach, connected
 from opmix_ray.cluster.demand import of_main_run, waiting
-from opmix_ray.cluster.place import scratch
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared, split_words
@@ -34,7 +33,6 @@ from opmix_ray.output.ledger import Ledger, Session
 from opmix_ray.output.lock import locked, raise_fence, writing
 from opmix_ray.output.result import make_result, write_mixture
 from opmix_ray.output.state import BEFORE, METRICS, RESULT, TRAIN, RunState, load_state, open_output, sealed
-from opmix_ray.record import read_record
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import BASE, PriorTraining, Resolved, adopt, resolved, same_content, start_stage
 from opmix_ray.runner.harness import run_harness
@@ -42,7 +40,7 @@ from opmix_ray.runner.plan import Step, evaluated_at, plan, resumes_at, stage_do
 from opmix_ray.runner.trust import DAMAGED, changed, checkpoints, final_rows, fingerprint, trusted
 from opmix_ray.runner.validate import check_before, prepare_checked, refuse
 from opmix_ray.signals import Background
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, check_sealed, read_record, seal
 from opmix_ray.strategies.base import strategy_of
 from opmix_ray.trackers import Tracking, tracking
 from opmix_ray.train.checkpoint import BestRule
@@ -409,7 +407,7 @@ class _Runner:
             tempfile.TemporaryDirectory() as directory,
             self.storage.local(f"{checkpoint}/model") as source,
         ):
-            check(source, remedy=DAMAGED, shown=self.storage.path(f"{checkpoint}/model"))
+            check_sealed(source, remedy=DAMAGED, shown=self.storage.path(f"{checkpoint}/model"))
             for file in source.iterdir():
                 (Path(directory) / file.name).write_bytes(file.read_bytes())
             load_saved_tokenizer(self.prepared.tokenizer_path).save_pretrained(directory)

@@ -17,8 +17,7 @@ from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
 from opmix_ray.output.state import BEFORE, METRICS, STATE, Row, RunState, load_state
-from opmix_ray.record import checked
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, checked
 from opmix_ray.train.checkpoint import checkpoint_fault
 
 DAMAGED = "run again with --resume: the checkpoint before it is used"

@@ -13,9 +13,9 @@ from typing import Any
 from accelerate import init_empty_weights
 from transformers import AutoConfig
 
-from opmix_ray.checksums import file_digest
 from opmix_ray.cluster.connect import check_cluster, check_processors
 from opmix_ray.config import ModelConfig, RunConfig
+from opmix_ray.config.run import with_slopes
 from opmix_ray.data.lineage import Origin, follow
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.questions import validate_questions
@@ -23,6 +23,7 @@ from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
 from opmix_ray.decision.counting import least_losses
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
+from opmix_ray.harmless import HIDDEN, placeholders
 from opmix_ray.laws.fit import LEAST_ROWS
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import architecture
@@ -36,9 +37,8 @@ from opmix_ray.runner.forecast import estimate
 from opmix_ray.runner.harness import check_harness
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, total_steps, wanted_mixture
 from opmix_ray.runner.trial import try_probes
-from opmix_ray.secret import HIDDEN, placeholders
 from opmix_ray.sources.source import open_source, validate_sources
-from opmix_ray.trials.slopes import with_slopes
+from opmix_ray.storage import file_digest
 from opmix_ray.trials.space import Space, load_space, read_space
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth")

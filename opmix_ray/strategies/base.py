@@ -223,8 +223,8 @@ BUILT_IN = {  # name -> module in this package, and class
     "swarm": "swarm:Swarm",
     "mergemix": "mergemix:MergeMix",
     "doremi": "doremi:DoReMi",
-    "odm": "odm:Odm",
-    "aioli": "aioli:Aioli",
+    "odm": "online:Odm",
+    "aioli": "online:Aioli",
     "self-distillation": "self_distillation:SelfDistillation",
 }
 

@@ -27,7 +27,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import forward_flops
 from opmix_ray.model.base import SPEC, BaseModel, load_base, model_from, save_base
 from opmix_ray.model.loss import compute_context, token_losses
-from opmix_ray.record import read_record
+from opmix_ray.storage import read_record
 from opmix_ray.strategies.base import Costs, Planned, Strategy
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import Proxy, ProxyRun, ProxyTask, run_tasks, train_proxy

@@ -27,7 +27,7 @@ from opmix_ray.model.base import SPEC, BaseModel, load_base, save_base
 from opmix_ray.model.interpolate import view_of
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.node import use_own_threads
-from opmix_ray.record import read_record
+from opmix_ray.storage import read_record
 from opmix_ray.strategies.base import Costs, Planned, Strategy
 from opmix_ray.strategies.design import CONCENTRATION, sample_mixtures
 from opmix_ray.strategies.making import Making

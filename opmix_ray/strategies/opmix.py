@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from opmix_ray.config import RunConfig
+from opmix_ray.config.run import PRICE, candidates, with_slopes
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.budget import decision_size, pretrained
 from opmix_ray.decision.make import Situation, make_decision
@@ -23,7 +24,6 @@ from opmix_ray.model.architecture import probe_flops
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.storage import Storage
 from opmix_ray.strategies.base import Costs, Planned, Strategy
-from opmix_ray.trials.slopes import PRICE, candidates, with_slopes
 from opmix_ray.trials.space import read_space
 
 

@@ -25,7 +25,7 @@ from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.model.interpolate import view_of
 from opmix_ray.model.load import build_empty, fill, load_model
 from opmix_ray.model.loss import compute_context, evaluate_sets, sequence_losses
-from opmix_ray.train.side_by_side import Failed, Job, side_by_side
+from opmix_ray.train.probes import Failed, Job, side_by_side
 
 CONSTANT = ScheduleConfig(kind="constant", warmup_fraction=0.0)
 

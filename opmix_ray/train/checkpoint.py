@@ -23,13 +23,11 @@ from typing import Any
 
 import torch
 
-from opmix_ray.checksums import fault, seal
 from opmix_ray.config.objective import Objective
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.model.load import save_model
-from opmix_ray.record import checked
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, checked, fault, seal
 
 _EARLIER = "resume from an earlier run"
 BEST = "best"  # directory inside a checkpoint

@@ -21,7 +21,6 @@ import ray.train
 import ray.train.torch
 import torch
 
-from opmix_ray.checksums import check
 from opmix_ray.config import EvaluationConfig, ModelConfig, TrainConfig
 from opmix_ray.config.train import learning_rate
 from opmix_ray.data.held_out import Held, part_of, report_sets, tokens_of
@@ -34,7 +33,7 @@ from opmix_ray.model.load import load_model, set_recompute
 from opmix_ray.model.loss import SetLoss, compute_context, measure
 from opmix_ray.node import use_own_threads
 from opmix_ray.output.lock import writing
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, check_sealed
 from opmix_ray.train.callback import CallbackRunner, TrainingCallback
 from opmix_ray.train.checkpoint import (
     BestKeeper,
@@ -46,9 +45,7 @@ from opmix_ray.train.checkpoint import (
     read_tensors,
     write_weights,
 )
-from opmix_ray.train.domain_losses import DomainLosses
-from opmix_ray.train.notice import Notice
-from opmix_ray.train.parallel import Parallel, divides
+from opmix_ray.train.workers import DomainLosses, Notice, Parallel, divides
 
 RATE = "train.optimizer.learning_rate"  # key of the error of a run that diverged
 
@@ -407,12 +404,12 @@ def _checkpoint(segment: Segment) -> Any:
     own = ray.train.get_checkpoint()
     if own is not None:
         with own.as_directory() as directory:
-            check(directory, remedy=_AGAIN, shown=own.path)
+            check_sealed(directory, remedy=_AGAIN, shown=own.path)
             yield Path(directory)
     elif segment.checkpoint is not None:
         storage = Storage(segment.output)
         with storage.local(segment.checkpoint) as directory:
-            check(directory, remedy=_AGAIN, shown=storage.path(segment.checkpoint))
+            check_sealed(directory, remedy=_AGAIN, shown=storage.path(segment.checkpoint))
             yield directory
     else:
         yield None

@@ -1,4 +1,4 @@
-"""Probes in training: one that can be looked at after any step, and all of a decision as Ray tasks side by side.
+"""Trainings side by side as Ray tasks: any kind, and the probes of a decision, which can be looked at after any step.
 
     run = ProbeRun(task, base)
     run.advance(10)
@@ -12,10 +12,11 @@ main run's cursors.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import torch
 
 from opmix_ray.config import ModelConfig, OptimizerConfig, ProbeConfig
@@ -23,7 +24,7 @@ from opmix_ray.data.held_out import part_of, search_sets, texts_of
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.data.store import gather
-from opmix_ray.errors import first_line
+from opmix_ray.errors import UserError, first_line
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.architecture import forward_flops, probe_flops
 from opmix_ray.model.base import BaseModel, model_from
@@ -31,7 +32,76 @@ from opmix_ray.model.load import set_recompute
 from opmix_ray.model.loss import compute_context, evaluate_sets, training_loss
 from opmix_ray.model.probe import Factors, Probe, attach, extract, put_factors
 from opmix_ray.model.spread import visible_devices
-from opmix_ray.train.side_by_side import Failed, Job, side_by_side
+from opmix_ray.node import use_own_threads
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Args:
+        name: of what is trained.
+        arguments: of the function.
+        asks: CPUs, GPUs and other resources.
+        retries: how often it is tried again when its machine goes away.
+    """
+
+    name: str
+    arguments: Sequence[Any]
+    asks: ProbeConfig
+    retries: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A training that failed for good: it raised an error, or its machines went away more often than it is retried."""
+
+    cause: Exception
+
+
+def side_by_side(
+    function: Callable[..., Any], jobs: Iterable[Job], what: str, on_start: Callable[[str], None] | None
+) -> Iterator[tuple[str, Any]]:
+    """Names with what the function returned for them, each as soon as it is there, or with `Failed`.
+
+    Args:
+        function: run in a task for every job.
+        jobs: all of them; submitted at once.
+        what: kind of the jobs, for the names that Ray shows.
+        on_start: called with the name of each job when it is submitted.
+
+    Raises:
+        UserError: a job failed because of its input.
+    """
+    waiting = {}
+    for job in jobs:
+        remote = ray.remote(_alone).options(
+            num_cpus=job.asks.cpus,
+            num_gpus=job.asks.gpus,
+            resources=dict(job.asks.resources),
+            max_retries=job.retries,
+            name=f"{what}:{job.name}",
+        )
+        waiting[remote.remote(function, *job.arguments)] = job.name
+        if on_start is not None:
+            on_start(job.name)
+    while waiting:
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        name = waiting.pop(done[0])
+        try:
+            yield name, ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, UserError):
+                raise cause from None
+            yield name, Failed(cause)
+        except ray.exceptions.RayError as error:
+            yield name, Failed(error)
+
+
+def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    use_own_threads()
+    return function(*arguments)
 
 
 @dataclass(frozen=True)

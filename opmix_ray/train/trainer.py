@@ -23,7 +23,7 @@ from opmix_ray.signals import StopSignals
 from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, recover
 from opmix_ray.train.loop import Segment, train_segment
-from opmix_ray.train.notice import ListeningConfig
+from opmix_ray.train.workers import ListeningConfig
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 _POLL = 0.3  # seconds between two looks at what the workers reported

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opmix_ray.record import read_records
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, read_records
 
 TRIALS = "trials.jsonl"
 RATIOS = "ratios.csv"

@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 from opmix_ray.config import DomainConfig, Section, parse_config, read_yaml
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture, fill_box
-from opmix_ray.resources import shipped
+from opmix_ray.paths import shipped
 
 _PULL = 1e3  # how much the weights' sum of 1 counts against the distance to the mixture
 

@@ -22,13 +22,13 @@ import torch
 from ray import tune
 
 from opmix_ray.config.objective import Objective
+from opmix_ray.config.run import PRICE
 from opmix_ray.data.held_out import HeldOut, count_of, part_of, texts_of, tokens_of
 from opmix_ray.model.architecture import forward_flops
 from opmix_ray.model.base import join_base
 from opmix_ray.model.interpolate import Interpolator, ProbeSet
 from opmix_ray.model.loss import SetLoss
 from opmix_ray.model.spread import Devices, visible_devices
-from opmix_ray.trials.slopes import PRICE
 from opmix_ray.trials.space import Components, Simplex, Space
 
 PENALTY = 1e3  # objective of a candidate whose loss is not a number: worse than any loss

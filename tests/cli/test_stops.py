@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from opmix_ray.checksums import fault
+from opmix_ray.storage import fault
 from opmix_ray.train.checkpoint import TrainState, read_state
 from tests.support import ROOT, TinyRun, opmix, read_json
 

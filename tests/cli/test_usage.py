@@ -135,7 +135,7 @@ def test_output_without_a_terminal_is_plain_and_not_folded(opmix: Opmix, tiny: T
 
 
 def test_infinite_numbers_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    from opmix_ray.commands.show import show
+    from opmix_ray.commands.options import show
 
     show({"a": [float("nan"), (float("inf"), 1.5)]}, "", True)
     assert json.loads(capsys.readouterr().out) == {"a": [None, [None, 1.5]]}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.cluster import place
-from opmix_ray.cluster.place import LONGEST, default_place, fits, ray_place
+from opmix_ray.cluster import address
+from opmix_ray.cluster.address import LONGEST, default_place, fits, ray_place
 from opmix_ray.errors import UserError
 
 LONG = "/scratch/" + "nested-scratch-directory-of-a-batch-job/" * 3
@@ -33,7 +33,7 @@ def test_instead_of_a_long_place_a_short_one_is_taken(monkeypatch: pytest.Monkey
 
 def test_where_no_short_place_is_open_the_line_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", LONG)
-    monkeypatch.setattr(place, "_SHORT", ("/nowhere/in/particular",))
+    monkeypatch.setattr(address, "_SHORT", ("/nowhere/in/particular",))
     with pytest.raises(
         UserError, match=r"nested.*too long for Ray.*set RAY_TMPDIR to a directory of at most"
     ):

@@ -8,8 +8,8 @@ import time
 import pytest
 import ray
 
+from opmix_ray.cli import exit_code
 from opmix_ray.cluster.address import pulse
-from opmix_ray.exits import exit_code
 
 
 def test_a_head_that_is_gone_is_said_once_with_the_way_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.compare import compare
-from opmix_ray.compare.plan import check_strategies, entries, factors
-from opmix_ray.compare.run import learned_at
+from opmix_ray.compare.run import check_strategies, entries, factors, learned_at
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opmix_ray.commands.options import at_scale
-from opmix_ray.compare.plan import factors
+from opmix_ray.compare.run import factors
 from opmix_ray.config import load_config
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.runner.forecast import Forecast

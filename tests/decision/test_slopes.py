@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from opmix_ray.config import RunConfig
+from opmix_ray.config.run import candidates, with_slopes
 from opmix_ray.decision.old_part import OldPart
 from opmix_ray.decision.rule import fit_decision
 from opmix_ray.decision.slopes import slopes_of
@@ -21,7 +22,6 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.strategies.opmix import Published
 from opmix_ray.trials.rows import TrialRow
-from opmix_ray.trials.slopes import candidates, with_slopes
 from opmix_ray.trials.trial import CandidateScorer
 from tests.decision.test_decide import DOMAINS, NEED, PARTS, question, row
 from tests.model.tiny_models import made_probes, tiny, tokens

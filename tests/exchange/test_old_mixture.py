@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.cli import app
+from opmix_ray.cli import app, exit_code
 from opmix_ray.commands.export import export
 from opmix_ray.config import load_config, make_config
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserErrors
-from opmix_ray.exits import exit_code
 from opmix_ray.runner.base import beginning, start_stage
 from tests.exchange.conftest import MIXTURE, Output
 from tests.support import TinyRun

@@ -17,13 +17,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoTokenizer
 
-from opmix_ray.cli import app
+from opmix_ray.cli import app, exit_code
 from opmix_ray.commands.export import export
 from opmix_ray.commands.runs import FORMATS as NAMES
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError
 from opmix_ray.exchange import FORMATS, read_weights
-from opmix_ray.exits import exit_code
 from opmix_ray.storage import Storage
 from tests.exchange.conftest import MIXTURE, Output, write_output
 from tests.object_store import object_store

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, Literal
 
 from opmix_ray.errors import UserError, UserErrors
-from opmix_ray.visible import visible
+from opmix_ray.harmless import visible
 from tests.fuzz.feeds import Feed
 
 SECONDS = 60  # of one input, on a machine that does other things too

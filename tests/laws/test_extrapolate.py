@@ -11,8 +11,8 @@ from scipy.stats import spearmanr
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
+from opmix_ray.laws.fit import OwnSlope
 from opmix_ray.laws.linear import Additive, Extrapolated
-from opmix_ray.laws.own_slopes import OwnSlope
 from tests.laws import trained
 from tests.laws.trained import FILES
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from opmix_ray.laws import FittedLaw, fit_law
-from opmix_ray.laws.stack import stack_weights
+from opmix_ray.laws.combined import stack_weights
 
 DOMAINS = list("abcdefg")
 NAMES = ["x", "y", "z"]

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from opmix_ray.laws import FittedLaw, fit_law
+from opmix_ray.laws.combined import MANY, MOST, Groups
 from opmix_ray.laws.fit import check_table
-from opmix_ray.laws.groups import MANY, MOST, Groups
 
 DOMAINS = ["a", "b", "c"]
 COUNT = MANY + 8

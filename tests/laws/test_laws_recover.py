@@ -8,11 +8,11 @@ import pytest
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.base import Constant
+from opmix_ray.laws.combined import Stack, stack_weights
+from opmix_ray.laws.fit import own_domain
 from opmix_ray.laws.linear import Additive, Extrapolated
 from opmix_ray.laws.log_linear import LogLinear
-from opmix_ray.laws.own_slopes import own_domain
 from opmix_ray.laws.power import Power
-from opmix_ray.laws.stack import Stack, stack_weights
 from opmix_ray.numerics.ridge import fit_ridge
 
 DOMAINS = ["a", "b", "c", "d"]

@@ -8,7 +8,7 @@ from threadpoolctl import ThreadpoolController
 
 from opmix_ray.laws import LAWS, Law, Response, Table, fit_law
 from opmix_ray.laws.base import Constant
-from opmix_ray.numerics.threads import one_thread
+from opmix_ray.numerics import one_thread
 
 
 def threads() -> set[int]:

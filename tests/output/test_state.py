@@ -12,12 +12,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from opmix_ray.checksums import fault
 from opmix_ray.errors import UserError
 from opmix_ray.output.lock import raise_fence, writing
 from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_state, open_output, sealed
 from opmix_ray.runner.trust import final_rows, trusted
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, fault
 from opmix_ray.train.checkpoint import (
     NOTES,
     TrainState,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from opmix_ray.checksums import seal
 from opmix_ray.config import with_given
 from opmix_ray.data.lineage import Content
 from opmix_ray.data.prepare import Prepared, prepare
@@ -16,7 +15,7 @@ from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.output.state import RunState
 from opmix_ray.runner.base import BASE, PriorTraining, adopt, beginning, resolved, same_content, start_stage
-from opmix_ray.storage import Storage
+from opmix_ray.storage import Storage, seal
 from tests.support import TinyRun, read_json
 
 STAGE = {"name": "next", "steps": 40, "start": "carry"}

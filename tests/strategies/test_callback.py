@@ -10,8 +10,15 @@ import pytest
 
 from opmix_ray.config.strategy import AioliConfig, OdmConfig
 from opmix_ray.mixture import Mixture
-from opmix_ray.strategies.aioli import Sweeps, interactions, perturbed
-from opmix_ray.strategies.odm import Bandit, exp3_policy, exploration, update_rewards
+from opmix_ray.strategies.online import (
+    Bandit,
+    Sweeps,
+    exp3_policy,
+    exploration,
+    interactions,
+    perturbed,
+    update_rewards,
+)
 from opmix_ray.train.callback import Moment, TrainingCallback
 
 UNIFORM = Mixture.uniform("abc")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from opmix_ray.train.domain_curves import DomainCurves, block_length
-from opmix_ray.train.domain_losses import DomainLosses
+from opmix_ray.train.workers import DomainLosses
 
 NAMES = ["code", "prose", "none"]
 CPU = torch.device("cpu")

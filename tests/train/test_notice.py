@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from opmix_ray.train import notice
-from opmix_ray.train.notice import Notice, listen
+from opmix_ray.train import workers
+from opmix_ray.train.workers import Notice, listen
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """What would end this process; it writes down the signal instead. The last resort would come in ten minutes."""
     signals: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
-    monkeypatch.setattr(notice, "_told", threading.Event())
-    monkeypatch.setattr(notice, "_GRACE", 600.0)
+    monkeypatch.setattr(workers, "_told", threading.Event())
+    monkeypatch.setattr(workers, "_GRACE", 600.0)
     yield signals
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):
@@ -49,7 +49,7 @@ def test_the_first_sigterm_asks_and_the_second_ends(ended: list[int]) -> None:
 def test_a_process_whose_checkpoint_does_not_come_ends_all_the_same(
     ended: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notice, "_GRACE", 0.2)
+    monkeypatch.setattr(workers, "_GRACE", 0.2)
     listen()
     os.kill(os.getpid(), signal.SIGTERM)
     wait_for(ended, 1)

@@ -14,7 +14,7 @@ from opmix_ray.config import DomainConfig
 from opmix_ray.decision.old_part import choose_components, probe_data
 from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
-from opmix_ray.resources import shipped
+from opmix_ray.paths import shipped
 from opmix_ray.trials.space import (
     Bounded,
     Components,

@@ -1,6 +1,17 @@
-"""Aioli: sweeps over perturbed mixtures inside the main run (Chen et al. 2024, arXiv 2411.05735, algorithms 1 and 2).
+"""Strategies that move the mixture while the model trains: ODM after every step, Aioli after every sweep.
 
-A round begins with a sweep: every domain j in turn is trained on with the mixture that gives it `one_hot` and the
+Online data mixing: a bandit over domains, rewarded by training loss (Albalak et al. 2023, arXiv 2312.02406). It is EXP3
+with a moving average. With K domains, after every step, for each domain that had sequences in the batch,
+
+    R_d  = a * R_d + (1 - a) * loss_d / pi_d
+    e_t  = min(1 / K, sqrt(ln K / (K t)))
+    pi_d = (1 - K e_t) * exp(e_(t-1) R_d) / sum_j exp(e_(t-1) R_j) + e_t
+
+A step's batch holds whole sequences of several domains in exact proportion to pi, where the paper draws one domain
+per micro-batch.
+
+Aioli: sweeps over perturbed mixtures inside the main run (Chen et al. 2024, arXiv 2411.05735, algorithms 1 and 2). A
+round begins with a sweep: every domain j in turn is trained on with the mixture that gives it `one_hot` and the
 others the rest; the fall of every held-out loss i over its steps, per step, is `B[i, j]`. The interactions solve
 `B = A P^T` with P the sweep's mixtures; shifted to be at least 0 and scaled to sum to 1, then smoothed over rounds,
 they move the mixture for the rest of the round: `p_j` in proportion to `exp(eta * sum_i A[i, j])`, started from the
@@ -9,17 +20,77 @@ stage's first mixture. Sweeps count as training; their measurements as search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from opmix_ray.config import RunConfig
-from opmix_ray.config.strategy import AioliConfig
+from opmix_ray.config.strategy import AioliConfig, OdmConfig
 from opmix_ray.mixture import Mixture
 from opmix_ray.strategies.base import Costs, Strategy
 from opmix_ray.train.callback import Moment, TrainingCallback
+
+
+@dataclass(frozen=True)
+class Bandit(TrainingCallback):
+    """The bandit inside the main run."""
+
+    settings: OdmConfig = field(default_factory=OdmConfig)
+
+    @property
+    def watches_losses(self) -> bool:
+        return True
+
+    def steer(self, memory: dict[str, Any], moment: Moment) -> Mixture | None:
+        if moment.done == 0:
+            return None
+        names = moment.mixture.domains
+        rewards = memory.setdefault("rewards", dict.fromkeys(names, 0.0))
+        update_rewards(rewards, moment.losses, moment.mixture, self.settings.smoothing)
+        warmup = math.ceil(self.settings.warmup_fraction * moment.steps)
+        if moment.done < warmup:
+            return None
+        turn = memory["turn"] = memory.get("turn", 0) + 1
+        policy = exp3_policy(np.array([rewards[name] for name in names]), turn)
+        return Mixture.from_array(names, policy)
+
+
+class Odm(Strategy):
+    """Online data mixing inside the main run."""
+
+    decides = "never"
+
+    def callback(self, config: RunConfig, caps: dict[str, float]) -> TrainingCallback:
+        return Bandit(caps, config.objective(), config.strategies.odm)
+
+
+def update_rewards(
+    rewards: dict[str, float], losses: Mapping[str, float], policy: Mapping[str, float], smoothing: float
+) -> None:
+    """Move the estimated rewards of the domains that were seen, importance-weighted, in place."""
+    for name, loss in losses.items():
+        if policy[name] > 0 and math.isfinite(loss):
+            rewards[name] = smoothing * rewards[name] + (1 - smoothing) * loss / policy[name]
+
+
+def exploration(turn: int, domains: int) -> float:
+    """e_t of the bandit; turns count from 1, and e_0 is 1 / K."""
+    if turn < 1:
+        return 1 / domains
+    return min(1 / domains, math.sqrt(math.log(domains) / (domains * turn)))
+
+
+def exp3_policy(rewards: np.ndarray, turn: int) -> np.ndarray:
+    """Sampling probabilities (D,) from estimated rewards (D,)."""
+    count = len(rewards)
+    scaled = exploration(turn - 1, count) * rewards
+    weights = np.exp(scaled - scaled.max())
+    explore = exploration(turn, count)
+    return (1 - count * explore) * weights / weights.sum() + explore
+
 
 OLD = 0.1  # share of the old value in the smoothed interactions: the paper's gamma, algorithm 2
 
