@@ -146,13 +146,14 @@ class Prepared:
         return {name: held.bytes_per_token for name, held in self.eval_sets.items()}
 
 
-def prepare(config: RunConfig, *, on_progress: Progress | None = None) -> Prepared:
+def prepare(config: RunConfig, *, on_progress: Progress | None = None, only: str | None = None) -> Prepared:
     """Prepare every domain and evaluation set of a run, or find it prepared.
 
     Args:
         config: the run.
         on_progress: called with a source's name, bytes of its files done (an estimate inside a file), and
             bytes in all.
+        only: a domain that is prepared without the others; None: all are.
 
     Raises:
         UserError: a source or the tokenizer is unusable, or a split has less than one sequence.
@@ -166,7 +167,11 @@ def prepare(config: RunConfig, *, on_progress: Progress | None = None) -> Prepar
         for name, source in config.evaluation.sets.items()
     }
     job.table = _table(sets)
-    domains = {name: job.run(name, source, held_out=False) for name, source in config.data.domains.items()}
+    domains = {
+        name: job.run(name, source, held_out=False)
+        for name, source in config.data.domains.items()
+        if only in (None, name)
+    }
     return Prepared(
         domains=domains,
         eval_sets={**domains, **sets},

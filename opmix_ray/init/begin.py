@@ -98,12 +98,14 @@ def begin(
             "model": ModelConfig(path=model) if model else ModelConfig(config={"model_type": "llama"}),
             "tokenizer": wanted,
             "data": DataConfig(
-                domains=sources, seq_len=sequences.seq_len, eval_fraction=sequences.eval_fraction
+                domains=sources,
+                seq_len=sequences.seq_len,
+                eval_fraction=sequences.eval_fraction,
+                cache=str(Path(DataConfig.model_fields["cache"].default).expanduser()),
             ),
             "stages": [{"name": "pretrain", "steps": 1}],
         }
     )
-    config = _absolute(config)
     if own is None:
         say(
             "loading the tokenizer" if wanted.train_vocab_size is None else "training a tokenizer on the data"
@@ -254,11 +256,6 @@ def _tokenizer(
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     made.chat_template = CHAT_TEMPLATE
     return made, TokenizerConfig()
-
-
-def _absolute(config: RunConfig) -> RunConfig:
-    cache = str(Path(config.data.cache).expanduser())
-    return config.but(data={"cache": cache})
 
 
 def _tokens(domain: Domain, tokenizer: PreTrainedTokenizerFast, sequences: Sequences) -> float:

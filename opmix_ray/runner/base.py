@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from opmix_ray.config import RunConfig
+from opmix_ray.config import RunConfig, with_given
 from opmix_ray.data.lineage import Content, Origin, follow, take_over
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.data.sampler import SamplerState
@@ -100,7 +100,7 @@ def resolved(config: RunConfig) -> Iterator[Resolved]:
         return
     _finished(str(config.base.run))
     with Storage(str(config.base.run)).local("model") as directory:
-        yield Resolved(config, config.but(model=config.model.at(directory)))
+        yield Resolved(config, with_given(config, model=Path(directory)))
 
 
 def _takes_weights(config: RunConfig) -> bool:

@@ -196,10 +196,11 @@ def _tried(model: PreTrainedModel, probe: ProbeConfig, autocast: bool) -> Tried:
         return Tried(share, ran=False)  # sizes that do not go together say nothing about the model
     if not np.isfinite(losses):
         return Tried(share, ran=False)
-    config = probe.but(gpus=0, rank=min(probe.rank, 4))
-    if not isinstance(probe.target_modules, str) and not whole:
-        config = config.but(target_modules="all-linear")  # its layers may be others
-    _try(tried, config, autocast)
+    listed = not isinstance(probe.target_modules, str)
+    layers = (
+        "all-linear" if listed and not whole else probe.target_modules
+    )  # of a tiny one they may be others
+    _try(tried, probe.but(gpus=0, rank=min(probe.rank, 4), target_modules=layers), autocast)
     return Tried(share, ran=True)
 
 

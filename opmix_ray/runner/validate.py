@@ -292,9 +292,8 @@ def _prepared(
             return None, user_errors(error)
         first = error
     found: dict[str, UserError] = {str(first): first}
-    for name, source in config.data.domains.items():
-        alone = config.but(data={"domains": {name: source}})
-        for each in _collected(partial(prepare, alone)):
+    for name in config.data.domains:
+        for each in _collected(partial(prepare, config, only=name)):
             found.setdefault(str(each), each)
     return None, list(found.values())
 
