@@ -222,7 +222,7 @@ def prepare(config: Config, settings: Settings = None, as_json: Json = False) ->
     from opmix_ray.config import load_config
 
     loaded = load_config(config, settings)
-    from opmix_ray.commands.tables import prepared_table
+    from opmix_ray.commands.progress import prepared_table
     from opmix_ray.data.prepare import split_words
     from opmix_ray.runner.validate import validate
 
@@ -284,7 +284,7 @@ def search(
         )
     show(decision.to_dict(), decision.mixture, as_json)
     if "front" in decision.details and not as_json:
-        from opmix_ray.commands.tables import front_table
+        from opmix_ray.commands.progress import front_table
 
         show(None, front_table(decision.details["front"]), as_json)
 
@@ -307,7 +307,7 @@ def _run(
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", remedy="give one of them")
     loaded = with_given(load_config(config, settings), output=output, address=address, base=base)
-    from opmix_ray.commands.tables import closing_words
+    from opmix_ray.commands.progress import closing_words
     from opmix_ray.runner.runner import run as run_config  # torch and Ray only for what is well-formed
     from opmix_ray.storage import Storage
 

@@ -15,11 +15,10 @@ import torch
 import yaml
 
 from opmix_ray.cli import exit_code
-from opmix_ray.commands.console import PlainConsole
+from opmix_ray.commands.console import PlainConsole, print_table
 from opmix_ray.commands.follow import Snapshot, page
 from opmix_ray.commands.options import show
 from opmix_ray.commands.progress import make_progress
-from opmix_ray.commands.tables import print_table
 from opmix_ray.config import ModelConfig, RunConfig, dump_config, load_config
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.exchange import FORMATS

@@ -41,7 +41,7 @@ def show(value: Any, words: Any, as_json: bool) -> None:
     elif isinstance(words, str):
         print(visible(words))
     else:
-        from opmix_ray.commands.tables import print_table
+        from opmix_ray.commands.console import print_table
 
         print_table(console(), words)
 

@@ -1,20 +1,26 @@
-"""What a person sees while a run goes on: live bars in a terminal, bars in a notebook, plain lines elsewhere."""
+"""What a person sees of a run: live bars in a terminal, bars in a notebook, plain lines elsewhere; its last words."""
 
 from __future__ import annotations
 
 import html
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from opmix_ray.commands.console import cell
+from opmix_ray.config import RunConfig
+from opmix_ray.data.prepare import Prepared, summary
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.model.probe import Probe
+from opmix_ray.output.result import kept_words, perplexity_of
+from opmix_ray.runner.base import beginning, start_stage
 from opmix_ray.trials.rows import TrialRow
 
 
@@ -273,3 +279,61 @@ class NotebookProgress(PlainProgress):
             )
         parts.append(f"<pre>{html.escape(chr(10).join(self._lines))}</pre>")
         self._update("".join(parts))
+
+
+def prepared_table(config: RunConfig, prepared: Prepared) -> list[dict[str, Any]]:
+    """Tokens, leaks and epochs of every domain at the first stage's mixture over all stages."""
+    mixture = start_stage(config, 0, beginning(config), prepared).mixture
+    total = sum(stage.steps for stage in config.stages) * config.train.batch_size * prepared.seq_len
+    return [dict(row) for row in summary(prepared, mixture, total)]
+
+
+def closing_words(result: Mapping[str, Any], report: str) -> str:
+    """What `opmix run` says at the end: mixture, loss, cost, report."""
+    first, last = result["evaluations"][0], result["evaluations"][-1]
+    ledger = result["ledger"]
+    main = ledger["main"]
+    deciding = sum(ledger[purpose]["seconds"] for purpose in ("probes", "search", "fit"))
+    shares = "  ".join(f"{name} {share:.3f}" for name, share in result["final_mixture"].items())
+    changed = sum(1 for decision in result["decisions"] if decision["kept"] == "proposal")
+    return "\n".join(
+        [
+            f"mixture   {shares}",
+            f"decisions {len(result['decisions'])}, of which {changed} changed the mixture",
+            f"objective {first['objective']:.4f} -> {last['objective']:.4f}"
+            f"{_perplexity(first, last, result.get('objective', {}))}",
+            *_accuracy(first, last),
+            *([f"kept      {kept_words(result['kept'])}"] if result.get("kept") else []),
+            *(f"harness   {task}: {cell(scores)}" for task, scores in result.get("harness", {}).items()),
+            f"cost      {main['tokens']:,.0f} tokens trained in {main['seconds']:.0f} worker seconds; deciding took "
+            f"{deciding:.0f} worker seconds and {100 * ledger['overhead']:.1f} % of the training FLOPs",
+            f"report    {report}",
+        ]
+    )
+
+
+def _perplexity(first: Mapping[str, Any], last: Mapping[str, Any], objective: Mapping[str, float]) -> str:
+    """The targets' perplexity and its change, as the report has them."""
+    before, after = (perplexity_of(row, objective) for row in (first, last))
+    if math.isnan(before):
+        return ""
+    return f" nats per token, perplexity {before:.1f} -> {after:.1f} ({100 * (after / before - 1):+.1f} %)"
+
+
+def _accuracy(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
+    sets = last.get("accuracy") or {}
+    if not sets:
+        return []
+    shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in sets.items())
+    return [
+        f"accuracy  {100 * first['mean_accuracy']:.1f} % -> {100 * last['mean_accuracy']:.1f} % ({shown})"
+    ]
+
+
+def front_table(points: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A row for every point of a front: the sets' predicted losses, then the shares."""
+    return [
+        {f"{name}, nats": f"{loss:.4f}" for name, loss in point["losses"].items()}
+        | {name: f"{share:.3f}" for name, share in point["mixture"].items()}
+        for point in points
+    ]

@@ -15,7 +15,6 @@ from opmix_ray.cluster.demand import of_evaluator, waiting
 from opmix_ray.config import RunConfig
 from opmix_ray.config.run import candidates, with_slopes
 from opmix_ray.counts.ngrams import Counts, DataLeft
-from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.budget import Size, decision_size, pretrained
 from opmix_ray.decision.counting import counts_for, texts_for
@@ -33,7 +32,7 @@ from opmix_ray.decision.rule import (
     prior_mixture,
 )
 from opmix_ray.decision.task import Measured, load_weights, measure_in_task, measure_now, put_task
-from opmix_ray.mixture import Mixture
+from opmix_ray.mixture import Mixture, share_caps
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
 from opmix_ray.output.ledger import Ledger

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from opmix_ray.config import read_yaml
-from opmix_ray.data.plan import share_caps
 from opmix_ray.errors import UserError
 from opmix_ray.laws.base import nearest
-from opmix_ray.mixture import Mixture
+from opmix_ray.mixture import Mixture, share_caps
 
 CAP_KEYS = ("tokens", "max_epochs", "used")
 OBJECTIVE_KEYS = ("weights", "current", "no_worse_than", "worst_case", "reference")

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from opmix_ray.config import RunConfig, StageConfig
-from opmix_ray.data.plan import fit_to_caps, share_caps
 from opmix_ray.errors import UserError
-from opmix_ray.mixture import Mixture
+from opmix_ray.mixture import Mixture, fit_to_caps, share_caps
 from opmix_ray.output.state import TRAIN, RunState
 from opmix_ray.storage import Storage, read_record
 from opmix_ray.trials.rows import TRIALS

@@ -19,7 +19,6 @@ from opmix_ray.cluster.address import scratch
 from opmix_ray.cluster.connect import check_reach, connected
 from opmix_ray.cluster.demand import of_main_run, waiting
 from opmix_ray.config import RunConfig, StageConfig
-from opmix_ray.data.plan import share_caps
 from opmix_ray.data.prepare import Prepared, split_words
 from opmix_ray.data.sampler import Sampler, SamplerState
 from opmix_ray.data.tokenizer import load_saved_tokenizer
@@ -27,7 +26,7 @@ from opmix_ray.decision.make import Decide, Situation
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError, write_to
-from opmix_ray.mixture import Mixture
+from opmix_ray.mixture import Mixture, share_caps
 from opmix_ray.model.architecture import architecture, forward_flops, train_flops
 from opmix_ray.output.ledger import Ledger, Session
 from opmix_ray.output.lock import locked, raise_fence, writing

@@ -17,14 +17,13 @@ import ray
 from opmix_ray.config import ProposalConfig, RunConfig
 from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import search_sets
-from opmix_ray.data.plan import fit_to_caps, share_caps
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.make import Situation, decision_seed
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import LEAST_ROWS, Decision, DecisionInputs, fit_decision, prior_mixture
 from opmix_ray.decision.task import load_weights
 from opmix_ray.errors import UserError
-from opmix_ray.mixture import Mixture
+from opmix_ray.mixture import Mixture, fit_to_caps, share_caps
 from opmix_ray.model.base import BaseModel, snapshot
 from opmix_ray.output.state import read_rows
 from opmix_ray.storage import Storage

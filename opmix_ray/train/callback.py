@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from opmix_ray.data.held_out import part_of, search_sets, tokens_of
-from opmix_ray.data.plan import fit_to_caps
-from opmix_ray.mixture import Mixture
+from opmix_ray.mixture import Mixture, fit_to_caps
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opmix_ray.data.plan import epochs, fit_to_caps, share_caps
 from opmix_ray.errors import UserError
-from opmix_ray.mixture import Mixture
+from opmix_ray.mixture import Mixture, epochs, fit_to_caps, share_caps
 
 
 def test_epochs_count_what_was_used_before() -> None:

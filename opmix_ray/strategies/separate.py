@@ -1,5 +1,11 @@
-"""MergeMix: one expert per domain by full weights, merged as proxies of mixtures (Wang et al. 2026, arXiv 2601.17858).
+"""Mixtures by a law over separate models: small ones on sampled mixtures, or merged experts.
 
+A swarm: RegMix (Liu et al. 2024, arXiv 2407.01492) draws mixtures from a Dirichlet around the tokens' shares with a
+varying concentration, trains a small model on each, regresses their losses and takes the best predicted mixture; olmix
+does the same with a log-linear law and KL to the prior. Here the mixtures are those of `opmix design`, which tell more
+than as many drawn at random. The mixture is then used for the whole stage.
+
+MergeMix: one expert per domain by full weights, merged as proxies of mixtures (Wang et al. 2026, arXiv 2601.17858).
 All experts start from the weights in force and are trained for a short time at a constant learning rate, so that
 they stay in one basin. A mixture `a` is then scored on `theta + sum_d a_d * (theta_d - theta)`, without training; a
 law over the scores proposes the mixture.
@@ -29,9 +35,45 @@ from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.node import use_own_threads
 from opmix_ray.storage import read_record
 from opmix_ray.strategies.base import Costs, Planned, Strategy
-from opmix_ray.strategies.design import CONCENTRATION, sample_mixtures
+from opmix_ray.strategies.design import CONCENTRATION, designed, sample_mixtures
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import CONSTANT, run_tasks, train_proxy, trainable_copy
+
+
+class Swarm(Strategy):
+    """Small models on sampled mixtures, a law, a proposal; the whole stage profits."""
+
+    decides = "before the stage"
+
+    def make(self, making: Making) -> Decision:
+        """Train what is missing of the swarm, fit, propose."""
+        settings = making.config.strategies.swarm
+        prior = Mixture.proportional(making.tokens)
+        mixtures = designed(
+            settings.proxies, prior, lower=making.lower, upper=making.caps, seed=making.seed()
+        )
+        names = {f"{number:03d}": mixture for number, mixture in enumerate(mixtures)}
+        log = making.log()
+        done = {row.run for row in log.rows}
+        base = making.start_weights() if len(done) < len(names) else None
+        tasks = [
+            (making.proxy(name, mixture, settings.proxy, evaluate=True), (base, making.sets))
+            for name, mixture in names.items()
+            if name not in done
+        ]
+        for proxy in run_tasks(train_proxy, tasks, making.progress.probe_started):
+            cost = {"tokens": proxy.tokens, "flops": proxy.flops, "seconds": proxy.seconds}
+            log.add(making.row(proxy.name, names[proxy.name].shares, proxy.losses, **cost))
+            making.progress.message(f"proxy {proxy.name}: objective {log.rows[-1].objective:.4f}")
+        log.sort()
+        for row in log.rows:
+            making.add("probes", row.tokens, row.flops, row.seconds)
+        return making.by_law(log.rows, "proportional", "proxy models")
+
+    def cost(self, config: RunConfig, planned: Planned, costs: Costs) -> float:
+        own = config.strategies.swarm
+        train, forward = costs.proxy(own.proxy)
+        return own.proxies * (train + costs.seen * forward)
 
 
 @dataclass(frozen=True)
