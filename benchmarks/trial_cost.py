@@ -109,7 +109,7 @@ def pss(pid: int) -> int:
     return 0
 
 
-class Tracking:
+class Watch:
     """Bytes that trials' processes hand to the block layer, seen while a `with` lasts."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Tracking:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self) -> Tracking:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 
@@ -147,7 +147,7 @@ def search_seconds(subject: Subject, task: SearchTask, trials: int, evaluators: 
         update={"trials": trials, "evaluators": evaluators, "cpus": max(1, cores() // evaluators)}
     )
     uniform = np.full(len(task.components.names), 1 / len(task.components.names))
-    with tempfile.TemporaryDirectory(prefix="trial-cost-") as directory, Tracking() as watch:
+    with tempfile.TemporaryDirectory(prefix="trial-cost-") as directory, Watch() as watch:
         log = RowLog(Storage(directory), task.components.domains, list(task.objective))
         used = time.process_time()
         first: list[float] = []

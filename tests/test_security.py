@@ -131,7 +131,7 @@ SECRETS = {
 
 
 def test_secrets_are_used_but_written_nowhere(tiny: TinyRun, tmp_path: Path) -> None:
-    tiny.tree["watch"] = SECRETS
+    tiny.tree["trackers"] = SECRETS
     config = tiny.load()
     storage = Storage(str(tmp_path / "out"))
     open_output(config, storage, resume=False, overwrite=False)
@@ -145,15 +145,15 @@ def test_secrets_are_used_but_written_nowhere(tiny: TinyRun, tmp_path: Path) -> 
     tiny.tree = yaml.safe_load(storage.read_text("config.yaml"))
     hidden = {error.key for error in check_uris(tiny.load())}
     assert hidden == {
-        "watch.wandb.api_key", "watch.wandb.settings.secretKey", "watch.mlflow.tracking_uri",
-        "watch.mlflow.auth_token", "watch.aim.repo",
+        "trackers.wandb.api_key", "trackers.wandb.settings.secretKey", "trackers.mlflow.tracking_uri",
+        "trackers.mlflow.auth_token", "trackers.aim.repo",
     }  # fmt: skip
 
 
 def test_a_run_goes_on_under_another_password(tiny: TinyRun, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "out"))
     for number in (1, 2):
-        tiny.tree["watch"] = {"mlflow": {"tracking_uri": f"http://me:{number}@host"}}
+        tiny.tree["trackers"] = {"mlflow": {"tracking_uri": f"http://me:{number}@host"}}
         open_output(tiny.load(), storage, resume=number == 2, overwrite=False)
         storage.append("metrics.jsonl", "")
 
@@ -189,9 +189,16 @@ def test_secrets_are_found_in_every_shape(value: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        (["watch.wandbb={api_key: SECRET}"], "watch.wandbb = {'api_key': '***'}: unknown key; did you mean"),
-        (["watch.wandb={api_key: SECRET"], "--set = watch.wandb={api_key: ***: the value is not valid YAML"),
-        (["watch.wandb=SECRET"], "watch.wandb = ***: must be a valid dictionary"),
+        (
+            ["trackers.wandbb={api_key: SECRET}"],
+            "trackers.wandbb = {'api_key': '***'}: unknown key; did you mean",
+        ),
+        (
+            ["trackers.wandb={api_key: SECRET"],
+            "--set = trackers.wandb={api_key: ***: the value is not valid YAML",
+        ),
+        (["trackers.wandb=SECRET"], "trackers.wandb = ***: must be a valid dictionary"),
+        (["watch.wandb=SECRET"], "watch = ***: there is no such key any more; write trackers"),
     ],
 )
 def test_secrets_are_in_no_message_and_in_no_list_of_commands(

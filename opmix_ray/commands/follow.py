@@ -305,8 +305,8 @@ def status_words(found: Mapping[str, Any]) -> str:
     if found["next"]:
         lines.append(f"{'now' if found['running'] else 'next':<10}{found['next']}")
     if standing in ("stopped", "not finished"):
-        lost = last - found["resumes_at"]
-        again = f", {lost} steps are trained again" if lost > 0 else ""
+        repeated = last - found["resumes_at"]
+        again = f", {repeated} steps are trained again" if repeated > 0 else ""
         place = f"(from step {found['resumes_at']}{again})"
         lines.append(f"go on     opmix run FILE --output {found['output']} --resume {place}")
     if found["finished"]:

@@ -126,8 +126,8 @@ def unfair(runs: Sequence[RunFiles]) -> list[str]:
     for name, run in zip(names, runs, strict=True):
         if not run.finished:
             found.append(f"{name} is not finished: step {run.step:,} of {run.planned_steps:,}.")
-    if lost := [name for name, weight in first.objective.items() if weight and name not in _shared(runs)]:
-        found.append(f"Sets that are not measured in every run are left out: {', '.join(lost)}.")
+    if missing := [name for name, weight in first.objective.items() if weight and name not in _shared(runs)]:
+        found.append(f"Sets that are not measured in every run are left out: {', '.join(missing)}.")
     return [*found, "One run of each: another seed may say otherwise; `opmix compare` runs several."]
 
 

@@ -167,7 +167,7 @@ class ClusterConfig(Section):
     connect_timeout: float = Field(30, gt=0, description="Seconds to wait for an address to answer.")
 
 
-class WatchConfig(Section):
+class TrackersConfig(Section):
     """Trackers that follow the run. TensorBoard's event files are always written, to `tensorboard/` in the output."""
 
     wandb: dict[str, Any] | None = Field(
@@ -220,7 +220,9 @@ class RunConfig(Section):
         default_factory=StrategiesConfig, description="Parameters of the strategies."
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Where Ray is.")
-    watch: WatchConfig = Field(default_factory=WatchConfig, description="Trackers that follow the run.")
+    trackers: TrackersConfig = Field(
+        default_factory=TrackersConfig, description="Trackers that follow the run."
+    )
 
     def output_uri(self) -> str:
         """The output directory or URI."""

@@ -344,8 +344,8 @@ class _Job:
                 padded=recipe.masked,
             )
         apart = choice.chosen
-        lost = (leaks >= 0) & ~apart
-        for ids, mask, size in spool.read(~apart & ~lost):
+        leaking = (leaks >= 0) & ~apart
+        for ids, mask, size in spool.read(~apart & ~leaking):
             train.add(ids, mask, size)
         for ids, mask, size in spool.read(apart, by_digest=True):
             evaluation.add(ids, mask, size)
@@ -359,8 +359,8 @@ class _Job:
             "eos_token_id": eos,
             "tokenizer": self.fingerprint,
             "eval_fraction": 1.0 if held_out else data.eval_fraction,
-            "leaks": int(lost.sum()),
-            "leaked": self.table.count(leaks[lost]),
+            "leaks": int(leaking.sum()),
+            "leaked": self.table.count(leaks[leaking]),
             "near_duplicates_split": choice.split,
             "empty": empty,
             "files": [{"path": file.path, "size": file.size} for file in source.files],

@@ -1,14 +1,14 @@
 
 // Asks the page's own server for news and puts them in place; open parts stay open, sorted tables sorted.
 const EVERY = 2000; // milliseconds
-const root = document.getElementById("now"), lost = document.getElementById("lost");
+const root = document.getElementById("now"), silent = document.getElementById("silent");
 const place = part => (part.closest("section")?.id ?? "") + part.querySelector("summary").textContent.replace(/\d+/g, "#");
 let tag = null;
 async function refresh() {
   let again = true;
   try {
     const answer = await fetch("now", {cache: "no-store", headers: tag ? {"If-None-Match": tag} : {}});
-    lost.hidden = answer.ok || answer.status === 304;
+    silent.hidden = answer.ok || answer.status === 304;
     if (answer.ok) {
       const news = await answer.text();
       tag = answer.headers.get("ETag");
@@ -25,7 +25,7 @@ async function refresh() {
       }
       again = !root.querySelector("[data-ended=finished]");
     }
-  } catch { lost.hidden = false; }
+  } catch { silent.hidden = false; }
   if (again) setTimeout(refresh, EVERY);
 }
 setTimeout(refresh, EVERY);

@@ -85,7 +85,7 @@ Mark = Line | Dots | Rects | Whiskers | Rule | Texts
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """One line of a legend."""
 
     label: str
@@ -136,11 +136,11 @@ class Panel:
             return x_range, (-0.5, len(self.categories) - 0.5)
         return x_range, self.y_range or _padded(ys)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LegendEntry]:
         """The legend: every labelled mark once."""
         marks = [mark for mark in self.marks if isinstance(mark, Line | Dots | Rects) and mark.label]
         found = {
-            mark.label: Entry(mark.label, mark.colour, isinstance(mark, Dots) and mark.hollow)
+            mark.label: LegendEntry(mark.label, mark.colour, isinstance(mark, Dots) and mark.hollow)
             for mark in marks
         }
         return list(found.values())

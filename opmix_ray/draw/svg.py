@@ -8,7 +8,19 @@ from dataclasses import dataclass
 
 from opmix_ray.draw.html import esc, lines_of
 from opmix_ray.draw.numbers import tick_labels, ticks
-from opmix_ray.draw.panel import COLOURS, Colour, Dots, Entry, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
+from opmix_ray.draw.panel import (
+    COLOURS,
+    Colour,
+    Dots,
+    LegendEntry,
+    Line,
+    Mark,
+    Panel,
+    Rects,
+    Rule,
+    Texts,
+    Whiskers,
+)
 
 WIDTH, HALF, WIDE = 360, 550, 1080  # units; a unit is a pixel at the width the panels are laid out for
 HEIGHT, ROW, LINE = 210, 30, 13  # of a panel of numbers, of one category, of a line of its name
@@ -247,6 +259,6 @@ def _legend(panel: Panel) -> str:
     return f'<ul class="legend">{lines}</ul>'
 
 
-def _swatch(entry: Entry) -> str:
+def _swatch(entry: LegendEntry) -> str:
     kind = str(entry.colour % COLOURS) if isinstance(entry.colour, int) else f"-{entry.colour}"
     return f"{kind} hollow" if entry.hollow else kind

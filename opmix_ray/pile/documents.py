@@ -24,7 +24,7 @@ _LOOKED = 3  # files of a part whose rows say which columns there are
 
 
 @dataclass(frozen=True)
-class Entry:
+class PileDocument:
     """One document of the pile.
 
     Args:
@@ -70,7 +70,7 @@ class Pile:
         return self.sources[0].kind
 
     def columns(self) -> dict[str, str]:
-        """The keys of a configuration for rows as `Entry.row` has them."""
+        """The keys of a configuration for rows as `PileDocument.row` has them."""
         return {
             "text": {"text_column": "text"},
             "prompt": {"prompt_column": "prompt", "completion_column": "completion"},
@@ -78,7 +78,7 @@ class Pile:
             "tokens": {"tokens_column": "input_ids"},
         }[self.kind]
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[PileDocument]:
         """Every document with something in it, files in order.
 
         Raises:
@@ -96,7 +96,9 @@ class Pile:
                     text = excerpt(document, self.decode)
                     if text.strip():
                         row = _row(document)
-                        yield Entry(text, document.length(), row, file.path, number, self.rows - 1, vector)
+                        yield PileDocument(
+                            text, document.length(), row, file.path, number, self.rows - 1, vector
+                        )
 
     def _vectors(self, source: Source, file: str) -> Iterator[Any] | None:
         if self.vectors is None:

@@ -21,7 +21,7 @@ import numpy as np
 from opmix_ray.errors import UserError, user_errors
 from opmix_ray.pile import DOMAINS
 from opmix_ray.pile.assign import Assigner, Groups, find_groups, load, save
-from opmix_ray.pile.documents import Entry, Pile, VectorFile, open_pile
+from opmix_ray.pile.documents import Pile, PileDocument, VectorFile, open_pile
 from opmix_ray.pile.page import names_by, render, typical_words
 from opmix_ray.remote import is_local, local_path
 
@@ -154,10 +154,10 @@ def _earlier(like: str | Path, vectors: str | None) -> tuple[Assigner, list[dict
     return assigner, kept
 
 
-def _sample(pile: Pile, seed: int) -> tuple[list[tuple[int, Entry]], int]:
+def _sample(pile: Pile, seed: int) -> tuple[list[tuple[int, PileDocument]], int]:
     """Documents at random with their places among all documents, in order; and how many there are (Algorithm R)."""
     random = np.random.default_rng(seed)
-    chosen: list[tuple[int, Entry]] = []
+    chosen: list[tuple[int, PileDocument]] = []
     documents = 0
     for documents, entry in enumerate(pile.entries(), start=1):
         if len(chosen) < SAMPLE:
@@ -167,8 +167,8 @@ def _sample(pile: Pile, seed: int) -> tuple[list[tuple[int, Entry]], int]:
     return sorted(chosen, key=lambda each: each[0]), documents
 
 
-def _without_row(entry: Entry) -> Entry:
-    return Entry(entry.text, entry.size, {}, entry.file, entry.number, entry.position, entry.vector)
+def _without_row(entry: PileDocument) -> PileDocument:
+    return PileDocument(entry.text, entry.size, {}, entry.file, entry.number, entry.position, entry.vector)
 
 
 def _count(pile: Pile) -> tuple[int, int]:
@@ -190,7 +190,10 @@ def _enough(documents: int, domains: int, files: Sequence[str]) -> None:
 
 
 def _vectors(
-    entries: Sequence[tuple[int, Entry]], file: VectorFile | None, by_row: bool, width: int | None = None
+    entries: Sequence[tuple[int, PileDocument]],
+    file: VectorFile | None,
+    by_row: bool,
+    width: int | None = None,
 ) -> np.ndarray | None:
     """(documents, numbers) of documents with their places among all; None where the text is gone by."""
     if file is not None:
@@ -217,7 +220,9 @@ def _vectors(
     return found
 
 
-def _described(chosen: Sequence[tuple[int, Entry]], groups: Groups, domains: int) -> list[dict[str, Any]]:
+def _described(
+    chosen: Sequence[tuple[int, PileDocument]], groups: Groups, domains: int
+) -> list[dict[str, Any]]:
     """Number, name, words and examples of each domain."""
     texts = [entry.text for _, entry in chosen]
     words = typical_words(texts, groups.labels, domains)
@@ -260,7 +265,7 @@ class _Shards:
         self.files = self.documents = self.size = 0
         self.examples: list[str] = []
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: PileDocument) -> None:
         row = entry.row | {"file": entry.file, "row": entry.number}
         if self.stream is None or self.stream.tell() > SHARD:
             if self.stream is not None:

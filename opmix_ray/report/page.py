@@ -279,11 +279,11 @@ def live_page(title: str, content: str) -> str:
         title: plain text.
         content: from `fragment` or `waiting`.
     """
-    lost = (
-        '<p id="lost" class="warn" role="status" hidden>No answer: the run or the command that serves this page has '
+    silent = (
+        '<p id="silent" class="warn" role="status" hidden>No answer: the run or the command that serves this page has '
         "ended. What stands here is what was known last.</p>"
     )
-    body = f'{lost}<div id="now" aria-live="polite">{content}</div>'
+    body = f'{silent}<div id="now" aria-live="polite">{content}</div>'
     return shell(f"{title}: live", body, footer=FOOTER, script=resource("live.js"), live=True)
 
 

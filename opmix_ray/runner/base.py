@@ -2,10 +2,10 @@
 
 with resolved(config) as run:
     run.config.model.path                  # the earlier run's model
-    run.before                             # old mixture and positions
+    run.prior                              # old mixture and positions
     adopt(run.written, storage, state)     # weights and moments become the run's own first checkpoint
 
-start = start_stage(config, 1, before, prepared)     # how a stage begins, in the names of its domains
+start = start_stage(config, 1, prior, prepared)     # how a stage begins, in the names of its domains
 start.mixture, start.old
 """
 
@@ -73,7 +73,7 @@ class Resolved:
     config: RunConfig
 
     @cached_property
-    def before(self) -> PriorTraining:
+    def prior(self) -> PriorTraining:
         """What came before the first stage.
 
         Raises:
@@ -85,7 +85,7 @@ class Resolved:
     def stages(self) -> tuple[RunConfig, ...]:
         """The configuration as the decisions of each stage see it."""
         count = len(self.config.stages)
-        return tuple(in_stage(self.config, position, self.before.read) for position in range(count))
+        return tuple(in_stage(self.config, position, self.prior.read) for position in range(count))
 
 
 @contextmanager
@@ -117,8 +117,8 @@ def beginning(config: RunConfig) -> PriorTraining:
         return PriorTraining(
             mixture=dict(config.base.mixture) if isinstance(config.base.mixture, dict) else {}
         )
-    before = PriorTraining.of(_finished(config.base.run))
-    return replace(before, sampler=replace(before.sampler, step=0, since_step=0))
+    prior = PriorTraining.of(_finished(config.base.run))
+    return replace(prior, sampler=replace(prior.sampler, step=0, since_step=0))
 
 
 def adopt(config: RunConfig, storage: Storage, state: RunState) -> None:
@@ -132,9 +132,9 @@ def adopt(config: RunConfig, storage: Storage, state: RunState) -> None:
         storage: its output.
         state: its state.
     """
-    before = beginning(config)
-    before.put(state)
-    state.mixture = before.mixture
+    prior = beginning(config)
+    prior.put(state)
+    state.mixture = prior.mixture
     if not _takes_weights(config):
         return
     base = Storage(str(config.base.run))
@@ -197,36 +197,36 @@ class StageStart:
     Args:
         mixture: its first, over its domains.
         old: what was trained on before, over the same domains; None: nothing of it is left, or nothing was.
-        before: positions and contents in the stage's names.
+        prior: positions and contents in the stage's names.
         used: tokens read by domain.
         notes: what became of domains that changed, and which shares repetition caps moved.
     """
 
     mixture: Mixture
     old: Mixture | None
-    before: PriorTraining
+    prior: PriorTraining
     used: dict[str, float]
     notes: list[str]
 
     def after(self, sequences: float) -> PriorTraining:
         """What a stage of so many sequences under its first mixture leaves to the next."""
-        consumed = dict(self.before.sampler.consumed)
+        consumed = dict(self.prior.sampler.consumed)
         for name, share in self.mixture.items():
             consumed[name] = consumed.get(name, 0) + round(share * sequences)
         return replace(
-            self.before,
+            self.prior,
             mixture=self.mixture.shares,
-            sampler=replace(self.before.sampler, consumed=consumed),
+            sampler=replace(self.prior.sampler, consumed=consumed),
         )
 
 
-def start_stage(config: RunConfig, position: int, before: PriorTraining, prepared: Prepared) -> StageStart:
+def start_stage(config: RunConfig, position: int, prior: PriorTraining, prepared: Prepared) -> StageStart:
     """Begin a stage.
 
     Args:
         config: the run.
         position: of the stage.
-        before: what came before it.
+        prior: what came before it.
         prepared: the data.
 
     Raises:
@@ -236,9 +236,9 @@ def start_stage(config: RunConfig, position: int, before: PriorTraining, prepare
     names = stage_domains(config, stage)
     origins = {name: Origin.of(config.data.domains[name]) for name in names}
     now = {name: Content.of(prepared.domains[name]) for name in names}
-    sampler, read, notes = take_over(before.sampler, before.read, now, origins)
+    sampler, read, notes = take_over(prior.sampler, prior.read, now, origins)
     tokens = {name: prepared.domains[name].train_tokens for name in names}
-    old = follow(before.mixture, origins, tokens)
+    old = follow(prior.mixture, origins, tokens)
     if position == 0 and old is not None and config.base.mixture_unit == "documents":
         old = Mixture({name: old[name] * prepared.domains[name].tokens_per_document for name in names})
     used = {name: float(count * prepared.seq_len) for name, count in sampler.consumed.items()}
@@ -246,4 +246,4 @@ def start_stage(config: RunConfig, position: int, before: PriorTraining, prepare
     notes += [
         f"{name}: share changed by {change:+.4f} to keep its max_epochs" for name, change in moved.items()
     ]
-    return StageStart(mixture, old, PriorTraining(before.mixture, sampler, read), used, notes)
+    return StageStart(mixture, old, PriorTraining(prior.mixture, sampler, read), used, notes)

@@ -40,7 +40,7 @@ def check_plan(config: RunConfig, file: Any = None) -> list[UserError]:
     check.strategy()
     check.objective()
     check.limits()
-    check.watch()
+    check.trackers()
     if config.evaluation.weights is not None:
         check.shares(config.evaluation.weights, "evaluation.weights", list(config.eval_sets()))
     if isinstance(config.proposal.prior, dict):
@@ -167,10 +167,10 @@ class _Check:
         except UserError as error:
             self.errors.append(error)
 
-    def watch(self) -> None:
+    def trackers(self) -> None:
         """The trackers' packages are installed."""
         for name in CALLBACKS:
-            if getattr(self.config.watch, name) is not None and (error := missing(name)) is not None:
+            if getattr(self.config.trackers, name) is not None and (error := missing(name)) is not None:
                 self.errors.append(error)
 
     def objective(self) -> None:

@@ -121,7 +121,7 @@ class _Runner:
         self, this: Resolved, prepared: Prepared, storage: Storage, state: RunState, progress: Progress,
         decide: Decide, tracked: Tracking, writer: str,
     ) -> None:  # fmt: skip
-        self.config, self.stages, self.begins_after = this.config, this.stages, this.before
+        self.config, self.stages, self.begins_after = this.config, this.stages, this.prior
         self.prepared, self.decide, self.tracked = prepared, decide, tracked
         self.storage, self.state, self.progress, self.writer = storage, state, progress, writer
         self.ledger = Ledger(state.ledger)
@@ -157,9 +157,9 @@ class _Runner:
         for note in start.notes:
             self.progress.message(note)
         self.state.stage = stage.name
-        start.before.put(self.state)
+        start.prior.put(self.state)
         for name in start.mixture:
-            self.state.begun.setdefault(name, start.before.sampler.consumed.get(name, 0))
+            self.state.begun.setdefault(name, start.prior.sampler.consumed.get(name, 0))
         self.state.old = start.old.shares if start.old is not None else {}
         self._set_mixture(start.mixture, step.start, "start of the stage")
 

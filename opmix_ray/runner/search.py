@@ -177,7 +177,7 @@ def search_once(
         refuse(changed(state.content or content, content))
         state.content = content
         state.save(storage)
-        start = start_stage(config, 0, run.before, prepared)
+        start = start_stage(config, 0, run.prior, prepared)
         config = run.stages[0]
         sets = [name for name, weight in config.objective().items() if weight]
         if pareto and len(sets) < 2:
@@ -249,7 +249,7 @@ def make_task(config: RunConfig, *, model: Path | None = None) -> SearchTask:
     """
     with resolved(config) as run:
         prepared = validate(run.config)
-        start = start_stage(run.config, 0, run.before, prepared)
+        start = start_stage(run.config, 0, run.prior, prepared)
         config = run.stages[0]
         kind = read_space(config.search.space)[0].kind
         chosen = choose_components(kind, start.old, start.mixture)

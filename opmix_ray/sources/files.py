@@ -220,11 +220,11 @@ def local_directory(path: str) -> Path:
                 open(temporary / entry.base_name, "wb") as sink,
             ):
                 shutil.copyfileobj(source, sink, _CHUNK)
-    settle(temporary, target)
+    put_in_place(temporary, target)
     return target
 
 
-def settle(temporary: Path, target: Path) -> None:
+def put_in_place(temporary: Path, target: Path) -> None:
     """Rename a finished temporary directory into place; one that is already there wins."""
     temporary.chmod(0o755)
     try:
@@ -265,7 +265,7 @@ def publish(path: str, make: Callable[[Path], None], *, last: str) -> None:
         if remote:
             upload(temporary, path, last)
         else:
-            settle(temporary, target)
+            put_in_place(temporary, target)
     except (pa.ArrowException, OSError) as error:  # what is read raises a UserError of its own
         raise _unusable(path, error) from None
     finally:

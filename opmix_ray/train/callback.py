@@ -81,7 +81,7 @@ class TrainingCallback:
 
 
 class CallbackRunner:
-    """What a worker does beside training for a strategy that acts live.
+    """What a worker does beside training for a strategy with a callback.
 
     Args:
         worker: of `train.loop`, whose state it moves on.

@@ -46,7 +46,7 @@ class TrainState:
         segment: name of the segment that wrote it.
         partial: nats and target tokens since the last row, over all workers.
         domains: `DomainLosses.to_dict()`, the training loss by domain since the segment began.
-        live: what a live strategy remembers.
+        live: what a strategy's callback remembers.
         side: tokens passed forward beside training since the segment began, by purpose in the ledger.
         best: `row` and `score` of the stage's best evaluation so far; empty where the last weights are kept.
     """

@@ -192,7 +192,7 @@ class _Worker:
                 torch.set_rng_state(states[self.rank])
 
     def _mixture(self) -> dict[str, float]:
-        """The segment's mixture, or the one a live strategy has moved it to."""
+        """The segment's mixture, or the one that a strategy's callback has moved it to."""
         return self.state.sampler["mixture"] if self.state.live else self.segment.mixture
 
     def run(self) -> None:
