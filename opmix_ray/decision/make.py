@@ -36,8 +36,8 @@ from opmix_ray.mixture import Mixture, share_caps
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
 from opmix_ray.output.ledger import Ledger
+from opmix_ray.output.result import DomainCurves, Evaluation
 from opmix_ray.storage import Storage, read_record
-from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.space import Components, load_space, read_space
 from opmix_ray.trials.tuner import searching

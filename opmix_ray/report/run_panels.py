@@ -10,9 +10,9 @@ import numpy as np
 from opmix_ray.draw import numbers as n
 from opmix_ray.draw.numbers import number
 from opmix_ray.draw.panel import COLOURS, Dots, Line, Mark, Panel, Rects, Rule, Texts, Whiskers
+from opmix_ray.output.result import DomainCurves
 from opmix_ray.report.doubts import delivery
 from opmix_ray.report.gather import RunFiles
-from opmix_ray.train.domain_curves import DomainCurves
 
 MOST_SETS = 12  # small panels; the table has the other sets
 STEPS = "optimiser steps"

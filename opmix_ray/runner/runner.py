@@ -30,7 +30,7 @@ from opmix_ray.mixture import Mixture, share_caps
 from opmix_ray.model.architecture import architecture, forward_flops, train_flops
 from opmix_ray.output.ledger import Ledger, Session
 from opmix_ray.output.lock import locked, raise_fence, writing
-from opmix_ray.output.result import make_result, write_mixture
+from opmix_ray.output.result import DomainCurves, Evaluation, make_result, write_mixture
 from opmix_ray.output.state import BEFORE, METRICS, RESULT, TRAIN, RunState, load_state, open_output, sealed
 from opmix_ray.report import write_report
 from opmix_ray.runner.base import BASE, PriorTraining, Resolved, adopt, resolved, same_content, start_stage
@@ -43,7 +43,6 @@ from opmix_ray.storage import Storage, check_sealed, read_record, seal
 from opmix_ray.strategies.base import strategy_of
 from opmix_ray.trackers import Tracking, tracking
 from opmix_ray.train.checkpoint import BestRule
-from opmix_ray.train.domain_curves import DomainCurves, Evaluation
 from opmix_ray.train.loop import RATE, Segment
 from opmix_ray.train.trainer import SegmentResult, run_segment
 

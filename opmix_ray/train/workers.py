@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 from opmix_ray.model.accuracy import plain_generate
 from opmix_ray.model.loss import sequence_losses, training_loss
 from opmix_ray.model.spread import blocks_of
-from opmix_ray.train.domain_curves import DomainCurves, block_length
+from opmix_ray.output.result import DomainCurves, block_length
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

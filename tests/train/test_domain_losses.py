@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from opmix_ray.train.domain_curves import DomainCurves, block_length
+from opmix_ray.output.result import DomainCurves, block_length
 from opmix_ray.train.workers import DomainLosses
 
 NAMES = ["code", "prose", "none"]

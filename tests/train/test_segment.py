@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from opmix_ray.config.objective import Objective
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.mixture import Mixture
+from opmix_ray.output.result import DomainCurves
 from opmix_ray.train import trainer
 from opmix_ray.train.checkpoint import BestRule
-from opmix_ray.train.domain_curves import DomainCurves
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import SegmentResult, run_segment
 from tests.support import TinyRun
