@@ -16,11 +16,11 @@ from opmix_ray import plugins
 from opmix_ray.errors import UserError
 from opmix_ray.laws.auto import Fit, fit_auto, fit_one
 from opmix_ray.laws.base import Law, Response, Slopes, Table, nearest, objective_weights
+from opmix_ray.laws.curves import LogLinearLaw
 from opmix_ray.laws.extrapolate import Extrapolation
 from opmix_ray.laws.fitted import FittedLaw, Quality, make_folds, score
 from opmix_ray.laws.gaussian_process import GaussianProcessLaw
 from opmix_ray.laws.linear import Linear, Ridge
-from opmix_ray.laws.log_linear import LogLinearLaw
 from opmix_ray.laws.log_share import LogShareLaw, OwnShareLaw
 from opmix_ray.laws.power import PowerLaw
 from opmix_ray.laws.trees import TreesLaw

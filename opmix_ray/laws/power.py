@@ -14,8 +14,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from opmix_ray.laws.base import Response, register
-from opmix_ray.laws.curve import CurveLaw, Pulls, fit_curve
-from opmix_ray.laws.log_linear import floors, lowest_floor
+from opmix_ray.laws.curves import CurveLaw, Pulls, fit_curve, floors, lowest_floor
 from opmix_ray.numerics.ridge import first_spread
 
 PENALTIES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

@@ -222,7 +222,7 @@ BUILT_IN = {  # name -> module in this package, and class
     "retrain": "rules:Retrain",
     "swarm": "separate:Swarm",
     "mergemix": "separate:MergeMix",
-    "doremi": "doremi:DoReMi",
+    "doremi": "separate:DoReMi",
     "odm": "online:Odm",
     "aioli": "online:Aioli",
     "self-distillation": "self_distillation:SelfDistillation",

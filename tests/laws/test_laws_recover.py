@@ -9,9 +9,9 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.base import Constant
 from opmix_ray.laws.combined import Stack, stack_weights
+from opmix_ray.laws.curves import LogLinear
 from opmix_ray.laws.fit import own_domain
 from opmix_ray.laws.linear import Additive, Extrapolated
-from opmix_ray.laws.log_linear import LogLinear
 from opmix_ray.laws.power import Power
 from opmix_ray.numerics.ridge import fit_ridge
 

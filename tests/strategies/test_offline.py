@@ -22,10 +22,9 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import load_base, save_base
 from opmix_ray.model.loss import evaluate_sets
 from opmix_ray.strategies.design import designed, sample_mixtures
-from opmix_ray.strategies.doremi import next_weights, train_dro
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import train_proxy
-from opmix_ray.strategies.separate import Merger, score_merges
+from opmix_ray.strategies.separate import Merger, next_weights, score_merges, train_dro
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 
