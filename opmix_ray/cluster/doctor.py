@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-from opmix_ray.cluster.address import LONGEST, default_place, ray_place
+from opmix_ray.cluster.address import LONGEST, check_address, default_place, ray_place
 from opmix_ray.config import DataConfig
 from opmix_ray.errors import UserError
 from opmix_ray.paths import existing
@@ -86,7 +86,6 @@ def _versions() -> Iterator[Finding]:
 
 
 def _ray(address: str | None) -> Iterator[Finding]:
-    from opmix_ray.cluster.address import check_address
 
     named = address or os.environ.get("RAY_ADDRESS")
     if named in (None, "", "local"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opmix_ray.commands.options import Address, Config, Json, about
+from opmix_ray.commands.options import Address, Config, Json, about, console, show
 from opmix_ray.errors import UserError
 from opmix_ray.pile import DOMAINS
 
@@ -52,7 +52,6 @@ def init(
         raise UserError(
             "no data is named", key="--data", remedy="give a folder, or files: --data a.jsonl b.jsonl"
         )
-    from opmix_ray.commands.options import console, show
     from opmix_ray.init.begin import begin
 
     def say(text: str) -> None:
@@ -109,7 +108,6 @@ def discover(
 
     Writes shards by domain, a page to look at, and an opmix.yaml.
     """
-    from opmix_ray.commands.options import console, show
     from opmix_ray.pile.make import discover as sort
 
     def say(text: str) -> None:
@@ -151,7 +149,6 @@ def doctor(
     Versions, Ray, processors, GPUs, memory, shared memory, disks.
     """
     from opmix_ray.cluster.doctor import examine, summary
-    from opmix_ray.commands.options import show
 
     findings = examine(address)
     found = summary(findings)
@@ -178,7 +175,6 @@ def memory(
     loaded = load_config(config, settings)
     from opmix_ray.cluster.memory import plan_memory
     from opmix_ray.cluster.memory_check import memory_words
-    from opmix_ray.commands.options import show
 
     with about(config):
         plan = plan_memory(loaded)

@@ -20,7 +20,9 @@ from opmix_ray.commands.options import (
     Settings,
     about,
     at_scale,
+    console,
     progress_for,
+    show,
 )
 from opmix_ray.errors import UserError
 
@@ -66,7 +68,6 @@ def compare(
     names = check_strategies(strategies.split(","))
     config = at_scale(config, scale)
     loaded = with_given(load_config(config, settings), address=address)
-    from opmix_ray.commands.options import show
     from opmix_ray.compare.run import PAGE, compare
     from opmix_ray.compare.summary import legend, table_rows
     from opmix_ray.storage import Storage
@@ -95,7 +96,6 @@ def report(
 
     A comparison goes into the output of the first run, which the others are compared with.
     """
-    from opmix_ray.commands.options import show
     from opmix_ray.compare.runs import write_comparison
     from opmix_ray.report import figures as write_figures
     from opmix_ray.report import write_report
@@ -157,7 +157,6 @@ def watch(
     The exit code is 1 if it was stopped before it was finished. A page is served on until Ctrl-C.
     """
     from opmix_ray.commands.follow import follow
-    from opmix_ray.commands.options import console
 
     if not web and (host is not None or port is not None):
         key, value = ("--host", host) if host is not None else ("--port", port)
@@ -231,8 +230,6 @@ def export(
 ) -> None:
     """Write a mixture in another trainer's own format."""
     from opmix_ray.commands.export import export as write
-    from opmix_ray.commands.options import show
-    from opmix_ray.errors import UserError
 
     if unit not in (None, "tokens", "documents"):
         raise UserError("must be tokens or documents", key="--unit", value=unit, remedy="mend it")
@@ -250,7 +247,6 @@ def study(
 ) -> None:
     """Write every decision as an Optuna study, for optuna-dashboard."""
     from opmix_ray.commands.export import write_studies
-    from opmix_ray.commands.options import show
 
     written = write_studies(directory, output)
     words = "\n".join(f"{name}: {count} trials" for name, count in written.items())

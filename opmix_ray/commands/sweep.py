@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opmix_ray.commands.options import Json, Output, show
+from opmix_ray.commands.options import Json, Output, console, show
 from opmix_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def design(
 
     Train each, then give the file and the metrics to `opmix fit`.
     """
-    from opmix_ray.commands.options import show
     from opmix_ray.fit.columns import METADATA
     from opmix_ray.fit.options import limits, read_prior
     from opmix_ray.strategies.design import check_names, check_sweep, designed
@@ -231,7 +230,6 @@ def _told(as_json: bool) -> Iterator[Told]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from opmix_ray.commands.options import console
     from opmix_ray.fit import Told
 
     if as_json:
