@@ -106,7 +106,7 @@ class SearchConfig(Section):
         "auto",
         description="Measure how the losses of each candidate change with every share. A candidate then costs three "
         "times as much, so a third of `trials` is made. `auto`: only with 16 probes or more and fewer "
-        "than two `trials` for each of them.",
+        "than two `trials` for each of them, under a law that uses them (`own-share`, `log-share`).",
     )
     sampler: Literal["gp", "tpe", "qmc", "cmaes", "random"] = Field(
         "gp", description="Optuna sampler that proposes candidates."

@@ -169,7 +169,7 @@ def test_a_scorer_gives_the_losses_of_its_forward_passes_and_their_derivatives()
 
 def test_many_components_ask_for_slopes_and_fewer_candidates(tiny_data: Path, tmp_path: Path) -> None:
     def load(*settings: str) -> RunConfig:
-        return TinyRun(tiny_data, tmp_path).load("search.trials=12", *settings)
+        return TinyRun(tiny_data, tmp_path).load("search.trials=12", "proposal.law=own-share", *settings)
 
     auto = load()
     assert [with_slopes(auto, count) for count in (3, 15, 16, 64)] == [False, False, True, True]
@@ -180,6 +180,7 @@ def test_many_components_ask_for_slopes_and_fewer_candidates(tiny_data: Path, tm
     assert with_slopes(load("search.gradients=true"), 3)
     assert not with_slopes(load("search.gradients=false"), 64)
     assert not with_slopes(load("proposal.law=linear"), 64)
+    assert not with_slopes(load("proposal.law=auto"), 64)  # it counts
     assert not with_slopes(Published().plan(auto), 64)
 
 
