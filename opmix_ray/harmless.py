@@ -141,10 +141,7 @@ def shown(value: Any, key: str) -> str:
         value: anything.
         key: dotted, or an option, that it was given for.
     """
-    section = key.partition(".")[0]
-    if section == "watch":  # what `trackers` was called
-        return HIDDEN
-    if section == "trackers":
+    if key.partition(".")[0] == "watch":
         if key.count(".") < 2 and not isinstance(value, dict):
             return HIDDEN  # a key to an account where a tracker's options should stand
         name = key.rpartition(".")[2]

@@ -111,7 +111,7 @@ def missing(name: str) -> UserError | None:
     if find_spec(package) is not None:
         return None
     return UserError(
-        f"needs the package {package}", key=f"trackers.{name}", remedy=f"pip install 'opmix_ray[{name}]'"
+        f"needs the package {package}", key=f"watch.{name}", remedy=f"pip install 'opmix_ray[{name}]'"
     )
 
 
@@ -128,7 +128,7 @@ class Trackers:
 
     def __init__(self, config: RunConfig, output: str) -> None:
         self._callbacks: dict[str, Any] = {}
-        asked = {name: getattr(config.trackers, name) for name in CALLBACKS}
+        asked = {name: getattr(config.watch, name) for name in CALLBACKS}
         self._options = {name: dict(options) for name, options in asked.items() if options is not None}
         if not self._options:
             return
@@ -158,7 +158,7 @@ class Trackers:
         except Exception as error:  # each package has errors of its own
             raise UserError(
                 f"cannot be started: {without(first_line(error), options)}",
-                key=f"trackers.{name}",
+                key=f"watch.{name}",
                 value=hidden(options),
                 remedy="see docs/watching.md",
             ) from None
@@ -182,7 +182,7 @@ class Trackers:
                 call(callback)
             except Exception as error:  # watching must not end a run
                 said = visible(without(first_line(error), self._options[name]))
-                _LOG.warning("trackers.%s is left out from here: %s", name, said)
+                _LOG.warning("watch.%s is left out from here: %s", name, said)
                 del self._callbacks[name]
 
 
@@ -193,7 +193,7 @@ class _Run:
         self._name = config.name
         self.trial_id = hashlib.blake2b(output.encode(), digest_size=8).hexdigest()
         self.experiment_dir_name = config.name
-        self.local_path = self.local_experiment_path = tempfile.mkdtemp(prefix="opmix-trackers-")
+        self.local_path = self.local_experiment_path = tempfile.mkdtemp(prefix="opmix-watch-")
         self.path = output
         settings = without_secrets(config.model_dump(mode="json"))
         self.config = {key: str(value) for key, value in _flat(settings).items()}

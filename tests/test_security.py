@@ -131,7 +131,7 @@ SECRETS = {
 
 
 def test_secrets_are_used_but_written_nowhere(tiny: TinyRun, tmp_path: Path) -> None:
-    tiny.tree["trackers"] = SECRETS
+    tiny.tree["watch"] = SECRETS
     config = tiny.load()
     storage = Storage(str(tmp_path / "out"))
     open_output(config, storage, resume=False, overwrite=False)
@@ -145,15 +145,15 @@ def test_secrets_are_used_but_written_nowhere(tiny: TinyRun, tmp_path: Path) -> 
     tiny.tree = yaml.safe_load(storage.read_text("config.yaml"))
     hidden = {error.key for error in check_uris(tiny.load())}
     assert hidden == {
-        "trackers.wandb.api_key", "trackers.wandb.settings.secretKey", "trackers.mlflow.tracking_uri",
-        "trackers.mlflow.auth_token", "trackers.aim.repo",
+        "watch.wandb.api_key", "watch.wandb.settings.secretKey", "watch.mlflow.tracking_uri",
+        "watch.mlflow.auth_token", "watch.aim.repo",
     }  # fmt: skip
 
 
 def test_a_run_goes_on_under_another_password(tiny: TinyRun, tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "out"))
     for number in (1, 2):
-        tiny.tree["trackers"] = {"mlflow": {"tracking_uri": f"http://me:{number}@host"}}
+        tiny.tree["watch"] = {"mlflow": {"tracking_uri": f"http://me:{number}@host"}}
         open_output(tiny.load(), storage, resume=number == 2, overwrite=False)
         storage.append("metrics.jsonl", "")
 
@@ -190,15 +190,14 @@ def test_secrets_are_found_in_every_shape(value: Any) -> None:
     ("options", "shown"),
     [
         (
-            ["trackers.wandbb={api_key: SECRET}"],
-            "trackers.wandbb = {'api_key': '***'}: unknown key; did you mean",
+            ["watch.wandbb={api_key: SECRET}"],
+            "watch.wandbb = {'api_key': '***'}: unknown key; did you mean",
         ),
         (
-            ["trackers.wandb={api_key: SECRET"],
-            "--set = trackers.wandb={api_key: ***: the value is not valid YAML",
+            ["watch.wandb={api_key: SECRET"],
+            "--set = watch.wandb={api_key: ***: the value is not valid YAML",
         ),
-        (["trackers.wandb=SECRET"], "trackers.wandb = ***: must be a valid dictionary"),
-        (["watch.wandb=SECRET"], "watch = ***: there is no such key any more; write trackers"),
+        (["watch.wandb=SECRET"], "watch.wandb = ***: must be a valid dictionary"),
     ],
 )
 def test_secrets_are_in_no_message_and_in_no_list_of_commands(

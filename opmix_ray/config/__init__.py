@@ -29,7 +29,7 @@ from opmix_ray.config.run import (
     RunConfig,
     SearchConfig,
     StageConfig,
-    TrackersConfig,
+    WatchConfig,
 )
 from opmix_ray.config.section import Section, parse_config
 from opmix_ray.config.train import (
@@ -61,8 +61,8 @@ __all__ = [
     "SourceConfig",
     "StageConfig",
     "TokenizerConfig",
-    "TrackersConfig",
     "TrainConfig",
+    "WatchConfig",
     "dump_config",
     "is_uri",
     "load_config",

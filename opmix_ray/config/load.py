@@ -174,5 +174,5 @@ def dump_config(config: RunConfig, *, secrets: bool = False) -> str:
 
 
 def without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's tree as it may be written down: names tell a secret in `trackers`, URIs everywhere."""
-    return {key: hidden(entry, names=key == "trackers") for key, entry in tree.items()}
+    """A configuration's tree as it may be written down: names tell a secret in `watch`, URIs everywhere."""
+    return {key: hidden(entry, names=key == "watch") for key, entry in tree.items()}

@@ -167,7 +167,7 @@ class ClusterConfig(Section):
     connect_timeout: float = Field(30, gt=0, description="Seconds to wait for an address to answer.")
 
 
-class TrackersConfig(Section):
+class WatchConfig(Section):
     """Trackers that follow the run. TensorBoard's event files are always written, to `tensorboard/` in the output."""
 
     wandb: dict[str, Any] | None = Field(
@@ -220,9 +220,7 @@ class RunConfig(Section):
         default_factory=StrategiesConfig, description="Parameters of the strategies."
     )
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Where Ray is.")
-    trackers: TrackersConfig = Field(
-        default_factory=TrackersConfig, description="Trackers that follow the run."
-    )
+    watch: WatchConfig = Field(default_factory=WatchConfig, description="Trackers that follow the run.")
 
     def output_uri(self) -> str:
         """The output directory or URI."""
@@ -294,13 +292,13 @@ def with_slopes(config: RunConfig, components: int) -> bool:
     """Whether a decision on so many components measures derivatives.
 
     `auto`: from 16 components on, with less than two candidates for each, where the law uses them and all that counts
-    is text.
+    is text. The law `auto` counts text, and uses none.
     """
     wanted = config.search.gradients
     if wanted != "auto":
         return bool(wanted)
     law = config.proposal.law
-    uses = law in IN_LOG_SHARES
+    uses = law in IN_LOG_SHARES and law != "auto"
     asked = {name for name, source in config.evaluation.sets.items() if source.metric != "loss"}
     text = not any(weight for name, weight in config.objective().items() if name in asked)
     many = components >= LEAST_COMPONENTS and config.search.trials < MOST_TRIALS * components

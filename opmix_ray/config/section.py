@@ -57,7 +57,6 @@ GONE = {
     "strategies.swarm.concentration": "it is 0.5 to 5: leave it out",
     "strategies.mergemix.law": "it is log-linear: leave it out",
     "strategies.mergemix.kl": "it is 0.05: leave it out",
-    "watch": "write trackers",
     "train.optimizer.eps": "it is 1e-8: leave it out",
     "strategies.aioli.ema": "it is 0.1: leave it out",
     "strategies.doremi.smoothing": "it is 0.001: leave it out",

@@ -113,7 +113,7 @@ def read_sessions(storage: Storage) -> list[dict[str, Any]]:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """A command as one would type it, with secrets hidden: `opmix run mine.yaml --set trackers.wandb.api_key=***`."""
+    """A command as one would type it, with secrets hidden: `opmix run mine.yaml --set watch.wandb.api_key=***`."""
     program, *rest = arguments or ["python"]
     return " ".join([Path(program).name, *(shlex.quote(_safe(word)) for word in rest)])
 

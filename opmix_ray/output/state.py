@@ -57,7 +57,7 @@ VERSION = 1
 _SHOWN = 8  # differences that an error names
 # Where things run and how they are watched may change between the parts of one run.
 _MAY_CHANGE: dict[str, set[str]] = {
-    "": {"output", "cluster", "trackers"},
+    "": {"output", "cluster", "watch"},
     "data": {"cache"},
     "model": {"recompute"},
     "train": {

@@ -170,7 +170,7 @@ class _Check:
     def trackers(self) -> None:
         """The trackers' packages are installed."""
         for name in CALLBACKS:
-            if getattr(self.config.trackers, name) is not None and (error := missing(name)) is not None:
+            if getattr(self.config.watch, name) is not None and (error := missing(name)) is not None:
                 self.errors.append(error)
 
     def objective(self) -> None:

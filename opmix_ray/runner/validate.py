@@ -198,7 +198,7 @@ def check_uris(config: RunConfig) -> list[UserError]:
             value=HIDDEN,
             remedy="put the real value in its place, or leave it out and set the variable that its program reads",
         )
-        for key in placeholders(config.trackers.model_dump(mode="json"), "trackers")
+        for key in placeholders(config.watch.model_dump(mode="json"), "watch")
     ]
     return errors
 

@@ -21,11 +21,11 @@ def test_none_by_default(tiny: TinyRun) -> None:
 
 def test_a_missing_package_is_named(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    tiny.tree["trackers"] = {"aim": {}, "wandb": {"project": "p"}}
+    tiny.tree["watch"] = {"aim": {}, "wandb": {"project": "p"}}
     said = [str(error) for error in check_plan(tiny.load())]
     assert said == [
-        "trackers.wandb: needs the package wandb; pip install 'opmix_ray[wandb]'",
-        "trackers.aim: needs the package aim; pip install 'opmix_ray[aim]'",
+        "watch.wandb: needs the package wandb; pip install 'opmix_ray[wandb]'",
+        "watch.aim: needs the package aim; pip install 'opmix_ray[aim]'",
     ]
 
 
@@ -35,7 +35,7 @@ def test_mlflow_gets_values_and_settings(
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     place = (tmp_path / "mlruns").as_uri()
-    tiny.tree["trackers"] = {"mlflow": {"tracking_uri": place, "experiment_name": "mixtures"}}
+    tiny.tree["watch"] = {"mlflow": {"tracking_uri": place, "experiment_name": "mixtures"}}
     found = Trackers(tiny.load(), "out")
     found.record(3, {"train/loss": 2.5})
     found.record(6, {"train/loss": 2.0, "delivered/code": 0.5})
@@ -53,8 +53,8 @@ def test_mlflow_gets_values_and_settings(
 
 def test_wrong_arguments_are_the_users(tiny: TinyRun) -> None:
     pytest.importorskip("mlflow")
-    tiny.tree["trackers"] = {"mlflow": {"no_such": 1}}
-    with pytest.raises(UserError, match=r"trackers.mlflow = \{'no_such': 1.*cannot be started: .*no_such"):
+    tiny.tree["watch"] = {"mlflow": {"no_such": 1}}
+    with pytest.raises(UserError, match=r"watch.mlflow = \{'no_such': 1.*cannot be started: .*no_such"):
         Trackers(tiny.load(), "out")
 
 
@@ -64,7 +64,7 @@ def test_wandb_writes_offline(
 ) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    tiny.tree["trackers"] = {"wandb": {"project": "p", "mode": "offline", "dir": str(tmp_path)}}
+    tiny.tree["watch"] = {"wandb": {"project": "p", "mode": "offline", "dir": str(tmp_path)}}
     found = Trackers(tiny.load(), "out")
     found.record(3, {"train/loss": 2.5})
     found.close(failed=False)
@@ -78,7 +78,7 @@ def test_wandb_writes_offline(
 @pytest.mark.long
 def test_aim_gets_values(tiny: TinyRun, tmp_path: Path) -> None:
     aim = pytest.importorskip("aim")
-    tiny.tree["trackers"] = {"aim": {"repo": str(tmp_path)}}
+    tiny.tree["watch"] = {"aim": {"repo": str(tmp_path)}}
     found = Trackers(tiny.load(), "out")
     found.record(3, {"train/loss": 2.5})
     found.close(failed=False)
