@@ -159,8 +159,10 @@ def make_plan(
         vocab_size: of the tokenizer.
         fresh: whether the model gets fresh weights of a size chosen here.
     """
-    decide_at = [0.33] if minutes < 20 else [0.2, 0.5]
-    idle = START + SEGMENT * (1 + len(decide_at))
+    decide_at = (
+        [0.0, 0.33] if minutes < 20 else [0.0, 0.2, 0.5]
+    )  # the first before any step: docs/decisions.md
+    idle = START + SEGMENT * len(decide_at)
     probing = len(decide_at) * (DECISION + domains)
     budget = SearchConfig().budget if idle + probing <= MOST_WAITING * 60 * minutes else 0.0
     deciding = 1 + budget  # type: ignore[operator]
