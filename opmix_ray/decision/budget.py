@@ -16,8 +16,8 @@ from opmix_ray.config import RunConfig, StageConfig
 TRAIN, PROBE, FORWARD = 3.0, 2.3, 1.0
 FOR_PROBES = 0.55  # of a decision's budget
 SAFE = 0.9  # of the budget, since the three figures above are rounded
-# Where counting speaks for every set, probes of a few steps moved the mixture by .04 and cost .04 nats of training, mean
-# of 18 problems (docs/benchmarks.md): there they come where they cost next to nothing, long enough to tell.
+# Where counting speaks for every set, probes of a few steps moved the mixture by .04 and cost .04 nats, mean of 18
+# problems (docs/benchmarks.md): there they come where they cost next to nothing, long enough to tell.
 FOR_CHECKING, LEAST_CHECKING = 0.2, 12  # of the budget; steps
 LEAST_STEPS, LEAST_BATCH = 3, 2
 LEAST_SEQUENCES = 4

@@ -84,7 +84,7 @@ def write_config(
         "  - name: " + ("pretrain" if model is None else "continue"),
         f"    steps: {plan.steps}  # the time a run takes is nearly in proportion",
         "    start: proportional  # before the first decision: by the tokens each domain has",
-        f"    decide_at: {plan.decide_at}  # the mixture is decided before any step, and again after these parts of them",
+        f"    decide_at: {plan.decide_at}  # decided before any step, and again after these parts of them",
         "",
         "# A decision counts what each mixture would teach. Where the budget pays for it, it also trains short LoRA",
         "# probes, one per domain, and scores candidates with them. It takes the mixture of least expected regret.",
