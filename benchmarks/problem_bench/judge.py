@@ -76,16 +76,14 @@ class Verdict:
 def judge(problem: Problem) -> Verdict:
     """Decide, and read off what the decision would have come to."""
     kept = problem.kept()
-    seeds = list(kept["seeds"])
-    bench = Bench(problem, int(seeds[0]))
+    first = next(iter(kept["seeds"].values()))
+    bench = Bench(problem, int(next(iter(kept["seeds"]))))
     domains, end = bench.domains, str(problem.prefix + problem.steps)
-    names, shares, values = [], [], []
-    first = kept["seeds"][seeds[0]]
-    for run in first["runs"]:
-        names.append(run["name"])
-        shares.append(as_array(run["mixture"], domains))
-        same = [r for s in seeds for r in kept["seeds"][s]["runs"] if r["mixture"] == run["mixture"]]
-        values.append(np.mean([objective(bench, r["losses"][end]) for r in same]))
+    every = [{run["name"]: run for run in seed["runs"]} for seed in kept["seeds"].values()]
+    whole = [runs for runs in every if runs.keys() >= every[0].keys()]  # levels differ between seeds
+    names = list(every[0])
+    shares = [as_array(run["mixture"], domains) for run in first["runs"]]
+    values = [np.mean([objective(bench, runs[name]["losses"][end]) for runs in whole]) for name in names]
     trained, losses = np.array(shares), np.array(values)
     law, choice, mixture = decided(bench, first["prefix"])
     at = mixture.array(domains)
