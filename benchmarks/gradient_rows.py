@@ -24,7 +24,7 @@ from many_domains import build_case
 from scipy.stats import spearmanr
 from subjects import median
 
-from opmix_ray.decision.slopes import towards
+from opmix_ray.decision.old_part import towards
 from opmix_ray.laws import fit_law
 
 

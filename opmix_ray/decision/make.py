@@ -17,8 +17,7 @@ from opmix_ray.config.run import candidates, with_slopes
 from opmix_ray.counts.ngrams import Counts, DataLeft
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.budget import Size, decision_size, pretrained
-from opmix_ray.decision.counting import counts_for, texts_for
-from opmix_ray.decision.data_law import Known
+from opmix_ray.decision.data_law import Known, counts_for, texts_for
 from opmix_ray.decision.health import examine, with_health
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.probing import CHECK, Probing, Trained, can_do_without, holding, undecided

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.counts.ceilings import Ceiling, upper_bounds
-from opmix_ray.decision.aimed import AimedLaw
-from opmix_ray.decision.problem import Problem
-from opmix_ray.decision.solve import solve
+from opmix_ray.decision.choice import AimedLaw
+from opmix_ray.decision.problem import Problem, solve
 from opmix_ray.errors import UserError
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture

@@ -14,12 +14,10 @@ from opmix_ray.config import ProposalConfig
 from opmix_ray.config.objective import UNITS, Limit, Objective
 from opmix_ray.config.run import IN_LOG_SHARES
 from opmix_ray.counts.ceilings import Ceiling, ceilings_of, excess, in_words, levelled, told
-from opmix_ray.decision.aimed import aimed, kl_in_unit
-from opmix_ray.decision.choice import choose
+from opmix_ray.decision.choice import aimed, choose, kl_in_unit
 from opmix_ray.decision.data_law import Known, fit_data_law
-from opmix_ray.decision.old_part import OLD, OldPart
+from opmix_ray.decision.old_part import OLD, OldPart, slopes_of
 from opmix_ray.decision.propose import Proposal, propose
-from opmix_ray.decision.slopes import slopes_of
 from opmix_ray.laws import Extrapolation, FittedLaw, fit_law
 from opmix_ray.laws.extrapolate import stage_growth
 from opmix_ray.mixture import Mixture

@@ -13,8 +13,8 @@ import yaml
 from opmix_ray.config import RunConfig
 from opmix_ray.config.objective import Objective, bytes_per_token_of, weighted
 from opmix_ray.config.section import without_gone
-from opmix_ray.counts import response as _response  # noqa: F401  its laws can be read then
-from opmix_ray.decision.aimed import aimed
+from opmix_ray.counts import ceilings as _ceilings  # noqa: F401  its laws can be read then
+from opmix_ray.decision.choice import aimed
 from opmix_ray.draw.numbers import number, numbers
 from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw

@@ -14,9 +14,8 @@ import numpy as np
 from scipy import stats
 
 from opmix_ray.config.objective import Objective
-from opmix_ray.counts.response import DataResponse
-from opmix_ray.decision.aimed import AimedLaw, aimed
-from opmix_ray.decision.choice import Choice, Z
+from opmix_ray.counts.ceilings import DataResponse
+from opmix_ray.decision.choice import AimedLaw, Choice, Z, aimed
 from opmix_ray.decision.old_part import OLD
 from opmix_ray.draw import numbers as n
 from opmix_ray.draw.numbers import NBSP

@@ -62,7 +62,7 @@ def searching(
         seed: of the sampler.
         start: weights (C,) of the warm starts, the mixture in force first.
         on_row: called with every new row, after it is on disk.
-        slopes: whether each candidate brings its losses' derivatives (see `opmix_ray.decision.slopes`).
+        slopes: whether each candidate brings its losses' derivatives (see `opmix_ray.decision.old_part`).
         retries: how often a candidate is tried again when its evaluator fails or goes away.
     """
 

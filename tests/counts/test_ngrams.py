@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from opmix_ray.counts.ceilings import DataResponse
 from opmix_ray.counts.ngrams import Counts, DataLeft, count_ngrams, sample_rows
-from opmix_ray.counts.response import DataResponse
 from opmix_ray.laws.base import dump_response, load_response
 
 VOCABULARY, LENGTH = 40, 32

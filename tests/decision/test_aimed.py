@@ -11,9 +11,9 @@ import pytest
 
 from opmix_ray.config import ProposalConfig
 from opmix_ray.config.objective import Limit, Objective, weighted
+from opmix_ray.counts.ceilings import DataResponse
 from opmix_ray.counts.ngrams import DataLeft, count_ngrams
-from opmix_ray.counts.response import DataResponse
-from opmix_ray.decision.aimed import aimed
+from opmix_ray.decision.choice import aimed
 from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.rule import Decision, DecisionInputs, conclude, fit, fit_decision
 from opmix_ray.mixture import Mixture

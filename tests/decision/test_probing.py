@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from opmix_ray.config import RunConfig
-from opmix_ray.counts.response import DataResponse
+from opmix_ray.counts.ceilings import DataResponse
 from opmix_ray.data.prepare import PreparedDomain, prepare
 from opmix_ray.data.store import TokenStore
 from opmix_ray.decision.budget import decision_size

@@ -12,9 +12,8 @@ import pytest
 
 from opmix_ray.config import RunConfig
 from opmix_ray.config.run import candidates, with_slopes
-from opmix_ray.decision.old_part import OldPart
+from opmix_ray.decision.old_part import OldPart, slopes_of
 from opmix_ray.decision.rule import fit_decision
-from opmix_ray.decision.slopes import slopes_of
 from opmix_ray.errors import UserError
 from opmix_ray.laws import Slopes, fit_law
 from opmix_ray.laws.fit import check_table
