@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -57,6 +57,7 @@ class Storage:
             self._fs, root = open_uri(uri, key="output")
             self._root = root.rstrip("/")
         self._appended: dict[str, str] = {}
+        self.before_write: Callable[[], None] | None = None  # raises where nothing may be written any more
 
     @property
     def filesystem(self) -> tuple[pafs.FileSystem, str]:
@@ -65,7 +66,9 @@ class Storage:
 
     def child(self, name: str) -> Storage:
         """The directory `name` inside this one."""
-        return Storage(self.path(name))
+        inside = Storage(self.path(name))
+        inside.before_write = self.before_write
+        return inside
 
     def path(self, name: str) -> str:
         """The full path or URI of a file or directory in here."""
@@ -247,6 +250,8 @@ class Storage:
             temporary.unlink(missing_ok=True)
 
     def _guard(self, verb: str, action: Any, name: str = "") -> Any:
+        if verb in ("written", "removed") and self.before_write is not None:
+            self.before_write()
         try:
             return action()
         except (FileNotFoundError, NotADirectoryError):

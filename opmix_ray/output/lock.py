@@ -6,7 +6,8 @@
             ...
 
 A driver that is killed leaves workers that may train on for seconds. On a local file system they and the next driver
-take turns by a lock on the fence's file; an object store has no locks, so that there the moment of looking counts.
+take turns by a lock on the fence's file. An object store has no locks, and two drivers may live there side by side: the
+earlier one looks before whatever it writes, and the moment of looking counts.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from opmix_ray.errors import UserError
 from opmix_ray.output.state import FENCE, LOCK
 from opmix_ray.storage import Storage
+
+_TOKEN = f"{FENCE}/token"
 
 
 @contextlib.contextmanager
@@ -91,10 +95,16 @@ def is_held(storage: Storage) -> bool | None:
 
 
 def raise_fence(storage: Storage) -> str:
-    """Keep out whoever was allowed to write before, and wait until none of them is writing; returns the new token."""
+    """Keep out whoever was allowed to write before, and wait until none of them is writing; returns the new token.
+
+    In an object store `storage` itself, and what is inside it, writes nothing any more once another fence is raised.
+    """
     token = uuid.uuid4().hex
+    storage.before_write = None
     with _turn(storage, fcntl.LOCK_EX):
-        storage.write_text(f"{FENCE}/token", token)
+        storage.write_text(_TOKEN, token)
+    if not storage.is_local:  # a directory is locked while its driver lives
+        storage.before_write = partial(_check, storage, token)
     return token
 
 
@@ -106,14 +116,17 @@ def writing(storage: Storage, token: str) -> Iterator[None]:
         UserError: another driver has raised the fence since.
     """
     with _turn(storage, fcntl.LOCK_SH):
-        place = f"{FENCE}/token"
-        if not storage.exists(place) or storage.read_text(place) != token:
-            raise UserError(
-                "another opmix process has taken this output over",
-                file=storage.uri,
-                remedy="nothing: it goes on",
-            )
+        _check(storage, token)
         yield
+
+
+def _check(storage: Storage, token: str) -> None:
+    if not storage.exists(_TOKEN) or storage.read_text(_TOKEN) != token:
+        raise UserError(
+            "another opmix process has taken this output over",
+            file=storage.uri,
+            remedy="nothing: it goes on",
+        )
 
 
 @contextlib.contextmanager

@@ -206,12 +206,24 @@ def test_of_two_drivers_on_an_object_store_the_later_one_writes(
     with object_store(tmp_path) as store:
         for name, value in store.environment().items():
             monkeypatch.setenv(name, value)
-        storage = Storage(store.uri("run"))
-        first, second = raise_fence(storage), raise_fence(storage)
+        earlier, storage = Storage(store.uri("run")), Storage(store.uri("run"))
+        first = raise_fence(earlier)
+        earlier.append("metrics.jsonl", "1\n")
+        second = raise_fence(storage)
         with writing(storage, second):
             storage.write_text("state.json", "{}")
         with pytest.raises(UserError, match="taken this output over"), writing(storage, first):
             raise AssertionError
+        for change in (
+            lambda: earlier.append("metrics.jsonl", "2\n"),
+            lambda: earlier.child("decisions").write_text("decision.json", "{}"),
+            lambda: earlier.upload(tmp_path, "model"),
+            lambda: earlier.delete("state.json"),
+        ):
+            with pytest.raises(UserError, match="taken this output over"):
+                change()
+        assert storage.read_text("metrics.jsonl") == "1\n"
+        assert storage.exists("state.json")
 
 
 def test_a_damaged_row_is_left_out_and_named(tmp_path: Path) -> None:
