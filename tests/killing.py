@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support import ROOT, TinyRun
+from tests.support import PATIENCE, ROOT, TinyRun
 
 Moment = Callable[[Path], bool]
 
@@ -22,13 +22,15 @@ def start(tiny: TinyRun, output: Path, *more: str) -> subprocess.Popen[bytes]:
     )
 
 
-def finish(process: subprocess.Popen[bytes], timeout: float) -> None:
+def finish(process: subprocess.Popen[bytes], timeout: float = PATIENCE) -> None:
     """Wait for a run that has to end well."""
     _, errors = process.communicate(timeout=timeout)
     assert process.returncode == 0, errors.decode()
 
 
-def kill_when(process: subprocess.Popen[bytes], output: Path, moment: Moment, timeout: float) -> None:
+def kill_when(
+    process: subprocess.Popen[bytes], output: Path, moment: Moment, timeout: float = PATIENCE
+) -> None:
     """`kill -9` as soon as the output shows the moment, which must come before the end."""
     deadline = time.monotonic() + timeout
     try:

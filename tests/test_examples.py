@@ -12,18 +12,18 @@ import pytest
 
 from opmix_ray.config import load_config
 from opmix_ray.sources.source import validate_sources
-from tests.support import ROOT, TinyRun, opmix, read_json
+from tests.support import PATIENCE, ROOT, TinyRun, opmix, read_json
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("script", ["tune_run.py", "tuner.py"])
 def test_scripts_search_with_tune(tiny: TinyRun, script: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / script), str(tiny.write()), "6"],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=PATIENCE,
         cwd=tiny.directory,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
@@ -103,11 +103,11 @@ def test_what_the_paper_s_settings_read_has_its_licence() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["midtrain", "instruct"])
 def test_examples_of_continual_training_run_in_minutes(name: str, tmp_path: Path) -> None:
     """Every later stage weighs what is new against everything before, whose inside stays as it was."""
-    done = opmix("run", f"examples/{name}.yaml", "--output", str(tmp_path / name), timeout=800)
+    done = opmix("run", f"examples/{name}.yaml", "--output", str(tmp_path / name))
     assert done.returncode == 0, done.stderr
     result = read_json(tmp_path / name / "result.json")
     decisions = [

@@ -16,7 +16,7 @@ import pytest
 
 from opmix_ray.storage import fault
 from opmix_ray.train.checkpoint import TrainState, read_state
-from tests.support import ROOT, TinyRun, opmix, read_json
+from tests.support import PATIENCE, ROOT, TinyRun, opmix, read_json
 
 STOPPED = "stopped; the same command with --resume goes on from the last checkpoint\n"
 
@@ -33,19 +33,19 @@ def _interrupt_after(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while not (output / file).exists() or (output / file).read_text().count("\n") < rows:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.mark.slow
 @pytest.mark.promise
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_interrupted_while_it_trains_and_while_it_searches(tiny: TinyRun) -> None:
     output = tiny.directory / "out"
     tiny.tree["stages"][0] |= {"steps": 300, "decide_at": [0.03]}
@@ -89,12 +89,12 @@ def _checkpoint(disk: Path) -> TrainState:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_full_disk_ends_the_run_and_more_space_lets_it_finish(tiny: TinyRun, disk: Path) -> None:
     tiny.tree["stages"][0]["decide_at"] = []
     tiny.tree["train"]["max_failures"] = 0
     arguments = ["run", str(tiny.write()), "--output", str(disk / "out")]
-    ended = opmix(*arguments, timeout=250)
+    ended = opmix(*arguments)
     assert ended.returncode == 2, ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert ended.stderr.startswith("error: ")
@@ -107,7 +107,7 @@ def test_a_full_disk_ends_the_run_and_more_space_lets_it_finish(tiny: TinyRun, d
     rows = _checkpoint(disk).rows  # they hold the tokens per second, which no second training would repeat
     assert [row["step"] for row in rows] == [0, 2]
     assert _mount("-o", "remount,size=64m", str(disk))
-    ended = opmix(*arguments, "--resume", timeout=250)
+    ended = opmix(*arguments, "--resume")
     assert ended.returncode == 0, ended.stderr
     assert _rows(disk)[:2] == rows, "what was trained before had to be trained again"
     result = read_json(disk / "out" / "result.json")

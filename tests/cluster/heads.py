@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 
 def free_ports(count: int) -> list[int]:
@@ -85,7 +85,7 @@ class Head:
                 return
             time.sleep(0.2)
 
-    def run(self, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """A command in the head's environment, in the checkout's root."""
         return subprocess.run(
             words,

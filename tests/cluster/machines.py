@@ -15,6 +15,8 @@ import ray
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 
+from tests.support import PATIENCE
+
 # A machine that is gone is noticed within two seconds, not the usual half minute.
 _SOON = {
     "health_check_initial_delay_ms": 1000,
@@ -97,6 +99,10 @@ class Machines:
         self.cluster.remove_node(node, allow_graceful=False)
         return self.resources.pop(node)
 
+    def take_head(self) -> None:
+        """Take away the machine on which the cluster is known, and which drivers have joined."""
+        self.cluster.remove_node(self.cluster.head_node, allow_graceful=False)
+
     def on(self, node: Any) -> list[Process]:
         """What runs on a machine."""
         raylet = _raylet(node)
@@ -124,7 +130,7 @@ class Machines:
         self.cluster.shutdown()
 
 
-def wait_for(moment: Callable[[], Any], seconds: float = 300, what: str = "the moment") -> Any:
+def wait_for(moment: Callable[[], Any], seconds: float = PATIENCE, what: str = "the moment") -> Any:
     """What `moment` gives as soon as it is something.
 
     Trials run a minute after a run's beginning here, and after more than two beside other work.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.support import ROOT, TinyRun, read_json
+from tests.support import PATIENCE, ROOT, TinyRun, read_json
 
 
 class Running:
@@ -59,12 +59,16 @@ class Running:
         rows = lines(self.output / "metrics.jsonl")
         return max((row["step"] for row in rows), default=-1)
 
-    def finish(self, seconds: float = 240) -> Running:
+    def finish(self, seconds: float = PATIENCE) -> Running:
         """Wait for its end, which must be a good one."""
         code = self.process.wait(seconds)
-        self._reader.join(10)
+        self.finished_reading()
         assert code == 0, "\n".join(self.lines)
         return self
+
+    def finished_reading(self) -> None:
+        """Wait for the last lines of a run that has ended."""
+        self._reader.join(10)
 
     def kill(self) -> None:
         """End the driver without a word."""

@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.heads import Head
 from tests.support import TinyRun, read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 TYPES = {
     "trainer": {"resources": {"CPU": 1, "trainer": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
     "side": {"resources": {"CPU": 1, "side": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},

@@ -19,7 +19,7 @@ from tests.cluster.machines import PROBE, TRIAL, Machines, processes, wait_for
 from tests.cluster.runs import Running, assert_same, lines, outcome, spread
 from tests.support import TinyRun, read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 EVERY, BEFORE, STEPS = 30, 90, 300  # steps between checkpoints, before the decision, and in all
 KILLS = int(os.environ.get("OPMIX_SOAK_KILLS", "20"))  # of the soak
 
@@ -214,7 +214,7 @@ def test_a_trial_that_fails_for_good_is_said_and_left_out(
     assert decision["law_name"]
 
 
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(7200)
 def test_a_soak_of_random_kills(
     machines: Machines, tiny: TinyRun, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from tests.cluster.machines import wait_for
 from tests.object_store import ObjectStore, object_store
 from tests.support import ROOT, TinyRun, read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 OPMIX = (sys.executable, "-m", "opmix_ray")
 
 

@@ -17,7 +17,7 @@ from tests.cluster.machines import PROBE, TRAINING, TRIAL, Machines
 from tests.cluster.runs import Running, assert_same, outcome, spread
 from tests.support import ROOT, TinyRun, read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 ROLES = {"the main run": TRAINING, "probes": PROBE, "trials": TRIAL}
 
 
@@ -88,8 +88,8 @@ def test_the_demo_across_machines_is_the_demo(machines: Machines, tmp_path: Path
     ]
     words = [word for each in words for word in ("--set", each)]
     demo = ROOT / "examples" / "quickstart.yaml"
-    alone = Running(demo, tmp_path / "alone", *words).finish(900)
-    across = Running(demo, tmp_path / "across", "--address", machines.address, *words).finish(900)
+    alone = Running(demo, tmp_path / "alone", *words).finish()
+    across = Running(demo, tmp_path / "across", "--address", machines.address, *words).finish()
     found = outcome(across.output)
     assert_same(found, outcome(alone.output))
     assert found["steps"][-1] == 300

@@ -135,7 +135,7 @@ def test_where_domains_were_learned(tiny: TinyRun) -> None:
 
 @pytest.mark.slow
 @pytest.mark.promise
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
 def test_a_comparison_from_the_command_line(tiny: TinyRun, opmix: Opmix) -> None:
     tiny.tree["stages"][0]["steps"] = 4
@@ -162,7 +162,7 @@ def test_a_comparison_from_the_command_line(tiny: TinyRun, opmix: Opmix) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
 def test_strategies_differ_by_their_mixture_alone(tiny: TinyRun) -> None:
     """A bandit that never acts is the mixture that it begins with."""
@@ -193,7 +193,7 @@ def test_wrong_input_is_one_line(tiny: TinyRun, opmix: Opmix, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
 def test_forecasts_are_what_the_ledger_says(tiny: TinyRun) -> None:
     tiny.tree["strategies"] = {
@@ -214,7 +214,7 @@ def test_forecasts_are_what_the_ledger_says(tiny: TinyRun) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
 def test_the_forecast_of_a_budget_is_what_the_ledger_says(tiny: TinyRun) -> None:
     config = _within_budget(tiny, 120)

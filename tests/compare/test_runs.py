@@ -21,7 +21,7 @@ from opmix_ray.storage import Storage
 from tests.cluster.machines import wait_for
 from tests.report.reading import Page
 from tests.report.synthetic import PLAIN, make_run
-from tests.support import ROOT, TinyRun, read_json
+from tests.support import PATIENCE, ROOT, TinyRun, read_json
 
 
 def runs(place: Path) -> list[Storage]:
@@ -91,7 +91,7 @@ def runs_below(output: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_same_rows_and_a_command_that_is_ended_takes_its_runs_along(tiny: TinyRun) -> None:
     tiny.tree["stages"][0] |= {"steps": 300, "decide_at": []}
     tiny.tree["train"] |= {"checkpoint_every": None, "log_every": 20}
@@ -103,13 +103,13 @@ def test_the_same_rows_and_a_command_that_is_ended_takes_its_runs_along(tiny: Ti
     wait_for(lambda: list(output.glob("runs/*/*/metrics.jsonl")))
     assert len(runs_below(output)) == 2
     first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=120)
+    said, _ = first.communicate(timeout=PATIENCE)
     assert first.returncode not in (0, 2), said
     assert runs_below(output) == []
     assert not (output / "compare.json").exists() or not read_json(output / "compare.json")["complete"]
 
     done = subprocess.run(
-        command(file, output), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+        command(file, output), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     beside = read_json(output / "compare.json")

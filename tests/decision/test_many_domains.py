@@ -28,7 +28,7 @@ def _rows(words: list[str], count: int, draw: random.Random) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_five_hundred_domains(tiny: TinyRun) -> None:
     draw, folder = random.Random(0), Path(tiny.directory)
     names = [f"d{number:03d}" for number in range(DOMAINS)]

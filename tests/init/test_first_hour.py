@@ -15,7 +15,7 @@ from tests.support import DOMAINS, ROOT
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_two_commands_from_three_files_to_a_report(tiny_data: Path, tmp_path: Path) -> None:
     for name in DOMAINS:
         (tmp_path / f"{name}.jsonl").write_bytes((tiny_data / f"{name}.jsonl").read_bytes())

@@ -37,7 +37,7 @@ def quiz(tmp_path: Path) -> HarnessConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not THERE, reason="needs opmix_ray[lm-eval]")
 def test_a_task_in_a_local_file(quiz: HarnessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from opmix_ray.config import ModelConfig

@@ -38,7 +38,7 @@ def test_a_decision_before_the_first_step_has_nothing(tiny: TinyRun) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_decision_sees_what_its_weights_have_been_through_and_again_after_a_resume(tiny: TinyRun) -> None:
     """The stage that begins anew forgets what was before it; the one that goes on does not."""
     stages = [

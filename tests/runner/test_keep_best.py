@@ -42,18 +42,18 @@ def step(output: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_killed_in_both_stages_it_keeps_the_same_weights(tiny: TinyRun) -> None:
     settings(tiny)
     undisturbed, output = tiny.directory / "undisturbed", tiny.directory / "killed"
-    finish(start(tiny, undisturbed), 400)
+    finish(start(tiny, undisturbed))
     expected = outcome(undisturbed)
     assert expected["kept"]["one"] < 8, "else it shows nothing"
     assert expected["kept"]["two"] < 16, "else it shows nothing"
     for number, after in enumerate((7, 15)):  # the checkpoints before are those of steps 6 and 14
         resumed = ["--resume"] if number else []
-        kill_when(start(tiny, output, *resumed), output, lambda out, after=after: step(out) >= after, 400)
-    finish(start(tiny, output, "--resume"), 400)
+        kill_when(start(tiny, output, *resumed), output, lambda out, after=after: step(out) >= after)
+    finish(start(tiny, output, "--resume"))
     found = outcome(output)
     assert found == expected
     measured = dict(found["measured"])  # of two rows of a step the last

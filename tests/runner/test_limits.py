@@ -33,7 +33,7 @@ def test_a_limit_that_may_be_reached_is_not(tiny: TinyRun) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("budget", [0.05, None])
 def test_a_run_keeps_limits_in_perplexity_and_says_so(
     tiny: TinyRun, ray_session: None, budget: float | None

@@ -38,7 +38,7 @@ def decided(config: RunConfig) -> tuple[np.ndarray, dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "start",
     [pytest.param(name, marks=pytest.mark.promise) if name == "uniform" else name for name in STARTS],

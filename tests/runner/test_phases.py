@@ -63,7 +63,7 @@ def first(ray_session: None, tiny_data: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_that_goes_on_is_a_run_with_one_more_stage(first: Path, tiny: TinyRun) -> None:
     """Weights, moments, schedule, mixture and positions: nothing tells two runs from one but the count of steps."""
     whole, second = made(tiny, "whole", ONE, TWO), made(tiny, "second", TWO, base=first)
@@ -110,7 +110,7 @@ def test_only_a_finished_run_can_be_gone_on_from(first: Path, tiny: TinyRun, tmp
 
 @pytest.mark.slow
 @pytest.mark.promise
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_domains_change_between_runs(first: Path, tiny: TinyRun, tiny_data: Path, tmp_path: Path) -> None:
     """One is renamed, one is revised, one is new: the positions and the old mixture follow."""
     lines = (tiny_data / "code.jsonl").read_text().splitlines(keepends=True)
@@ -139,7 +139,7 @@ def test_domains_change_between_runs(first: Path, tiny: TinyRun, tiny_data: Path
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_model_from_elsewhere_with_its_old_mixture(first: Path, tiny: TinyRun) -> None:
     tiny.tree["model"] = {"path": str(first / "model"), "autocast": False}
     tiny.tree["base"] = {"mixture": {"code": 0.7, "german": 0.3, "mathematics": 0}}
@@ -161,7 +161,7 @@ OVERLAP = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_decision_beside_training_is_exact_on_resume(tiny: TinyRun, tmp_path: Path) -> None:
     """Killed while both go on; the result is the undisturbed one, and nobody waited while there was work."""
     tiny.tree["train"]["checkpoint_every"] = 2
@@ -196,7 +196,7 @@ def test_a_decision_beside_training_is_exact_on_resume(tiny: TinyRun, tmp_path: 
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_questions_are_part_of_reports_and_decisions(
     tiny: TinyRun, tmp_path: Path, ray_session: None
 ) -> None:

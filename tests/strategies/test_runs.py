@@ -44,7 +44,7 @@ def instructions(tiny: TinyRun) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
 def test_a_live_strategy_moves_the_mixture_inside_one_segment(tiny: TinyRun) -> None:
     result = run(tiny.load("strategy=aioli", "stages.0.steps=8", "train.log_every=1"))
@@ -59,7 +59,7 @@ def test_a_live_strategy_moves_the_mixture_inside_one_segment(tiny: TinyRun) -> 
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("strategy", ["swarm", "doremi", "mergemix"])
 def test_strategies_with_models_of_their_own_decide(tiny: TinyRun, strategy: str) -> None:
@@ -73,7 +73,7 @@ def test_strategies_with_models_of_their_own_decide(tiny: TinyRun, strategy: str
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
 def test_retraining_begins_every_stage_with_the_same_weights(tiny: TinyRun) -> None:
     tiny.tree["stages"] = [
@@ -92,7 +92,7 @@ def test_retraining_begins_every_stage_with_the_same_weights(tiny: TinyRun) -> N
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("ray_session")
 def test_self_distillation_trains_on_the_students_answers(tiny: TinyRun) -> None:
     instructions(tiny)
@@ -140,7 +140,7 @@ MARKS = {"swarm": [pytest.mark.slow], "aioli": [pytest.mark.slow, pytest.mark.pr
 
 
 # Of those that train models beforehand and those that decide before every step one each is `slow`, the rest `long`.
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "strategy",
     [pytest.param(name, marks=MARKS.get(name, [pytest.mark.long])) for name in MOMENTS],
@@ -150,9 +150,9 @@ def test_killed_and_resumed_is_the_same_as_undisturbed(tiny: TinyRun, strategy: 
         instructions(tiny)
     tiny.tree["strategy"] = strategy
     undisturbed, output = tiny.directory / "undisturbed", tiny.directory / "killed"
-    finish(start(tiny, undisturbed), 400)
-    kill_when(start(tiny, output), output, MOMENTS[strategy], 400)
-    finish(start(tiny, output, "--resume"), 400)
+    finish(start(tiny, undisturbed))
+    kill_when(start(tiny, output), output, MOMENTS[strategy])
+    finish(start(tiny, output, "--resume"))
     found, expected = _outcome(output), _outcome(undisturbed)
     assert [row[::2] for row in found["train"]] == [row[::2] for row in expected["train"]]
     assert [row[1] for row in found["train"]] == pytest.approx(
