@@ -5,6 +5,9 @@ A socket's path has at most 107 bytes on Linux. Ray's lie in `<place>/session_<t
 
 Ray speaks gRPC, which is HTTP/2: after the client's preface a server sends its settings (RFC 9113, section 3.4).
 A port that is closed, silent or speaks something else is told apart without a Ray process.
+
+Under a run whose head is gone Ray ends the process after a minute, and where Ray's own process on this machine is gone a
+call waits for ever: neither can be caught. So the run is ended here, with one line that says how to go on.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -150,18 +153,37 @@ def _refused(problem: str, address: str, remedy: str) -> UserError:
 
 EVERY = 2.0  # seconds between two looks
 PATIENCE = 3  # looks in vain before it is said
+LAST = 20  # looks in vain before a head is given up; Ray itself gives up after a minute
+_WRONG = 2  # the exit code of a Ray that died
+
+
+def _end() -> None:
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(_WRONG)
 
 
 @contextmanager
-def pulse(address: str, every: float = EVERY) -> Iterator[None]:
-    """Say once on stderr that the head does not answer any more, and how to go on, while a `with` lasts.
+def pulse(
+    head: str,
+    raylet: str | None = None,
+    *,
+    returns: bool = True,
+    every: float = EVERY,
+    end: Callable[[], None] = _end,
+) -> Iterator[None]:
+    """Say once on stderr that Ray does not answer any more, and how to go on, while a `with` lasts; then end the run.
 
     Args:
-        address: `host:port` of the head.
+        head: `host:port`.
+        raylet: `host:port` of the process of Ray's on this machine, which never comes back.
+        returns: whether a head may come back, as KubeRay's does.
         every: seconds between two looks.
+        end: ends the process.
     """
     over = threading.Event()
-    thread = threading.Thread(target=_look, args=(address, every, over), name="opmix-pulse", daemon=True)
+    arguments = (head, raylet, LAST if returns else PATIENCE, every, end, over)
+    thread = threading.Thread(target=_look, args=arguments, name="opmix-pulse", daemon=True)
     thread.start()
     try:
         yield
@@ -170,20 +192,35 @@ def pulse(address: str, every: float = EVERY) -> Iterator[None]:
         thread.join(timeout=1)
 
 
-def _look(address: str, every: float, over: threading.Event) -> None:
-    missed, said = 0, False
+def _look(
+    head: str, raylet: str | None, last: int, every: float, end: Callable[[], None], over: threading.Event
+) -> None:
+    if raylet is not None and not _answers(raylet):
+        raylet = None  # it cannot be reached by this address, though Ray is there
+    without_head = without_raylet = 0
+    said = False
     while not over.wait(every):
-        missed = 0 if _answers(address) else missed + 1
-        if missed == 0:
-            said = False
-        elif missed >= PATIENCE and not said and not over.is_set():
+        without_head = 0 if _answers(head) else without_head + 1
+        without_raylet = 0 if raylet is None or _answers(raylet) else without_raylet + 1
+        if over.is_set():
+            return
+        said = said and without_head > 0
+        ends = without_raylet >= PATIENCE or without_head >= last
+        if not said and (ends or without_head >= PATIENCE):
             said = True
-            print(
-                f"error: Ray's head at {address} does not answer any more; if it does not come back, the run ends: "
-                f"start Ray again, and {GO_ON}",
-                file=sys.stderr,
-                flush=True,
-            )
+            who = "process on this machine" if without_head == 0 else f"head at {head}"
+            _say(who, "the run ends" if ends else "if it does not come back, the run ends")
+        if ends:
+            end()
+            return
+
+
+def _say(who: str, then: str) -> None:
+    print(
+        f"error: Ray's {who} does not answer any more; {then}: start Ray again, and {GO_ON}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _answers(address: str) -> bool:

@@ -70,8 +70,19 @@ def connected(config: RunConfig) -> Iterator[None]:
         else:
             _join(address, config.cluster.connect_timeout)
         check_resources(config)
-        with pulse(ray.get_runtime_context().gcs_address):
+        with pulse(ray.get_runtime_context().gcs_address, _raylet(), returns=address is not None):
             yield
+
+
+def _raylet() -> str | None:
+    """The address of Ray's process on this machine."""
+    own = ray.get_runtime_context().get_node_id()
+    places = [
+        f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        for node in ray.nodes()
+        if node["NodeID"] == own
+    ]
+    return places[0] if places else None
 
 
 def _begin(config: RunConfig, workers: dict[str, Any]) -> None:
