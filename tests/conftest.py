@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as on any Ray of our own
@@ -62,27 +61,15 @@ def _needs_ray(item: pytest.Item) -> bool:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A Ray with two CPUs, whose workers start as those of a run's own Ray do."""
-    from opmix_ray.cluster.connect import copied_workers
+    from opmix_ray.cluster.connect import copied_workers, start_ray
 
     if ray.is_initialized():
         yield
         return
     with copied_workers() as workers:
-        _start_ray(workers)
+        start_ray(num_cpus=2, log_to_driver=False, **workers)
         yield
         ray.shutdown()
-
-
-def _start_ray(workers: dict[str, Any], tries: int = 3) -> None:
-    """Ray gives its node 30 seconds to start, however busy the machine is."""
-    for left in reversed(range(tries)):
-        try:
-            ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, **workers)
-            return
-        except Exception as error:
-            if left == 0 or "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ A socket's path has at most 107 bytes on Linux. Ray's lie in `<place>/session_<t
 Ray speaks gRPC, which is HTTP/2: after the client's preface a server sends its settings (RFC 9113, section 3.4).
 A port that is closed, silent or speaks something else is told apart without a Ray process.
 
-Under a run whose head is gone Ray ends the process after a minute, and where Ray's own process on this machine is gone a
-call waits for ever: neither can be caught. So the run is ended here, with one line that says how to go on.
+Where the head is gone Ray ends a driver after a minute, and where its own process on this machine is gone a call waits
+for ever: neither can be caught. So the run is ended here, with one line that says how to go on.
 """
 
 from __future__ import annotations

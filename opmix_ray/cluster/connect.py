@@ -39,6 +39,7 @@ from opmix_ray.output.state import STATE
 from opmix_ray.paths import is_uri
 from opmix_ray.storage import Storage
 
+_TRIES = 3  # of starting a Ray of our own
 _ALSO_ON_CPUS = {"probe": "probes", "search": "evaluators"}
 _QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -88,8 +89,29 @@ def _raylet() -> str | None:
 def _begin(config: RunConfig, workers: dict[str, Any]) -> None:
     place = ray_place()
     with _quiet():
-        ray.init(address="local", num_cpus=own_cpus(config), resources=own_resources(config), include_dashboard=False,
-                 _temp_dir=None if place is None else str(place), **workers, **_QUIET)  # fmt: skip
+        start_ray(num_cpus=own_cpus(config), resources=own_resources(config),
+                  _temp_dir=None if place is None else str(place), **workers, **_QUIET)  # fmt: skip
+
+
+def start_ray(**options: Any) -> None:
+    """`ray.init` of a Ray of our own, tried again where its node is not there in the half minute that Ray gives it.
+
+    Raises:
+        UserError: the machine is too busy for that.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:  # of no class of its own
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if left == 0:
+                raise UserError(
+                    f"Ray did not start in {_TRIES} tries of half a minute",
+                    remedy="run again when this machine is less busy, or give --address of a Ray that runs",
+                ) from None
 
 
 @contextlib.contextmanager

@@ -21,7 +21,14 @@ import ray
 from opmix_ray.cluster import demand as demand_module
 from opmix_ray.cluster import nursery
 from opmix_ray.cluster.address import check_address
-from opmix_ray.cluster.connect import check_cluster, connected, missing_resources, own_cpus, own_resources
+from opmix_ray.cluster.connect import (
+    check_cluster,
+    connected,
+    missing_resources,
+    own_cpus,
+    own_resources,
+    start_ray,
+)
 from opmix_ray.cluster.demand import Demand
 from opmix_ray.errors import UserError
 from opmix_ray.node import use_own_threads
@@ -257,6 +264,26 @@ def test_where_nobody_makes_copies_a_worker_starts_by_itself(tmp_path: Path) -> 
         command, env=os.environ | {"OPMIX_ASKED": "1"}, capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("['a b', 'c'] 1\n", "", 7)
+
+
+@pytest.mark.parametrize("late", [2, 3])
+def test_a_ray_that_is_long_in_starting_is_tried_again(monkeypatch: pytest.MonkeyPatch, late: int) -> None:
+    """Ray gives its node half a minute, however busy the machine is."""
+    tries: list[int] = []
+
+    def init(**options: object) -> None:
+        tries.append(1)
+        if len(tries) <= late:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if late == 2:
+        start_ray(num_cpus=1)
+    else:
+        with pytest.raises(UserError, match=r"did not start in 3 tries of half a minute; run again when"):
+            start_ray(num_cpus=1)
+    assert len(tries) == 3
 
 
 def test_a_driver_that_is_killed_leaves_nobody_that_makes_copies() -> None:
