@@ -153,7 +153,7 @@ def _refused(problem: str, address: str, remedy: str) -> UserError:
 
 EVERY = 2.0  # seconds between two looks
 PATIENCE = 3  # looks in vain before it is said
-LAST = 20  # looks in vain before a head is given up; Ray itself gives up after a minute
+LAST = 27  # looks in vain before a head is given up; Ray itself gives up after a minute
 _WRONG = 2  # the exit code of a Ray that died
 
 
