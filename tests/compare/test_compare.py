@@ -80,8 +80,9 @@ def test_equal_compute_shortens_what_searches(tiny: TinyRun) -> None:
         assert total == pytest.approx(budget, rel=0.002)
 
 
-def _within_budget(tiny: TinyRun, steps: int, budget: float = 0.3) -> RunConfig:
-    """A run whose decision is sized to a budget: nothing of it is set by hand."""
+def _within_budget(tiny: TinyRun, steps: int, budget: float = 0.3, law: str = "own-share") -> RunConfig:
+    """A run whose decision is sized to a budget, of which nothing is set by hand, under a law that needs probes."""
+    tiny.tree["proposal"] = {"law": law}
     tiny.tree["stages"][0]["steps"] = steps
     tiny.tree["search"] = {"budget": budget, "round_size": 3}
     tiny.tree["probe"] = {"rank": 4, "alpha": 8}
@@ -103,7 +104,7 @@ def test_a_forecast_counts_the_sizes_that_the_budget_allows(tiny: TinyRun) -> No
     assert 0.1 < share <= 0.3  # as configured it would cost more than the run
     free = config.but(search={"budget": None})
     assert Forecast(free, prepared).searching("opmix") > forecast.training("opmix")
-    assert Forecast(_within_budget(tiny, 12, 0.01), prepared).searching("opmix") == 0  # it counts
+    assert Forecast(_within_budget(tiny, 120, law="auto"), prepared).searching("opmix") == 0  # it counts
 
 
 def test_equal_compute_holds_where_a_shorter_run_searches_less(tiny: TinyRun) -> None:
