@@ -8,7 +8,8 @@ reverse KL on the student's tokens, over the whole vocabulary,
 
 and counts as much as the tokens of its demonstration would in plain training. Prompts and demonstrations are read from
 the packed training rows: what does not count in the loss, and the answer that follows. A prompt that a row cuts off
-keeps its end. What is sampled depends on seed, step and row, whichever worker has the row.
+keeps its end. What is sampled depends on seed, step and row, whichever worker has the row. The end-of-text token after
+a demonstration is left out: a model takes what stands before one for another document, and would not look at it.
 """
 
 from __future__ import annotations
@@ -108,20 +109,15 @@ def _row_cost(ids: torch.Tensor, mask: torch.Tensor, settings: SelfDistillationC
     total = 0.0
     for prompt, demonstration in examples_of(ids, mask):
         if fits(costs.model, (prompt, demonstration), settings):
-            counts = _passed(
-                len(prompt), len(demonstration), min(len(demonstration), settings.max_new_tokens)
-            )
+            seen = len(teacher_context(costs.model, (prompt, demonstration)))
+            counts = _passed(len(prompt), seen, min(len(demonstration), settings.max_new_tokens))
             total += counts["main"] * costs.train + (counts["answers"] + counts["teacher"]) * costs.forward
     return settings.rollouts * total
 
 
-def _passed(prompt: int, demonstration: int, answer: int) -> dict[str, int]:
+def _passed(prompt: int, shown: int, answer: int) -> dict[str, int]:
     """Tokens of one answer by purpose in the ledger: trained on, generated, and scored by the teacher."""
-    return {
-        "main": prompt + answer,
-        "answers": prompt + answer,
-        "teacher": 2 * prompt + demonstration + answer,
-    }
+    return {"main": prompt + answer, "answers": prompt + answer, "teacher": shown + answer}
 
 
 class DistillationModule(nn.Module):
@@ -160,17 +156,17 @@ class DistillationModule(nn.Module):
             nats, _, _ = training_loss(self.model, ids, torch.ones_like(mask))
             return 0.0 * nats, targets, None
         plain = [prompt for prompt, _ in asked]
-        shown = [torch.cat([prompt, demonstration, prompt]) for prompt, demonstration in asked]
+        before = [teacher_context(self.model, example) for example in asked]
         answers, valid = self._answer(plain, torch.from_numpy(np.concatenate(draws)).to(ids.device))
         lengths = valid.sum(dim=1)
         student = _states(self.model, plain, answers, valid)
         with torch.no_grad():
-            teacher = _states(self.teacher, shown, answers, valid)
+            teacher = _states(self.teacher, before, answers, valid)
         divergence = _divergence(*student, *teacher)  # (k,), the answers' tokens one after another
         weights = torch.tensor([len(demonstration) for _, demonstration in asked], device=ids.device)
         by_token = (weights / (rollouts * lengths)).repeat_interleave(lengths)
-        for (prompt, demonstration), length in zip(asked, lengths.tolist(), strict=True):
-            for purpose, count in _passed(len(prompt), len(demonstration), length).items():
+        for prompt, context, length in zip(plain, before, lengths.tolist(), strict=True):
+            for purpose, count in _passed(len(prompt), len(context), length).items():
                 self._counts[purpose] += count
         return (divergence * by_token).sum(), targets, None
 
@@ -295,6 +291,20 @@ def _of_heads(student: torch.Tensor, head: Head, teacher: torch.Tensor, other: H
 def reverse_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """KL(student || teacher) of log-probabilities (..., V), nats: (...)."""
     return (student.exp() * (student - teacher)).sum(dim=-1)
+
+
+def teacher_context(model: Any, example: Example) -> torch.Tensor:
+    """What the teacher reads before an answer: the prompt with its demonstration, and the prompt again.
+
+    The demonstration's end-of-text token stays only where it ends turns of a conversation, as it does in the prompt.
+    """
+    prompt, demonstration = example
+    ends = model.config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    last = int(demonstration[-1])
+    if last in ends and last not in prompt.tolist():
+        demonstration = demonstration[:-1]
+    return torch.cat([prompt, demonstration, prompt])
 
 
 def fits(model: Any, example: Example, settings: SelfDistillationConfig) -> bool:

@@ -13,7 +13,13 @@ from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.runner.forecast import Forecast
 from opmix_ray.strategies import self_distillation
-from opmix_ray.strategies.self_distillation import DistillationModule, _Drawn, examples_of, reverse_kl
+from opmix_ray.strategies.self_distillation import (
+    DistillationModule,
+    _Drawn,
+    examples_of,
+    reverse_kl,
+    teacher_context,
+)
 from tests.model.tiny_models import tiny as tiny_model
 from tests.strategies.test_runs import instructions
 from tests.support import TinyRun
@@ -35,6 +41,18 @@ def test_prompts_and_demonstrations_come_out_of_packed_rows() -> None:
     assert found == [([5, 6, 7], [8, 9, 10, 0]), ([11, 12], [13, 14, 0])]
     assert examples_of(IDS[0], torch.ones(12, dtype=torch.bool)) == []
     assert len(examples_of(IDS[0], MASK[0].roll(3))) == 1  # an answer without its prompt is left out
+
+
+def test_the_end_of_text_after_a_demonstration_is_shown_only_where_it_ends_turns() -> None:
+    model = tiny_model("llama")
+    for ends in (0, [0, 63]):
+        model.config.eos_token_id = ends
+        contexts = [teacher_context(model, example).tolist() for example in examples_of(IDS[0], MASK[0])]
+        assert contexts == [[5, 6, 7, 8, 9, 10, 5, 6, 7], [11, 12, 13, 14, 11, 12]]
+        chat = torch.tensor([3, 5, 0, 3, 6]), torch.tensor([7, 0])
+        assert teacher_context(model, chat).tolist() == [3, 5, 0, 3, 6, 7, 0, 3, 5, 0, 3, 6]
+        cut = torch.tensor([5, 6]), torch.tensor([7, 8])
+        assert teacher_context(model, cut).tolist() == [5, 6, 7, 8, 5, 6]
 
 
 def test_reverse_kl_is_zero_for_the_same_and_positive_for_another() -> None:
@@ -65,7 +83,7 @@ def test_the_gradient_reaches_the_student_alone_and_draws_it_to_the_teacher(
 def test_tokens_are_counted_by_what_was_done_with_them(module: DistillationModule) -> None:
     module(IDS, MASK)
     found = module.take_counts()
-    prompts, shown = 3 + 2, (3 + 4 + 3) + (2 + 3 + 2)
+    prompts, shown = 3 + 2, (3 + 3 + 3) + (2 + 2 + 2)  # without the end of text
     answers = found["main"] - ROLLOUTS * prompts
     assert ROLLOUTS * 2 <= answers <= ROLLOUTS * 2 * SETTINGS.max_new_tokens
     assert found["answers"] == found["main"]
@@ -117,7 +135,7 @@ def test_the_loss_is_the_mean_over_rollouts_weighed_by_demonstrations(module: Di
     expected = 0.0
     for (prompt, demonstration), answer in zip(examples, answers, strict=True):
         logs = []
-        for context in (prompt, torch.cat([prompt, demonstration, prompt])):
+        for context in (prompt, teacher_context(module.model, (prompt, demonstration))):
             logits = module.model(torch.cat([context, torch.tensor(answer)])[None]).logits[0]
             logs.append(logits[len(context) - 1 : -1].log_softmax(-1))
         expected += len(demonstration) * float(reverse_kl(*logs).mean().detach()) / ROLLOUTS
@@ -192,7 +210,7 @@ def test_an_on_policy_step_is_forecast_from_prompts_and_demonstrations(tiny: Tin
         for ids, mask in rows:
             for prompt, demonstration in examples_of(ids, mask):
                 own, answer = len(prompt), min(4, len(demonstration))
-                trained, scored = own + answer, 2 * own + len(demonstration) + answer
+                trained, scored = own + answer, 2 * own + len(demonstration) - 1 + answer
                 flops = trained * costs.train + (trained + scored) * costs.forward
                 expected += 12 * 4 * share * 3 * flops / len(rows)
     assert whole == pytest.approx(expected, rel=0.05)
