@@ -27,8 +27,7 @@ from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.sampler import Sampler
 from opmix_ray.data.store import gather
 from opmix_ray.decision.budget import MOST_ASKED
-from opmix_ray.decision.data_law import counts_for, texts_for
-from opmix_ray.decision.task import load_weights
+from opmix_ray.decision.task import counts_for, load_weights, texts_for
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.loss import compute_context, evaluate_sets, target_losses, training_loss
 from opmix_ray.train.loop import _optimizer

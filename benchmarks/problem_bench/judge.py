@@ -17,8 +17,9 @@ from scipy.stats import spearmanr
 from opmix_ray.config import ProposalConfig
 from opmix_ray.counts.ngrams import DataLeft
 from opmix_ray.decision.choice import Choice, choose
-from opmix_ray.decision.data_law import Known, counts_for, texts_for
+from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.rule import DecisionInputs, fit_decision
+from opmix_ray.decision.task import counts_for, texts_for
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture
 from opmix_ray.trials.space import Components

@@ -17,7 +17,7 @@ from opmix_ray.config.run import candidates, with_slopes
 from opmix_ray.counts.ngrams import Counts, DataLeft
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.budget import Size, decision_size, pretrained
-from opmix_ray.decision.data_law import Known, counts_for, texts_for
+from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.health import examine, with_health
 from opmix_ray.decision.old_part import choose_components
 from opmix_ray.decision.probing import CHECK, Probing, Trained, can_do_without, holding, undecided
@@ -30,7 +30,15 @@ from opmix_ray.decision.rule import (
     fit_decision,
     prior_mixture,
 )
-from opmix_ray.decision.task import Measured, load_weights, measure_in_task, measure_now, put_task
+from opmix_ray.decision.task import (
+    Measured,
+    counts_for,
+    load_weights,
+    measure_in_task,
+    measure_now,
+    put_task,
+    texts_for,
+)
 from opmix_ray.mixture import Mixture, share_caps
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe

@@ -20,8 +20,8 @@ from opmix_ray.data.lineage import Origin, follow
 from opmix_ray.data.prepare import Prepared, prepare
 from opmix_ray.data.questions import validate_questions
 from opmix_ray.data.tokenizer import load_tokenizer, vocabulary_size
-from opmix_ray.decision.data_law import least_losses
 from opmix_ray.decision.old_part import choose_components
+from opmix_ray.decision.task import least_losses
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.harmless import HIDDEN, placeholders
 from opmix_ray.laws.fit import LEAST_ROWS
