@@ -36,6 +36,7 @@ HARM = 3.0  # nats per token that far more do, if all that is read were read so 
 LEARNED = 3.0  # times as many passes again, until most of it is learned by heart
 READ_BEFORE = 0.03  # what a token read before the stage counts, where one read in it counts 1: models forget
 APART = 0.03  # nats that a domain must cost a set before it is counted as nothing for it: docs/decisions.md
+FACTORS = 2.0 ** np.arange(-2, 0.125, 0.25)  # of SMOOTHING; none below a fourth was tried on trained models
 KNOWN = 0.25  # weight of what the model itself says of a token, beside the n-gram model: docs/decisions.md
 SAMPLE = 1 << 19  # tokens of a domain that are counted
 POSITIONS = 2048  # target tokens of a set that are kept
@@ -86,6 +87,7 @@ class Counts:
         sampled: (D,) tokens counted.
         vocabulary: size.
         known: (N,) how likely the model finds each target before the stage; None: it knows nothing worth asking for.
+        smooth: factor of `SMOOTHING`, see `smoothing_of`.
     """
 
     words: np.ndarray
@@ -94,6 +96,7 @@ class Counts:
     sampled: np.ndarray
     vocabulary: int
     known: np.ndarray | None = None
+    smooth: float = 1.0
 
     def loss(self, shares: np.ndarray, data: DataLeft) -> np.ndarray:
         """Held-out loss of the n-gram model of each mixture, (n, D) -> (n,), nats per token.
@@ -122,6 +125,7 @@ class Counts:
         likely = np.full(len(self.weights), 1 / self.vocabulary)
         by_seen = np.zeros((len(self.weights), len(seen)))
         for beta, words, contexts in zip(SMOOTHING, self.words, self.contexts, strict=True):
+            beta *= self.smooth
             below = contexts @ seen + beta
             likely = (words @ seen + beta * likely) / below
             by_seen = (words + beta * by_seen - likely[:, None] * contexts) / below[:, None]
@@ -162,6 +166,7 @@ class Counts:
             part = slice(first, first + 64)
             likely = np.full((len(self.weights), 1), 1 / self.vocabulary)
             for beta, words, contexts in zip(SMOOTHING, self.words, self.contexts, strict=True):
+                beta *= self.smooth
                 likely = (words @ seen[part].T + beta * likely) / (contexts @ seen[part].T + beta)
             found[part] = -self.weights @ np.log(self._with_known(likely))
         return found
@@ -171,7 +176,7 @@ class Counts:
         block = io.BytesIO()
         arrays: dict[str, Any] = {
             "words": self.words.astype(np.float32), "contexts": self.contexts.astype(np.float32),
-            "weights": self.weights, "sampled": self.sampled, "vocabulary": self.vocabulary,
+            "weights": self.weights, "sampled": self.sampled, "vocabulary": self.vocabulary, "smooth": self.smooth,
         }  # fmt: skip
         if self.known is not None:
             arrays["known"] = self.known
@@ -185,8 +190,32 @@ class Counts:
             return cls(
                 found["words"].astype(np.float64), found["contexts"].astype(np.float64),
                 found["weights"], found["sampled"], int(found["vocabulary"]),
-                found.get("known"),
+                found.get("known"), float(found.get("smooth", 1.0)),
             )  # fmt: skip
+
+
+def smoothing_of(counts: Mapping[str, Counts], now: Mapping[str, float], data: DataLeft) -> float:
+    """The factor of `SMOOTHING` at which counting what was read gives the losses that the model has now, at most 1.
+
+    `SMOOTHING` is that of models of 80,000 weights. One that is ahead of it learns more from each text that it reads,
+    and has more to lose where it reads less. The middle one of the sets' own factors is taken.
+
+    Args:
+        counts: by set.
+        now: loss by set, nats per token; of a model that has read `data.used` and nothing else.
+        data: of the stage to decide on.
+    """
+    read = float(data.used.sum())
+    if read <= 0:
+        return 1.0
+    past = DataLeft(read, np.zeros(len(data.used)), data.distinct)
+    shares = (data.used / read)[None]
+    factors = []
+    for name, one in counts.items():
+        if np.isfinite(now.get(name, np.nan)):
+            levels = [float(replace(one, smooth=s).loss(shares, past)[0]) for s in FACTORS]
+            factors.append(float(np.exp(np.interp(now[name], levels, np.log(FACTORS)))))
+    return float(np.median(factors)) if factors else 1.0
 
 
 def count_ngrams(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from opmix_ray.counts.ceilings import DataResponse
-from opmix_ray.counts.ngrams import Counts, DataLeft, count_ngrams, sample_rows
+from opmix_ray.counts.ngrams import Counts, DataLeft, count_ngrams, sample_rows, smoothing_of
 from opmix_ray.laws.base import dump_response, load_response
 
 VOCABULARY, LENGTH = 40, 32
@@ -59,6 +61,31 @@ def test_the_gradient_is_that_of_the_loss(counts: Counts) -> None:
         moved = step * np.eye(3)[d]
         change = counts.loss(shares + moved, data) - counts.loss(shares - moved, data)
         assert gradient[d] == pytest.approx(change[0] / (2 * step), rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("smooth", [0.5, 0.3])
+def test_a_model_ahead_of_counting_is_counted_with_less_smoothing(counts: Counts, smooth: float) -> None:
+    data = DataLeft(2000.0, np.array([900.0, 600.0, 300.0]), np.full(3, 60.0 * LENGTH))
+    past, shares = DataLeft(1800.0, np.zeros(3), data.distinct), np.array([[1 / 2, 1 / 3, 1 / 6]])
+    now = {"set": float(replace(counts, smooth=smooth).loss(shares, past)[0])}
+    found = smoothing_of({"set": counts}, now, data)
+    assert found == pytest.approx(smooth, rel=0.05)
+    sharper = replace(counts, smooth=found)
+    more, less = np.array([[0.6, 0.2, 0.2]]), np.array([[0.2, 0.4, 0.4]])
+    assert np.diff([c.loss(less, data)[0] - c.loss(more, data)[0] for c in (counts, sharper)])[0] > 0
+    assert Counts.from_text(sharper.to_text()).loss(more, data) == pytest.approx(
+        sharper.loss(more, data), rel=1e-6
+    )
+    step = 1e-6 * np.eye(3)[0]
+    change = sharper.loss(more + step, data) - sharper.loss(more - step, data)
+    assert sharper.gradient(more, data)[0, 0] == pytest.approx(change[0] / 2e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize(("now", "used"), [({"set": 9.0}, 600.0), ({}, 600.0), ({"set": 0.5}, 0.0)])
+def test_a_model_behind_counting_or_not_known_is_counted_as_it_is(
+    counts: Counts, now: dict[str, float], used: float
+) -> None:
+    assert smoothing_of({"set": counts}, now, left(used=used)) == 1.0
 
 
 def test_text_read_again_counts_for_less(counts: Counts) -> None:
