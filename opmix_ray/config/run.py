@@ -269,6 +269,10 @@ class RunConfig(Section):
         """
         return {name: Limit.read(name, given) for name, given in self.evaluation.limits.items()}
 
+    def questions(self) -> set[str]:
+        """Evaluation sets of questions: they are scored by wrong answers, and their words cannot be counted."""
+        return {name for name, source in self.evaluation.sets.items() if source.metric != "loss"}
+
     def decided_on(self) -> list[str]:
         """Evaluation sets that a decision looks at: those with a weight or a limit, in their order."""
         weights = self.objective()
@@ -299,8 +303,8 @@ def with_slopes(config: RunConfig, components: int) -> bool:
         return bool(wanted)
     law = config.proposal.law
     uses = law in IN_LOG_SHARES and law != "auto"
-    asked = {name for name, source in config.evaluation.sets.items() if source.metric != "loss"}
-    text = not any(weight for name, weight in config.objective().items() if name in asked)
+    questions = config.questions()
+    text = not any(weight for name, weight in config.objective().items() if name in questions)
     many = components >= LEAST_COMPONENTS and config.search.trials < MOST_TRIALS * components
     return uses and text and many
 

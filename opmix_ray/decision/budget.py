@@ -48,8 +48,7 @@ class Size:
 def decision_size(config: RunConfig, stage: StageConfig, components: int) -> Size:
     """Sizes for one decision of a stage, for the sets that it looks at."""
     names = config.decided_on()
-    given = config.evaluation.sets
-    counted = all(name not in given or given[name].metric == "loss" for name in names)
+    counted = config.questions().isdisjoint(names)
     return sized(config, stage, components=components, sets=len(names), counted=counted)
 
 
