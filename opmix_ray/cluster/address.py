@@ -7,13 +7,15 @@ Ray speaks gRPC, which is HTTP/2: after the client's preface a server sends its 
 A port that is closed, silent or speaks something else is told apart without a Ray process.
 
 Where the head is gone Ray ends a driver after a minute, and where its own process on this machine is gone a call waits
-for ever: neither can be caught. So the run is ended here, with one line that says how to go on.
+for ever, or ends this process with exit code 1: none of it can be caught. So the run is ended here, with one line that
+says how to go on.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import selectors
 import socket
 import sys
 import tempfile
@@ -181,38 +183,85 @@ def pulse(
         every: seconds between two looks.
         end: ends the process.
     """
-    over = threading.Event()
-    arguments = (head, raylet, LAST if returns else PATIENCE, every, end, over)
+    here, over = socket.socketpair()
+    arguments = (head, raylet, LAST if returns else PATIENCE, every, end, here)
     thread = threading.Thread(target=_look, args=arguments, name="opmix-pulse", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        over.close()
         thread.join(timeout=1)
 
 
 def _look(
-    head: str, raylet: str | None, last: int, every: float, end: Callable[[], None], over: threading.Event
+    head: str, raylet: str | None, last: int, every: float, end: Callable[[], None], over: socket.socket
 ) -> None:
     if raylet is not None and not _answers(raylet):
         raylet = None  # it cannot be reached by this address, though Ray is there
+    line = None if raylet is None else _Line(raylet)
     without_head = without_raylet = 0
     said = False
-    while not over.wait(every):
+    while not _over(over, line, every):
         without_head = 0 if _answers(head) else without_head + 1
         without_raylet = 0 if raylet is None or _answers(raylet) else without_raylet + 1
-        if over.is_set():
-            return
+        if without_raylet and line is not None and line.broken:
+            without_raylet = PATIENCE  # a call to it now would end this process without a word
         said = said and without_head > 0
         ends = without_raylet >= PATIENCE or without_head >= last
         if not said and (ends or without_head >= PATIENCE):
             said = True
-            who = "process on this machine" if without_head == 0 else f"head at {head}"
+            who = "process on this machine" if without_raylet else f"head at {head}"
             _say(who, "the run ends" if ends else "if it does not come back, the run ends")
         if ends:
             end()
             return
+
+
+class _Line:
+    """A connection that is held open: the system breaks it the moment that the other process dies.
+
+    Args:
+        address: `host:port`.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.connection = _connect(address)
+
+    @property
+    def broken(self) -> bool:
+        """Whether it was, and could not be had again."""
+        return self.connection is None
+
+    def heard(self) -> None:
+        """Read what came; a server that is there also closes connections that stay silent, so another is tried."""
+        assert self.connection is not None
+        try:
+            said = self.connection.recv(4096)
+        except OSError:
+            said = b""
+        if not said:
+            self.connection.close()
+            self.connection = _connect(self.address)
+
+
+def _over(over: socket.socket, line: _Line | None, every: float) -> bool:
+    """Wait for the next look: for so many seconds, or until the line breaks. Whether there is no more to look at."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(over, selectors.EVENT_READ)
+        if line is None or line.connection is None:
+            return bool(selector.select(every))
+        deadline = time.monotonic() + every
+        selector.register(line.connection, selectors.EVENT_READ)
+        while ready := selector.select(max(0.0, deadline - time.monotonic())):
+            if any(key.fileobj is over for key, _ in ready):
+                return True
+            held = line.connection
+            line.heard()
+            if line.connection is not held:
+                break
+    return False
 
 
 def _say(who: str, then: str) -> None:
@@ -223,12 +272,20 @@ def _say(who: str, then: str) -> None:
     )
 
 
-def _answers(address: str) -> bool:
+def _connect(address: str) -> socket.socket | None:
+    """A connection; None: nothing answers."""
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-            return True
-    except OSError:
-        return False
-    except ValueError:
+        return socket.create_connection((host.strip("[]"), int(port)), timeout=5)
+    except (OSError, ValueError):
+        return None
+
+
+def _answers(address: str) -> bool:
+    if not address.rpartition(":")[2].isdigit():
         return True  # an address that is none: nothing is known
+    connection = _connect(address)
+    if connection is None:
+        return False
+    connection.close()
+    return True
