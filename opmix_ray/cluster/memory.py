@@ -165,7 +165,7 @@ class _Plan:
     def evaluator(self) -> dict[str, int]:
         config, search = self.config, self.config.search
         sequences = min(config.evaluation.batch_size, search.sequences)
-        slopes = with_slopes(config, self._components())
+        slopes = with_slopes(config, self._components(), config.search.trials)
         if slopes:  # activations are kept, weights' gradients let go one by one
             step = self._step(sequences, search.gpus, fused=False)
         else:

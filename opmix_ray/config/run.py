@@ -292,8 +292,8 @@ IN_LOG_SHARES = (
 )  # laws that take derivatives, and are read for trained models
 
 
-def with_slopes(config: RunConfig, components: int) -> bool:
-    """Whether a decision on so many components measures derivatives.
+def with_slopes(config: RunConfig, components: int, trials: int) -> bool:
+    """Whether a decision on so many components, with so many candidates, measures derivatives.
 
     `auto`: from 16 components on, with less than two candidates for each, where the law uses them and all that counts
     is text. The law `auto` counts text, and uses none.
@@ -305,13 +305,12 @@ def with_slopes(config: RunConfig, components: int) -> bool:
     uses = law in IN_LOG_SHARES and law != "auto"
     questions = config.questions()
     text = not any(weight for name, weight in config.objective().items() if name in questions)
-    many = components >= LEAST_COMPONENTS and config.search.trials < MOST_TRIALS * components
+    many = components >= LEAST_COMPONENTS and trials < MOST_TRIALS * components
     return uses and text and many
 
 
-def candidates(config: RunConfig, components: int) -> int:
-    """Candidates scored per decision, at most: `search.trials`, or a third of them where each brings derivatives."""
-    trials = config.search.trials
-    if not with_slopes(config, components):
+def candidates(config: RunConfig, components: int, trials: int) -> int:
+    """Candidates scored per decision, at most: `trials`, or a third of them where each brings derivatives."""
+    if not with_slopes(config, components, trials):
         return trials
     return min(trials, max(LEAST_CANDIDATES, math.ceil(trials / PRICE)))

@@ -1,7 +1,7 @@
 """How large the probes and the search of a decision may be, so that all decisions of a stage cost what they may.
 
 size = sized(config, stage, components=8, sets=2)
-size.config.probe.steps, size.config.search.trials        # None: not even small probes fit
+size.probe.steps, size.trials        # probe None: not even small probes fit
 size.words                                                # "probes of 6 steps of 4 sequences, ..."
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from opmix_ray.config import RunConfig, StageConfig
+from opmix_ray.config import ProbeConfig, RunConfig, StageConfig
 
 # FLOPs of a token in forward passes: training has two more for the gradients, a probe leaves out those of the weights.
 TRAIN, PROBE, FORWARD = 3.0, 2.3, 1.0
@@ -31,14 +31,16 @@ class Size:
     """What a decision may be.
 
     Args:
-        config: the run's, with sizes that fit; None: no probes fit, the decision counts alone.
+        probe: the run's settings of probes, with sizes that fit; None: no probes fit, the decision counts alone.
+        trials: candidates.
         sequences: held-out ones of each set that a candidate sees.
         share: of the stage's FLOPs that this decision is expected to cost.
         words: what was chosen, and why.
         asked: held-out sequences of each set that the model may be asked about before counting; 0: none.
     """
 
-    config: RunConfig | None
+    probe: ProbeConfig | None
+    trials: int
     sequences: int
     share: float
     words: str
@@ -77,7 +79,14 @@ def sized(
 
     if search.budget is None:
         share = cost(probe.steps, batch, search.trials, search.sequences)
-        return Size(config, search.sequences, share, "search.budget is null: sizes as configured", MOST_ASKED)
+        return Size(
+            probe,
+            search.trials,
+            search.sequences,
+            share,
+            "search.budget is null: sizes as configured",
+            MOST_ASKED,
+        )
     one = SAFE * search.budget / max(1, len(stage.decide_at)) * whole
     by_hand = {f"probe.{name}" for name in probe.sized_by_rule & probe.model_fields_set} | {
         f"search.{name}" for name in search.sized_by_rule & search.model_fields_set
@@ -110,7 +119,7 @@ def sized(
         if config.proposal.law != "auto":  # a law that cannot be had by counting
             share = cost(probe.steps, probe.batch_size or train.batch_size, search.trials, search.sequences)
             return Size(
-                config, search.sequences, share,
+                probe, search.trials, search.sequences, share,
                 f"{stage.steps} steps are too few for probes of {components} components within search.budget "
                 f"({percent}), and proposal.law {config.proposal.law} needs them: sizes as configured, "
                 f"about {100 * share:.0f} %",
@@ -120,15 +129,14 @@ def sized(
             "that check what is counted" if checking else f"of {components} components within search.budget"
         )
         return Size(
-            None, 0, alone * known / whole,
+            None, 0, 0, alone * known / whole,
             f"{stage.steps} steps are too few for probes {within} ({percent}): the mixture comes from {how}", alone,
         )  # fmt: skip
     kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
-    sizes = config.but(probe={"steps": steps, "batch_size": batch}, search={"trials": trials})
     share = cost(steps, batch, trials, sequences) + asked * known / whole
     over = "within" if share * max(1, len(stage.decide_at)) <= search.budget else "more than"
     return Size(
-        sizes, sequences, share,
+        probe.but(steps=steps, batch_size=batch), trials, sequences, share,
         f"{count} probes of {steps} steps of {batch} sequences, {trials} candidates on {sequences} sequences a set: "
         f"about {100 * share:.1f} %, {over} {percent}{kept}",
         asked,

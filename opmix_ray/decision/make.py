@@ -157,9 +157,9 @@ class _Maker:
         self.sets = tuple(config.decided_on())
         stage = next(stage for stage in config.stages if stage.name == situation.stage)
         self.size: Size = decision_size(config, stage, len(self.names))
-        self.config = config = self.size.config or config
-        self.slopes = with_slopes(config, len(self.names))
-        self.trials = candidates(config, len(self.names))
+        self.config, self.probe = config, self.size.probe or config.probe
+        self.slopes = with_slopes(config, len(self.names), self.size.trials)
+        self.trials = candidates(config, len(self.names), self.size.trials)
         self.times: dict[str, float] = {}
         self.lost: dict[str, str] = {}  # probes that failed for good, and why
         self.check: Probe | None = None
@@ -168,7 +168,7 @@ class _Maker:
 
     def make(self) -> Decision:
         self.progress.message(self.size.words)
-        if self.size.config is None:
+        if self.size.probe is None:
             return self._by_counting()
         return self._by_probes()
 
@@ -290,7 +290,7 @@ class _Maker:
     def _probes(self, base: Any) -> Trained:
         return Probing(
             self.config, self.prepared, self.place, self.progress,
-            chosen=self.chosen,
+            chosen=self.chosen, probe=self.probe,
             index=self.situation.index, sequences=self.size.sequences,
         ).train(base)  # fmt: skip
 
@@ -307,7 +307,7 @@ class _Maker:
 
     def _question(self, components: Components, probe_steps: int | None) -> DecisionInputs:
         config, situation = self.config, self.situation
-        batch = config.probe.batch_size or config.train.batch_size
+        batch = self.probe.batch_size or config.train.batch_size
         tokens = {name: self.prepared.domains[name].train_tokens for name in self.domains}
         sources = {name: config.data.domains[name] for name in self.domains}
         caps = share_caps(

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from opmix_ray.cluster.demand import of_probe, waiting
-from opmix_ray.config import RunConfig
+from opmix_ray.config import ProbeConfig, RunConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.old_part import Chosen
 from opmix_ray.decision.progress import Progress
@@ -38,7 +38,12 @@ _SHAPE: dict[str, Any] = {"factors": {}, "scale": 0.0, "rank": 0, "alpha": 0.0, 
 
 
 def check_task(
-    config: RunConfig, prepared: Prepared, chosen: Chosen, stream: str, sequences: int | None
+    config: RunConfig,
+    prepared: Prepared,
+    chosen: Chosen,
+    stream: str,
+    sequences: int | None,
+    probe: ProbeConfig,
 ) -> ProbeTask:
     """A probe on the mixture nearest to the uniform one that the components span, which is a candidate too.
 
@@ -48,12 +53,13 @@ def check_task(
         chosen: components.
         stream: names its order of the data.
         sequences: of each set that it is measured on, those that candidates see; None: `search.sequences`.
+        probe: its settings.
     """
     components = chosen.components(config.probe.new_share)
     domains = components.domains
     shares = components.ratios(components.weights_for(Mixture.uniform(domains)))
     return replace(
-        probe_task(config, prepared, chosen.names[0], chosen.replayed, stream),
+        probe_task(config, prepared, chosen.names[0], chosen.replayed, stream, probe),
         name=CHECK,
         data=dict(zip(domains, shares.tolist(), strict=True)),
         measure=(config.evaluation.sequences, config.search.sequences, tuple(config.decided_on()), sequences),
@@ -101,6 +107,7 @@ class Probing:
         chosen: components.
         index: of the decision.
         sequences: of each set that candidates see; None: `search.sequences`.
+        probe: settings; None: the run's.
     """
 
     def __init__(
@@ -113,10 +120,11 @@ class Probing:
         chosen: Chosen,
         index: int,
         sequences: int | None = None,
+        probe: ProbeConfig | None = None,
     ) -> None:
         self.config, self.prepared, self.place, self.progress = config, prepared, place, progress
         self.chosen, self.names, self.stream = chosen, chosen.names, f"decision-{index}"
-        self.sequences = sequences
+        self.sequences, self.probe = sequences, probe or config.probe
 
     def train(self, base: Any) -> Trained:
         """All probes.
@@ -139,12 +147,16 @@ class Probing:
                 self.progress.probe_done(found[name])
             else:
                 missing.append(
-                    probe_task(self.config, self.prepared, name, self.chosen.replayed, self.stream)
+                    probe_task(
+                        self.config, self.prepared, name, self.chosen.replayed, self.stream, self.probe
+                    )
                 )
         if trained.check is not None:
             self.progress.probe_done(trained.check)
         elif self.config.probe.check:
-            missing.append(check_task(self.config, self.prepared, self.chosen, self.stream, self.sequences))
+            missing.append(
+                check_task(self.config, self.prepared, self.chosen, self.stream, self.sequences, self.probe)
+            )
         for probe in self._trained(missing, base):
             if isinstance(probe, LostProbe):
                 self._note(probe, trained.lost)

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 from transformers import PreTrainedModel
 
-from opmix_ray.config import RunConfig
+from opmix_ray.config import ProbeConfig, RunConfig
 from opmix_ray.counts.ngrams import SAMPLE, Counts, DataLeft, Held, count_ngrams, sample_rows
 from opmix_ray.data.held_out import HeldOut, part_of, search_sets, split_counts, texts_of, tokens_of
 from opmix_ray.data.prepare import Prepared
@@ -115,17 +115,25 @@ def load_weights(config: RunConfig, prepared: Prepared, directory: Path | None) 
     )
 
 
-def probe_task(config: RunConfig, prepared: Prepared, name: str, old: Mixture, stream: str) -> ProbeTask:
-    """What one component's probe is to be trained on, and how."""
-    batch = config.probe.batch_size or config.train.batch_size
+def probe_task(
+    config: RunConfig,
+    prepared: Prepared,
+    name: str,
+    old: Mixture,
+    stream: str,
+    probe: ProbeConfig | None = None,
+) -> ProbeTask:
+    """What one component's probe is to be trained on, and how; its settings are `probe` or the run's."""
+    probe = probe or config.probe
+    batch = probe.batch_size or config.train.batch_size
     return ProbeTask(
         name=name,
-        data=probe_data(name, old, config.probe.new_share).shares,
+        data=probe_data(name, old, probe.new_share).shares,
         stream=stream,
         batch_size=batch,
         micro_batch_size=config.train.micro_batch_size or batch,
         seed=config.seed,
-        probe=config.probe,
+        probe=probe,
         optimizer=config.train.optimizer,
         model=config.model,
         prepared=prepared,

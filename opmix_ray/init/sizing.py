@@ -209,7 +209,7 @@ def _probed(domains: int, seq_len: int, batch: int, steps: int, decide_at: list[
     config = RunConfig.model_validate(
         {"data": {"seq_len": seq_len, "domains": names}, "train": {"batch_size": batch}, "stages": [stage]}
     )
-    return decision_size(config, config.stages[0], domains).config is not None
+    return decision_size(config, config.stages[0], domains).probe is not None
 
 
 def _choose_shape(

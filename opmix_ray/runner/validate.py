@@ -402,7 +402,7 @@ def _check_trials(config: RunConfig, components: int) -> None:
     """
     search, law = config.search, config.proposal.law
     sized = search.budget is not None and "trials" not in search.model_fields_set
-    if sized or with_slopes(config, components):
+    if sized or with_slopes(config, components, config.search.trials):
         return
     least = LEAST_ROWS if law == "auto" else max(LEAST_ROWS, components + 1)
     if search.trials < least:

@@ -44,16 +44,16 @@ class OPMix(Strategy):
         components = len(choose_components(kind, mixture, Mixture.uniform(names)).names)
         size = decision_size(config, planned.stage, components)
         asked = costs.seen_of(size.asked) * costs.forward if pretrained(config) and size.asked else 0.0
-        if size.config is None:
+        if size.probe is None:
             return asked  # it counts, and trains and scores nothing
-        config = size.config
-        count = components + config.probe.check  # one more, on all domains
-        batch = config.probe.batch_size or config.train.batch_size
-        tokens = count * config.probe.steps * batch * costs.length
-        probes = probe_flops(costs.model, config.probe, tokens, costs.length)
-        scored = candidates(config, components) + 1  # the proposal is one more
-        looks = scored * (PRICE if with_slopes(config, components) else 1)
-        looks += config.probe.check
+        probe = size.probe
+        count = components + probe.check  # one more, on all domains
+        batch = probe.batch_size or config.train.batch_size
+        tokens = count * probe.steps * batch * costs.length
+        probes = probe_flops(costs.model, probe, tokens, costs.length)
+        scored = candidates(config, components, size.trials) + 1  # the proposal is one more
+        looks = scored * (PRICE if with_slopes(config, components, size.trials) else 1)
+        looks += probe.check
         return asked + probes + looks * costs.seen_of(size.sequences) * costs.forward
 
 

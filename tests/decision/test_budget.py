@@ -40,24 +40,24 @@ def test_all_decisions_together_cost_at_most_the_budget(steps: int, components: 
     run = config(steps)
     size = sized(run, run.stages[0], components=components, sets=4)
     assert 2 * size.share <= run.search.budget  # type: ignore[operator]
-    if size.config is not None:
-        probe, search = size.config.probe, size.config.search
+    if size.probe is not None:
+        probe = size.probe
         count = components + probe.check
         assert probe.batch_size is not None
         cost = (
             count * probe.steps * probe.batch_size * PROBE
-            + (search.trials + 1 + probe.check) * size.sequences * 4 * FORWARD
+            + (size.trials + 1 + probe.check) * size.sequences * 4 * FORWARD
         )
         assert cost / (steps * 16 * TRAIN) == pytest.approx(size.share)
 
 
 def test_a_short_stage_has_no_probes_and_a_long_one_the_configured_ones() -> None:
     short, long = config(60), config(200_000)
-    assert sized(short, short.stages[0], components=4, sets=4).config is None
+    assert sized(short, short.stages[0], components=4, sets=4).probe is None
     size = sized(long, long.stages[0], components=4, sets=4)
-    assert size.config is not None
-    assert (size.config.probe.steps, size.config.probe.batch_size) == (25, 16)
-    assert (size.config.search.trials, size.sequences) == (12, 32)
+    assert size.probe is not None
+    assert (size.probe.steps, size.probe.batch_size) == (25, 16)
+    assert (size.trials, size.sequences) == (12, 32)
 
 
 @pytest.mark.parametrize("steps", [400, 3000, 20000, 200000])
@@ -66,11 +66,11 @@ def test_where_every_set_is_counted_probes_are_long_and_cost_a_fifth(steps: int)
     size = decision_size(run, run.stages[0], components=4)
     assert 2 * size.share <= FOR_CHECKING * run.search.budget  # type: ignore[operator]
     if steps <= 3000:
-        assert size.config is None
+        assert size.probe is None
         assert "probes that check what is counted (1 % of" in size.words
     else:
-        assert size.config is not None
-        assert size.config.probe.steps >= LEAST_CHECKING
+        assert size.probe is not None
+        assert size.probe.steps >= LEAST_CHECKING
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_where_every_set_is_counted_probes_are_long_and_cost_a_fifth(steps: int)
 def test_who_asks_for_probes_or_has_questions_gets_the_whole_budget(sections: dict[str, Any]) -> None:
     run = config(1000, **sections)
     size = decision_size(run, run.stages[0], components=4)
-    assert size.config is not None
+    assert size.probe is not None
     assert size.share > FOR_CHECKING * run.search.budget / 2  # type: ignore[operator]
 
 
 def test_a_law_that_needs_probes_has_them_in_a_short_stage_too() -> None:
     short = config(60, proposal={"law": "log-linear"})
     size = sized(short, short.stages[0], components=4, sets=4)
-    assert size.config is short
+    assert size.probe is short.probe
     assert size.sequences == short.search.sequences
     assert "proposal.law log-linear needs them" in size.words
 
@@ -100,8 +100,8 @@ def test_a_law_that_needs_probes_has_them_in_a_short_stage_too() -> None:
 def test_what_is_set_by_hand_stays() -> None:
     run = config(1000, probe={"steps": 7}, search={"trials": 20})
     size = sized(run, run.stages[0], components=4, sets=1)
-    assert size.config is not None
-    assert (size.config.probe.steps, size.config.search.trials) == (7, 20)
+    assert size.probe is not None
+    assert (size.probe.steps, size.trials) == (7, 20)
     assert "by hand: probe.steps, search.trials" in size.words
 
 
@@ -118,7 +118,7 @@ def test_what_is_written_down_and_read_again_is_sized_alike(given: dict[str, obj
 
 def test_no_budget_changes_nothing() -> None:
     run = config(10, search={"budget": None})
-    assert sized(run, run.stages[0], components=4, sets=4).config is run
+    assert sized(run, run.stages[0], components=4, sets=4).probe is run.probe
 
 
 def law(slope: np.ndarray) -> FittedLaw:

@@ -69,7 +69,9 @@ class Place:
         tasks = [
             probe_task(self.config, self.prepared, n, self.chosen.replayed, "decision-0") for n in self.names
         ]
-        tasks.append(check_task(self.config, self.prepared, self.chosen, "decision-0", LOOKED_AT))
+        tasks.append(
+            check_task(self.config, self.prepared, self.chosen, "decision-0", LOOKED_AT, self.config.probe)
+        )
         with one_thread():  # as many as a probe's worker has
             return [train_probe(task, self.base) for task in tasks]
 
@@ -168,7 +170,7 @@ def test_a_pretrained_model_is_asked_what_it_knows_and_it_is_counted(
     prepared = prepare(config)
     names = list(prepared.domains)
     size = decision_size(config, config.stages[0], len(names))
-    assert size.config is None
+    assert size.probe is None
     assert size.asked >= 4
     situation = Situation(
         index=0, step=0, stage="more", space="simplex", current=Mixture.uniform(names), model=None,

@@ -171,16 +171,16 @@ def test_many_components_ask_for_slopes_and_fewer_candidates(tiny_data: Path, tm
         return TinyRun(tiny_data, tmp_path).load("search.trials=12", "proposal.law=own-share", *settings)
 
     auto = load()
-    assert [with_slopes(auto, count) for count in (3, 15, 16, 64)] == [False, False, True, True]
-    assert [candidates(auto, count) for count in (3, 16)] == [12, 4]
-    assert candidates(load("search.trials=30"), 16) == 10
-    assert candidates(load("search.trials=32"), 16) == 32  # enough for values alone
-    assert candidates(load("search.trials=2"), 16) == 2
-    assert with_slopes(load("search.gradients=true"), 3)
-    assert not with_slopes(load("search.gradients=false"), 64)
-    assert not with_slopes(load("proposal.law=linear"), 64)
-    assert not with_slopes(load("proposal.law=auto"), 64)  # it counts
-    assert not with_slopes(Published().plan(auto), 64)
+    assert [with_slopes(auto, count, 12) for count in (3, 15, 16, 64)] == [False, False, True, True]
+    assert [candidates(auto, count, 12) for count in (3, 16)] == [12, 4]
+    assert candidates(auto, 16, 30) == 10
+    assert candidates(auto, 16, 32) == 32  # enough for values alone
+    assert candidates(auto, 16, 2) == 2
+    assert with_slopes(load("search.gradients=true"), 3, 12)
+    assert not with_slopes(load("search.gradients=false"), 64, 12)
+    assert not with_slopes(load("proposal.law=linear"), 64, 12)
+    assert not with_slopes(load("proposal.law=auto"), 64, 12)  # it counts
+    assert not with_slopes(Published().plan(auto), 64, 12)
 
 
 @pytest.mark.slow
