@@ -285,11 +285,8 @@ LEAST_COMPONENTS = 16
 MOST_TRIALS = 2  # for each component; with more, values alone do as well
 PRICE = 3  # of a candidate with derivatives, in candidates without: a backward pass costs two forward passes
 LEAST_CANDIDATES = 4
-IN_LOG_SHARES = (
-    "auto",
-    "own-share",
-    "log-share",
-)  # laws that take derivatives, and are read for trained models
+BY_SLOPES = ("own-share", "log-share")  # laws that take derivatives
+FOR_TRAINED = ("auto", *BY_SLOPES)  # laws that are read for models trained to the end of the stage
 
 
 def with_slopes(config: RunConfig, components: int, trials: int) -> bool:
@@ -302,11 +299,10 @@ def with_slopes(config: RunConfig, components: int, trials: int) -> bool:
     if wanted != "auto":
         return bool(wanted)
     law = config.proposal.law
-    uses = law in IN_LOG_SHARES and law != "auto"
     questions = config.questions()
     text = not any(weight for name, weight in config.objective().items() if name in questions)
     many = components >= LEAST_COMPONENTS and trials < MOST_TRIALS * components
-    return uses and text and many
+    return law in BY_SLOPES and text and many
 
 
 def candidates(config: RunConfig, components: int, trials: int) -> int:

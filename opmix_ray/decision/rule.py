@@ -12,7 +12,7 @@ import numpy as np
 
 from opmix_ray.config import ProposalConfig
 from opmix_ray.config.objective import UNITS, Limit, Objective
-from opmix_ray.config.run import IN_LOG_SHARES
+from opmix_ray.config.run import FOR_TRAINED
 from opmix_ray.counts.ceilings import Ceiling, ceilings_of, excess, in_words, levelled, told
 from opmix_ray.decision.choice import aimed, choose, kl_in_unit
 from opmix_ray.decision.data_law import Known, fit_data_law
@@ -107,7 +107,7 @@ class DecisionInputs:
             anchor: (D,) shares in force, over the law's domains.
         """
         settings = self.settings
-        if settings.law not in IN_LOG_SHARES or self.steps is None:
+        if settings.law not in FOR_TRAINED or self.steps is None:
             return None
         growth = None
         if self.probe_steps is not None:
