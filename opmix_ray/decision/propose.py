@@ -20,7 +20,7 @@ from opmix_ray.decision.problem import Problem, solve
 from opmix_ray.errors import UserError
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture
-from opmix_ray.numerics import one_thread
+from opmix_ray.numerics import in_order, one_thread
 
 NEAR_VERTEX = 0.9  # share above which a mixture is called close to one domain
 AT_BOUND = 1e-4
@@ -238,16 +238,13 @@ def _bootstrap(
     step: Callable[[int, int], None] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Solutions (B, D) and the gains (B,) of the given shares under refitted laws."""
-    draws, gains = [], []
-    rng = np.random.default_rng([seed, 1])
-    for done in range(count):
-        if step is not None:
-            step(done, count)
-        again = problem.with_law(problem.law.redrawn(rng))
-        draws.append(solve(again, start=shares))
-        gains.append(float((again.value(again.baseline) - again.value(shares[None]))[0]))
-    if step is not None:
-        step(count, count)
+
+    def draw(number: int) -> tuple[np.ndarray, float]:
+        again = problem.with_law(problem.law.redrawn(np.random.default_rng([seed, 1, number])))
+        gain = float((again.value(again.baseline) - again.value(shares[None]))[0])
+        return solve(again, start=shares), gain
+
+    draws, gains = zip(*in_order(draw, count, step), strict=True)
     return np.array(draws), np.array(gains)
 
 

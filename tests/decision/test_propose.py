@@ -7,6 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+from opmix_ray import numerics
 from opmix_ray.decision.propose import Proposal, propose
 from opmix_ray.errors import UserError
 from opmix_ray.laws import LAWS, FittedLaw, fit_law
@@ -222,7 +223,7 @@ def test_more_noise_makes_wider_intervals() -> None:
     ratios = rng.dirichlet(np.ones(3), 20)
     noise = rng.standard_normal((20, 3))
     width = []
-    for size in (0.001, 0.1):
+    for size in (0.03, 0.3):
         law = fit_law(
             ratios, losses(ratios) + size * noise, domains=DOMAINS, metric_names=METRICS, law="log-share"
         )
@@ -230,6 +231,20 @@ def test_more_noise_makes_wider_intervals() -> None:
         assert intervals is not None
         width.append(sum(high - low for low, high in intervals.values()))
     assert width[1] > 2 * width[0]
+
+
+def test_intervals_are_the_same_in_one_process_and_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    ratios = rng.dirichlet(np.ones(3), 20)
+    law = fit_law(ratios, losses(ratios), domains=DOMAINS, metric_names=METRICS, law="auto")
+    found, told = [], []
+    for least in (np.inf, 0.0):
+        monkeypatch.setattr(numerics, "WORTH", least)
+        found.append(
+            propose(law, prior=UNIFORM, kl=0.05, bootstrap=5, step=lambda done, total: told.append(done))
+        )
+    assert found[0] == found[1]
+    assert told == [0, 1, 2, 3, 4, 5] * 2
 
 
 def test_a_proposal_outside_the_rows_is_called_an_extrapolation() -> None:
