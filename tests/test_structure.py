@@ -147,7 +147,7 @@ def test_a_run_is_made_from_another_in_few_places() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "config.but"
     )  # fmt: skip
-    assert places == {"config.load": 2, "runner.plan": 2, "strategies.base": 1, "decision.budget": 1}
+    assert places == {"config.load": 2, "runner.plan": 2, "strategies.base": 1}
 
 
 def test_no_room_is_too_large() -> None:
