@@ -128,10 +128,10 @@ def sized(
         within = (
             "that check what is counted" if checking else f"of {components} components within search.budget"
         )
-        return Size(
-            None, 0, 0, alone * known / whole,
-            f"{stage.steps} steps are too few for probes {within} ({percent}): the mixture comes from {how}", alone,
-        )  # fmt: skip
+        why = f"{stage.steps} steps are too few for probes {within} ({percent})"
+        if not search.budget:
+            why = "search.budget is 0"
+        return Size(None, 0, 0, alone * known / whole, f"{why}: the mixture comes from {how}", alone)
     kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
     share = cost(steps, batch, trials, sequences) + asked * known / whole
     over = "within" if share * max(1, len(stage.decide_at)) <= search.budget else "more than"

@@ -121,6 +121,13 @@ def test_no_budget_changes_nothing() -> None:
     assert sized(run, run.stages[0], components=4, sets=4).probe is run.probe
 
 
+def test_a_budget_of_nothing_counts_alone_and_says_why() -> None:
+    run = config(1000, search={"budget": 0})
+    size = sized(run, run.stages[0], components=4, sets=4, counted=True)
+    assert (size.probe, size.share) == (None, 0)
+    assert size.words == "search.budget is 0: the mixture comes from counting alone"
+
+
 def law(slope: np.ndarray) -> FittedLaw:
     class Linear(Constant):
         def predict(self, ratios: np.ndarray) -> np.ndarray:
