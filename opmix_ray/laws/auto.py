@@ -27,6 +27,7 @@ from opmix_ray.laws.gaussian_process import GaussianProcessLaw
 from opmix_ray.laws.linear import Ridge
 from opmix_ray.laws.log_share import LogShareLaw
 from opmix_ray.laws.power import PowerLaw
+from opmix_ray.numerics import in_order
 
 STACKED: tuple[type[Law], ...] = (GaussianProcessLaw, PowerLaw, LogShareLaw, Ridge)
 FEW: tuple[type[Law], ...] = (
@@ -102,7 +103,7 @@ def fit_auto(table: Table, weights: np.ndarray, folds: Sequence[np.ndarray]) -> 
     enough = len(table) >= ROWS * (table.ratios.shape[1] + 2)
     laws = [law() for law in (STACKED if enough else FEW)]
     even = np.full(inner.metrics.shape[1], 1 / inner.metrics.shape[1])
-    fits = [fit_one(law, inner, even, folds) for law in laws]
+    fits = in_order(lambda k: fit_one(laws[k], inner, even, folds), len(laws))
     held_out = np.array([fit.held_out for fit in fits])  # (K, N, M or G)
     shares = _shared_weights(inner, held_out)
     kept = np.flatnonzero(shares)

@@ -62,7 +62,7 @@ def in_order(task: Callable[[int], T], count: int, step: Callable[[int, int], No
     processes = min(joblib.cpu_count(), len(rest))
     if processes < 2 or len(rest) * (time.monotonic() - began) < WORTH:
         return told(task(number) for number in rest)
-    parallel = joblib.Parallel(n_jobs=processes, return_as="generator")
+    parallel = joblib.Parallel(n_jobs=processes, return_as="generator", max_nbytes=None)  # needs no /dev/shm
     return told(parallel(joblib.delayed(_alone)(task, number) for number in rest))
 
 
