@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ HARM = 3.0  # nats per token that far more do, if all that is read were read so 
 LEARNED = 3.0  # times as many passes again, until most of it is learned by heart
 READ_BEFORE = 0.03  # what a token read before the stage counts, where one read in it counts 1: models forget
 APART = 0.03  # nats that a domain must cost a set before it is counted as nothing for it: docs/decisions.md
-FACTORS = 2.0 ** np.arange(-2, 0.125, 0.25)  # of SMOOTHING; none below a fourth was tried on trained models
+FACTORS = 2.0 ** np.arange(-7, 0.125, 0.5)  # of SMOOTHING
 KNOWN = 0.25  # weight of what the model itself says of a token, beside the n-gram model: docs/decisions.md
 SAMPLE = 1 << 19  # tokens of a domain that are counted
 POSITIONS = 2048  # target tokens of a set that are kept
@@ -194,28 +194,43 @@ class Counts:
             )  # fmt: skip
 
 
-def smoothing_of(counts: Mapping[str, Counts], now: Mapping[str, float], data: DataLeft) -> float:
-    """The factor of `SMOOTHING` at which counting what was read gives the losses that the model has now, at most 1.
+def smoothing_of(
+    counts: Mapping[str, Counts], now: Mapping[str, float], shares: np.ndarray, data: DataLeft,
+    unread: Collection[str] = (),
+) -> float:  # fmt: skip
+    """The factor of `SMOOTHING` at which no stage leaves a model worse than it is, at most 1.
 
-    `SMOOTHING` is that of models of 80,000 weights. One that is ahead of it learns more from each text that it reads,
-    and has more to lose where it reads less. The middle one of the sets' own factors is taken.
+    `SMOOTHING` is that of models of 80,000 weights in their first thousand steps. A longer trained or larger one learns
+    more from each text that it reads, and has more to lose where it reads less. Where counting says that the mixture in
+    force would leave a set worse than now, it is smoothed too much. The middle one of the sets' own factors is taken.
 
     Args:
         counts: by set.
         now: loss by set, nats per token; of a model that has read `data.used` and nothing else.
+        shares: (D,) in force.
         data: of the stage to decide on.
+        unread: domains that were not read: what is lost on them now says nothing.
     """
-    read = float(data.used.sum())
-    if read <= 0:
+    if data.used.sum() <= 0:
         return 1.0
-    past = DataLeft(read, np.zeros(len(data.used)), data.distinct)
-    shares = (data.used / read)[None]
-    factors = []
-    for name, one in counts.items():
-        if np.isfinite(now.get(name, np.nan)):
-            levels = [float(replace(one, smooth=s).loss(shares, past)[0]) for s in FACTORS]
-            factors.append(float(np.exp(np.interp(now[name], levels, np.log(FACTORS)))))
+    factors = [
+        _factor(one, now[name], shares, data)
+        for name, one in counts.items()
+        if name not in unread and np.isfinite(now.get(name, np.nan))
+    ]
     return float(np.median(factors)) if factors else 1.0
+
+
+def _factor(counts: Counts, now: float, shares: np.ndarray, data: DataLeft) -> float:
+    """The greatest factor at which the mixture ends no worse than `now`; where there is none, the least."""
+    levels = np.array([replace(counts, smooth=s).loss(shares[None], data)[0] for s in FACTORS])
+    kept = np.flatnonzero(levels <= now)
+    if not len(kept):
+        return float(FACTORS[0])
+    last = int(kept[-1])
+    if last == len(FACTORS) - 1:
+        return 1.0
+    return float(np.exp(np.interp(now, levels[last : last + 2], np.log(FACTORS[last : last + 2]))))
 
 
 def count_ngrams(

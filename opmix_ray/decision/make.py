@@ -374,7 +374,8 @@ class _Maker:
             counts = counts_for(self.prepared, texts, situation.current, data, told.targets)
         now, read = self._now(), sum(situation.tokens_used.values())
         if counts and now and not pretrained(config) and data.used.sum() > 0.99 * read:  # of nothing else
-            smooth = smoothing_of(counts, now, data)
+            unread = [name for name in self.domains if not situation.tokens_used.get(name)]
+            smooth = smoothing_of(counts, now, situation.current.array(), data, unread)
             counts = {name: replace(one, smooth=smooth) for name, one in counts.items()}
         return Known(counts, data)
 

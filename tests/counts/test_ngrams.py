@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from opmix_ray.counts.ceilings import DataResponse
-from opmix_ray.counts.ngrams import Counts, DataLeft, count_ngrams, sample_rows, smoothing_of
+from opmix_ray.counts.ngrams import FACTORS, Counts, DataLeft, count_ngrams, sample_rows, smoothing_of
 from opmix_ray.laws.base import dump_response, load_response
 
 VOCABULARY, LENGTH = 40, 32
@@ -66,9 +66,9 @@ def test_the_gradient_is_that_of_the_loss(counts: Counts) -> None:
 @pytest.mark.parametrize("smooth", [0.5, 0.3])
 def test_a_model_ahead_of_counting_is_counted_with_less_smoothing(counts: Counts, smooth: float) -> None:
     data = DataLeft(2000.0, np.array([900.0, 600.0, 300.0]), np.full(3, 60.0 * LENGTH))
-    past, shares = DataLeft(1800.0, np.zeros(3), data.distinct), np.array([[1 / 2, 1 / 3, 1 / 6]])
-    now = {"set": float(replace(counts, smooth=smooth).loss(shares, past)[0])}
-    found = smoothing_of({"set": counts}, now, data)
+    shares = np.array([1 / 2, 1 / 3, 1 / 6])
+    now = {"set": float(replace(counts, smooth=smooth).loss(shares[None], data)[0]), "new": 9.0}
+    found = smoothing_of({"set": counts, "new": counts}, now, shares, data, unread=["new"])
     assert found == pytest.approx(smooth, rel=0.05)
     sharper = replace(counts, smooth=found)
     more, less = np.array([[0.6, 0.2, 0.2]]), np.array([[0.2, 0.4, 0.4]])
@@ -85,7 +85,11 @@ def test_a_model_ahead_of_counting_is_counted_with_less_smoothing(counts: Counts
 def test_a_model_behind_counting_or_not_known_is_counted_as_it_is(
     counts: Counts, now: dict[str, float], used: float
 ) -> None:
-    assert smoothing_of({"set": counts}, now, left(used=used)) == 1.0
+    assert smoothing_of({"set": counts}, now, np.full(3, 1 / 3), left(used=used)) == 1.0
+
+
+def test_what_no_smoothing_explains_is_counted_with_the_least(counts: Counts) -> None:
+    assert smoothing_of({"set": counts}, {"set": 0.1}, np.full(3, 1 / 3), left(used=600.0)) == FACTORS[0]
 
 
 def test_text_read_again_counts_for_less(counts: Counts) -> None:
