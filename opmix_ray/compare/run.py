@@ -26,8 +26,8 @@ from opmix_ray.config import RunConfig, StageConfig, dump_config
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.progress import Progress
 from opmix_ray.errors import UserError
-from opmix_ray.output.lock import locked
-from opmix_ray.output.state import LOCK, RESULT
+from opmix_ray.output.lock import locked, raise_fence
+from opmix_ray.output.state import FENCE, LOCK, RESULT
 from opmix_ray.runner.base import beginning, resolved
 from opmix_ray.runner.forecast import Forecast
 from opmix_ray.runner.plan import stage_domains, with_strategy
@@ -229,7 +229,7 @@ def _with_secrets(entry: ComparedRun, written: str) -> Iterator[str]:
 
 
 COMPARE, ROWS, TABLE, PAGE, TIMES = "compare.json", "compare.csv", "compare.md", "compare.html", "times.json"
-_OURS = {COMPARE, ROWS, TABLE, PAGE, TIMES, RUNS, LOCK}
+_OURS = {COMPARE, ROWS, TABLE, PAGE, TIMES, RUNS, LOCK, FENCE}
 
 
 def compare(
@@ -272,6 +272,7 @@ def compare(
     storage = Storage(output)
     with locked(storage):
         _open(storage, resume, overwrite)
+        raise_fence(storage)
         with resolved(config) as based:
             prepared = validate(based.config, None, progress.preparing)
             scale = factors(based.config, prepared, names) if equal_compute else None

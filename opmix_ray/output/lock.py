@@ -103,9 +103,31 @@ def raise_fence(storage: Storage) -> str:
     storage.before_write = None
     with _turn(storage, fcntl.LOCK_EX):
         storage.write_text(_TOKEN, token)
+    _look_before_writing(storage, token)
+    return token
+
+
+def opened(uri: str, token: str | None) -> Storage:
+    """An output again, for a part of its driver that is given the URI; it looks as the driver's own does.
+
+    Args:
+        uri: of the output.
+        token: what `raise_fence` gave; None: there is no other writer.
+
+    Raises:
+        UserError: in an object store another driver has raised the fence since.
+    """
+    storage = Storage(uri)
+    if token is not None:
+        _look_before_writing(storage, token)
+    if storage.before_write is not None:
+        storage.before_write()
+    return storage
+
+
+def _look_before_writing(storage: Storage, token: str) -> None:
     if not storage.is_local:  # a directory is locked while its driver lives
         storage.before_write = partial(_check, storage, token)
-    return token
 
 
 @contextlib.contextmanager

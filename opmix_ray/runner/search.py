@@ -33,7 +33,7 @@ from opmix_ray.laws import FittedLaw
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.output.ledger import Ledger, Session
-from opmix_ray.output.lock import locked
+from opmix_ray.output.lock import locked, raise_fence
 from opmix_ray.output.result import write_mixture
 from opmix_ray.output.state import open_output
 from opmix_ray.report import write_report
@@ -172,6 +172,7 @@ def search_once(
     with resolved(config) as run, locked(storage):
         config = run.config
         state = open_output(run.written, storage, resume=False, overwrite=overwrite)
+        raise_fence(storage)
         prepared = validate(config, on_progress=progress.preparing)
         content = fingerprint(config, prepared)
         refuse(changed(state.content or content, content))

@@ -18,9 +18,9 @@ from ray.train.torch import TorchTrainer
 
 from opmix_ray.errors import user_errors
 from opmix_ray.node import WATCHER, Reporter, here
+from opmix_ray.output.lock import opened
 from opmix_ray.output.state import TRAIN
 from opmix_ray.signals import StopSignals
-from opmix_ray.storage import Storage
 from opmix_ray.train.checkpoint import TrainState, read_state, recover
 from opmix_ray.train.loop import Segment, train_segment
 from opmix_ray.train.workers import ListeningConfig
@@ -82,7 +82,7 @@ def run_segment(segment: Segment, on_event: OnEvent) -> SegmentResult:
 def _trained(segment: Segment, on_event: OnEvent) -> SegmentResult:
     """One call of Train, which goes on from the segment's last checkpoint."""
     train = segment.train
-    storage = Storage(segment.output)
+    storage = opened(segment.output, segment.writer)
     filesystem, root = storage.filesystem
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

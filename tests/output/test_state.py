@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from opmix_ray.errors import UserError
-from opmix_ray.output.lock import raise_fence, writing
+from opmix_ray.output.lock import opened, raise_fence, writing
 from opmix_ray.output.state import BEFORE, METRICS, RunState, identity, load_state, open_output, sealed
 from opmix_ray.runner.trust import final_rows, trusted
 from opmix_ray.storage import Storage, fault
@@ -222,6 +222,15 @@ def test_of_two_drivers_on_an_object_store_the_later_one_writes(
         ):
             with pytest.raises(UserError, match="taken this output over"):
                 change()
+        with pytest.raises(UserError, match="taken this output over"):
+            opened(store.uri("run"), first)
+        late = opened(store.uri("run"), second)
+        storage.write_text(f"train/seg/{NOTES}", "{}")
+        storage.write_text("train/seg/checkpoint_1/state.json", "{}")
+        raise_fence(storage)
+        with pytest.raises(UserError, match="taken this output over"):
+            recover(late, "train/seg")
+        assert storage.exists("train/seg/checkpoint_1/state.json"), "of the one that goes on"
         assert storage.read_text("metrics.jsonl") == "1\n"
         assert storage.exists("state.json")
 
