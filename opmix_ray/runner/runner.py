@@ -84,32 +84,39 @@ def run(
             state = open_output(
                 this.written, storage, resume=resume, overwrite=overwrite, say=progress.message
             )
-            if state.finished and storage.exists(RESULT):
-                if state.content:
-                    prepared = prepare_checked(config, progress.preparing)
-                    refuse(changed(state.content, fingerprint(this.written, prepared)))
+            over = _is_over(storage, state)
+            if state.content or not over:
+                prepared = prepare_checked(config, progress.preparing)
+                content = fingerprint(this.written, prepared)
+                if state.done:
+                    refuse(changed(state.content or content, content))
+                    same_content(state, prepared)
+            if not over:  # and nothing is wrong: a driver that is refused sends no other one away
+                writer = raise_fence(storage)
+                if not storage.is_local:  # another one may have gone on meanwhile
+                    state = open_output(this.written, storage, resume=False, overwrite=False)
+                    over = _is_over(storage, state)
+            if over:
                 progress.message(f"{storage.uri} holds this run, finished; use --overwrite to run it again")
                 return storage.read_json(RESULT)
-            writer = raise_fence(storage)
             state = trusted(storage, state, progress.message)
             if state.done:
                 progress.message(
                     f"resumed from step {resumes_at(config, storage, state)} of {total_steps(config)}"
                 )
-            prepared = prepare_checked(config, progress.preparing)
-            for line in split_words(prepared):
-                progress.message(line)
-            content = fingerprint(this.written, prepared)
-            if state.done:
-                refuse(changed(state.content or content, content))
-                same_content(state, prepared)
             else:
                 adopt(this.written, storage, state)
                 state.content = content
+            for line in split_words(prepared):
+                progress.message(line)
             with connected(config), tracking(config, storage, _done(storage, state)) as tracked:
                 refuse(check_reach(config, storage, prepared))
                 decide = decide or strategy.decide
                 return _Runner(this, prepared, storage, state, progress, decide, tracked, writer).run()
+
+
+def _is_over(storage: Storage, state: RunState) -> bool:
+    return state.finished and storage.exists(RESULT)
 
 
 _KEPT = 2  # checkpoints, the one in force among them
