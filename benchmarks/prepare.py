@@ -1,12 +1,15 @@
 """`opmix prepare` against a plain loop over the same tokenizer, on one core and on two, in one run.
 
-    python benchmarks/prepare.py [--megabytes 24] [--repeats 3] [--json] [--quick]
+    python benchmarks/prepare.py [--megabytes 24] [--repeats 3] [--json] [--quick] [--copies]
 
 The demo's texts, repeated to the size asked for, as JSONL files. The plain loop reads lines, encodes 1,000 at a time
 with `tokenizers` and keeps the ids; ours also hashes, holds out, packs and writes shards. Both use as many threads of
 `tokenizers` as there are cores in the row. Every measurement is a process of its own, bound to its cores; they
 alternate, medians are reported. What two cores are worth here is measured too: two plain loops at once, each bound to
 a core of its own, against one alone.
+
+With `--copies` another question: what finding leaks and near-duplicates takes of preparing. The same texts and a set of
+1,000 documents for evaluation alone, on one core: as it is, and with documents known by their bytes and not compared.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from subjects import median
 from opmix_ray.paths import shipped
 
 BATCH = 1000
+APART = "apart"  # folder of the set for evaluation alone
 
 
 def write_texts(directory: Path, megabytes: float, files: int) -> int:
@@ -64,6 +68,50 @@ def ours(directory: Path) -> float:
         return time.perf_counter() - began
 
 
+def looking(directory: Path) -> float:
+    """Seconds of `prepare` beside a set for evaluation alone, imports left out."""
+    from opmix_ray.config import EvaluationSetConfig, load_config
+    from opmix_ray.data.prepare import prepare
+
+    with tempfile.TemporaryDirectory(prefix="prepare-cache-") as cache:
+        config = load_config(shipped("examples") / "quickstart.yaml", [f"data.cache={cache}"])
+        one = next(iter(config.data.domains.values()))
+        domain = one.model_copy(update={"path": str(directory / "*.jsonl"), "max_epochs": None})
+        apart = EvaluationSetConfig(path=str(directory / APART / "set.jsonl"))
+        data = config.data.model_copy(update={"domains": {"all": domain}})
+        evaluation = config.evaluation.model_copy(update={"sets": {"apart": apart}})
+        config = config.model_copy(update={"data": data, "evaluation": evaluation})
+        began = time.perf_counter()
+        prepare(config)
+        return time.perf_counter() - began
+
+
+def blind(directory: Path) -> float:
+    """The same without words, shingles, signatures and a look at the set."""
+    import hashlib
+
+    import numpy as np
+
+    from opmix_ray.overlap import leaks, near
+    from opmix_ray.sources.source import Document
+
+    def by_bytes(document: Document, words: str | None = None) -> int:
+        found = hashlib.blake2b(str(document.text).encode(), digest_size=8).digest()
+        return int.from_bytes(found, "little")
+
+    none = np.zeros(0, np.uint64)
+    patched: list[tuple[Any, str, Any]] = [
+        (Document, "words", lambda document: document.text),
+        (Document, "digest", by_bytes),
+        (leaks.Prints, "of", lambda words: leaks.Prints(none, none.astype(np.int64), len(words))),
+        (leaks.Table, "find", lambda table, prints, digests: np.full(len(digests), -1)),
+        (near, "groups", lambda signatures: np.arange(len(signatures))),
+    ]
+    for holder, name, put in patched:
+        setattr(holder, name, put)
+    return looking(directory)
+
+
 def plain(directory: Path) -> float:
     """Seconds of a loop that a user would write."""
     from tokenizers import Tokenizer
@@ -82,6 +130,28 @@ def plain(directory: Path) -> float:
         ids += [found.ids for found in tokenizer.encode_batch(batch)]
     assert ids
     return time.perf_counter() - began
+
+
+def write_set(directory: Path, documents: int = 1000) -> None:
+    """A set of documents of their own: the words of training documents, in another order."""
+    (directory / APART).mkdir()
+    rows: list[str] = []
+    for file in sorted(directory.glob("*.jsonl")):
+        with open(file, encoding="utf-8") as stream:
+            texts = [json.loads(line)["text"] for line, _ in zip(stream, range(documents), strict=False)]
+        rows += [json.dumps({"text": " ".join(sorted(text.split()))}) + "\n" for text in texts]
+    (directory / APART / "set.jsonl").write_text("".join(rows[:documents]), encoding="utf-8")
+
+
+def share_of_copies(directory: Path, repeats: int) -> dict[str, float]:
+    """Seconds with and without, and the share of the first that the difference is."""
+    write_set(directory)
+    found: dict[str, list[float]] = {"looking": [], "blind": []}
+    for _ in range(repeats):
+        for how, values in found.items():
+            values.append(apart(how, directory, 1))
+    with_it, without = median(found["looking"]), median(found["blind"])
+    return {"looking": with_it, "blind": without, "share": 1 - without / with_it}
 
 
 def start(how: str, directory: Path, cores: list[int]) -> subprocess.Popen[str]:
@@ -128,11 +198,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a megabyte, once")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--copies", action="store_true", help="what finding copies takes of preparing")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         how, directory = arguments.one
-        print({"ours": ours, "plain": plain}[how](Path(directory)))
+        print({"ours": ours, "plain": plain, "looking": looking, "blind": blind}[how](Path(directory)))
         return
     if arguments.quick:
         arguments.megabytes, arguments.repeats = 1, 1
@@ -140,6 +211,15 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="prepare-") as directory:
         size = write_texts(Path(directory), arguments.megabytes, arguments.files)
+        if arguments.copies:
+            shares = share_of_copies(Path(directory), arguments.repeats)
+            print(
+                json.dumps(shares)
+                if arguments.json
+                else f"preparing {shares['looking']:.1f} s, without finding copies {shares['blind']:.1f} s: "
+                f"{shares['share']:.0%} of it   goal at most 50%"
+            )
+            return
         times: dict[tuple[str, int], list[float]] = {
             (how, c): [] for how in ("ours", "plain") for c in counts
         }
