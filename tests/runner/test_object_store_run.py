@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from opmix_ray.storage import Storage
 from tests.object_store import ObjectStore, object_store
-from tests.support import DOMAINS, ROOT, TinyRun, opmix
+from tests.support import DOMAINS, PATIENCE, ROOT, TinyRun, opmix
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def _configured(store: ObjectStore, data: Path, directory: Path) -> Path:
 def undisturbed(store: ObjectStore, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a run that went to its end."""
     file = _configured(store, tiny_data, tmp_path_factory.mktemp("config"))
-    done = opmix("run", str(file), "--output", store.uri("one"), timeout=400)
+    done = opmix("run", str(file), "--output", store.uri("one"))
     assert done.returncode == 0, done.stderr
     assert store.secret_key not in done.stdout + done.stderr
     assert store.uri("one/report.html") in done.stdout
@@ -118,7 +118,7 @@ def test_killed_in_a_decision_it_goes_on(
     output = store.uri(f"killed-{Path(moment).stem}")
     run = TinyRun(tiny_data, tmp_path).command("run", str(file), "--output", output, "--json")
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-    storage, deadline = Storage(output), time.monotonic() + 300
+    storage, deadline = Storage(output), time.monotonic() + PATIENCE
     while not storage.exists(moment):
         assert process.poll() is None, process.communicate()[1].decode()
         assert time.monotonic() < deadline
@@ -126,7 +126,7 @@ def test_killed_in_a_decision_it_goes_on(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not storage.exists("result.json")
-    resumed = opmix("run", str(file), "--output", output, "--resume", timeout=400)
+    resumed = opmix("run", str(file), "--output", output, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     found, expected = _outcome(output), _outcome(undisturbed)
     assert found["ratios"] == expected["ratios"]
