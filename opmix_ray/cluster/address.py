@@ -199,68 +199,52 @@ def _look(
 ) -> None:
     if raylet is not None and not _answers(raylet):
         raylet = None  # it cannot be reached by this address, though Ray is there
-    line = None if raylet is None else _Line(raylet)
+    line: socket.socket | None = None  # held open: the system breaks it the moment that the raylet dies
     without_head = without_raylet = 0
     said = False
-    while not _over(over, line, every):
-        without_head = 0 if _answers(head) else without_head + 1
-        without_raylet = 0 if raylet is None or _answers(raylet) else without_raylet + 1
-        if without_raylet and line is not None and line.broken:
-            without_raylet = PATIENCE  # a call to it now would end this process without a word
-        said = said and without_head > 0
-        ends = without_raylet >= PATIENCE or without_head >= last
-        if not said and (ends or without_head >= PATIENCE):
-            said = True
-            who = "process on this machine" if without_raylet else f"head at {head}"
-            _say(who, "the run ends" if ends else "if it does not come back, the run ends")
-        if ends:
-            end()
-            return
-
-
-class _Line:
-    """A connection that is held open: the system breaks it the moment that the other process dies.
-
-    Args:
-        address: `host:port`.
-    """
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.connection = _connect(address)
-
-    @property
-    def broken(self) -> bool:
-        """Whether it was, and could not be had again."""
-        return self.connection is None
-
-    def heard(self) -> None:
-        """Read what came; a server that is there also closes connections that stay silent, so another is tried."""
-        assert self.connection is not None
-        try:
-            said = self.connection.recv(4096)
-        except OSError:
-            said = b""
-        if not said:
-            self.connection.close()
-            self.connection = _connect(self.address)
-
-
-def _over(over: socket.socket, line: _Line | None, every: float) -> bool:
-    """Wait for the next look: for so many seconds, or until the line breaks. Whether there is no more to look at."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(over, selectors.EVENT_READ)
-        if line is None or line.connection is None:
-            return bool(selector.select(every))
-        deadline = time.monotonic() + every
-        selector.register(line.connection, selectors.EVENT_READ)
-        while ready := selector.select(max(0.0, deadline - time.monotonic())):
-            if any(key.fileobj is over for key, _ in ready):
-                return True
-            held = line.connection
-            line.heard()
-            if line.connection is not held:
+    with over:
+        while True:
+            if line is None and raylet is not None:
+                line = _connect(raylet)
+            ready = _first(over, line, every)
+            if ready is over:
                 break
+            broke = line is not None and ready is line and not _heard(line)
+            if broke:
+                line = None
+            without_head = 0 if _answers(head) else without_head + 1
+            without_raylet = 0 if raylet is None or _answers(raylet) else without_raylet + 1
+            if broke and without_raylet:  # a server that is there closes silent connections too
+                without_raylet = PATIENCE  # a call to it now would end this process without a word
+            said = said and without_head > 0
+            ends = without_raylet >= PATIENCE or without_head >= last
+            if not said and (ends or without_head >= PATIENCE):
+                said = True
+                who = "process on this machine" if without_raylet else f"head at {head}"
+                _say(who, "the run ends" if ends else "if it does not come back, the run ends")
+            if ends:
+                end()
+                break
+    if line is not None:
+        line.close()
+
+
+def _first(over: socket.socket, line: socket.socket | None, every: float) -> socket.socket | None:
+    """Of two connections the one that has something to say, `over` before `line`; None: neither in so many seconds."""
+    with selectors.DefaultSelector() as selector:
+        for each in (over, line):
+            if each is not None:
+                selector.register(each, selectors.EVENT_READ)
+        ready = [key.fileobj for key, _ in selector.select(every)]
+    return next((each for each in (over, line) if each in ready), None)
+
+
+def _heard(line: socket.socket) -> bool:
+    """Read what came; False, and the connection closed, where it has ended."""
+    with suppress(OSError):
+        if line.recv(4096):
+            return True
+    line.close()
     return False
 
 
