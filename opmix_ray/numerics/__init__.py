@@ -10,7 +10,7 @@ processor time on an idle machine, minutes instead of seconds on a busy one (`be
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -45,25 +45,23 @@ def in_order(task: Callable[[int], T], count: int, step: Callable[[int, int], No
     """
     import joblib  # takes .1 s
 
-    done: list[T] = []
-
-    def told(found: Iterator[T]) -> list[T]:
-        for one in found:
-            done.append(one)
-            if step is not None:
-                step(len(done), count)
-        return done
-
-    if step is not None:
-        step(0, count)
+    told = step or (lambda done, total: None)
+    told(0, count)
     began = time.monotonic()
-    told(iter([task(0)]))
+    done = [task(0)]
+    told(1, count)
     rest = range(1, count)
     processes = min(joblib.cpu_count(), len(rest))
-    if processes < 2 or len(rest) * (time.monotonic() - began) < WORTH:
-        return told(task(number) for number in rest)
-    parallel = joblib.Parallel(n_jobs=processes, return_as="generator", max_nbytes=None)  # needs no /dev/shm
-    return told(parallel(joblib.delayed(_alone)(task, number) for number in rest))
+    found: Iterable[T] = map(task, rest)
+    if processes > 1 and len(rest) * (time.monotonic() - began) >= WORTH:
+        parallel = joblib.Parallel(
+            n_jobs=processes, return_as="generator", max_nbytes=None
+        )  # needs no /dev/shm
+        found = parallel(joblib.delayed(_alone)(task, number) for number in rest)
+    for one in found:
+        done.append(one)
+        told(len(done), count)
+    return done
 
 
 def _alone(task: Callable[[int], T], number: int) -> T:
