@@ -8,14 +8,14 @@ one by one).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from opmix_ray.config import ProposalConfig
-from opmix_ray.counts.ngrams import DataLeft, smoothing_of
+from opmix_ray.counts.ngrams import DataLeft, smoothed
 from opmix_ray.decision.choice import Choice, choose
 from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.rule import DecisionInputs, fit_decision
@@ -137,8 +137,7 @@ def asked(bench: Bench, prefix: dict[str, Any]) -> DecisionInputs:
     )
     counts = counts_for(prepared, held, current, data)
     now = prefix["losses"][str(problem.prefix)]
-    smooth = smoothing_of(counts, now, current.array(bench.domains), data, problem.new)
-    counts = {name: replace(one, smooth=smooth) for name, one in counts.items()}
+    counts = smoothed(counts, now, current.array(bench.domains), data, problem.new)
     floor = 1 - config.probe.new_share
     names = tuple(bench.domains)
     free = {

@@ -221,6 +221,15 @@ def smoothing_of(
     return float(np.median(factors)) if factors else 1.0
 
 
+def smoothed(
+    counts: Mapping[str, Counts], now: Mapping[str, float], shares: np.ndarray, data: DataLeft,
+    unread: Collection[str] = (),
+) -> dict[str, Counts]:  # fmt: skip
+    """The counts with the factor of `smoothing_of`, which says what the arguments are."""
+    smooth = smoothing_of(counts, now, shares, data, unread)
+    return {name: replace(one, smooth=smooth) for name, one in counts.items()}
+
+
 def _factor(counts: Counts, now: float, shares: np.ndarray, data: DataLeft) -> float:
     """The greatest factor at which the mixture ends no worse than `now`; where there is none, the least."""
     levels = np.array([replace(counts, smooth=s).loss(shares[None], data)[0] for s in FACTORS])

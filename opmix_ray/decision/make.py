@@ -14,7 +14,7 @@ import ray
 from opmix_ray.cluster.demand import of_evaluator, waiting
 from opmix_ray.config import RunConfig
 from opmix_ray.config.run import candidates, with_slopes
-from opmix_ray.counts.ngrams import Counts, DataLeft, smoothing_of
+from opmix_ray.counts.ngrams import Counts, DataLeft, smoothed
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.budget import Size, decision_size, pretrained
 from opmix_ray.decision.data_law import Known
@@ -375,8 +375,7 @@ class _Maker:
         now, read = self._now(), sum(situation.tokens_used.values())
         if counts and now and not pretrained(config) and data.used.sum() > 0.99 * read:  # of nothing else
             unread = [name for name in self.domains if not situation.tokens_used.get(name)]
-            smooth = smoothing_of(counts, now, situation.current.array(), data, unread)
-            counts = {name: replace(one, smooth=smooth) for name, one in counts.items()}
+            counts = smoothed(counts, now, situation.current.array(), data, unread)
         return Known(counts, data)
 
     def _weights(self) -> ray.ObjectRef:
