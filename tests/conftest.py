@@ -32,7 +32,9 @@ WHOLE_RUNS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--fast`: what one runs while working."""
-    parser.addoption("--fast", action="store_true", help="only tests that need neither Ray nor a whole run")
+    parser.addoption(
+        "--fast", action="store_true", help="only tests that need neither Ray nor a whole run nor seconds"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -51,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_fast(item: pytest.Item) -> bool:
     room = item.path.relative_to(Path(__file__).parent).parts[0]
-    return room not in WHOLE_RUNS and not _needs_ray(item)
+    return room not in WHOLE_RUNS and not _needs_ray(item) and item.get_closest_marker("seconds") is None
 
 
 def _needs_ray(item: pytest.Item) -> bool:

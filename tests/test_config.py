@@ -24,6 +24,7 @@ EXAMPLES = sorted(
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=[file.name for file in EXAMPLES])
+@pytest.mark.seconds
 def test_a_dump_reads_back_as_the_same_run(file: Path, tmp_path: Path) -> None:
     config = load_config(file)
     copy = tmp_path / "config.yaml"

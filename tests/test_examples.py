@@ -42,6 +42,7 @@ def test_the_quickstart_loads_and_decides_at_least_once_on_at_least_twelve_candi
     assert config.search.trials >= 12
 
 
+@pytest.mark.seconds
 def test_the_configuration_reference_is_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, "tools/build_docs.py", "--check"],

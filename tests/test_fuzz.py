@@ -65,6 +65,7 @@ def test_what_is_no_clear_error_is_found(tmp_path: Path) -> None:
     assert tried(unclear, random.Random(0), tmp_path).kind == "unclear"
 
 
+@pytest.mark.seconds
 def test_a_prepared_shard_or_manifest_that_broke(tiny: TinyRun, tmp_path: Path) -> None:
     """What is not refused is read to the end, in the shape that the manifest says."""
     source = Path(validate(tiny.load()).domains["code"].path)

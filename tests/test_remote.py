@@ -70,6 +70,7 @@ def test_a_directory_is_sent_with_its_mark_last_and_fetched_for_a_while(
     assert not directory.exists()
 
 
+@pytest.mark.seconds
 def test_an_object_is_not_there_before_it_is_whole(store: ObjectStore) -> None:
     """Twelve megabytes go up in parts; whoever looks meanwhile sees the old object or none."""
     storage = Storage(store.uri("parts"))
@@ -102,6 +103,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
+@pytest.mark.seconds
 def test_wrong_keys_are_one_line_that_does_not_show_them(
     opmix: Opmix, store: ObjectStore, tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:

@@ -37,6 +37,7 @@ def test_a_file_uri_is_a_local_directory(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "t").read_text() == "one"
 
 
+@pytest.mark.seconds
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(storage: Storage) -> None:
     """With a limit on the size of files, which the kernel keeps as it keeps that of a disk."""
     storage.write_text("state.json", "old")

@@ -140,6 +140,7 @@ def test_configurations_are_made_from_others_in_one_place() -> None:
     assert rewriting == {"config.section"}
 
 
+@pytest.mark.seconds
 def test_a_run_is_made_from_another_in_few_places() -> None:
     """What a run reads is resolved before it begins: by its file and command, its strategy, and for each stage."""
     places = Counter(

@@ -125,6 +125,7 @@ def start(config: RunConfig, kill: bool, most_bytes: float = math.inf) -> Any:
     return process
 
 
+@pytest.mark.seconds
 def test_a_killed_preparation_leaves_nothing_that_counts_and_two_at_once_agree(
     make_config: Make, write_rows: Write, tmp_path: Path
 ) -> None:

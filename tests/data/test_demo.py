@@ -67,6 +67,7 @@ def test_every_domain_has_its_licence(builder: ModuleType) -> None:
             assert (DATA / "licenses" / f"{domain.name}.txt").stat().st_size > 1000
 
 
+@pytest.mark.seconds
 def test_the_tokenizer_is_the_one_that_the_domains_give(
     texts: dict[str, list[str]], builder: ModuleType
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_tokenizer_is_the_one_that_the_domains_give(
     assert tokenizer_fingerprint(trained) == tokenizer_fingerprint(shipped)
 
 
+@pytest.mark.seconds
 def test_every_domain_can_be_trained_and_judged_on(make_config: Callable[..., RunConfig]) -> None:
     domains = {name: {"path": str(DATA / f"{name}.jsonl.gz")} for name in NAMES}
     tokenizer = {"path": str(DATA / "tokenizer")}

@@ -62,6 +62,7 @@ STEPS = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(STEPS)
+@pytest.mark.seconds
 def test_no_change_repeats_or_skips_a_sequence(steps: list[tuple[str, int, int]]) -> None:
     """Whatever a domain is called and whenever it is there: every pass goes through all of a content, once."""
     life = Life(7)

@@ -177,6 +177,7 @@ def harmonic(n: int) -> float:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 24), st.sampled_from([0.02, 0.2, 1.0, 20.0]), st.integers(1, 5))
+@pytest.mark.seconds
 def test_carries_stay_bounded_under_any_changes(seed: int, n: int, spread: float, batch_size: int) -> None:
     rng = np.random.default_rng(seed)
     names = [f"d{i:02}" for i in range(n)]
@@ -210,6 +211,7 @@ def test_an_adversary_reaches_the_bound_but_does_not_pass_it() -> None:
     assert 1.5 < worst <= harmonic(n)
 
 
+@pytest.mark.seconds
 def test_a_bandit_gives_tiny_shares_what_it_asked() -> None:
     """A mixture that changes at every step and asks a thousandth of a batch: the carry is never lost."""
     rng = np.random.default_rng(3)
@@ -321,6 +323,7 @@ class Witness:
 
 @settings(max_examples=120, deadline=None)
 @given(EVENTS, st.integers(1, 9))
+@pytest.mark.seconds
 def test_no_event_repeats_or_skips_a_sequence(events: list[tuple[str, object]], batch_size: int) -> None:
     sizes, workers = dict(SIZES), 1
     weights = {"a": 0.001, "b": 0.5, "c": 0.0, "d": 0.999}

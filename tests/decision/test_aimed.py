@@ -113,6 +113,7 @@ def test_another_unit_of_the_same_objective_is_the_same_decision() -> None:
     assert decide(question(objective=in_bits)).mixture == pytest.approx(in_nats.mixture, abs=2e-3)
 
 
+@pytest.mark.seconds
 def test_a_packages_own_number_is_minimised() -> None:
     decision = decide(question(objective=WORST))
     law = fit([], question(objective=WORST))

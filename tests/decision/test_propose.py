@@ -63,6 +63,7 @@ def every_law() -> list[object]:
 
 @pytest.mark.parametrize("law_name", every_law())
 @pytest.mark.parametrize("kl", [0.0, 0.05])
+@pytest.mark.seconds
 def test_no_grid_point_is_better(law_name: str, kl: float) -> None:
     law = fitted(law_name)
     prior = np.array([0.5, 0.3, 0.2])
@@ -71,6 +72,7 @@ def test_no_grid_point_is_better(law_name: str, kl: float) -> None:
 
 
 @pytest.mark.parametrize("law_name", every_law())
+@pytest.mark.seconds
 def test_no_grid_point_within_bounds_is_better(law_name: str) -> None:
     law = fitted(law_name)
     prior = np.full(3, 1 / 3)
@@ -84,6 +86,7 @@ def test_no_grid_point_within_bounds_is_better(law_name: str) -> None:
 
 
 @pytest.mark.parametrize("law_name", ["log-linear", "power", "gaussian-process", "auto"])
+@pytest.mark.seconds
 def test_the_worst_case_is_no_better_on_a_grid(law_name: str) -> None:
     law = fitted(law_name)
     reference = dict(zip(METRICS, [2.2, 2.9, 2.3], strict=True))
@@ -94,6 +97,7 @@ def test_the_worst_case_is_no_better_on_a_grid(law_name: str) -> None:
 
 
 @pytest.mark.parametrize("law_name", ["log-linear", "power", "gaussian-process", "auto"])
+@pytest.mark.seconds
 def test_no_metric_gets_worse_than_allowed(law_name: str) -> None:
     law = fitted(law_name)
     current = Mixture({"code": 0.1, "prose": 0.7, "maths": 0.2})
@@ -200,6 +204,7 @@ def test_components_that_are_mixtures_are_held_to_the_prior_over_their_leaves() 
 
 
 @pytest.mark.parametrize("law_name", ["log-share", "power", "gaussian-process", "auto"])
+@pytest.mark.seconds
 def test_intervals_hold_the_proposal_and_do_not_depend_on_the_run(law_name: str) -> None:
     law = fitted(law_name)
     first = propose(
@@ -218,6 +223,7 @@ def test_intervals_hold_the_proposal_and_do_not_depend_on_the_run(law_name: str)
     assert first.gain_interval[0] - 0.05 <= first.gain <= first.gain_interval[1] + 0.05
 
 
+@pytest.mark.seconds
 def test_more_noise_makes_wider_intervals() -> None:
     rng = np.random.default_rng(0)
     ratios = rng.dirichlet(np.ones(3), 20)
@@ -233,6 +239,7 @@ def test_more_noise_makes_wider_intervals() -> None:
     assert width[1] > 2 * width[0]
 
 
+@pytest.mark.seconds
 def test_intervals_are_the_same_in_one_process_and_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     ratios = rng.dirichlet(np.ones(3), 20)

@@ -56,6 +56,7 @@ def law_error(rows: int, slopes: bool, law: str) -> float:
 
 
 @pytest.mark.parametrize("law", ["own-share", "log-share"])
+@pytest.mark.seconds
 def test_four_rows_with_slopes_say_more_than_twelve_without(law: str) -> None:
     assert law_error(4, True, law) < law_error(12, False, law) / 3
 
@@ -147,6 +148,7 @@ def test_a_decision_uses_the_slopes_of_its_candidates() -> None:
     assert errors[0] < 0.7 * errors[1]
 
 
+@pytest.mark.seconds
 def test_a_scorer_gives_the_losses_of_its_forward_passes_and_their_derivatives() -> None:
     model = tiny("llama")
     probes = ProbeSet.build(model, made_probes(model, 3), ["d0", "d1", "d2"])

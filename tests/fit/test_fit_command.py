@@ -240,6 +240,7 @@ def test_wrong_options(tmp_path: Path, options: dict[str, Any], word: str) -> No
         fit_command(ratios, metrics, tmp_path / "out", **{"law": "linear", "bootstrap": 0, **options})
 
 
+@pytest.mark.seconds
 def test_auto_from_files_to_files(tmp_path: Path) -> None:
     ratios, metrics = write_sweep(tmp_path, rows=12)
     first = fit_command(ratios, metrics, tmp_path / "a", bootstrap=2)

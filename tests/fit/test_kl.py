@@ -29,6 +29,7 @@ def chosen(noise: float, seed: int = 0) -> KlCurve:
     return choose_kl(law, lambda half, kl: propose(half, prior=PRIOR, kl=kl).mixture, seed=seed)
 
 
+@pytest.mark.seconds
 def test_the_noisier_the_runs_the_nearer_to_the_prior() -> None:
     clear, noisy = chosen(0.01), chosen(3.0)
     assert clear.chosen == clear.weights[int(np.argmin(clear.regrets))]
@@ -36,6 +37,7 @@ def test_the_noisier_the_runs_the_nearer_to_the_prior() -> None:
     assert clear.regrets[-1] > 10 * max(clear.errors[0], 1e-6)
 
 
+@pytest.mark.seconds
 def test_a_command_says_what_it_chose(tmp_path: Path) -> None:
     ratios, metrics = write_sweep(tmp_path)
     found = fit_command(ratios, metrics, tmp_path / "out", law="ridge", kl="auto", bootstrap=0)

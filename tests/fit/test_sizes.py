@@ -278,6 +278,7 @@ def test_from_files_to_a_mixture_for_a_size(
     )
 
 
+@pytest.mark.seconds
 def test_sizes_and_tokens(tmp_path: Path) -> None:
     sizes = {"70M": 8, "160M": 8, "410M": 8}
     tokens = ["1B", "4B"] * 12
@@ -297,6 +298,7 @@ def test_sizes_and_tokens(tmp_path: Path) -> None:
     assert found["target"] == {"size": 410e6, "tokens": None}  # the size tells the tokens
 
 
+@pytest.mark.seconds
 def test_the_kl_weight_is_in_units_of_one_size(tmp_path: Path) -> None:
     files, options = write(tmp_path, {"1M": 12, "1.4B": 6}), {"law": "ridge", "bootstrap": 0, "kl": "auto"}
     found = fit_command(*files, tmp_path / "a", target_size="1.4B", **options)

@@ -29,6 +29,7 @@ def fit(shares: np.ndarray, metrics: np.ndarray, law: str) -> FittedLaw:
     return fit_law(shares, metrics, domains=DOMAINS, metric_names=names, law=law)
 
 
+@pytest.mark.seconds
 def test_fourteen_rows_of_seven_domains_rank_as_well_as_the_simplest_law() -> None:
     lost = []
     for seed in range(3):
@@ -44,6 +45,7 @@ def test_fourteen_rows_of_seven_domains_rank_as_well_as_the_simplest_law() -> No
     assert max(lost) < 0.1
 
 
+@pytest.mark.seconds
 def test_a_power_law_wants_three_rows_for_each_parameter() -> None:
     shares, metrics, _ = sweep(30, 0.05, 0)
     assert "power" not in fit(shares[:26], metrics[:26, :1], "auto").details["rmse_cv"]

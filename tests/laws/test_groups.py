@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.laws.combined import MANY, MOST, Groups
@@ -47,6 +48,7 @@ def error(law: FittedLaw) -> np.ndarray:
     return np.sqrt(((law.predict(new) - truth(new)) ** 2).mean(axis=0))
 
 
+@pytest.mark.seconds
 def test_noisy_metrics_borrow_from_the_others() -> None:
     law = plain()
     assert len(law.details["groups"]) <= MOST < COUNT
@@ -87,6 +89,7 @@ def test_a_metric_out_of_fold_has_not_seen_its_row() -> None:
     assert np.abs(first[6:] - second[6:]).max() > 0.1
 
 
+@pytest.mark.seconds
 def test_missing_and_broken_values_bend_nothing() -> None:
     ratios, metrics = sweep()
     metrics[3, 4] = np.nan
@@ -97,6 +100,7 @@ def test_missing_and_broken_values_bend_nothing() -> None:
     assert error(law).max() < 2 * NOISE[0]
 
 
+@pytest.mark.seconds
 def test_a_constant_metric_among_many_is_predicted_as_such() -> None:
     ratios, metrics = sweep()
     metrics[:, 2] = 1.5

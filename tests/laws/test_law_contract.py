@@ -67,6 +67,7 @@ def plain(law: str) -> FittedLaw:
 
 
 @every_law
+@pytest.mark.seconds
 def test_shapes_and_finite(law: str) -> None:
     fitted = plain(law)
     new, _ = sweep(7, seed=1)
@@ -80,6 +81,7 @@ def test_shapes_and_finite(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_learns_a_smooth_surface(law: str) -> None:
     fitted = fit(law, *sweep(60))
     new, _ = sweep(200, seed=1)
@@ -89,11 +91,13 @@ def test_learns_a_smooth_surface(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_the_same_seed_gives_the_same_law(law: str) -> None:
     assert json.dumps(plain(law).to_dict()) == json.dumps(fit(law, *sweep(24)).to_dict())
 
 
 @every_law
+@pytest.mark.seconds
 def test_travels_as_json(law: str) -> None:
     fitted = plain(law)
     again = FittedLaw.from_dict(json.loads(json.dumps(fitted.to_dict())))
@@ -107,6 +111,7 @@ def test_travels_as_json(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_units_of_the_metric_do_not_matter(law: str) -> None:
     ratios, metrics = sweep(24)
     new, _ = sweep(9, seed=1)
@@ -116,6 +121,7 @@ def test_units_of_the_metric_do_not_matter(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_metrics_below_zero_are_fine(law: str) -> None:
     ratios, metrics = sweep(30)
     fitted = fit(law, ratios, metrics - 5)
@@ -155,6 +161,7 @@ def test_all_metrics_constant(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_rows_given_twice_change_little(law: str) -> None:
     ratios, metrics = sweep(24)
     new, _ = sweep(40, seed=1)
@@ -164,6 +171,7 @@ def test_rows_given_twice_change_little(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_a_missing_value_is_left_out_of_its_metric_only(law: str) -> None:
     ratios, metrics = sweep(25)
     metrics[4, 0] = np.nan
@@ -176,6 +184,7 @@ def test_a_missing_value_is_left_out_of_its_metric_only(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_the_order_of_domains_does_not_matter(law: str) -> None:
     ratios, metrics = sweep(24)
     turn = [2, 0, 3, 1]
@@ -189,6 +198,7 @@ def test_the_order_of_domains_does_not_matter(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_zero_shares_are_mixtures_too(law: str) -> None:
     rng = np.random.default_rng(2)
     ratios = rng.dirichlet(np.ones(4), 30)
@@ -224,6 +234,7 @@ def test_a_law_called_convex_is(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_the_objective_counts_only_what_has_weight(law: str) -> None:
     ratios, metrics = sweep(40)
     fitted = fit(law, ratios, metrics, objective={"code_loss": 2.0})
@@ -232,6 +243,7 @@ def test_the_objective_counts_only_what_has_weight(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_standard_errors_are_of_the_right_size(law: str) -> None:
     fitted = fit(law, *sweep(40, noise=0.05))
     new, measured = sweep(400, seed=1, noise=0.05)
@@ -262,6 +274,7 @@ def test_a_redrawn_law_differs_by_what_is_not_known(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_noisy_measurements_count_less(law: str) -> None:
     ratios, metrics = sweep(40, noise=0.0)
     noise = np.full(metrics.shape, 0.001)

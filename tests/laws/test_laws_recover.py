@@ -64,6 +64,7 @@ def test_a_failed_run_does_not_bend_the_curve(law: str) -> None:
 
 
 @pytest.mark.parametrize("law", ["log-linear", "power", "log-share", "linear"])
+@pytest.mark.seconds
 def test_standard_errors_cover_what_noise_does(law: str) -> None:
     ratios, new = mixtures(30), mixtures(20, seed=1)
     rng = np.random.default_rng(0)
@@ -132,6 +133,7 @@ def test_a_stack_is_its_parts() -> None:
     np.testing.assert_allclose(stack.std(mixtures(3)), np.sqrt(0.25 * 1.5**2 + 0.75 * 0.5**2))
 
 
+@pytest.mark.seconds
 def test_auto_models_the_objective_where_metrics_err_against_each_other() -> None:
     rng = np.random.default_rng(0)
     ratios = mixtures(40)
@@ -151,6 +153,7 @@ def test_auto_models_the_objective_where_metrics_err_against_each_other() -> Non
     assert np.corrcoef(again.objective(new), wanted)[0, 1] > 0.9
 
 
+@pytest.mark.seconds
 def test_auto_keeps_the_sum_where_metrics_tell_more() -> None:
     ratios = mixtures(40)
     metrics = 2 + (ratios + 0.01) ** -0.4 + 0.05 * np.random.default_rng(1).standard_normal((40, 4))
@@ -208,6 +211,7 @@ def test_an_extrapolated_law_travels_and_is_refitted_as_such() -> None:
 
 
 @pytest.mark.parametrize("law", ["log-linear", "power", "gaussian-process"])
+@pytest.mark.seconds
 def test_other_laws_cannot_be_extrapolated(law: str) -> None:
     with pytest.raises(UserError, match="use `own-share`"):
         fit(law, *blurred(10), extrapolate=Extrapolation())

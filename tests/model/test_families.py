@@ -123,6 +123,7 @@ def check_family(model: PreTrainedModel, place: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FEW)
+@pytest.mark.seconds
 def test_a_familys_probes_add_up(family: str, tmp_path: Path) -> None:
     check_family(tiny_family(family), tmp_path)
 

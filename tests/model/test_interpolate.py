@@ -57,6 +57,7 @@ def merged_by_peft(model: PreTrainedModel, probes: list[Probe], w: np.ndarray, t
 
 
 @pytest.mark.parametrize(("name", "count"), CASES)
+@pytest.mark.seconds
 def test_float32_equals_peft_merging_one_adapter_at_a_time(name: str, count: int, tmp_path) -> None:
     model = tiny(name)
     probes = made_probes(model, count)

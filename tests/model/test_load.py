@@ -110,6 +110,7 @@ def test_a_model_is_built_elsewhere_from_its_specification_and_arrays(name: str)
         ({"path": "/nowhere/at/all"}, r"model.path = /nowhere/at/all: cannot be loaded"),
     ],
 )
+@pytest.mark.seconds
 def test_mistakes_are_named_with_their_key(options: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=line) as caught:
         load(**options)

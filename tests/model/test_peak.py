@@ -24,6 +24,7 @@ def _model(name: str = "llama", layers: int = 7) -> Any:
 
 
 @pytest.mark.parametrize(("name", "probe"), [("llama", None), ("gpt2", None), ("llama", ProbeConfig(rank=3))])
+@pytest.mark.seconds
 def test_depth_is_drawn_on_from_two_depths(
     name: str, probe: ProbeConfig | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_what_autograd_keeps_is_what_is_counted() -> None:
     assert hidden.requires_grad
 
 
+@pytest.mark.seconds
 def test_memory_grows_with_tokens_and_shrinks_without_gradients() -> None:
     model = _model()
     once, twice = count_step(model, **PASS), count_step(model, **(PASS | {"sequences": 8}))
@@ -70,6 +72,7 @@ def test_memory_grows_with_tokens_and_shrinks_without_gradients() -> None:
     assert count_step(model, **PASS, accumulate=True).saved == once.saved + weights
 
 
+@pytest.mark.seconds
 def test_recomputing_keeps_a_layers_input_alone() -> None:
     model, inputs = _model(), 4 * 32 * 32 * 4
     few, more = (count_step(m, **PASS, recompute=True).saved for m in (_model(layers=5), _model(layers=6)))

@@ -71,6 +71,7 @@ def test_what_is_in_no_block_stays_on_the_first_device() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.seconds
 def test_passes_and_gradients_never_mix_devices(kind: str) -> None:
     arrays = probe_set(kind)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -96,6 +97,7 @@ def test_without_the_carrying_devices_would_be_mixed(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.seconds
 def test_the_result_is_that_of_one_device(kind: str) -> None:
     arrays = probe_set(kind)
     sets = {"all": tokens(5)}

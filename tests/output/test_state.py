@@ -200,6 +200,7 @@ def test_whoever_lost_the_output_may_not_write(tmp_path: Path) -> None:
         raise AssertionError
 
 
+@pytest.mark.seconds
 def test_of_two_drivers_on_an_object_store_the_later_one_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

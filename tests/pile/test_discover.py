@@ -61,6 +61,7 @@ def agreement(output: Path, pile: Path) -> float:
     return normalized_mutual_info_score([one for one, _ in pairs], [two for _, two in pairs])
 
 
+@pytest.mark.seconds
 def test_a_pile_becomes_domains_that_a_run_can_use(opmix: Opmix, pile: Path, home: Path) -> None:
     ended = opmix("discover", pile, "--domains", 3, "-o", "domains", "--json")
     assert ended.code == 0, ended.err
@@ -110,6 +111,7 @@ def test_the_demo_thrown_together_comes_apart() -> None:
     assert found.stability.mutual_information > 0.9
 
 
+@pytest.mark.seconds
 def test_a_file_of_vectors_and_a_column_say_the_same(home: Path) -> None:
     """Vectors go against the words, so that words cannot have told."""
     rng = np.random.default_rng(0)
@@ -132,6 +134,7 @@ def test_a_file_of_vectors_and_a_column_say_the_same(home: Path) -> None:
     assert sorted_rows(home / "three") == found
 
 
+@pytest.mark.seconds
 def test_conversations_stay_conversations(home: Path) -> None:
     rows = []
     for k in range(80):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.laws.trained import FILES, read
 
@@ -18,6 +19,7 @@ def errors(file: Path, horizon: int) -> np.ndarray:
     return ((true[0] - true - expected) / law.objective_std(ratios))[others]
 
 
+@pytest.mark.seconds
 def test_it_holds_about_as_many_of_them_as_it_says() -> None:
     found = np.concatenate([errors(file, horizon) for file in FILES for horizon in (150, 500)])
     assert len(found) > 200

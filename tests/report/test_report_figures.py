@@ -16,6 +16,7 @@ from opmix_ray.report.gather import gather
 from opmix_ray.storage import Storage
 
 
+@pytest.mark.seconds
 def test_every_figure_is_written_in_every_format(hostile: Storage) -> None:
     written = [Path(path) for path in figures(hostile)]
     names = {path.stem for path in written}
@@ -34,6 +35,7 @@ def test_an_unknown_format_is_refused(hostile: Storage) -> None:
         figures(hostile, formats=("bmp3",))
 
 
+@pytest.mark.seconds
 def test_what_is_written_beside_bars_has_room(full: Storage, hostile: Storage) -> None:
     for storage in (full, hostile):
         for group in page._groups(gather(storage)):

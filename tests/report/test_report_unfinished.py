@@ -32,6 +32,7 @@ def test_one_file_is_missing(copy: Storage, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*FILES, *(f"decisions/001/{part}" for part in PARTS)])
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null\n", "\x00\x01", '{"kind": 3, "step": "x"}\n'])
+@pytest.mark.seconds
 def test_one_file_is_broken(copy: Storage, name: str, content: str) -> None:
     copy.write_text(name, content)
     assert "Mixture over time" in report(copy).text

@@ -150,6 +150,7 @@ def test_what_is_cut_off_is_an_error(window: int, tmp_path: Path) -> None:
         count(tmp_path / "a.jsonl.zst")
 
 
+@pytest.mark.seconds
 def test_a_small_file_that_unpacks_to_very_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

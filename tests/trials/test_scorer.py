@@ -57,6 +57,7 @@ def test_several_gpus_must_be_whole_ones(tiny: TinyRun, key: str) -> None:
     assert str(error) == f"{key} = 2.5: is neither a part of a GPU nor some whole ones; set 2"
 
 
+@pytest.mark.seconds
 def test_a_model_that_cannot_be_spread_is_refused_before_anything_runs(tiny: TinyRun) -> None:
     assert check_before(tiny.load("search.gpus=2")) == []
     # Zamba uses one block of attention again and again between its own layers.

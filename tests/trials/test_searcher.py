@@ -114,6 +114,7 @@ def table(found: MixtureSearch) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "qmc", "cmaes", "random"])
+@pytest.mark.seconds
 def test_candidates_do_not_depend_on_evaluators_or_on_which_is_first(sampler: str) -> None:
     one, _ = search(sampler, evaluators=1)
     many, _ = search(sampler, evaluators=4, order=3)
@@ -123,6 +124,7 @@ def test_candidates_do_not_depend_on_evaluators_or_on_which_is_first(sampler: st
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "qmc", "cmaes", "random"])
 @pytest.mark.parametrize("kept", [0, 1, 4, 11])
+@pytest.mark.seconds
 def test_a_cut_off_search_makes_exactly_the_missing_candidates(sampler: str, kept: int) -> None:
     whole, made = search(sampler)
     recorded = {row.run: row for row in made[:kept]}
@@ -131,6 +133,7 @@ def test_a_cut_off_search_makes_exactly_the_missing_candidates(sampler: str, kep
     assert {row.run for row in new} == {row.run for row in made} - set(recorded)
 
 
+@pytest.mark.seconds
 def test_a_finished_search_makes_nothing() -> None:
     _, made = search()
     again, new = search(recorded={row.run: row for row in made})
@@ -138,12 +141,14 @@ def test_a_finished_search_makes_nothing() -> None:
     assert again.rows[PROPOSAL].run == PROPOSAL
 
 
+@pytest.mark.seconds
 def test_the_first_candidate_is_the_mixture_in_force() -> None:
     found, _ = search()
     assert ordered(found)[0].ratios == pytest.approx(OLD.shares)
     assert ordered(found)[1].ratios == pytest.approx(dict.fromkeys(DOMAINS, 1 / 3))
 
 
+@pytest.mark.seconds
 def test_the_gaussian_process_finds_better_mixtures_than_chance() -> None:
     gp = min(row.objective for row in ordered(search("gp", trials=24)[0]))
     chance = min(row.objective for row in ordered(search("random", trials=24)[0]))
@@ -217,6 +222,7 @@ def test_a_proposal_whose_evaluator_fails_is_made_again(evaluators: int) -> None
     assert found.rows[PROPOSAL].status == made[-1].status == "ok"
 
 
+@pytest.mark.seconds
 def test_every_trial_of_the_study_is_told() -> None:
     found, _ = search()
     assert [trial.state.name for trial in found.study.trials] == ["COMPLETE"] * 11
