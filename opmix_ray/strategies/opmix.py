@@ -43,7 +43,9 @@ class OPMix(Strategy):
         kind = read_space(planned.space)[0].kind
         components = len(choose_components(kind, mixture, Mixture.uniform(names)).names)
         size = decision_size(config, planned.stage, components)
-        asked = costs.seen_of(size.asked) * costs.forward if pretrained(config) and size.asked else 0.0
+        # A model that has read something may know more than counting would teach: then it is asked first.
+        knows = pretrained(config) or bool(planned.known)
+        asked = costs.seen_of(size.asked) * costs.forward if knows and size.asked else 0.0
         if size.probe is None:
             return asked  # it counts, and trains and scores nothing
         probe = size.probe

@@ -11,8 +11,10 @@ from opmix_ray.compare import compare
 from opmix_ray.compare.run import check_strategies, entries, factors, learned_at
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import prepare
+from opmix_ray.decision.budget import decision_size
 from opmix_ray.errors import UserError
 from opmix_ray.runner.forecast import Forecast
+from opmix_ray.runner.plan import decision_points
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
 from tests.support import TinyRun, read_json
@@ -105,6 +107,20 @@ def test_a_forecast_counts_the_sizes_that_the_budget_allows(tiny: TinyRun) -> No
     free = config.but(search={"budget": None})
     assert Forecast(free, prepared).searching("opmix") > forecast.training("opmix")
     assert Forecast(_within_budget(tiny, 120, law="auto"), prepared).searching("opmix") == 0  # it counts
+
+
+def test_a_later_stage_is_forecast_to_ask_the_model_first(tiny: TinyRun) -> None:
+    """It may know more than counting would teach: equal compute was exceeded by what asking it costs."""
+    first = {**tiny.tree["stages"][0], "steps": 120}
+    tiny.tree["stages"] = [first, {**first, "name": "later"}]
+    tiny.tree["proposal"], tiny.tree["search"] = {"law": "auto"}, {"budget": 0.05}
+    config = tiny.load()
+    forecast = Forecast(config, prepare(config))
+    size = decision_size(config, config.stages[1], len(config.data.domains))
+    assert size.probe is None
+    assert size.asked
+    one = forecast.costs.seen_of(size.asked) * forecast.costs.forward
+    assert forecast.searching("opmix") == one * len(decision_points(config.stages[1]))
 
 
 def test_equal_compute_holds_where_a_shorter_run_searches_less(tiny: TinyRun) -> None:
