@@ -9,6 +9,9 @@ prompt and the end of the assistant's turn: thoughts, words and tool calls, and 
 from __future__ import annotations
 
 import datetime
+import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +19,7 @@ import numpy as np
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from opmix_ray.data.tokenizer import Encoder
-from opmix_ray.sources.messages import name_in, role_of
+from opmix_ray.sources.messages import SAID, name_in, role_of
 
 Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]]
@@ -49,10 +52,13 @@ def encode_chat(
         ChatError: see the class.
     """
     said = _assistants(messages)
-    messages = _named(encoder, messages)
+    counts = [own and _is_trained(message) for own, message in zip(said, messages, strict=True)]
     eos = str(encoder.tokenizer.eos_token)
-    text = _render(encoder, messages, tools)
-    spans = _answers(_Rendering(encoder, messages, tools, text), said)
+    rendering = _written(encoder, _named(encoder, messages, tools), tools)
+    text = rendering.text
+    _refuse_silence(rendering, said)
+    answers = _answers(rendering, said)
+    spans = [span for span, counted in zip(answers, counts, strict=True) if counted and span[1] > span[0]]
     if text.rstrip().endswith(eos):
         text = text.rstrip()
     ids, offsets = encoder.rendered(text)
@@ -61,23 +67,48 @@ def encode_chat(
         mask |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
     if len(ids) == 0 or ids[-1] != encoder.eos:
         ids = np.append(ids, encoder.eos)
-        mask = np.append(mask, said[-1])
+        mask = np.append(mask, counts[-1])
     return ids, mask, sum(len(text[start:end].encode()) for start, end in spans)
 
 
-def render(encoder: Encoder, messages: Messages, prompt: bool = False) -> str:
+def render(encoder: Encoder, messages: Messages, prompt: bool = False, tools: Tools | None = None) -> str:
     """The text of messages; with `prompt`, up to where the assistant is to speak.
 
     Raises:
         ChatError: the template does not take them.
     """
-    return _render(encoder, _named(encoder, messages), None, prompt)
+    said = _assistants(messages)
+    rendering = _written(encoder, _named(encoder, messages, tools), tools)
+    _refuse_silence(rendering, said)
+    return _render(encoder, rendering.messages, tools, prompt)
 
 
-def _named(encoder: Encoder, messages: Messages) -> Messages:
+def _named(encoder: Encoder, messages: Messages, tools: Tools | None) -> Messages:
     """Messages whose roles have the names that the template knows."""
-    template = str(encoder.tokenizer.chat_template)
+    template = _template(encoder, tools)
     return [{**message, "role": name_in(template, message["role"])} for message in messages]
+
+
+def _template(encoder: Encoder, tools: Tools | None) -> str:
+    """The tokenizer's template; of several the one that is taken where there are tools, or none."""
+    try:
+        return str(encoder.tokenizer.get_chat_template(tools=cast(Any, tools)))
+    except ValueError as error:
+        raise ChatError(f"the tokenizer has no chat template that is taken here: {error}") from None
+
+
+def _is_trained(message: dict[str, Any]) -> bool:
+    """Whether an answer counts: some data sets say so themselves, by `weight` (OpenAI) or `train` (Axolotl).
+
+    Raises:
+        ChatError: it counts in part.
+    """
+    said = [message[name] for name in ("weight", "train", "training") if message.get(name) is not None]
+    if any(value not in (0, 1) for value in said):
+        raise ChatError(
+            f"the weight of an answer is 0 or 1, not {next(v for v in said if v not in (0, 1))!r}"
+        )
+    return all(said)
 
 
 def _assistants(messages: Messages) -> list[bool]:
@@ -87,14 +118,7 @@ def _assistants(messages: Messages) -> list[bool]:
         ChatError: none, though somebody speaks whose role is not known.
     """
     roles = [role_of(message["role"]) for message in messages]
-    if "assistant" not in roles and set(roles) - {
-        "system",
-        "developer",
-        "user",
-        "tool",
-        "function",
-        "ipython",
-    }:
+    if "assistant" not in roles and set(roles) - {"system", "developer", "user", "tool"}:
         raise ChatError(f"none of the roles {', '.join(dict.fromkeys(roles))} is known as the assistant's")
     return [role == "assistant" for role in roles]
 
@@ -102,15 +126,17 @@ def _assistants(messages: Messages) -> list[bool]:
 def _render(encoder: Encoder, messages: Messages, tools: Tools | None, prompt: bool = False) -> str:
     tokenizer = encoder.tokenizer
     try:
-        if "strftime_now" in str(tokenizer.chat_template):
+        if "strftime_now" in (template := _template(encoder, tools)):
             # transformers keeps compiled templates, and gives them a clock that nothing else replaces
-            compiled = _compile_jinja_template(tokenizer.get_chat_template(tools=tools))
+            compiled = _compile_jinja_template(template)
             compiled.globals["strftime_now"] = DATE.strftime
         return str(
             tokenizer.apply_chat_template(
                 messages, tools=cast(Any, tools), tokenize=False, add_generation_prompt=prompt
             )
         )
+    except ChatError:
+        raise
     except Exception as error:  # a template is a program of its own
         raise ChatError(f"the chat template does not take these messages: {error}") from None
 
@@ -165,16 +191,107 @@ class _Rendering:
         return text[: len(text) - len(bare)] + token if token else ""
 
 
-def _answers(of: _Rendering, said: list[bool]) -> list[tuple[int, int]]:
-    """Start and end in the text of everything that the assistant says, with the tokens that end its turns."""
-    spans: list[tuple[int, int]] = []
-    for index, own in enumerate(said):
-        if own:
-            if of.messages[index].get("tool_calls") and not _writes_calls(of, index):
+def _written(encoder: Encoder, messages: Messages, tools: Tools | None) -> _Rendering:
+    """Messages as the template takes them, and their text.
+
+    Most templates take the arguments of a call as an object, which they write as JSON; some as JSON in a text. A call
+    that was the content of a message of its own is that again where the template knows no calls.
+
+    Raises:
+        ChatError: the template does not take them, or leaves a call out.
+    """
+    called = [index for index, message in enumerate(messages) if message.get("tool_calls")]
+    first: ChatError | None = None
+    for form in (_in_objects, _in_text, _in_words) if called else (_as_it_is,):
+        form_of = [form(message) for message in messages]
+        try:
+            of = _Rendering(encoder, form_of, tools, _render(encoder, form_of, tools))
+            if not all(_writes_calls(of, index) for index in called):
                 raise ChatError("the chat template leaves out the tool calls")
-            start, end = _answer(of, index, spans[-1][1] if spans else 0)
-            if end > start:
-                spans.append((start, end))
+            if any(str(each) in of.text for each in _objects(form_of)):
+                raise ChatError("the chat template writes the arguments of tool calls as Python does")
+            return of
+        except ChatError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _as_it_is(message: dict[str, Any]) -> dict[str, Any]:
+    return message
+
+
+def _in_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose calls have objects as arguments."""
+
+    def parsed(given: Any) -> Any:
+        if isinstance(given, str) and given.lstrip().startswith("{"):
+            with suppress(ValueError, RecursionError):
+                return json.loads(given)
+        return given
+
+    return _with_arguments(message, parsed)
+
+
+def _in_text(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose calls have JSON in a text as arguments."""
+    return _with_arguments(
+        message, lambda given: json.dumps(given, ensure_ascii=False) if isinstance(given, dict) else given
+    )
+
+
+def _in_words(message: dict[str, Any]) -> dict[str, Any]:
+    """A message that was nothing but calls as it was written, and any other as `_in_objects` gives it."""
+    if SAID not in message:
+        return _in_objects(message)
+    return {"role": message["role"], "content": message[SAID]}
+
+
+def _with_arguments(message: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": change(call["function"]["arguments"])}}
+        if _is_function(call) and "arguments" in call["function"]
+        else call
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _is_function(call: Any) -> bool:
+    return isinstance(call, dict) and isinstance(call.get("function"), dict)
+
+
+def _objects(messages: Messages) -> list[dict[str, Any]]:
+    """The arguments of all calls that are objects with something in them."""
+    calls = [call for message in messages for call in message.get("tool_calls", []) if _is_function(call)]
+    given = [call["function"].get("arguments") for call in calls]
+    return [each for each in given if isinstance(each, dict) and each]
+
+
+def _refuse_silence(of: _Rendering, said: list[bool]) -> None:
+    """Raise a `ChatError` where the text does not depend on what a user or a tool says.
+
+    What a system says may be left out: some templates write it only before the last question.
+    """
+    for index, (message, own) in enumerate(zip(of.messages, said, strict=True)):
+        if own or role_of(message["role"]) == "system" or message["content"].strip() in of.text:
+            continue
+        marked = _with_mark(of.messages, index, message, _MARKS[0])
+        if of.part(marked) == of.text:
+            raise ChatError(f"the chat template leaves out what the {message['role']} says")
+
+
+def _answers(of: _Rendering, said: list[bool]) -> list[tuple[int, int]]:
+    """Start and end in the text of each message that is the assistant's, with the token that ends its turn; the same
+    place twice for any other message, and where nothing is written."""
+    spans: list[tuple[int, int]] = []
+    floor = 0
+    for index, own in enumerate(said):
+        start, end = _answer(of, index, floor) if own else (floor, floor)
+        floor = max(floor, end)
+        spans.append((start, max(start, end)))
     return spans
 
 
@@ -290,12 +407,17 @@ def _call_with(mark: str, call: Any) -> Any:
 
 
 def _writes_calls(of: _Rendering, index: int) -> bool:
-    """Whether the text depends on a message's calls, or its content names what is called."""
+    """Whether the text depends on each of a message's calls, or its content names what is called."""
     message = of.messages[index]
-    calls = [call.get("function") or call for call in message["tool_calls"] if isinstance(call, dict)]
-    marked = [_call_with(_MARKS[0], {**call, "name": _MARKS[0]}) for call in calls]
-    other = of.part([*of.messages[:index], {**message, "tool_calls": marked}, *of.messages[index + 1 :]])
-    return other != of.text or all(str(call.get("name")) in message["content"] for call in calls)
+    for place, call in enumerate(message.get("tool_calls", [])):
+        inner = (call.get("function") or call) if isinstance(call, dict) else {}
+        other = _call_with(_MARKS[0], {**inner, "name": _MARKS[0]})
+        calls = [*message["tool_calls"][:place], {**call, "function": other} if _is_function(call) else other]
+        row = {**message, "tool_calls": calls + message["tool_calls"][place + 1 :]}
+        written = of.part([*of.messages[:index], row, *of.messages[index + 1 :]]) != of.text
+        if not written and str(inner.get("name")) not in message["content"]:
+            return False
+    return True
 
 
 def _same_start(one: str, other: str) -> int:

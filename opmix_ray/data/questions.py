@@ -22,8 +22,8 @@ from opmix_ray.errors import UserError, user_errors
 from opmix_ray.paths import file_format
 from opmix_ray.sources import plain, readers
 from opmix_ray.sources.files import InputFile
-from opmix_ray.sources.messages import messages, role_of
-from opmix_ray.sources.source import CHECKED_FILES, Document, Source, empty_source, open_source
+from opmix_ray.sources.messages import messages, role_of, tools
+from opmix_ray.sources.source import CHECKED_FILES, TOOLS, Document, Source, empty_source, open_source
 
 _NEEDED = {
     "choice": ["prompt_column", "choices_column", "answer_column"],
@@ -107,12 +107,13 @@ Questions = ChoiceSet | ExactSet
 
 @dataclass(frozen=True)
 class Asked:
-    """One row of a file: prompt as text or messages, the right answer's text, and the choices if there are any."""
+    """One row of a file: prompt as text or messages, the right answer's text, choices and tools if there are any."""
 
     prompt: str | list[dict[str, Any]]
     answer: str
     choices: tuple[str, ...] = ()
     right: int = -1
+    tools: list[dict[str, Any]] | None = None
 
     def document(self) -> Document:
         """The training document that would give the answer away."""
@@ -162,10 +163,11 @@ def asked(config: EvaluationSetConfig, source: Source, file: InputFile) -> Itera
     """
     names = ["messages_column"] if config.messages_column else _NEEDED[config.metric]
     columns = {name: str(getattr(config, name)) for name in names}
+    columns |= {"tools_column": TOOLS} if config.messages_column else {}
     kind = "arrow" if config.format == "hf" else config.format
-    reader = (readers.READERS | plain.READERS)[str(file_format(file.path)) if kind == "auto" else kind]
-    for row in reader(file.path, columns, source.key):
-        found = _Row(file.path, source.key, row.place, dict(zip(names, row.values, strict=True)))
+    read = plain.reader(str(file_format(file.path)) if kind == "auto" else kind)
+    for row in read(file.path, columns, source.key):
+        found = _Row(file.path, source.key, row.place, dict(zip(columns, row.values, strict=True)))
         question = found.conversation() if config.messages_column else found.question(config.metric)
         if question is not None:
             yield question
@@ -183,7 +185,7 @@ class _Row:
         found = messages(value, self.file, f"{self.key}.messages_column", self.place)
         if not found or role_of(found[-1]["role"]) != "assistant" or not found[-1]["content"].strip():
             return None
-        return Asked(found[:-1], found[-1]["content"])
+        return Asked(found[:-1], found[-1]["content"], tools=tools(self.values["tools_column"]))
 
     def question(self, metric: str) -> Asked | None:
         prompt, answer = self._text("prompt_column") or "", self.values["answer_column"]
@@ -230,7 +232,7 @@ def encode(question: Asked, config: EvaluationSetConfig, encoder: Encoder, seq_l
     Raises:
         ChatError: the chat template does not take the prompt.
     """
-    prompt = _prompt(question.prompt, config.chat, encoder)
+    prompt = _prompt(question, config.chat, encoder)
     if config.metric == "exact_match":
         room = max(1, seq_len - config.max_new_tokens)
         return {"prompt": prompt[-room:].tolist(), "answer": question.answer}
@@ -243,12 +245,13 @@ def encode(question: Asked, config: EvaluationSetConfig, encoder: Encoder, seq_l
     }
 
 
-def _prompt(prompt: str | list[dict[str, Any]], chat: bool, encoder: Encoder) -> np.ndarray:
+def _prompt(question: Asked, chat: bool, encoder: Encoder) -> np.ndarray:
+    prompt = question.prompt
     if isinstance(prompt, str) and not chat:
         ids: np.ndarray = encoder.texts([prompt])[0]
     else:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        ids = encoder.rendered(render(encoder, messages, prompt=True))[0]
+        ids = encoder.rendered(render(encoder, messages, prompt=True, tools=question.tools))[0]
     return ids if len(ids) else np.array([encoder.eos])
 
 

@@ -13,6 +13,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.sources import readers
 
 _ROLE, _CONTENT = ("role", "from", "speaker"), ("content", "value", "text")
+SAID = "said"  # key of a message that was nothing but tool calls, as LLaMA-Factory writes them: its content
 REMEDY = 'write it as {"role": "user", "content": "..."}'
 
 
@@ -22,7 +23,7 @@ def messages(value: Any, file: str, key: str, place: str) -> list[dict[str, Any]
     Raises:
         UserError: the value holds something else, such as an image.
     """
-    value = _parsed(value)
+    value = _rows(_parsed(value))
     if value is None:
         return None
     if not isinstance(value, list):
@@ -49,7 +50,7 @@ def is_message(value: Any) -> bool:
 
 def is_messages(value: Any) -> bool:
     """Whether a value looks like a conversation."""
-    value = _parsed(value)
+    value = _rows(_parsed(value))
     return isinstance(value, list) and bool(value) and all(map(is_message, value))
 
 
@@ -61,6 +62,16 @@ def _parsed(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def _rows(value: Any) -> Any:
+    """Messages out of an object with a list for each of their keys, as `datasets` wrote them before its version 4."""
+    if not isinstance(value, Mapping) or not all(isinstance(each, list) for each in value.values()):
+        return value
+    names, lengths = set(value), {len(each) for each in value.values()}
+    if len(lengths) != 1 or not names & set(_ROLE) or not names & set(_CONTENT):
+        return value
+    return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
 
 
 def _first(message: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -76,7 +87,56 @@ def _message(message: Any, file: str, key: str, place: str) -> dict[str, Any]:
     names = {*_ROLE, *_CONTENT}
     # files with one type for all rows write null, or an empty list, where a message has nothing of a kind
     others = {name: value for name, value in message.items() if value not in (None, []) and name not in names}
-    return {"role": role, **others, "content": "".join(texts)}
+    said = "".join(texts)
+    if called := _calls(others, file, key, place):
+        others["tool_calls"] = called
+    elif role.strip().lower() == "function_call" and (called := _called(said)):
+        others |= {"tool_calls": called, SAID: said}
+        said = ""
+    return {"role": role, **others, "content": said}
+
+
+def _calls(others: dict[str, Any], file: str, key: str, place: str) -> list[Any]:
+    """A message's tool calls in one form: JSON in text is parsed, a name and arguments by themselves are a function.
+
+    What the API of OpenAI called `function_call` before it had tools is taken out of `others`.
+    """
+    legacy = _parsed(others.get("function_call"))
+    if isinstance(legacy, Mapping) and "tool_calls" not in others:
+        del others["function_call"]
+        calls: Any = [legacy]
+    else:
+        calls = _parsed(others.get("tool_calls", []))
+        calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, list):
+        raise UserError(
+            f"{place} has tool calls that are no list of objects", file=file, key=key,
+            remedy='write them as [{"type": "function", "function": {"name": "...", "arguments": {...}}}]',
+        )  # fmt: skip
+    return [_call(_parsed(call)) for call in calls]
+
+
+def _called(said: str) -> list[Any]:
+    """The calls that a text consists of, as JSON; none where it says anything else."""
+    found = _parsed(said)
+    calls = [_call(_parsed(call)) for call in (found if isinstance(found, list) else [found])]
+    return calls if all(isinstance(call, Mapping) and "function" in call for call in calls) else []
+
+
+def _call(call: Any) -> Any:
+    if not isinstance(call, Mapping):
+        return call
+    inner = _parsed(call.get("function"))
+    if isinstance(inner, Mapping):
+        kind = {} if "type" in call else {"type": "function"}
+        return {**kind, **call, "function": _function(inner)}
+    flat = isinstance(call.get("name"), str) and inner is None
+    return {"type": "function", "function": _function(call)} if flat else dict(call)
+
+
+def _function(function: Mapping[str, Any]) -> dict[str, Any]:
+    """A function that is called; that it gets nothing may have been written as an empty text."""
+    return {**function, "arguments": {}} if function.get("arguments") == "" else dict(function)
 
 
 def _text(part: Any, file: str, key: str, place: str) -> str:
@@ -96,10 +156,13 @@ def _text(part: Any, file: str, key: str, place: str) -> str:
 _NAMES = {
     "user": "user human prompter customer",
     "assistant": "assistant gpt chatgpt bot chatbot model ai bing bard llm agent function_call",
-    "tool": "tool observation function_response function_result tool_response tool_result",
+    "tool": "tool ipython observation function function_response function_result tool_response tool_result",
     "system": "system",
+    "developer": "developer",
 }
 _ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
+# What else a template may call a role: `function` may only be a key of a call there.
+_ELSE = {"tool": ("ipython", "observation", "tool_response"), "developer": ("system",)}
 
 
 def role_of(name: str) -> str:
@@ -108,7 +171,7 @@ def role_of(name: str) -> str:
 
 
 def name_in(template: str, name: str) -> str:
-    """The name that a chat template has for a role: the one given where it speaks of that one alone."""
+    """The name that a chat template has for a role: the usual one, the given one or another, as it speaks of them."""
     role = role_of(name)
-    spoken_of = {each for each in (role, name) if f"'{each}'" in template or f'"{each}"' in template}
-    return name if spoken_of == {name} else role
+    names = (role, name, *_ELSE.get(role, ()))
+    return next((each for each in names if f"'{each}'" in template or f'"{each}"' in template), role)

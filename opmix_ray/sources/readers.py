@@ -284,7 +284,10 @@ def _is_ids(kind: pa.DataType) -> bool:
 
 
 def _is_messages(kind: pa.DataType) -> bool:
-    """Lists of objects, or JSON in text: as a type of its own, as `datasets` writes it, or as plain text."""
+    """Lists of objects, or JSON in text: as a type of its own, as `datasets` writes it, or as plain text; or an object
+    of lists."""
+    if pa.types.is_struct(kind):
+        return all(_is_list(field.type) for field in kind)
     return _is_object(kind.value_type) if _is_list(kind) else _is_json(kind)
 
 

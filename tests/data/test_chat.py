@@ -21,6 +21,7 @@ from opmix_ray.data.prepare import prepare
 from opmix_ray.data.tokenizer import Encoder
 from opmix_ray.errors import UserError
 from opmix_ray.init.inspect import choose_columns
+from opmix_ray.sources.messages import messages
 from opmix_ray.sources.source import Document, iter_documents
 from tests.data.conftest import CHATML, small_tokenizer
 
@@ -138,7 +139,8 @@ def test_roles_under_other_names(names: tuple[str, str]) -> None:
     messages = [{"role": one, "content": "a"}, {"role": other, "content": "b"}]
     assert counted(CHATML, messages) == counted(CHATML, [user("a"), assistant("b")]) == ["b<|im_end|>", EOS]
     own = (
-        "{% for m in messages %}{% if m.role == 'OTHER' %}[/INST]{{ m.content }}[INST]{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'OTHER' %}[/INST]{{ m.content }}[INST]{% else %}{{ m.content }}"
+        "{% endif %}{% endfor %}"
     )
     assert counted(own.replace("OTHER", other), messages) == [f"b[INST]{EOS}"], "its own name is left to it"
 
@@ -148,6 +150,111 @@ def test_nobody_who_is_known_to_answer_is_an_error() -> None:
         encode_chat(
             Encoder(small_tokenizer(CHATML, TURNS)), [user("a"), {"role": "narrator", "content": "b"}]
         )
+
+
+STRICT_ROLES = (  # any other role is not written
+    "{% for m in messages %}{% if m.role in ('system', 'user') %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% elif m.role == 'assistant' %}<|im_start|>assistant\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}<|im_end|>\n"
+    "{% elif m.role == 'tool' %}<|im_start|>user\n[{{ m.content }}]<|im_end|>\n{% endif %}{% endfor %}" + ASK
+)
+
+
+@pytest.mark.parametrize(
+    "role", ["tool", "ipython", "function", "observation", "function_response", "tool_result"]
+)
+def test_tools_and_developers_under_every_name_are_written(role: str) -> None:
+    talk = [{"role": "developer", "content": "Be brief."}, user("a"), assistant("", "Riga")]
+    talk += [{"role": role, "content": "7"}, assistant("b")]
+    tokenizer = small_tokenizer(STRICT_ROLES, TURNS)
+    ids, mask, _ = encode_chat(Encoder(tokenizer), talk)
+    assert tokenizer.decode(ids).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na")
+    assert "<|im_start|>user\n[7]<|im_end|>" in tokenizer.decode(ids)
+    assert runs(tokenizer, ids, mask) == [f"{call('Riga')}<|im_end|>", "b<|im_end|>", EOS]
+
+
+def test_what_a_user_or_a_tool_says_is_not_left_out() -> None:
+    talk = [user("a"), assistant("", "Riga"), tool("7"), assistant("b")]
+    without = STRICT_ROLES.replace("[{{ m.content }}]", "")
+    with pytest.raises(ChatError, match="the chat template leaves out what the tool says"):
+        counted(without, talk)
+    with pytest.raises(ChatError, match="the chat template leaves out what the narrator says"):
+        counted(STRICT_ROLES, [{"role": "narrator", "content": "so"}, user("a"), assistant("b")])
+
+
+@pytest.mark.parametrize("name", ["weight", "train"])
+def test_an_answer_that_is_not_to_be_trained_on_does_not_count(name: str) -> None:
+    talk = [user("a"), {**assistant("b"), name: 0}, user("c"), {**assistant("d"), name: True}]
+    assert counted(CHATML, talk) == ["d<|im_end|>", EOS]
+    last = [user("a"), assistant("b"), user("c"), {**assistant("d"), name: False}]
+    assert counted(CHATML, last) == ["b<|im_end|>"]
+    with pytest.raises(ChatError, match=r"the weight of an answer is 0 or 1, not 0\.5"):
+        counted(CHATML, [user("a"), {**assistant("b"), name: 0.5}])
+
+
+CALL_FORMS: dict[str, dict[str, Any]] = {
+    "an object": {"tool_calls": [{"type": "function", "function": {"name": "at", "arguments": {"city": "Bonn"}}}]},
+    "JSON in a text": {"tool_calls": [{"id": "1", "function": {"name": "at", "arguments": '{"city": "Bonn"}'}}]},
+    "without a function": {"tool_calls": [{"name": "at", "arguments": {"city": "Bonn"}}]},
+    "a list in a text": {"tool_calls": '[{"function": {"name": "at", "arguments": {"city": "Bonn"}}}]'},
+    "as before tools": {"function_call": {"name": "at", "arguments": '{"city": "Bonn"}'}},
+    "as LLaMA-Factory": {"role": "function_call", "content": '{"name": "at", "arguments": {"city": "Bonn"}}'},
+}  # fmt: skip
+WRITERS = {  # how templates write arguments
+    "as JSON": "{{ c.function.arguments | tojson }}",
+    "as they are": "{{ c.function.arguments }}",
+    "joined to a text": "{{ '' + c.function.arguments }}",
+    "either": "{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}",
+    "by item": '{% for k, v in c.function.arguments.items() %}{"{{ k }}": "{{ v }}"}{% endfor %}',
+}
+
+
+@pytest.mark.parametrize("form", CALL_FORMS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_calls_are_written_alike_however_a_file_has_them(form: str, writer: str) -> None:
+    written = "<call>{{ c.function.name }} " + WRITERS[writer] + "</call>"
+    template = CALLS.replace("<call>{{ c.function | tojson }}</call>", written)
+    talk = messages([user("a"), {**assistant(None), **CALL_FORMS[form]}, tool("7")], "f", "k", "line 1")
+    assert talk is not None
+    assert counted(template, talk) == ['<call>at {"city": "Bonn"}</call><|im_end|>']
+
+
+def test_a_call_of_nothing_has_an_empty_object() -> None:
+    given = {"function": {"name": "now", "arguments": ""}}
+    talk = messages([user("a"), {**assistant(None), "tool_calls": [given]}], "f", "k", "line 1")
+    assert talk is not None
+    assert counted(CALLS, talk)[0] == '<call>{"name": "now", "arguments": {}}</call><|im_end|>'
+
+
+def test_a_call_in_words_stays_in_words_where_a_template_knows_no_calls() -> None:
+    words = '{"name": "at", "arguments": {"city": "Bonn"}}'
+    rows = [user("a"), {"from": "function_call", "value": words}, {"from": "observation", "value": "7"}]
+    talk = messages(rows, "f", "k", "line 1")
+    assert talk is not None
+    assert counted(CHATML, talk) == [f"{words}<|im_end|>"]
+
+
+def test_a_template_that_writes_one_of_two_calls_is_refused() -> None:
+    template = CALLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+    assert counted(template, [user("a"), assistant("", "Riga")])[0] == f"{call('Riga')}<|im_end|>"
+    with pytest.raises(ChatError, match="the chat template leaves out the tool calls"):
+        counted(template, [user("a"), assistant("", "Riga", "Oslo")])
+
+
+def test_calls_that_are_none_are_named() -> None:
+    with pytest.raises(UserError, match="line 1 has tool calls that are no list of objects; write them as"):
+        messages([{"role": "assistant", "tool_calls": 5}], "f", "k", "line 1")
+
+
+def test_one_of_several_templates() -> None:
+    tokenizer = small_tokenizer(CHATML, TURNS)
+    tokenizer.chat_template = {"default": STRICT_ROLES, "tool_use": CALLS}
+    encoder, rows = Encoder(tokenizer), [user("a"), {"role": "gpt", "content": "b"}]
+    assert runs(tokenizer, *encode_chat(encoder, rows)[:2]) == ["b<|im_end|>", EOS]
+    assert runs(tokenizer, *encode_chat(encoder, rows, [{"name": "weather"}])[:2]) == ["b<|im_end|>", EOS]
+    tokenizer.chat_template = {"tool_use": CALLS}
+    with pytest.raises(ChatError, match="no chat template that is taken here"):
+        encode_chat(Encoder(tokenizer), rows)
 
 
 @pytest.mark.parametrize("asked", ["", " if strftime_now is defined else 'none'"])
@@ -366,6 +473,7 @@ FORMS: dict[str, Any] = {
     "text parts": [{"role": "user", "content": PARTS}, {"role": "assistant", "content": ["yes"]}],
     "from and value": [{"from": "user", "value": "two parts"}, {"from": "assistant", "value": "yes"}],
     "json in text": json.dumps([user("two parts"), assistant("yes")]),
+    "a list for each key": {"role": ["user", "assistant"], "content": ["two parts", "yes"]},
     "json messages": [json.dumps(user("two parts")), json.dumps(assistant("yes"))],
 }
 
