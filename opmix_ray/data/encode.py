@@ -246,13 +246,26 @@ class Recipe:
             lengths=np.array([len(item) for item in ids], dtype=np.int64),
             digests=digests,
             sizes=np.array([item[2] for item in encoded], dtype=np.int64),
-            leaked=table.find(prints, digests),
+            leaked=self._leaked(table, documents, prints, digests),
             signatures=prints.signatures() if self.table is not None else np.zeros((0, HASHES), np.uint32),
             prints=prints if self.table is None else None,
             heads=[each[:HEAD] for each in words] if self.table is None else [],
             empty=empty,
             read=read,
         )
+
+    def _leaked(
+        self, table: Table, documents: list[Document], prints: Prints, digests: np.ndarray
+    ) -> np.ndarray:
+        """The evaluation document in each document, or -1; also in what stands beside what is said."""
+        found = table.find(prints, digests)
+        asides = [document.aside() for document in documents] if self.source.kind == "messages" else []
+        if not any(asides) or not len(table.digests):
+            return found
+        different = {words: place for place, words in enumerate(dict.fromkeys(asides))}
+        no_digests = np.zeros(len(different), np.uint64)
+        inside = table.find(Prints.of(list(different)), no_digests)[[different[words] for words in asides]]
+        return np.where(found < 0, inside, found)
 
     def _texts(self, documents: list[Document]) -> list[tuple[np.ndarray, np.ndarray | None, int]]:
         texts = [str(document.text) for document in documents]

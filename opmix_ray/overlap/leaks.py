@@ -36,11 +36,19 @@ _INVISIBLE = re.compile(  # soft hyphens, joiners, marks of direction, selectors
 _INSIDE = re.compile(
     r"</?(?:a|abbr|b|code|em|font|i|mark|s|small|span|strong|sub|sup|tt|u)(?:\s[^<>]*)?>", re.IGNORECASE
 )
-_BETWEEN = re.compile(
-    r"</?(?:article|blockquote|body|br|center|dd|div|dl|dt|figure|footer|h[1-6]|head|header|hr|html|img|li|main|nav|ol|p|pre"
-    r"|section|table|tbody|td|th|thead|title|tr|ul)(?:\s[^<>]*)?/?>",
-    re.IGNORECASE,
+_ASIDE = (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>"))  # what no reader sees
+_FOOTNOTE = re.compile(r"<sup\b[^<>]{0,500}>\s*\[?\d{1,3}\]?\s*</sup>", re.IGNORECASE)
+_BETWEEN = re.compile(r"</?[a-z][\w:.-]*(?:\s[^<>]{0,500})?/?>|<!\[cdata\[|<!doctype[^<>]*>", re.IGNORECASE)
+_LINK = re.compile(  # what follows the words of `[words](address "title")`
+    r"\]\((?:[A-Za-z][a-z+]*:|\.{0,2}/|#)[^\s()]{0,2000}(?:\([^\s()]*\)[^\s()]*)?(?:\s+\"[^\"]{0,200}\")?\)"
 )
+_MARK = re.compile(r"\[\^?\d{1,3}\]")  # of a footnote or a source
+_COMMAND = re.compile(
+    r"\\[a-z]{2,}\*?(?:\[[^\[\]]{0,200}\])?\{", re.IGNORECASE
+)  # of LaTeX, before what it is about
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_HYPHEN = re.compile(r"(?<=[^\W\d_])-[ \t]*\r?\n[ \t]*(?=[^\W\d_])")  # of a word that a line's end divides
+_NUMBER = re.compile(r"^[ \t]*\d{1,5}[.):|][ \t]+", re.MULTILINE)  # of a line, or of an entry in a list
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|[nrt])")
 
 
@@ -52,14 +60,36 @@ def normal(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """The text without HTML, escapes of JSON and invisible characters."""
+    """The text without HTML, escapes of JSON and invisible characters, and without what Markdown, LaTeX, line numbers
+    and the ends of lines put between and into its words."""
     if "&" in text:
         text = html.unescape(text)
     if "<" in text:
+        for opening, closing in _ASIDE:
+            text = _without(text, opening, closing)
+        text = _FOOTNOTE.sub("", text)
         text = _BETWEEN.sub(" ", _INSIDE.sub("", text))
+    if "](" in text:
+        text = _LINK.sub("", text)
+    if "[" in text:
+        text = _MARK.sub("", text)
     if "\\" in text:
-        text = _ESCAPE.sub(_unescaped, text)
+        text = _ESCAPE.sub(_unescaped, _COMMAND.sub("", text))
+    if "\x1b" in text:
+        text = _COLOUR.sub("", text)
+    if "-\n" in text or "-\r\n" in text:
+        text = _HYPHEN.sub("", text)
+    text = _NUMBER.sub("", text)
     return text if text.isascii() else _INVISIBLE.sub("", text).replace("_", " ")
+
+
+def _without(text: str, opening: str, closing: str) -> str:
+    """A text with a blank for everything between two marks."""
+    parts, at = [], 0
+    while (start := text.find(opening, at)) >= 0 and (end := text.find(closing, start)) >= 0:
+        parts.append(text[at:start])
+        at = end + len(closing)
+    return " ".join([*parts, text[at:]]) if parts else text
 
 
 def _unescaped(found: re.Match[str]) -> str:
@@ -194,7 +224,10 @@ class Table:
         ours, theirs = np.divmod(pairs, len(self.sizes))
         size, own = self.sizes[theirs], prints.counts()[ours]
         gives = (size > 0) & ((shared >= SHARED * size) | ((own >= LEAST) & (shared >= EXCERPT * own)))
-        new = gives & (found[ours] < 0)
+        new = np.flatnonzero(gives & (found[ours] < 0))
+        new = new[
+            np.argsort(shared[new] / size[new], kind="stable")
+        ]  # of several the one that is given away most
         found[ours[new]] = theirs[new]
         return found
 

@@ -30,6 +30,11 @@ from opmix_ray.sources.messages import messages, tools
 from opmix_ray.sources.plain import check_format, reader
 
 TOOLS = "tools"  # column with the tools that a conversation's assistant may call, read where it is there
+THOUGHTS = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+)  # names of a message's field, by those who write them
 CHECKED_FILES = 32  # of each source, by `validate_sources`
 
 
@@ -68,6 +73,14 @@ class Document:
         space and markup; empty for token ids. What a system says is left out, since it stands in every conversation.
         """
         return normal(bare(self._said()))
+
+    def aside(self) -> str:
+        """Words that stand beside what is said: of a system, and thoughts in a field of their own."""
+        if self.messages is None:
+            return ""
+        beside = [m["content"] for m in self.messages if m["role"] == "system"]
+        beside += [m[name] for m in self.messages for name in THOUGHTS if isinstance(m.get(name), str)]
+        return normal(bare(" ".join(map(str, beside))))
 
     def digest(self, words: str | None = None) -> int:
         """A 64-bit hash of what is said (of the content as it is, where that has no words), the same wherever it lies.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared, prepare, split_words, summary
-from opmix_ray.overlap.leaks import HASHES, Prints, Table, normal
+from opmix_ray.overlap.leaks import HASHES, Prints, Table, bare, normal
 from opmix_ray.overlap.near import groups, held_out
 from opmix_ray.sources.source import Document
 
@@ -35,6 +36,12 @@ def halves(text: str) -> tuple[str, str]:
     return " ".join(words[:20]), " ".join(words[20:])
 
 
+def every(step: int, form: str, text: str) -> str:
+    """A text with some of its words in another form, which may hold the word's number too."""
+    words = text.split()
+    return " ".join(form.format(w, n) if n % step == step - 1 else w for n, w in enumerate(words))
+
+
 COPIES: dict[str, Callable[[str], dict[str, Any]]] = {
     "newline": lambda text: {"text": text + "\n"},
     "case and blanks": lambda text: {"text": text.upper().replace(" ", "  ")},
@@ -51,6 +58,17 @@ COPIES: dict[str, Callable[[str], dict[str, Any]]] = {
         "text": "# Title\n\n" + re.sub(r"(\w+) (\w+)", "**\\1** _\\2_ é", text, count=3)
     },
     "json": lambda text: {"text": json.dumps({"t": text.replace(" ", "\n")})},
+    "links": lambda text: {"text": every(6, '[{}](https://a.org/page_(2)/{} "a title")', text)},
+    "sources": lambda text: {"text": every(7, "{}[{}]", text)},
+    "footnotes": lambda text: {"text": every(7, "{}<sup>{}</sup>", text)},
+    "LaTeX": lambda text: {"text": every(5, "\\textbf{{{}}}", text)},
+    "colours": lambda text: {"text": every(5, "\x1b[1;3{1}m{0}\x1b[0m", text)},
+    "XML": lambda text: {"text": "<doc>" + every(5, '</seg><seg id="{1}">{0}', text) + "</doc>"},
+    "a page": lambda text: {
+        "text": f"<!DOCTYPE html><style>p {{color: red}}</style><!-- a note --><p>{every(9, '{}<!-- {} -->', text)}</p>"
+    },
+    "divided words": lambda text: {"text": re.sub(r"(\w{3})(?=\w{3} \w+ \w+ )", "\\1-\n", text)},
+    "numbered lines": lambda text: {"text": "1. " + every(8, "\n{1}. {0}", text)},
     "most of it": lambda text: {"text": text[: int(0.8 * len(text))]},
     "excerpt": lambda text: {"text": " ".join(text.split()[3:35])},
 }
@@ -300,6 +318,48 @@ def test_ids_are_compared_as_text(
     sets = {"t": {"path": write_rows("t.jsonl", [{"text": text} for text in evaluated])}}
     manifest = prepare(make_config(sets=sets, eval_fraction=0.2, d=source)).domains["d"].manifest
     assert 25 <= manifest["leaks"] <= 40
+
+
+@pytest.mark.parametrize("place", ["system", "thoughts"])
+def test_what_stands_beside_the_words_of_a_conversation_is_compared_too(
+    place: str, make_config: Make, write_rows: Write, chat_tokenizer_dir: str
+) -> None:
+    evaluated = texts(40, 1)
+    rows = []
+    for number, text in enumerate([*evaluated, *texts(60, 2)]):
+        talk = [
+            {"role": "user", "content": f"question {number}"},
+            {"role": "assistant", "content": f"so {number}"},
+        ]
+        system = {"role": "system", "content": text if place == "system" else "Be brief."}
+        rows.append(
+            {"talk": [system, *talk] if place == "system" else [talk[0], {**talk[1], "thinking": text}]}
+        )
+    config = make_config(
+        sets={"t": {"path": write_rows("t.jsonl", [{"text": text} for text in evaluated])}},
+        tokenizer={"path": chat_tokenizer_dir},
+        seq_len=256,
+        eval_fraction=0.2,
+        d={"path": write_rows("d.jsonl", rows), "messages_column": "talk"},
+    )
+    assert 25 <= prepare(config).domains["d"].manifest["leaks"] <= 40
+
+
+def test_of_two_evaluation_documents_the_one_that_is_given_away_most_is_told() -> None:
+    evaluated = texts(2, 1)
+    words = [normal(text) for text in evaluated]
+    digests = np.array([Document(text=text).digest() for text in evaluated], np.uint64)
+    table = Table.of(Prints.of(words), digests, ["t", "t"], words)
+    for whole, part in ((0, 1), (1, 0)):
+        both = [f"{words[whole]} and {' '.join(words[part].split()[:30])}"]
+        assert table.find(Prints.of(both), np.array([1], np.uint64)).tolist() == [whole]
+
+
+def test_what_is_opened_and_never_closed_is_looked_for_once() -> None:
+    start = time.process_time()
+    for mark in ("<!--", "<script>", "](http://", "<a ", "\\ab[", "<sup>", "[1"):
+        bare(mark * 100_000)
+    assert time.process_time() - start < 5
 
 
 def test_an_empty_table_finds_nothing() -> None:
