@@ -23,7 +23,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.runner.check_plan import check_plan
 from opmix_ray.runner.plan import in_stage
-from opmix_ray.sources.source import iter_documents, validate_sources
+from opmix_ray.sources.source import iter_documents, open_source, validate_sources
 from opmix_ray.strategies.base import Strategy, strategy_names, strategy_of
 from tests.support import ROOT, TinyRun, opmix
 
@@ -124,6 +124,21 @@ def test_the_format_is_read(installed: Path, tmp_path: Path) -> None:
         UserError, match=r"notes.txt: data.domains.notes.text_column: the file has no column 'body'"
     ):
         list(iter_documents(source.but(text_column="body"), "notes"))
+
+
+def test_another_version_of_the_code_is_another_way_to_read(installed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("one\n\n\ntwo\n")
+    source = SourceConfig(path=str(file), format="paragraphs")
+    before = open_source(source, "d").formats()
+    assert open_source(source, "d").formats() == before
+    code = next(path for path in plugins.code("sources", "paragraphs") if "paragraphs" in path.read_text())
+    content = code.read_text()
+    code.write_text(content + "\n# a newer version\n")
+    after = open_source(source, "d").formats()
+    code.write_text(content)
+    assert [kind for kind, _ in after] == [kind for kind, _ in before] == ["paragraphs"]
+    assert after != before
 
 
 @pytest.mark.slow

@@ -257,6 +257,7 @@ class _Job:
             MANIFEST_VERSION,
             [content_hash(file, notes(cache)) for file in source.files],
             config.model_dump(mode="json", exclude={"path"}),
+            source.formats(),
             self.fingerprint,
             self.config.data.seq_len,
         ]
@@ -303,6 +304,7 @@ class _Job:
             MANIFEST_VERSION,
             [content_hash(file, memory) for file in [*source.files, *source.companions]],
             source.recipe(),
+            source.formats(),
             self.fingerprint,
             self.config.data.seq_len,
             "all" if held_out else self.config.data.eval_fraction,

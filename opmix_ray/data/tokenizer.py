@@ -280,7 +280,8 @@ def trained_tokenizer(config: RunConfig) -> str:
             )
     memory = notes(config.data.cache)
     contents = [
-        [source.recipe(), *(content_hash(file, memory) for file in source.files)] for source in sources
+        [source.recipe(), source.formats(), *(content_hash(file, memory) for file in source.files)]
+        for source in sources
     ]
     parts = json.dumps([VERSION, size, config.data.eval_fraction, contents])
     name = f"bpe-{size}-{hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()}"

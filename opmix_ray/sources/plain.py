@@ -17,6 +17,7 @@ and prepared data are found again by the files' content, so the same bytes must 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -208,6 +209,16 @@ def check_format(name: str, key: str) -> None:
         raise UserError(
             "no such format", key=f"{key}.format", value=name, remedy=f"known: {', '.join(known)}"
         )
+
+
+def how_read(name: str, file: str) -> list[str]:
+    """What of a file's format and name decides which rows its bytes give, with a digest of code that others bring."""
+    if name in get_args(BuiltInFormat):
+        return [name, *(["tabs"] if name == "csv" and ".tsv" in file.lower() else [])]
+    digest = hashlib.blake2b(digest_size=16)
+    for path in plugins.code("sources", name):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return [name, digest.hexdigest()]
 
 
 def reader(name: str) -> Callable[[str, dict[str, str], str], Iterator[Row]]:

@@ -27,7 +27,7 @@ from opmix_ray.sources.lines import refuse_pointer
 from opmix_ray.sources.listing import data_set_files, expand, identity
 from opmix_ray.sources.megatron import raw_dtype
 from opmix_ray.sources.messages import messages, tools
-from opmix_ray.sources.plain import check_format, reader
+from opmix_ray.sources.plain import check_format, how_read, reader
 
 TOOLS = "tools"  # column with the tools that a conversation's assistant may call, read where it is there
 THOUGHTS = (
@@ -128,8 +128,13 @@ class Source:
     vocabulary: int | None = None
     companions: list[InputFile] = field(default_factory=list)
 
+    def formats(self) -> list[list[str]]:
+        """How each file is read: by its name, as configured, or by code that another package brings."""
+        key = f"{self.key}.path"
+        return [how_read(_format(file, self.config, key), file.path) for file in self.files]
+
     def recipe(self) -> str:
-        """Everything besides the files' bytes that the documents depend on."""
+        """Everything besides the files' bytes and formats that the documents depend on."""
         c = self.config
         columns = [c.text_column, c.prompt_column, c.completion_column, c.messages_column, c.tokens_column]
         stream = [c.token_dtype, self.eos, self.block] if self.kind == "tokens" else []

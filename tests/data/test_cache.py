@@ -73,6 +73,27 @@ def test_whatever_changes_the_sequences_prepares_again(
     assert reads.count("data.domains.d") == 2
 
 
+def test_the_same_bytes_under_a_name_of_another_format_are_prepared_again(
+    make_config: Make, tmp_path: Path, reads: list[str]
+) -> None:
+    digests = []
+    for name in ("d.csv", "d.txt", "other.csv"):
+        (tmp_path / name).write_text("n,text\n" + "".join(f"{n},{f'row {n} ' * 300}\n\n" for n in range(80)))
+        digests.append(prepare(make_config(d={"path": str(tmp_path / name)})).domains["d"].digest)
+    assert digests[0] == digests[2] != digests[1]
+    assert len(reads) == 2
+
+
+def test_a_format_that_is_set_is_part_of_what_is_found(make_config: Make, write_rows: Write) -> None:
+    path = write_rows("d.txt", sentences(60))
+    Path(path).write_text(Path(path).read_text().replace("\n", "\n" + "\n" * 5000))
+    digests = {
+        prepare(make_config(d={"path": path, "format": kind})).domains["d"].digest
+        for kind in ("text", "jsonl")
+    }
+    assert len(digests) == 2
+
+
 @pytest.mark.parametrize("damage", ["bit", "gone", "short"])
 def test_a_shard_that_is_not_what_was_written_is_named(
     damage: str, make_config: Make, write_rows: Write
