@@ -7,11 +7,13 @@ for line in lines("web.jsonl.zst", "data.domains.web.path"):
 from __future__ import annotations
 
 import bz2
+import hashlib
 import io
 import lzma
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +35,8 @@ _POINTERS = {
 _POINTER_BYTES = 1024
 HEAD = 512  # bytes of a file that tell
 _MAGIC = {
+    rb"\x1f\x9d": "data compressed with compress",
+    rb"\x5d\0\0.\0.{3}": "data compressed with lzma",
     rb"\x1f\x8b\x08": "data compressed with gzip",
     rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18": "data compressed with zstd",  # or a frame to be skipped
     rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": "data compressed with bzip2",
@@ -156,19 +160,23 @@ def unpacked(stream: Any, file: str) -> Any:
     kind = PACKED.get(packing(file))
     if kind == "gzip":
         return pa.CompressedInputStream(stream, kind)
-    others: dict[str | None, Callable[[Any], Any]] = {
-        "zstd": _Zstd,
-        "bzip2": bz2.BZ2File,
-        "xz": lzma.LZMAFile,
+    others: dict[str | None, Callable[[], Any]] = {
+        "zstd": lambda: zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj(),
+        "bzip2": bz2.BZ2Decompressor,
+        "xz": lambda: lzma.LZMADecompressor(memlimit=_WINDOW),
     }
-    return others[kind](stream) if kind in others else stream
+    return _Frames(stream, others[kind]) if kind in others else stream
 
 
-class _Zstd(io.RawIOBase):
-    """Frames of zstd one after the other, with windows longer than Arrow takes; a frame that is cut off is noticed."""
+class _Frames(io.RawIOBase):
+    """Compressed frames one after the other, until nothing is left: one that is cut off, or anything else, is noticed.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._in, self._out = stream, memoryview(b""), memoryview(b"")
+    zstd is unpacked with windows longer than Arrow takes. bzip2 and xz may be filled up with zeros.
+    """
+
+    def __init__(self, stream: Any, make: Callable[[], Any]) -> None:
+        self._stream, self._make = stream, make
+        self._in, self._out = memoryview(b""), memoryview(b"")
         self._frame: Any = None
 
     def readable(self) -> bool:
@@ -176,15 +184,20 @@ class _Zstd(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._out:
-            if not self._in and not (part := self._stream.read(_READ)):
-                if self._frame is not None:
-                    raise EOFError("the compressed data are cut off")
-                return 0
-            self._in = self._in or memoryview(part)
+            if not self._in and getattr(self._frame, "needs_input", True):
+                if not (part := self._stream.read(_READ)):
+                    if self._frame is not None:
+                        raise EOFError("the compressed data are cut off")
+                    return 0
+                self._in = memoryview(part)
             if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
-            part, self._in = self._in[:_STEP], self._in[_STEP:]
-            self._out = memoryview(self._frame.decompress(part))
+                self._frame = self._make()
+                if hasattr(self._frame, "needs_input"):
+                    self._in = memoryview(bytes(self._in).lstrip(b"\0"))
+                    if not self._in:
+                        self._frame = None
+                        continue
+            self._out = memoryview(self._unpacked())
             if self._frame.eof:
                 left = bytes(self._frame.unused_data)
                 self._in = memoryview(left + bytes(self._in)) if left else self._in
@@ -192,6 +205,13 @@ class _Zstd(io.RawIOBase):
         size = min(len(buffer), len(self._out))
         buffer[:size], self._out = self._out[:size], self._out[size:]
         return size
+
+    def _unpacked(self) -> bytes:
+        """Some of what the frame holds; of zstd so little goes in that what comes out is bounded."""
+        bounded = hasattr(self._frame, "needs_input")
+        step = (len(self._in) if self._frame.needs_input else 0) if bounded else _STEP
+        part, self._in = self._in[:step], self._in[step:]
+        return bytes(self._frame.decompress(part, _READ) if bounded else self._frame.decompress(part))
 
 
 def refuse_pointer(file: InputFile, key: str) -> None:
@@ -209,6 +229,23 @@ def refuse_pointer(file: InputFile, key: str) -> None:
                 key=key,
                 remedy=f"get it with `{command}`",
             )
+
+
+@cache
+def digest_of_text(file: InputFile) -> str | None:
+    """A hash of what a file holds, unpacked; None where it cannot be unpacked, or only to very much."""
+    system, inner = filesystem(file.path)
+    digest, left = hashlib.blake2b(digest_size=16), max(FREE, RATIO * file.size)
+    try:
+        with system.open_input_stream(inner, compression=None) as stream:
+            reader = io.BufferedReader(unpacked(stream, file.path), 1 << 20)
+            while part := reader.read(1 << 20):
+                digest.update(part)
+                if (left := left - len(part)) < 0:
+                    return None
+    except (pa.ArrowException, OSError, EOFError, ValueError, zstandard.ZstdError, lzma.LZMAError):
+        return None
+    return digest.hexdigest()
 
 
 def contents(head: bytes) -> str | None:

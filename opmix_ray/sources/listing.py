@@ -30,6 +30,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.paths import BIN, IDX, file_format, is_uri, of_data, packing
 from opmix_ray.remote import is_local, local_path, missing_bucket, reason, remedy
 from opmix_ray.sources.files import InputFile, filesystem, join, reading
+from opmix_ray.sources.lines import digest_of_text
 
 
 def data_set_files(path: str, *, key: str, required: bool) -> list[InputFile] | None:
@@ -146,10 +147,10 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
     folder = os.path.isdir(local_path(path)) if is_local(path) else "*" not in path
     files = _of_data_sets(found.files, key) if folder else found.files
     _refuse_lonely(files, key)
-    twins = _twins(files)
+    files, twins = _without_twins(files)
     for words, names in (("follows links that lead out of it", found.outside),
                          ("leaves out links to what is not there", found.broken),
-                         ("reads files and their compressed copies, whose text counts twice", twins)):  # fmt: skip
+                         ("leaves out what lies there compressed otherwise, or not at all", twins)):  # fmt: skip
         if names:
             _tell(key, path, words, tuple(names))
     if recognised_only and folder and [file.path for file in files] != [path]:
@@ -194,10 +195,17 @@ def _folder_of(file: InputFile) -> str:
     return file.path.partition("?")[0].rpartition("/")[0]
 
 
-def _twins(files: list[InputFile]) -> list[str]:
-    """Files that lie compressed beside themselves."""
-    names = {file.path for file in files}
-    return [name for name in sorted(names) if packing(name) and name[: -len(packing(name))] in names]
+def _without_twins(files: list[InputFile]) -> tuple[list[InputFile], list[str]]:
+    """Files of this machine without those whose text lies beside them packed in another way; and the paths of these."""
+    same: dict[str, list[InputFile]] = {}
+    for file in sorted(files, key=lambda file: (len(packing(file.path)), file.path)):
+        if is_local(file.path):
+            same.setdefault(file.path[: len(file.path) - len(packing(file.path))], []).append(file)
+    twins: set[str] = set()
+    for group in same.values():
+        texts = [digest_of_text(file) if len(group) > 1 else None for file in group]
+        twins |= {file.path for n, file in enumerate(group) if texts[n] and texts[n] in texts[:n]}
+    return [file for file in files if file.path not in twins], sorted(twins)
 
 
 @cache

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -105,6 +106,34 @@ def test_each_way_to_compress_is_read_in_parts_and_a_cut_is_noticed(ending: str,
         count(file)
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("more", [b"not compressed\n", b"BZh9", b"\xfd7zXZ\0damaged", ROWS])
+def test_what_follows_the_compressed_data_is_not_left_out(ending: str, more: bytes, tmp_path: Path) -> None:
+    """As where files were put together of which one is damaged, or was not compressed."""
+    file = tmp_path / f"a.jsonl{ending}"
+    file.write_bytes(ENDINGS[ending](ROWS) + more)
+    with pytest.raises(UserError, match=rf"a\.jsonl\{ending}: data\.domains\.d\.path: cannot be read: "):
+        count(file)
+
+
+@pytest.mark.parametrize("ending", [".bz2", ".xz"])
+def test_zeros_may_fill_up_a_file(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a.jsonl{ending}"
+    file.write_bytes(ENDINGS[ending](ROWS) + bytes(1024) + ENDINGS[ending](ROWS) + bytes(512))
+    assert count(file) == 4000
+
+
+@pytest.mark.parametrize("ending", [".bz2", ".xz"])
+def test_little_is_unpacked_at_once(ending: str) -> None:
+    packed = ENDINGS[ending](bytes(1 << 28))
+    stream = io.BufferedReader(module.unpacked(io.BytesIO(packed), f"a.jsonl{ending}"))
+    tracemalloc.start()
+    found = sum(len(part) for part in iter(lambda: stream.read(1 << 16), b""))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found, peak < 1 << 27) == (1 << 28, True)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -123,6 +152,8 @@ def test_each_way_to_compress_is_read_in_parts_and_a_cut_is_noticed(ending: str,
             "holds, unpacked, data compressed with gzip; unpack it",
         ),
         ("a.jsonl", b"PAR1" + bytes(100), "holds Parquet; give it the ending"),
+        ("a.jsonl.xz", lzma.compress(ROWS, lzma.FORMAT_ALONE), "holds data compressed with lzma"),
+        ("a.jsonl", b"\x1f\x9d\x90" + bytes(100), "holds data compressed with compress"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_named(

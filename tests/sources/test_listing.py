@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
+import zstandard
 
 from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.data.prepare import prepare
@@ -109,15 +111,31 @@ def test_caches_beside_a_saved_data_set_are_no_data(tmp_path: Path) -> None:
             read(tmp_path)
 
 
-def test_what_is_left_out_or_counts_twice_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("pattern", ["", "/*.jsonl*"])
+def test_a_file_that_lies_compressed_beside_itself_is_read_once(pattern: str, tmp_path: Path) -> None:
+    root = lay(tmp_path, "a.jsonl", "b.jsonl", "c.jsonl")
+    content = (root / "a.jsonl").read_bytes()
+    (root / "a.jsonl.gz").write_bytes(gzip.compress(content))
+    (root / "b.jsonl.xz").write_bytes(lzma.compress(json.dumps({"text": "another"}).encode()))
+    (root / "d.jsonl.gz").write_bytes(gzip.compress(content.replace(b"a.", b"d.")))
+    (root / "d.jsonl.zst").write_bytes(zstandard.compress(content.replace(b"a.", b"d.")))
+    assert names(f"{root}{pattern}") == ["a.jsonl", "b.jsonl", "another", "c.jsonl", "d.jsonl"]
+    parts = discover([str(root)])
+    assert sorted(Path(file.path).name for part in parts for file in part.files) == [
+        "a.jsonl", "b.jsonl", "b.jsonl.xz", "c.jsonl", "d.jsonl.gz",
+    ]  # fmt: skip
+    assert {Path(name).name for name in ignored([str(root)], parts)} == {"a.jsonl.gz", "d.jsonl.zst"}
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = lay(tmp_path, "a.jsonl", "b.jsonl")
     (root / "a.jsonl.gz").write_bytes(gzip.compress((root / "a.jsonl").read_bytes()))
     (root / "shards").symlink_to("gone")
     with caplog.at_level(logging.WARNING):
-        assert names(root) == ["a.jsonl", "a.jsonl", "b.jsonl"]
+        assert names(root) == ["a.jsonl", "b.jsonl"]
     lines = [record.getMessage() for record in caplog.records]
     assert any(f"links to what is not there: {root}/shards" in line for line in lines)
-    assert any(f"compressed copies, whose text counts twice: {root}/a.jsonl.gz" in line for line in lines)
+    assert any(f"compressed otherwise, or not at all: {root}/a.jsonl.gz" in line for line in lines)
     assert f"{root}/shards" in ignored([str(root)], discover([str(root)]))
 
 
