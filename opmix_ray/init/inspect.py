@@ -21,10 +21,18 @@ from opmix_ray.paths import Kind, file_format, packing
 from opmix_ray.sources import megatron
 from opmix_ray.sources.files import InputFile, filesystem, reading
 from opmix_ray.sources.lines import HEAD, is_blank, lines, refuse_other, refuse_pointer, unpacked
-from opmix_ray.sources.megatron import raw_dtype
+from opmix_ray.sources.megatron import raw_count, raw_dtype
 from opmix_ray.sources.messages import is_messages
 from opmix_ray.sources.plain import objects
-from opmix_ray.sources.readers import arrow_batches, json_object, names_of, open_parquet, raw_count, value_of
+from opmix_ray.sources.readers import (
+    arrow_batches,
+    json_object,
+    names_of,
+    open_parquet,
+    rows_at_once,
+    size_of,
+    value_of,
+)
 from opmix_ray.sources.source import Document, iter_documents
 
 TEXT = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown", "passage")
@@ -173,8 +181,14 @@ def _parquet(file: InputFile) -> Sample:
     system, inner = filesystem(file.path)
     with system.open_input_file(inner) as stream:
         parquet = open_parquet(stream, file.path, KEY)
-        batch = next(parquet.iter_batches(batch_size=ROWS), None)
-        return Sample([] if batch is None else batch.to_pylist(), float(parquet.metadata.num_rows))
+        rows: list[dict[str, Any]] = []
+        read = 0
+        for batch in parquet.iter_batches(batch_size=rows_at_once(parquet)):
+            rows += batch.to_pylist()
+            read += size_of(batch)
+            if len(rows) >= ROWS or read > UNPACKED:
+                break
+        return Sample(rows[:ROWS], float(parquet.metadata.num_rows))
 
 
 def _arrow(file: InputFile) -> Sample:

@@ -15,12 +15,16 @@ neither the one asked for, or one that holds no ids at all, is refused.
 
 from __future__ import annotations
 
+import io
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError
@@ -177,7 +181,7 @@ class _Found:
 
     size: int
     head: bytes = b""
-    header: bool = False
+    header: np.dtype[Any] | None = None  # what NumPy says
     read: dict[str, _Reading] = field(default_factory=dict)
     apart: float = 0.0
     pairs: tuple[float, float, float, int] = (
@@ -205,7 +209,8 @@ def raw_dtype(
     path = key if key.startswith("--") else f"{key}.path"
     with reading(file, path):
         found = _look(file, vocabulary or _LARGEST)
-    if found.header:
+    if found.header is not None:
+        refuse_narrow(found.header, file, wanted=wanted, vocabulary=vocabulary, key=key)
         return np.dtype("<u2")
     read, enough = found.read, _ENOUGH if vocabulary else _ENOUGH_BLIND
     proved = next(
@@ -234,6 +239,26 @@ def raw_dtype(
             remedy="name the tokenizer that the data were made with, or set it to uint16 if the ids are right",
         )  # fmt: skip
     return np.dtype("<u2")
+
+
+def refuse_narrow(
+    dtype: np.dtype[Any], file: str, *, wanted: str | None, vocabulary: int | None, key: str
+) -> None:
+    """Raise a `UserError` where ids are of 16 bits and the vocabulary has more: larger ones were cut to their low bits.
+
+    Args:
+        dtype: of the ids, as the file says.
+        file: path or URI.
+        wanted: `uint16` where who wrote the configuration knows that they are right.
+        vocabulary: size of the tokenizer's; None where it is not known.
+        key: configuration key of the source, for errors.
+    """
+    if vocabulary is not None and vocabulary > 1 << 16 and dtype.itemsize <= 2 and wanted != "uint16":
+        raise UserError(
+            f"has ids of {8 * dtype.itemsize} bits, which cannot name all of the vocabulary of {vocabulary:,}",
+            file=file, key=f"{key}.token_dtype",
+            remedy="name the tokenizer that the data were made with, or set it to uint16 if the ids are right",
+        )  # fmt: skip
 
 
 def _contradiction(file: str, key: str, wanted: str, width: int) -> UserError:
@@ -274,7 +299,8 @@ def _look(file: str, most: int) -> _Found:
         found = _Found(int(stream.size()))
         found.head = stream.read(HEAD)
         if found.head.startswith(b"\x93NUMPY"):
-            found.header = True
+            stream.seek(0)
+            found.header = _array(stream, np.dtype("<u2"))[2]
             return found
         stream.seek(0)
         found.read = {kind: _Reading() for kind in ("<u2", "<u4", "<u8", ">u4", ">u8", "<f4", "<f8")}
@@ -308,3 +334,84 @@ def _bits(counts: np.ndarray) -> float:
     """Entropy of a distribution."""
     share = counts[counts > 0] / max(1, counts.sum())
     return float(-(share * np.log2(share)).sum())
+
+
+def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Documents of a raw stream of ids, split at `eos` (left out) or, where there is none, in blocks.
+
+    Yields:
+        ids, int64 of shape (n,), and whether the document ended with `eos`.
+    """
+    if not any((part == eos).any() for part in raw_ids(file, dtype)):
+        rest = np.empty(0, dtype=np.int64)
+        for part in raw_ids(file, dtype):
+            rest = np.concatenate([rest, part.astype(np.int64)])
+            whole = len(rest) // block * block
+            for start in range(0, whole, block):
+                yield rest[start : start + block], False
+            rest = rest[whole:]
+        yield rest, False
+        return
+    pending: list[np.ndarray] = []
+    for part in raw_ids(file, dtype):
+        start = 0
+        for stop in np.flatnonzero(part == eos).tolist():
+            yield np.concatenate([*pending, part[start:stop].astype(np.int64)]), True
+            pending, start = [], stop + 1
+        pending.append(part[start:].astype(np.int64))
+    if pending:
+        yield np.concatenate(pending), True
+
+
+def raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+    """Ids in parts; a file with a NumPy header says its own type, one without is read as `dtype`.
+
+    Ids of 32 and 64 bits are read as signed: a label such as -100 is then itself.
+    """
+    system, inner = filesystem(file)
+    with system.open_input_file(inner) as stream:
+        start, left, dtype = _array(stream, dtype)
+        stream.seek(start)
+        while left:
+            ids = np.frombuffer(stream.read(min(left, _TOKENS) * dtype.itemsize), dtype=dtype)
+            left -= len(ids)
+            yield ids
+
+
+def raw_count(file: str, dtype: np.dtype[Any]) -> int:
+    """How many ids `raw_ids` would read."""
+    system, inner = filesystem(file)
+    with system.open_input_file(inner) as stream:
+        return _array(stream, dtype)[1]
+
+
+def _array(stream: pa.NativeFile, dtype: np.dtype[Any]) -> tuple[int, int, np.dtype[Any]]:
+    """Where the ids of a raw file begin, how many there are, and their type."""
+    size = int(stream.size())
+    if stream.read(6) == b"\x93NUMPY":
+        stream.seek(0)
+        head = io.BytesIO(stream.read(min(size, 1 << 16)))
+        shape, dtype = _numpy_header(head)
+        if len(shape) != 1 or dtype.kind not in "iu":
+            raise ValueError(f"must hold a flat array of integers, not {dtype} of shape {shape}")
+        need = head.tell() + shape[0] * dtype.itemsize
+        if size != need:
+            raise ValueError("the array is cut off" if size < need else "holds more than one array")
+        return head.tell(), int(shape[0]), dtype
+    if size % dtype.itemsize:
+        raise ValueError(f"the size is not a multiple of {dtype.itemsize} bytes ({dtype})")
+    signed = dtype if dtype.itemsize == 2 else np.dtype(dtype.str.replace("u", "i"))
+    return 0, size // dtype.itemsize, signed
+
+
+def _numpy_header(head: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, from the beginning of its file."""
+    version = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy mends what it takes for a header of Python 2
+            shape, _, dtype = read(head)
+    except (UserWarning, SyntaxError, TokenError):
+        raise ValueError("its NumPy header is broken") from None
+    return shape, dtype

@@ -38,6 +38,7 @@ _MOST = 4 * PIECE  # characters of a document without a blank line
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[\s,]*")
 _DELIMITERS = ",;\t|"
+_SEPARATOR = re.compile(r"[Ss][Ee][Pp]=(.)\r?\n")  # a first line that Excel writes and reads
 _QUOTED = re.compile(r'"[^"]*"')
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
 
@@ -106,9 +107,12 @@ def _csv(file: str, key: str) -> Objects:
     csv.field_size_limit(LONGEST)
     source = dropwhile(str.isspace, _decoded(file, key))
     first = next(source, "")
+    said = _SEPARATOR.fullmatch(first)
+    first = next(source, "") if said else first
     bare = _QUOTED.sub("", first)  # a name of a column may hold any of them
     found = max(_DELIMITERS, key=bare.count)
     delimiter = "\t" if ".tsv" in file.lower() else found if found in bare else ","
+    delimiter = said[1] if said else delimiter
     reader = csv.reader(chain([first], source), delimiter=delimiter, strict=True)
     number = 1
     try:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +13,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from opmix_ray.errors import UserError, first_line
+from opmix_ray.paths import packing
 from opmix_ray.sources.files import filesystem, reading
-from opmix_ray.sources.lines import HEAD, contents, decoded, is_blank, is_text, lines
+from opmix_ray.sources.lines import FREE, HEAD, RATIO, contents, decoded, is_blank, is_text, lines
 
 OPTIONAL = {"tools_column"}  # columns that a file may lack
 _ROWS = 1024  # rows decoded at a time
-_TOKENS = 1 << 24  # ids of a raw stream read at a time
+_BYTES, _FEWEST = (
+    1 << 26,
+    8,
+)  # bytes of rows decoded at a time where that is known before, and rows all the same
+_INDEX = 8  # bytes of a page for each value, at most, where values are places in a dictionary
 
 
 class Row(NamedTuple):
@@ -133,18 +135,22 @@ def json_object(line: bytes, file: str, key: str, number: int, hook: Any = None)
             remedy = "mend the line"
         elif "\r" in text.rstrip():
             remedy = "end lines with a line feed: tr '\\r' '\\n'"
-        elif number == 1 and text.lstrip().startswith(("{", "[")) and ".jsonl" in file:
-            remedy += ", or end its name with .json if it is an array or objects over several lines"
+        elif number == 1 and text.lstrip().startswith(("{", "[")):
+            remedy += f", or {_json_of(file)} if it is an array or objects over several lines"
         raise UserError(f"line {number} is not JSON: {reason}", file=file, key=key, remedy=remedy) from None
     if not isinstance(row, dict):
         raise UserError(
             f"line {number} is JSON but not an object",
             file=file,
             key=key,
-            remedy='write {"text": ...} a line'
-            + (", or end its name with .json" if isinstance(row, list) else ""),
+            remedy='write {"text": ...} a line' + (f", or {_json_of(file)}" if isinstance(row, list) else ""),
         )
     return row
+
+
+def _json_of(file: str) -> str:
+    """What to do that a file is read as JSON, not as a row on each line."""
+    return "set the format to json" if packing(file) or ".jsonl" not in file else "end its name with .json"
 
 
 def parquet_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
@@ -158,8 +164,8 @@ def parquet_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
             wanted = [
                 column for column in dict.fromkeys(columns.values()) if _field(schema, column) is not None
             ]
-            batches = parquet.iter_batches(batch_size=_ROWS, columns=wanted)
-            yield from _batch_rows(batches, columns)
+            batches = parquet.iter_batches(batch_size=rows_at_once(parquet, wanted), columns=wanted)
+            yield from _batch_rows(bounded(batches, stream.size(), file, f"{key}.path"), columns)
 
 
 def arrow_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
@@ -169,7 +175,55 @@ def arrow_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
         with system.open_input_file(inner) as stream:
             schema, batches = arrow_batches(stream, file, f"{key}.path")
             _check_schema(schema, file, columns, key)
-            yield from _batch_rows(batches, columns)
+            yield from _batch_rows(bounded(batches, stream.size(), file, f"{key}.path"), columns)
+
+
+def rows_at_once(parquet: pq.ParquetFile, columns: Sequence[str] | None = None) -> int:
+    """How many rows of a Parquet file take no more than `_BYTES` when they are read, and no more than `_ROWS`.
+
+    A column whose values are few and repeated is kept as a dictionary: each may be as long as all of that.
+    """
+    found, metadata = _ROWS, parquet.metadata
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for part in map(group.column, range(group.num_columns)):
+            if columns is not None and part.path_in_schema.partition(".")[0] not in {
+                column.partition(".")[0] for column in columns
+            }:
+                continue
+            size, values = part.total_uncompressed_size, max(1, part.num_values)
+            longest = size / values
+            if part.has_dictionary_page:
+                pages = part.total_compressed_size - (part.data_page_offset - part.dictionary_page_offset)
+                longest = size if pages <= _INDEX * values else longest
+            found = min(found, int(_BYTES * group.num_rows / values / max(1, longest)))
+    return max(_FEWEST, found)
+
+
+def bounded(batches: Iterator[pa.RecordBatch], size: int, file: str, key: str) -> Iterator[pa.RecordBatch]:
+    """Batches of a table, of which no more comes out than a file of text of its size may unpack to.
+
+    Raises:
+        UserError: more does.
+    """
+    out = 0
+    for batch in batches:
+        out += size_of(batch)
+        if out > max(FREE, RATIO * size):
+            raise UserError(
+                f"unpacks to more than {RATIO:,} times its size", file=file, key=key,
+                remedy="if it is no damaged file, write it with each text once, or as JSON lines",
+            )  # fmt: skip
+        yield batch
+
+
+def size_of(batch: pa.RecordBatch) -> int:
+    """Bytes of a batch, its dictionaries written out."""
+    size = int(batch.nbytes)
+    for column in batch.columns:
+        if isinstance(column, pa.DictionaryArray) and _is_text(column.type):
+            lengths = pc.binary_length(column.dictionary.cast(pa.large_string()))
+            size += pc.sum(lengths.take(column.indices)).as_py() or 0
+    return size
 
 
 def open_parquet(stream: pa.NativeFile, file: str, key: str) -> pq.ParquetFile:
@@ -270,6 +324,8 @@ def wrong_type(file: str, key: str, column: str | None, wanted: str, found: str)
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.JsonType):
+        return True
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
@@ -316,8 +372,12 @@ def _batch_rows(batches: Iterator[pa.RecordBatch], columns: dict[str, str]) -> I
     number = 0
     for batch in batches:
         batch.validate(full=True)
-        for start in range(0, batch.num_rows, _ROWS):
-            part = batch.slice(start, _ROWS)
+        longest = max(
+            (c.dictionary.nbytes for c in batch.columns if isinstance(c, pa.DictionaryArray)), default=1
+        )
+        step = max(1, min(_ROWS, _BYTES // max(1, longest)))
+        for start in range(0, batch.num_rows, step):
+            part = batch.slice(start, step)
             found = {option: _column(part, column) for option, column in columns.items()}
             values = [
                 [None] * len(part) if column is None else _values(column, option)
@@ -329,6 +389,8 @@ def _batch_rows(batches: Iterator[pa.RecordBatch], columns: dict[str, str]) -> I
 
 
 def _values(column: pa.Array, option: str) -> list[Any]:
+    if isinstance(column.type, pa.JsonType) and option != "messages_column":
+        return [None if value is None else json.loads(value) for value in column.to_pylist()]
     if option in ("messages_column", "tools_column"):
         return [_without_nulls(value) for value in column.to_pylist()]
     if option != "tokens_column" or pa.types.is_null(column.type):
@@ -394,84 +456,3 @@ def token_ids(value: Any, file: str, key: str, place: str) -> np.ndarray | None:
         if not 0 <= int(wrong) < 1 << 32:
             raise UserError(f"{place} holds the token id {wrong}", file=file, key=key, remedy="mend the data")
     return ids.astype(np.int64)
-
-
-def token_stream(file: str, dtype: np.dtype[Any], eos: int, block: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Documents of a raw stream of ids, split at `eos` (left out) or, where there is none, in blocks.
-
-    Yields:
-        ids, int64 of shape (n,), and whether the document ended with `eos`.
-    """
-    if not any((part == eos).any() for part in raw_ids(file, dtype)):
-        rest = np.empty(0, dtype=np.int64)
-        for part in raw_ids(file, dtype):
-            rest = np.concatenate([rest, part.astype(np.int64)])
-            whole = len(rest) // block * block
-            for start in range(0, whole, block):
-                yield rest[start : start + block], False
-            rest = rest[whole:]
-        yield rest, False
-        return
-    pending: list[np.ndarray] = []
-    for part in raw_ids(file, dtype):
-        start = 0
-        for stop in np.flatnonzero(part == eos).tolist():
-            yield np.concatenate([*pending, part[start:stop].astype(np.int64)]), True
-            pending, start = [], stop + 1
-        pending.append(part[start:].astype(np.int64))
-    if pending:
-        yield np.concatenate(pending), True
-
-
-def raw_ids(file: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
-    """Ids in parts; a file with a NumPy header says its own type, one without is read as `dtype`.
-
-    Ids of 32 and 64 bits are read as signed: a label such as -100 is then itself.
-    """
-    system, inner = filesystem(file)
-    with system.open_input_file(inner) as stream:
-        start, left, dtype = _array(stream, dtype)
-        stream.seek(start)
-        while left:
-            ids = np.frombuffer(stream.read(min(left, _TOKENS) * dtype.itemsize), dtype=dtype)
-            left -= len(ids)
-            yield ids
-
-
-def raw_count(file: str, dtype: np.dtype[Any]) -> int:
-    """How many ids `raw_ids` would read."""
-    system, inner = filesystem(file)
-    with system.open_input_file(inner) as stream:
-        return _array(stream, dtype)[1]
-
-
-def _array(stream: pa.NativeFile, dtype: np.dtype[Any]) -> tuple[int, int, np.dtype[Any]]:
-    """Where the ids of a raw file begin, how many there are, and their type."""
-    size = int(stream.size())
-    if stream.read(6) == b"\x93NUMPY":
-        stream.seek(0)
-        head = io.BytesIO(stream.read(min(size, 1 << 16)))
-        shape, dtype = _numpy_header(head)
-        if len(shape) != 1 or dtype.kind not in "iu":
-            raise ValueError(f"must hold a flat array of integers, not {dtype} of shape {shape}")
-        need = head.tell() + shape[0] * dtype.itemsize
-        if size != need:
-            raise ValueError("the array is cut off" if size < need else "holds more than one array")
-        return head.tell(), int(shape[0]), dtype
-    if size % dtype.itemsize:
-        raise ValueError(f"the size is not a multiple of {dtype.itemsize} bytes ({dtype})")
-    signed = dtype if dtype.itemsize == 2 else np.dtype(dtype.str.replace("u", "i"))
-    return 0, size // dtype.itemsize, signed
-
-
-def _numpy_header(head: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array, from the beginning of its file."""
-    version = np.lib.format.read_magic(head)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy mends what it takes for a header of Python 2
-            shape, _, dtype = read(head)
-    except (UserWarning, SyntaxError, TokenError):
-        raise ValueError("its NumPy header is broken") from None
-    return shape, dtype

@@ -272,6 +272,10 @@ def read_file(source: Source, file: InputFile) -> Iterator[Document | None]:
     if kind == "megatron":
         key = f"{source.key}.path"
         with reading(file.path, key):
+            megatron.refuse_narrow(
+                megatron.read_index(file.path)[0], file.path, wanted=config.token_dtype, vocabulary=source.vocabulary,
+                key=source.key,
+            )  # fmt: skip
             for ids in megatron.documents(file.path):
                 yield _ids_document(source, readers.token_ids(ids, file.path, key, "a document"))
         return
@@ -331,7 +335,7 @@ def _ids_document(source: Source, ids: np.ndarray | None) -> Document | None:
 
 
 def _stream_documents(source: Source, file: InputFile, dtype: np.dtype[Any]) -> Iterator[Document]:
-    for ids, complete in readers.token_stream(file.path, dtype, source.eos, source.block):
+    for ids, complete in megatron.token_stream(file.path, dtype, source.eos, source.block):
         if len(ids):
             yield Document(ids=ids, complete=complete)
 
@@ -431,5 +435,5 @@ def _has_rows(source: Source, file: InputFile) -> bool:
         with reading(file.path, f"{source.key}.path"):
             if source.companions:
                 return len(megatron.read_index(file.path)[1]) > 0
-            return any(len(part) for part in readers.raw_ids(file.path, dtype))
+            return any(len(part) for part in megatron.raw_ids(file.path, dtype))
     return any(True for _ in read_file(source, file))

@@ -49,6 +49,20 @@ def test_tables(tmp_path: Path, mark: str) -> None:
     assert texts(tmp_path / "t.csv") == [f'a{mark} b\nand "c"', "d"]
 
 
+def test_a_first_line_that_names_the_mark(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfsep=;\r\ntext, and more;n\r\na;1\r\nb;2\r\n")
+    assert texts(tmp_path / "t.csv", text_column="text, and more") == ["a", "b"]
+
+
+def test_an_array_in_a_compressed_file_is_read_where_the_format_says_so(tmp_path: Path) -> None:
+    for indent in (None, 1):
+        rows = [{"text": "a"}, {"text": "b"}]
+        (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps(rows, indent=indent).encode()))
+        with pytest.raises(UserError, match="set the format to json"):
+            texts(tmp_path / "a.json.gz")
+        assert texts(tmp_path / "a.json.gz", format="json") == ["a", "b"]
+
+
 def test_a_name_of_a_column_may_hold_the_mark_of_others(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('"text, whole, as it is";n\n"a";1,5\n"b";2,5\n')
     assert texts(tmp_path / "t.csv", text_column="text, whole, as it is") == ["a", "b"]

@@ -23,8 +23,8 @@ from opmix_ray.config import RunConfig, SourceConfig
 from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import discover
-from opmix_ray.init.inspect import inspect_part
-from opmix_ray.sources import readers
+from opmix_ray.init.inspect import inspect_part, sample
+from opmix_ray.sources import megatron, readers
 from opmix_ray.sources.source import Document, iter_documents, open_source, validate_sources
 from tests.object_store import object_store
 
@@ -221,8 +221,8 @@ def test_a_stream_is_split_the_same_however_it_is_read(
     file = tmp_path_factory.mktemp("stream") / "a.bin"
     np.array(ids, np.uint16).tofile(file)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_TOKENS", part)
-        found = [(d.tolist(), c) for d, c in readers.token_stream(str(file), np.dtype("<u2"), 0, block)]
+        patch.setattr(megatron, "_TOKENS", part)
+        found = [(d.tolist(), c) for d, c in megatron.token_stream(str(file), np.dtype("<u2"), 0, block)]
     if 0 in ids:
         joined = [token for document, _ in found for token in [*document, 0]]
         assert joined[:-1] == ids
@@ -309,6 +309,37 @@ def test_a_table_under_the_name_of_another_kind(
     assert said in problem(tmp_path / name)
     with pytest.raises(UserError, match=f"{name}: --data: .*{said}"):
         inspect_part(discover([str(tmp_path / name)])[0])
+
+
+def test_text_of_the_json_type_is_text(tmp_path: Path) -> None:
+    kind = pa.json_(pa.string())
+    pq.write_table(
+        pa.table({"text": pa.array(['"a \\"b\\""', None, '"c"']).cast(kind)}), tmp_path / "a.parquet"
+    )
+    assert texts_of(str(tmp_path / "a.parquet")) == ['a "b"', "c"]
+    pq.write_table(pa.table({"text": pa.array(['{"a": 1}']).cast(kind)}), tmp_path / "b.parquet")
+    assert "row 1 holds dict, not text" in problem(tmp_path / "b.parquet")
+
+
+def test_a_small_table_that_holds_very_much_is_refused(tmp_path: Path) -> None:
+    """A text of 1 MiB that stands in 20,000 rows: some hundred bytes, and 20 GB."""
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000, np.int32)), pa.array(["a" * (1 << 20)]))
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    assert len(sample(discover([str(tmp_path / "a.parquet")])[0].files[0]).rows) < 200
+    source = SourceConfig(path=str(tmp_path / "a.parquet"))
+    with pytest.raises(UserError, match="unpacks to more than 1,000 times its size"):
+        for _ in iter_documents(source, "d"):
+            pass
+
+
+def test_rows_of_a_table_are_read_as_many_as_fit(tmp_path: Path) -> None:
+    many = {"text": [f"{n} " * 200 for n in range(5000)], "kind": ["a"] * 5000}
+    pq.write_table(pa.table(many), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["a" * (1 << 20)] * 60}), tmp_path / "b.parquet")
+    counts = [
+        readers.rows_at_once(pq.ParquetFile(tmp_path / name), ["text"]) for name in ("a.parquet", "b.parquet")
+    ]
+    assert counts == [1024, 63]
 
 
 def test_a_column_that_stands_in_a_file_twice_is_refused(tmp_path: Path) -> None:

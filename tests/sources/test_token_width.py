@@ -20,8 +20,7 @@ from opmix_ray.data.prepare import prepare
 from opmix_ray.errors import UserError
 from opmix_ray.init.discover import discover
 from opmix_ray.init.inspect import inspect_part
-from opmix_ray.sources.megatron import raw_dtype
-from opmix_ray.sources.readers import raw_ids
+from opmix_ray.sources.megatron import raw_dtype, raw_ids
 
 Make = Callable[..., RunConfig]
 
@@ -52,6 +51,21 @@ def test_ids_of_16_bits_do_not_name_a_large_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"token_dtype: holds no ids of 32 bits.*vocabulary of 100,278"):
         seen(path, 100_278)
     assert seen(path, 100_278, "uint16") == "<u2", "who says so is believed"
+
+
+def test_a_header_with_16_bits_for_a_large_vocabulary_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", ZIPF.astype("<u2"))
+    refused: list[str | None] = [None, "uint32"]
+    for wanted in refused:
+        with pytest.raises(
+            UserError, match=r"token_dtype: has ids of 16 bits, which cannot name all .* 100,278"
+        ):
+            seen(str(tmp_path / "a.npy"), 100_278, wanted)
+    seen(str(tmp_path / "a.npy"), 100_278, "uint16")
+    seen(str(tmp_path / "a.npy"), 65_536)
+    seen(str(tmp_path / "a.npy"), None)
+    np.save(tmp_path / "b.npy", ZIPF.astype("<u4"))
+    seen(str(tmp_path / "b.npy"), 100_278)
 
 
 @pytest.mark.parametrize(
