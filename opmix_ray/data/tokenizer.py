@@ -23,7 +23,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from opmix_ray.config import RunConfig
 from opmix_ray.errors import UserError, first_line
-from opmix_ray.sources.files import content_hash, exists, join, local_directory, notes, publish
+from opmix_ray.sources.files import InputFile, content_hash, exists, join, local_directory, notes, publish
+from opmix_ray.sources.lines import refuse_pointer
 from opmix_ray.sources.source import Source, open_source, read_file
 
 END_OF_TEXT = "<|endoftext|>"
@@ -66,6 +67,9 @@ def load_tokenizer_from(
     looks_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
     if looks_local and not Path(path).exists():
         raise UserError("no such file or directory", key=KEY, value=path, remedy="check the path")
+    for part in map(Path(path).joinpath, ("", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        if part.is_file():
+            refuse_pointer(InputFile(str(part), part.stat().st_size, 0), KEY)
     tokenizer: Any
     try:
         if (file := _lone_json(path)) is not None:

@@ -164,9 +164,10 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
     domains: list[Domain] = []
     errors: list[UserError] = []
     parts = discover(data)
+    seen: dict[bytes, list[str]] = {}
     for part in parts:
         try:
-            good, bad = without_bad(part)
+            good, bad = without_bad(part, seen)
             errors += bad
             domain = inspect_part(good)
             if not can_be_split(domain):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import lzma
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,12 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.init.discover import KEY, Part
 from opmix_ray.overlap.near import filled
 from opmix_ray.paths import Kind, file_format, packing
+from opmix_ray.remote import is_local
 from opmix_ray.sources import megatron
 from opmix_ray.sources.files import InputFile, filesystem, reading
 from opmix_ray.sources.lines import HEAD, is_blank, lines, refuse_other, refuse_pointer, unpacked
 from opmix_ray.sources.megatron import raw_count, raw_dtype
-from opmix_ray.sources.messages import is_messages
+from opmix_ray.sources.messages import is_answered, is_messages
 from opmix_ray.sources.plain import objects
 from opmix_ray.sources.readers import (
     arrow_batches,
@@ -61,9 +63,15 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
         UserError: no column holds anything that can be trained on.
     """
     columns = list(dict.fromkeys(name for row in rows for name in (*names_of(row), *row)))
-    messages = next((c for c in columns if _all(rows, c, is_messages)), None)
-    if messages is not None:
-        return {"messages_column": messages}
+    talks = [c for c in columns if _all(rows, c, is_messages)]
+    whole = [c for c in talks if any(is_answered(value_of(row, c)) for row in rows)]
+    if whole or len(talks) == 1:
+        return {"messages_column": (whole or talks)[0]}
+    if talks:
+        raise UserError(
+            f"no column holds messages with answers to them (it has {', '.join(talks)})", file=file, key=KEY,
+            remedy="write all messages of a conversation into one column",
+        )  # fmt: skip
     texts = [c for c in columns if _all(rows, c, lambda value: isinstance(value, str))]
     named = [c for word in TEXT for c in texts if c.rpartition(".")[2] == word]
     if text := min(named, key=lambda c: c.count("."), default=None):
@@ -250,8 +258,12 @@ class Domain:
         return held, float(self.lengths.sum()) - held
 
 
-def without_bad(part: Part) -> tuple[Part, list[UserError]]:
-    """A domain without its files that are empty or broken, and an error for each of these.
+def without_bad(part: Part, seen: dict[bytes, list[str]] | None = None) -> tuple[Part, list[UserError]]:
+    """A domain without its files that are empty or broken, or copies of others, and an error for each of these.
+
+    Args:
+        part: the domain.
+        seen: files by how they begin, to which those of the domain are added; None: copies are not looked for.
 
     Raises:
         UserErrors: none is left.
@@ -268,6 +280,13 @@ def without_bad(part: Part) -> tuple[Part, list[UserError]]:
                 raise UserError(
                     "holds no row", file=file.path, key=KEY, remedy="leave it out, or write text into it"
                 )
+            if seen is not None and (other := _copied(file, seen)):
+                raise UserError(
+                    f"holds the same bytes as {other}",
+                    file=file.path,
+                    key=KEY,
+                    remedy="remove one of the two",
+                )
             good.append(file)
         except UserError as error:
             errors.append(error)
@@ -276,6 +295,17 @@ def without_bad(part: Part) -> tuple[Part, list[UserError]]:
     if not good:
         raise UserErrors(errors)
     return replace(part, paths=[file.path for file in good], files=good), errors
+
+
+def _copied(file: InputFile, seen: dict[bytes, list[str]]) -> str | None:
+    """A file of this machine with the same bytes that was seen before."""
+    if not is_local(file.path):
+        return None
+    with open(file.path, "rb") as stream:
+        others = seen.setdefault(file.size.to_bytes(8, "little") + stream.read(HEAD), [])
+    found = next((other for other in others if filecmp.cmp(other, file.path, shallow=False)), None)
+    others.append(file.path)
+    return found
 
 
 def inspect_part(part: Part) -> Domain:

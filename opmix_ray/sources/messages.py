@@ -54,6 +54,13 @@ def is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(is_message, value))
 
 
+def is_answered(value: Any) -> bool:
+    """Whether an assistant answers somebody in a conversation."""
+    found = [_parsed(each) for each in _rows(_parsed(value)) or []]
+    roles = {role_of(str(_first(each, _ROLE))) for each in found if isinstance(each, Mapping)}
+    return "assistant" in roles and len(roles) > 1
+
+
 def _parsed(value: Any) -> Any:
     """What a text says as JSON, where it is a list or an object; any other value as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):

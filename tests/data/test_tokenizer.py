@@ -219,3 +219,16 @@ def test_an_encoder_travels(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_the_vocabulary_counts_added_tokens() -> None:
     assert vocabulary_size(small_tokenizer(turns=("<|im_start|>", "<|im_end|>"))) == 302
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_pointer_in_the_place_of_a_tokenizer_is_named(
+    name: str, tokenizer_dir: str, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(tokenizer_dir, tmp_path / "t")
+    (directory / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    for path in (directory, directory / name):
+        with pytest.raises(
+            UserError, match=rf"{name}: tokenizer.path: is a pointer of Git LFS.*git lfs pull"
+        ):
+            load_tokenizer_from(str(path))

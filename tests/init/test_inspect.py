@@ -16,6 +16,7 @@ import zstandard
 
 from opmix_ray.errors import UserError
 from opmix_ray.init import inspect as reading
+from opmix_ray.init.begin import look_at
 from opmix_ray.init.discover import discover
 from opmix_ray.init.inspect import Domain, choose_columns, inspect_part
 
@@ -44,6 +45,28 @@ def test_columns(row: dict[str, Any], expected: dict[str, str]) -> None:
 def test_share_gpt_is_messages() -> None:
     rows = [{"conversations": [{"from": "human", "value": "a"}]}]
     assert choose_columns(rows, "f") == {"messages_column": "conversations"}
+
+
+def test_a_column_with_questions_alone_is_no_conversation() -> None:
+    asked, said = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    with pytest.raises(
+        UserError, match=r"no column holds messages with answers to them \(it has prompt, completion\)"
+    ):
+        choose_columns([{"prompt": asked, "completion": said}], "f")
+    rows = [{"prompt": asked, "chosen": asked + said, "rejected": asked + said}]
+    assert choose_columns(rows, "f") == {"messages_column": "chosen"}
+
+
+def test_copies_of_a_file_are_left_out_and_named(tmp_path: Path) -> None:
+    rows = {
+        name: "".join(json.dumps({"text": f"{name} {n} {WORDS}"}) + "\n" for n in range(40)) for name in "ab"
+    }
+    for name, content in (("a", "a"), ("a (1)", "a"), ("b", "b"), ("sub/copy", "b")):
+        (tmp_path / f"{name}.jsonl").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text(rows[content])
+    said: list[str] = []
+    assert [domain.documents for domain in look_at([str(tmp_path)], said.append)] == [40, 40]
+    assert sum("holds the same bytes as" in line for line in said) == 2
 
 
 def test_no_column_names_those_there_are() -> None:
