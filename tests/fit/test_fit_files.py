@@ -228,6 +228,16 @@ def test_caps_that_are_wrong(tmp_path: Path, text: str, word: str) -> None:
         read_caps(write(tmp_path / "caps.yaml", text), DOMAINS)
 
 
+def test_domains_whose_names_yaml_reads_as_something_else(tmp_path: Path) -> None:
+    names = ["no", "1", "007", "2024-05-01", "null", "1e3"]
+    text = "".join(f"{name}: 0.5\n" for name in names)
+    assert list(read_caps(write(tmp_path / "caps.yaml", text), names).upper) == names
+    assert list(read_bounds(write(tmp_path / "b.yaml", text.replace("0.5", "[0, 1]")), names)[0]) == names
+    assert read_prior(write(tmp_path / "prior.yaml", text), names, {}).domains == names
+    with pytest.raises(UserError, match="the key '1' is given twice"):
+        read_caps(write(tmp_path / "twice.yaml", "1: 0.5\n'1': 0.5\n"), names)
+
+
 def test_bounds(tmp_path: Path) -> None:
     text = "code: [0.1, 0.4]\nprose: {min: 0.2}\nmaths: [null, 0.5]\n"
     lower, upper = read_bounds(write(tmp_path / "bounds.yaml", text), DOMAINS)
