@@ -201,6 +201,8 @@ def fit(
     """Fit a law to a sweep of runs and propose a mixture."""
     from opmix_ray.fit import closing_words, fit_command
 
+    if Path(output or "").is_file():
+        raise UserError("is a file", key="--output", value=output, remedy="name a directory")
     with _told(as_json) as told:
         summary = fit_command(
             ratios, metrics, output or "runs/fit", law, prior, kl, caps, bounds, objective,

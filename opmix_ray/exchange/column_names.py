@@ -1,9 +1,19 @@
-"""What the names of a table's columns say: a metric, which way it is better, or what a run was."""
+"""What the columns of a table say by their names: a metric, which way it is better, what a run was, which run it is.
+
+And rows of two tables joined by their runs.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import pairwise
+
+import numpy as np
+
+from opmix_ray.errors import UserError
+from opmix_ray.exchange.csv_table import CsvTable, plain, read_count
 
 
 def _set(text: str) -> frozenset[str]:
@@ -16,12 +26,22 @@ HIGHER = _set(
     "rewards return returns precision recall auc auroc auprc roc mcc chrf meteor bertscore comet ndcg mrr pass win "
     "wins winrate elo correct solved success likelihood loglikelihood logprob logprobs logp correlation corr "
     "pearson spearman kendall kappa r2 iou dice psnr ssim hit hits agreement rating ratings utility bleurt mauve "
-    "passed resolved points ap"
+    "passed resolved points ap rr quality top1 top5 top10 mc1 mc2"
 )
 LOWER = _set(
     "loss losses lossy ppl perplexity perplexities bpb bpc bpt bpw bits nats nll nllh ce xent entropy crossentropy "
     "error errors err wer cer ter mse rmse mae brier ece kl regret fid divergence toxicity negative neg minus mape "
     "surprisal deviance cost"
+)
+# Benchmarks, whose names say no direction: what is measured on them is mostly a rate of right answers.
+BENCHMARKS = _set(
+    "mmlu mmlupro cmmlu hellaswag arc winogrande piqa boolq gsm8k gsm humaneval mbpp truthfulqa triviaqa naturalqs nq "
+    "openbookqa obqa siqa socialiqa csqa commonsenseqa sciq race squad drop coqa lambada bbh agieval gpqa ifeval "
+    "copa rte wic wsc cb mrpc qqp sst mnli qnli cola glue superglue math aime svamp mathqa medqa medmcqa pubmedqa "
+    "logiqa ceval mgsm xnli xcopa quac hotpotqa musr bench benchmark benchmarks mtbench alpacaeval arena livecodebench"
+)
+BENCHMARK_PAIRS = frozenset(
+    {("human", "eval"), ("alpaca", "eval"), ("trivia", "qa"), ("natural", "questions")}
 )
 # Last words of columns that book what a run was, whatever their values.
 BOOKKEEPING = _set(
@@ -40,6 +60,7 @@ PAIRS = frozenset(
         ("weight", "decay"), ("batch", "size"), ("model", "size"), ("vocab", "size"), ("world", "size"),
         ("wall", "time"), ("wall", "clock"), ("std", "err"), ("standard", "error"), ("per", "second"),
         ("per", "sec"), ("seq", "len"), ("sequence", "length"), ("context", "length"), ("gpu", "hours"),
+        ("inference", "time"),
         ("loss", "scale"), ("tokens", "seen"), ("train", "time"), ("training", "time"), ("max", "steps"),
         ("relative", "time"), ("beta", "1"), ("beta", "2"), ("power", "w"), ("tok", "s"), ("it", "s"),
         ("ci", "low"), ("ci", "high"), ("ci", "lower"), ("ci", "upper"), ("mixture", "entropy"), ("of", "mixture"),
@@ -53,6 +74,12 @@ COUNTS = _set(
     "threads created started finished updated round rounds repeat replicate group fold"
 )
 AREAS = _set("config cfg hparams hyperparameters hyperparams args params system sys wandb tags meta")
+# States of a run, as trackers write them, that is not done or did not come to its end.
+FAILED = _set(
+    "failed failure fail crashed crash killed error errored diverged oom timeout timed_out cancelled canceled aborted "
+    "preempted preempting interrupted stopped running queued pending scheduled"
+)
+MOST_ROUNDING = 0.05  # of a row's sum, however many domains there are
 _CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _MARKS = re.compile(r"[^0-9A-Za-z]+")
 
@@ -71,6 +98,45 @@ def is_higher_better(name: str) -> bool:
     """Whether the name says so: an accuracy, a score, a reward, and no word of a loss."""
     found = set(words(name))
     return bool(found & HIGHER) and not found & LOWER
+
+
+def is_benchmark(name: str) -> bool:
+    """Whether the name is one of a benchmark and says no direction."""
+    found = words(name)
+    inside = bool(set(found) & BENCHMARKS or set(pairwise(found)) & BENCHMARK_PAIRS)
+    return inside and not set(found) & (HIGHER | LOWER)
+
+
+def benchmark_rates(metric_names: Sequence[str], metrics: np.ndarray) -> list[str]:
+    """Metrics called after benchmarks, where the values of all of these are rates and no losses.
+
+    Rates lie within 0 to 1, or to 100; a loss or bits per byte is hardly above 20, and on some benchmark above 1.
+    """
+    places = [place for place, name in enumerate(metric_names) if is_benchmark(name)]
+    known = metrics[:, places][np.isfinite(metrics[:, places])]
+    rate = len(known) > 0 and known.min() >= 0 and (known.max() <= 1 or 20 < known.max() <= 100)
+    return [metric_names[place] for place in places] if rate else []
+
+
+_OF_TRAINING = _set(
+    "train training loss losses ce ppl perplexity lm step epoch mean avg average final last smoothed"
+)
+
+
+def is_training_loss(name: str) -> bool:
+    """Whether the name is that of a loss on what a run trained on, which tells nothing between mixtures."""
+    found = set(words(name)) - set(AREAS) - {"summary", "metrics", "metric"}
+    return bool(found & {"train", "training"} and found & LOWER) and found <= _OF_TRAINING
+
+
+def unsaid_notes(metric_names: Sequence[str], maximised: Collection[str]) -> list[str]:
+    """Of which metrics lower was taken to be better although their names do not say so."""
+    unsaid = [n for n in metric_names if n not in maximised and not set(words(n)) & LOWER]
+    if not unsaid:
+        return []
+    more = f" and {len(unsaid) - 3} more" if len(unsaid) > 3 else ""
+    shown = ", ".join(f"`{name}`" for name in unsaid[:3])
+    return [f"lower is taken to be better for {shown}{more}: the name does not say; else give --maximise"]
 
 
 def bookkeeping(name: str) -> str | None:
@@ -109,3 +175,204 @@ def counts(name: str) -> bool:
     return bool(found) and (
         found[-1] in COUNTS | BOOKKEEPING or found[0] in ("n", "num", "number", "count", "total")
     )
+
+
+def rounding(numbers: np.ndarray, sums: np.ndarray) -> float:
+    """How far from 1 the sum of a row may be for the rounding of its shares, from (N, D) as they are written."""
+    known, domains = numbers[np.isfinite(numbers)], numbers.shape[1]
+    known = known / (100 if len(sums) and np.median(sums) > 50 else 1)
+    steps = (10.0**-k for k in range(1, 6))
+    step = next((step for step in steps if np.allclose(known / step, np.round(known / step), atol=1e-6)), 0.0)
+    return min(domains / 2 * step, 1.2 * domains**0.5 * step, MOST_ROUNDING)
+
+
+def unfinished(table: CsvTable, place: int) -> str | None:
+    """What a row's column of states says, where that is no run that came to its end."""
+    for name, cell in zip(table.header, table.rows[place], strict=True):
+        if words(name)[-1:] in STATES and cell.strip().lower() in FAILED:
+            return f"its `{name}` is {cell}"
+    return None
+
+
+KEYS = (("run", "run_id"), ("index",), ("name",))  # what rows are joined by, the best first
+RUN_NAMES = {name for group in KEYS for name in group}
+STATES = (["state"], ["status"])  # last words of a column of states
+RUN_WORDS = (["run"], ["run", "id"], ["run", "name"])  # the same in other spellings: `Run ID`
+
+
+def join_columns(ratios: CsvTable, metrics: CsvTable) -> tuple[str, str] | None:
+    """The column of each file to join by: the first kind that both have and that names every row once.
+
+    None where both are one file that names no runs: a line is a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    doubled: UserError | None = None
+    for group in KEYS:
+        pair = [
+            next((name for wanted in group for name in table.header if name.lower() == wanted), None)
+            for table in (ratios, metrics)
+        ]
+        if pair[0] is None or pair[1] is None:
+            continue
+        faults = [_doubled(ratios, pair[0]), _doubled(metrics, pair[1])]
+        if not any(faults):
+            return pair[0], pair[1]
+        doubled = doubled or next(fault for fault in faults if fault)
+    if doubled:
+        raise doubled
+    if one_file(ratios, metrics):
+        return None
+    turned = next(
+        (pair for pair in ((ratios, metrics), (metrics, ratios)) if _has_runs_as_columns(*pair)), None
+    )
+    if turned is not None:
+        raise UserError(
+            f"has columns for runs of {turned[1].path.name}", file=turned[0].path,
+            remedy="turn the table: one line per run, its name in a column `run`",
+        )  # fmt: skip
+    raise UserError(
+        f"shares no column with {metrics.path.name} to join runs by",
+        file=ratios.path,
+        remedy="give both files a column `run` (or `run_id`, `index`, `name`)",
+    )
+
+
+def _has_runs_as_columns(table: CsvTable, other: CsvTable) -> bool:
+    """Whether columns of a table are called like another's runs: `r0`, or `r0 - eval/loss` in a tracker's chart."""
+    heads = {name.partition(" - ")[0] for name in table.header}
+    return any(len(heads & set(other.column(name))) > 2 for name in other.header if other.is_text(name))
+
+
+def keyed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
+    """Both tables with the column that names the runs called `run`.
+
+    That is `Run ID` or the like; else the first column of both whose cells name every row once and are alike in both.
+    """
+    tables = []
+    for table in (ratios, metrics):
+        known = any(name.lower() in group for group in KEYS for name in table.header)
+        own = None if known else next((name for name in table.header if words(name) in RUN_WORDS), None)
+        tables.append(table if own is None else table.called(own, "run"))
+    first, second = tables
+    if one_file(first, second):
+        return first, second
+    if any(all(any(n.lower() in group for n in table.header) for table in tables) for group in KEYS):
+        return first, second
+    for name in first.header:
+        if name in second.header and name:
+            here, there = first.column(name), second.column(name)
+            once = len(set(here)) == len(here) and len(set(there)) == len(there)
+            parts = any("." in cell for cell in here) and not first.is_text(name)
+            if once and not parts and len(set(here) & set(there)) > len(here) / 2:
+                return first.called(name, "run"), second.called(name, "run")
+    return first, second
+
+
+def wide(table: CsvTable) -> CsvTable:
+    """A table with a line for every run and domain, or run and metric, as one with a line a run; others as they are.
+
+    One column names the runs, several times each; columns of words tell the lines of a run apart; one holds numbers.
+    """
+    key = next((n for n in table.header if n.lower() in RUN_NAMES or words(n) in RUN_WORDS), None)
+    if key is None or not 1 < len(set(table.column(key))) < len(table.rows):
+        return table
+    texts = [n for n in table.header if n != key and table.is_text(n) and words(n)[-1:] not in STATES]
+    kinds = [
+        name for name in texts
+        if len(set(table.column(name))) < len(table.rows) / 2
+        and not all(map(read_count, table.column(name)))  # model sizes: `70M`
+    ]  # fmt: skip
+    numbers = [n for n in table.header if n != key and n not in texts and n.lower() not in RUN_NAMES]
+    held = [n for n in numbers if not bookkeeping(n)] or numbers
+    if not kinds or len(held) != 1:
+        return table
+    runs, lines = table.column(key), table.column(held[0])
+    ends = [f"/{held[0]}" if is_metric(held[0]) else ""] * len(lines)
+    named = [
+        "/".join(cells) + end
+        for *cells, end in zip(*(table.column(kind) for kind in kinds), ends, strict=True)
+    ]
+    if len(set(zip(runs, named, strict=True))) < len(lines):
+        return table
+    header, order = list(dict.fromkeys(named)), list(dict.fromkeys(runs))
+    found = {pair: cell for pair, cell in zip(zip(runs, named, strict=True), lines, strict=True)}
+    rows = [[run, *(found.get((run, name), "") for name in header)] for run in order]
+    first = [table.lines[runs.index(run)] for run in order]
+    told = " and ".join(f"`{kind}`" for kind in kinds)
+    note = f"{table.path.name} has several lines a run: they were put side by side by {told}"
+    return replace(table, header=[key, *header], rows=rows, lines=first, notes=[*table.notes, note])
+
+
+def partners(first: Sequence[str], second: Sequence[str]) -> list[int | None]:
+    """For every run of the first list its place in the second, or None."""
+    place_of = {run: place for place, run in enumerate(second)}
+    found = [place_of.get(run) for run in first]
+    open_first = [place for place, partner in enumerate(found) if partner is None]
+    taken = set(found)
+    open_second = [place for place in range(len(second)) if place not in taken]
+    left, right = _by_plain(first, open_first), _by_plain(second, open_second)
+    for name, places in left.items():
+        there = right.get(name, [])
+        if len(places) == 1 and len(there) == 1:
+            found[places[0]] = there[0]
+    return found
+
+
+def _by_plain(runs: Sequence[str], places: Sequence[int]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for place in places:
+        found.setdefault(plain(runs[place]), []).append(place)
+    return found
+
+
+def run_names(table: CsvTable, key: str | None) -> list[str]:
+    """The name of every row's run; none: its line."""
+    return table.column(key) if key is not None else [f"line {line}" for line in table.lines]
+
+
+def _doubled(table: CsvTable, key: str) -> UserError | None:
+    first: dict[str, int] = {}
+    for line, run in zip(table.lines, table.column(key), strict=True):
+        if not run:
+            return UserError(f"line {line} names no run", file=table.path, key=key, remedy="fill it in")
+        if run in first:
+            return UserError(
+                f"lines {first[run]} and {line} are the same run",
+                file=table.path,
+                key=key,
+                value=run,
+                remedy="keep one line per run",
+            )
+        first[run] = line
+    return None
+
+
+def one_file(first: CsvTable, second: CsvTable) -> bool:
+    """Whether two tables are the same file."""
+    try:
+        return first.path.samefile(second.path)
+    except OSError:  # gone since it was read, or not a local one
+        return first.path == second.path
+
+
+def not_in(run: str, others: Sequence[str], table: CsvTable) -> str:
+    """That a run is missing in a file, and which name there only looks alike."""
+    alike = [other for other in others if other != run and _looks(other) == _looks(run)]
+    hint = f" (`{alike[0]}` there is another name)" if alike else ""
+    return f"not in {table.path.name}{hint}"
+
+
+def _looks(run: str) -> str | float:
+    try:
+        return float(run)
+    except ValueError:
+        return run.strip().lower()
+
+
+def hold_shares(table: CsvTable) -> bool:
+    """Whether the rows of a table are mixtures: its numbers sum to 1 or 100."""
+    columns = [table.numbers(name) for name in table.header if not table.is_text(name)]
+    sums = np.array([sum(cell or 0.0 for cell in row) for row in zip(*columns, strict=True)])
+    return len(sums) > 0 and bool(((np.abs(sums - 1) < 0.02) | (np.abs(sums - 100) < 2)).all())

@@ -1,18 +1,28 @@
-"""A CSV file as text cells with a header, its columns as numbers, and rows of two files joined by their runs.
+"""A table as text cells with a header, and its columns as numbers.
 
 Every fault names file, line and column.
 """
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import csv
+import gzip
+import io
+import lzma
 import math
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from opmix_ray.errors import UserError
+import numpy as np
+import zstandard
+
+from opmix_ray.errors import UserError, first_line
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "--", "<na>", "#n/a"})
 _SPACES = re.compile(r"(?<=\d)[ \u00a0\u2009\u202f'’](?=\d{3}(?!\d))")  # between thousands
@@ -126,6 +136,17 @@ def numbers(cells: Sequence[str], notation: Notation) -> list[float | None]:
 
 
 DELIMITERS = ",;\t|"
+WESTERN = "cp1252"  # what Windows wrote before UTF-8
+MOST = 1 << 30  # bytes of a table
+Rows = list[tuple[int, list[str]]]  # cells, each line with its number
+_PACKED: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open, b"\x28\xb5\x2f\xfd": zstandard.open,
+}  # fmt: skip
+_NO_TEXT = {
+    b"PK\x03\x04": "an Excel workbook or a zip archive", b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"ARROW1": "Arrow", b"%PDF": "a PDF", b"<!": "HTML", b"<html": "HTML", b"<?xml": "XML",
+}  # fmt: skip
+_CONTROL = re.compile(r"[\0-\x08\x0e-\x1b]")
 _SEPARATOR_LINE = re.compile(r"^\s*\"?sep=(.)\"?\s*$", re.IGNORECASE)  # a spreadsheet's first line
 
 
@@ -139,6 +160,7 @@ class CsvTable:
         rows: cells, as many as the header has.
         lines: line of every row in the file, from 1.
         notation: how the file writes numbers where a column leaves it open.
+        notes: what was done to read it, in words.
     """
 
     path: Path
@@ -146,12 +168,17 @@ class CsvTable:
     rows: list[list[str]]
     lines: list[int]
     notation: Notation = field(default_factory=Notation)
+    notes: list[str] = field(default_factory=list)
 
     def without(self, names: Sequence[str | None]) -> CsvTable:
         """The table without some columns."""
         kept = [place for place, name in enumerate(self.header) if name not in names]
         rows = [[row[place] for place in kept] for row in self.rows]
         return replace(self, header=[self.header[place] for place in kept], rows=rows)
+
+    def called(self, name: str, other: str) -> CsvTable:
+        """The table with another name for a column."""
+        return replace(self, header=[other if each == name else each for each in self.header])
 
     def renamed(self, name: str, ends: Sequence[str]) -> CsvTable:
         """The table with something put behind the cells of a column that names runs."""
@@ -173,6 +200,10 @@ class CsvTable:
         """One column as numbers: NaN where a cell is missing, None where it is something else."""
         return numbers(self.column(name), self.notation_of(name))
 
+    def values(self, name: str) -> np.ndarray:
+        """One column as numbers (N,), NaN where there is none."""
+        return np.array([np.nan if value is None else value for value in self.numbers(name)])
+
     def is_text(self, name: str) -> bool:
         """Whether a column holds words: something in it, and no number at all."""
         cells = self.column(name)
@@ -184,39 +215,43 @@ class CsvTable:
 
 
 def read_csv(path: str | Path) -> CsvTable:
-    """Read a file with a header line; comma, semicolon, tab or bar separate its cells.
+    """Read a file with a header line; comma, semicolon, tab or bar separate its cells. Parquet and JSON lines will do.
+
+    It may be compressed (gzip, bzip2, xz, zstd), and in UTF-8, UTF-16 or Windows' Western European.
 
     Raises:
         UserError: it is missing, not text, or has no rows; a line has more or fewer cells than the header; a
             column name stands twice.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError("no such file", file=path, remedy="check the path") from None
-    except IsADirectoryError:
-        raise UserError("is a directory", file=path, remedy="name a CSV file") from None
-    except UnicodeDecodeError:
-        raise UserError("is not text", file=path, remedy="name a CSV file in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", file=path, remedy="check the path") from None
-    lines = text.splitlines(keepends=True)
-    said = _SEPARATOR_LINE.match(lines[0]) if lines else None
-    skipped = 1 if said else 0
-    try:
-        delimiter = said[1] if said else _delimiter(lines)
-        filled = _cells(lines[skipped:], delimiter, skipped)
-    except csv.Error as error:
-        raise UserError(f"is not CSV: {error}", file=path, remedy="mend it") from None
-    if len(filled) < 2:
-        problem = "has a header and no rows" if filled else "is empty"
+    content = _content(path)
+    rows = _records(content, path)
+    notes: list[str] = []
+    if rows is None:
+        text, encoding = _text(content, path)
+        if encoding == WESTERN:
+            notes.append(f"{path.name} is not UTF-8 and was read as {WESTERN}: look at its names")
+        rows, delimiter = _lines_of_cells(text, path)
+    else:
+        delimiter = ""
+    if len(rows) < 2:
+        problem = "has a header and no rows" if rows else "is empty"
         raise UserError(problem, file=path, remedy="give a header line and one line per run")
-    header = filled[0][1]
+    rows = _without_blank_ends(rows)
+    header = rows[0][1]
+    parts = [name for name in header if "." in name and number(name) is not None]
+    if len(parts) > len(header) / 2:
+        raise UserError(
+            f"its first line holds numbers ({', '.join(parts[:3])}) and no names", file=path,
+            remedy="write a header line above it, such as run,web,code",
+        )  # fmt: skip
     for name in header:
         if header.count(name) > 1:
-            raise UserError("this column stands twice", file=path, key=name, remedy="rename or remove one")
-    for line, cells in filled[1:]:
+            raise UserError(
+                "this column stands twice" if name else "two columns have no name",
+                file=path, key=name or None, remedy="rename or remove one",
+            )  # fmt: skip
+    for line, cells in rows[1:]:
         if len(cells) != len(header):
             commas = delimiter == "," and len(cells) > len(header)
             raise UserError(
@@ -225,9 +260,114 @@ def read_csv(path: str | Path) -> CsvTable:
                 remedy="mend the line; quote cells that hold the separator"
                 + (", or separate by semicolons where numbers have decimal commas" if commas else ""),
             )
-    rows = [cells for _, cells in filled[1:]]
-    notation = read_notation(cell for cells in rows for cell in cells)
-    return CsvTable(path, header, rows, [line for line, _ in filled[1:]], notation)
+    found = [cells for _, cells in rows[1:]]
+    notation = read_notation(cell for cells in found for cell in cells)
+    return CsvTable(path, header, found, [line for line, _ in rows[1:]], notation, notes)
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes, unpacked."""
+    try:
+        content = path.read_bytes()
+        for magic, unpack in _PACKED.items():
+            if content.startswith(magic):
+                with unpack(io.BytesIO(content), "rb") as stream:
+                    content = stream.read(MOST + 1)
+    except FileNotFoundError:
+        raise UserError("no such file", file=path, remedy="check the path") from None
+    except IsADirectoryError:
+        raise UserError("is a directory", file=path, remedy="name a CSV file") from None
+    except (EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f"cannot be unpacked: {error}", file=path, remedy="get the file again") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot be read: {reason}", file=path, remedy="check the path") from None
+    if len(content) > MOST:
+        raise UserError(
+            f"has more than {MOST >> 20} MiB", file=path, remedy="keep the columns that are needed"
+        )
+    return content
+
+
+def _records(content: bytes, path: Path) -> Rows | None:
+    """Header and rows of a Parquet file or of lines of JSON; None: it is neither.
+
+    Raises:
+        UserError: it is broken, or of a kind that is no table of text.
+    """
+    other = next((what for magic, what in _NO_TEXT.items() if content.startswith(magic)), None)
+    if other is not None:
+        raise UserError(f"is {other}", file=path, remedy="save the table as CSV and name that")
+    parquet = content.startswith(b"PAR1")
+    if not parquet and content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+        return None
+    import pyarrow as pa
+
+    try:
+        if parquet:
+            import pyarrow.parquet
+
+            table = pa.parquet.read_table(io.BytesIO(content))
+        else:
+            import pyarrow.json
+
+            table = pa.json.read_json(io.BytesIO(content))
+    except (pa.ArrowException, OSError) as error:
+        what = "Parquet" if parquet else "JSON lines"
+        raise UserError(
+            f"is no {what}: {first_line(error)}", file=path, remedy="save the table as CSV"
+        ) from None
+    for _ in range(3):  # columns inside of columns
+        table = table.flatten()
+    columns = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in table.columns]
+    header = ["" if name == "__index_level_0__" else str(name) for name in table.column_names]
+    return [
+        (1, header),
+        *((line, list(cells)) for line, cells in enumerate(zip(*columns, strict=True), start=2)),
+    ]
+
+
+def _text(content: bytes, path: Path) -> tuple[str, str]:
+    """A file's text, and the encoding that it is in.
+
+    Raises:
+        UserError: it is no text.
+    """
+    marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    for encoding in ("utf-16",) if marked else ("utf-8-sig", WESTERN):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if not _CONTROL.search(text) and (encoding == "utf-8-sig" or "\n" in text or "\r" in text):
+            return text, encoding
+    raise UserError("is not text", file=path, remedy="name a CSV file in UTF-8")
+
+
+def _lines_of_cells(text: str, path: Path) -> tuple[Rows, str]:
+    """Header and rows of a CSV file, each with its line, and what separates its cells."""
+    lines = text.splitlines(keepends=True)
+    said = _SEPARATOR_LINE.match(lines[0]) if lines else None
+    skipped = 1 if said else 0
+    remarks = skipped
+    while remarks < len(lines) - 1 and lines[remarks].lstrip().startswith("#"):
+        remarks += 1
+    try:
+        delimiter = said[1] if said else _delimiter(lines[remarks:])
+        rows = _cells(lines[remarks:], delimiter, remarks)
+        if rows and remarks > skipped:  # the last of them may be the header: `#,web,code`
+            last = _cells(lines[remarks - 1 : remarks], delimiter, remarks - 1)
+            rows = last + rows if len(last[0][1]) == len(rows[0][1]) else rows
+    except csv.Error as error:
+        raise UserError(f"is not CSV: {error}", file=path, remedy="mend it") from None
+    return rows, delimiter
+
+
+def _without_blank_ends(rows: Rows) -> Rows:
+    """Without the empty cells that a spreadsheet writes behind its last column."""
+    ends = [max((place + 1 for place, cell in enumerate(cells) if cell), default=0) for _, cells in rows]
+    width = max(ends[0], *(min(end, len(rows[0][1])) for end in ends[1:]))
+    return [(line, cells[: max(width, end)]) for (line, cells), end in zip(rows, ends, strict=True)]
 
 
 def _cells(lines: list[str], delimiter: str, before: int = 0) -> list[tuple[int, list[str]]]:
@@ -248,93 +388,9 @@ def _delimiter(lines: list[str]) -> str:
     return min(found)[-1] if found else ","
 
 
-KEYS = (("run", "run_id"), ("index",), ("name",))  # what rows are joined by, the best first
 _WITH_ZERO = re.compile(r"^-?\d+\.0+$")
-
-
-def join_columns(ratios: CsvTable, metrics: CsvTable) -> tuple[str, str] | None:
-    """The column of each file to join by: the first kind that both have and that names every row once.
-
-    None where both are one file that names no runs: a line is a run.
-
-    Raises:
-        UserError: there is none.
-    """
-    doubled: UserError | None = None
-    for group in KEYS:
-        pair = [
-            next((name for wanted in group for name in table.header if name.lower() == wanted), None)
-            for table in (ratios, metrics)
-        ]
-        if pair[0] is None or pair[1] is None:
-            continue
-        faults = [_doubled(ratios, pair[0]), _doubled(metrics, pair[1])]
-        if not any(faults):
-            return pair[0], pair[1]
-        doubled = doubled or next(fault for fault in faults if fault)
-    if doubled:
-        raise doubled
-    if one_file(ratios, metrics):
-        return None
-    raise UserError(
-        f"shares no column with {metrics.path.name} to join runs by",
-        file=ratios.path,
-        remedy="give both files a column `run` (or `run_id`, `index`, `name`)",
-    )
-
-
-def partners(first: Sequence[str], second: Sequence[str]) -> list[int | None]:
-    """For every run of the first list its place in the second, or None."""
-    place_of = {run: place for place, run in enumerate(second)}
-    found = [place_of.get(run) for run in first]
-    open_first = [place for place, partner in enumerate(found) if partner is None]
-    taken = set(found)
-    open_second = [place for place in range(len(second)) if place not in taken]
-    left, right = _by_plain(first, open_first), _by_plain(second, open_second)
-    for name, places in left.items():
-        there = right.get(name, [])
-        if len(places) == 1 and len(there) == 1:
-            found[places[0]] = there[0]
-    return found
-
-
-def _by_plain(runs: Sequence[str], places: Sequence[int]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for place in places:
-        found.setdefault(plain(runs[place]), []).append(place)
-    return found
 
 
 def plain(run: str) -> str:
     """A run's name without the `.0` that a table of numbers puts behind it."""
     return run.partition(".")[0] if _WITH_ZERO.match(run) else run
-
-
-def run_names(table: CsvTable, key: str | None) -> list[str]:
-    """The name of every row's run; none: its line."""
-    return table.column(key) if key is not None else [f"line {line}" for line in table.lines]
-
-
-def _doubled(table: CsvTable, key: str) -> UserError | None:
-    first: dict[str, int] = {}
-    for line, run in zip(table.lines, table.column(key), strict=True):
-        if not run:
-            return UserError(f"line {line} names no run", file=table.path, key=key, remedy="fill it in")
-        if run in first:
-            return UserError(
-                f"lines {first[run]} and {line} are the same run",
-                file=table.path,
-                key=key,
-                value=run,
-                remedy="keep one line per run",
-            )
-        first[run] = line
-    return None
-
-
-def one_file(first: CsvTable, second: CsvTable) -> bool:
-    """Whether two tables are the same file."""
-    try:
-        return first.path.samefile(second.path)
-    except OSError:  # gone since it was read, or not a local one
-        return first.path == second.path

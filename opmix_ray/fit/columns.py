@@ -18,12 +18,19 @@ from itertools import combinations
 import numpy as np
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.column_names import bookkeeping, counts, is_higher_better, is_metric
-from opmix_ray.exchange.csv_table import CsvTable
+from opmix_ray.exchange.column_names import (
+    benchmark_rates,
+    bookkeeping,
+    counts,
+    is_higher_better,
+    is_metric,
+    is_training_loss,
+)
+from opmix_ray.exchange.csv_table import CsvTable, is_missing
 from opmix_ray.laws.base import nearest
 
 METADATA = frozenset({"run", "run_id", "name", "index", "", "unnamed: 0"})
-ROUNDING = 0.01  # how far a row's sum may be from 1 and still be a mixture with rounded shares
+ROUNDING = 0.01 + 1e-9  # how far a row's sum may be from 1 and still be a mixture with rounded shares
 JUDGED = 5  # runs from which values alone say that a column is no metric
 SETTING = 4  # runs per value from which a column is a setting
 MOST_SUSPECTS = 12  # columns of which every combination is tried
@@ -79,14 +86,20 @@ def metric_columns(table: CsvTable, wanted: Sequence[str] | None, domains: Seque
     if wanted:
         return _asked(table, wanted, "--metric-columns")
     names, left_out = [], []
-    candidates = {name: values(table, name) for name in table.header if name.lower() not in METADATA}
+    candidates = {name: table.values(name) for name in table.header if name.lower() not in METADATA}
     fractions = any(_has_fractions(found) for name, found in candidates.items() if not bookkeeping(name))
     for name, found in candidates.items():
-        reason = "it holds words" if table.is_text(name) else _no_metric(name, found, domains, fractions)
+        reason = _unread(table, name) or _no_metric(name, found, domains, fractions)
         if reason is None:
             names.append(name)
         else:
             left_out.append(Column(table.path.name, name, reason))
+    training = [name for name in names if is_training_loss(name)]
+    if len(training) < len(names):
+        names = [name for name in names if name not in training]
+        left_out += [
+            Column(table.path.name, name, "it is a loss on what each run trained on") for name in training
+        ]
     if not names:
         said = "; ".join(f"`{c.name}`: {c.reason}" for c in left_out[:3])
         raise UserError(
@@ -95,6 +108,13 @@ def metric_columns(table: CsvTable, wanted: Sequence[str] | None, domains: Seque
             remedy="give one column of numbers per metric, or name them with --metric-columns",
         )
     return Taken(names, left_out)
+
+
+def _unread(table: CsvTable, name: str) -> str | None:
+    """Why a column holds no number at all, or None."""
+    if table.is_text(name):
+        return "it holds words"
+    return "it is empty" if all(map(is_missing, table.column(name))) else None
 
 
 def _no_metric(name: str, found: np.ndarray, domains: Sequence[str], fractions: bool) -> str | None:
@@ -139,19 +159,20 @@ def share_columns(table: CsvTable, wanted: Sequence[str] | None) -> Taken:
     for name in table.header:
         if name.lower() in METADATA:
             continue
-        if table.is_text(name):
-            left_out.append(Column(table.path.name, name, "it holds words"))
+        if reason := _unread(table, name):
+            left_out.append(Column(table.path.name, name, reason))
         else:
             names.append(name)
     if names:
-        columns = np.column_stack([values(table, name) for name in names])
+        columns = np.column_stack([table.values(name) for name in names])
         for place, reason in _no_shares(names, columns).items():
             left_out.append(Column(table.path.name, names[place], reason))
         gone = {column.name for column in left_out}
         names = [name for name in names if name not in gone]
     if not names:
+        said = "; ".join(f"`{c.name}`: {c.reason}" for c in left_out[:3])
         raise UserError(
-            "no column holds shares",
+            "no column holds shares" + (f" ({said})" if said else ""),
             file=table.path,
             remedy="give one column of numbers per domain, or name them with --share-columns",
         )
@@ -184,6 +205,10 @@ def _no_shares(names: Sequence[str], columns: np.ndarray) -> dict[int, str]:
     if most:
         idle = {p: reason for p, reason in odd.items() if p not in best and not filled[:, p].any()}
         best = best | idle
+        rest = total - filled[:, list(best)].sum(axis=1)
+        for place, reason in odd.items():  # too small to spoil a sum, as a learning rate is
+            if place not in best and _spoils(rest, filled[:, place]):
+                best, rest = best | {place: reason}, rest - filled[:, place]
     if most == count:
         return best
     # names do not say all: one or two more columns without which the rows, or clearly more of them, are mixtures
@@ -203,7 +228,10 @@ def _spoils(total: np.ndarray, column: np.ndarray) -> bool:
     """Whether rows (N,) are mixtures without a column, and no farther from 1 or 100 than with it."""
     unit = np.where(total > 50, 100.0, 1.0)
     without = np.abs(total - column - unit) / unit
-    return bool(mixtures(total - column).all() and without.mean() <= (np.abs(total - unit) / unit).mean())
+    return bool(
+        (mixtures(total - column) >= mixtures(total)).all()
+        and without.mean() <= (np.abs(total - unit) / unit).mean()
+    )
 
 
 def _no_share(name: str, found: np.ndarray) -> str | None:
@@ -229,11 +257,6 @@ def _no_share(name: str, found: np.ndarray) -> str | None:
 def mixtures(sums: np.ndarray) -> np.ndarray:
     """Which rows are mixtures by their sums (N,): 1, or 100 where shares are per cent."""
     return (np.abs(sums - 1) <= ROUNDING) | (np.abs(sums - 100) <= 100 * ROUNDING)
-
-
-def values(table: CsvTable, name: str) -> np.ndarray:
-    """A column as numbers (N,), NaN where there is none."""
-    return np.array([np.nan if value is None else value for value in table.numbers(name)])
 
 
 def _asked(table: CsvTable, wanted: Sequence[str], key: str) -> Taken:
@@ -289,7 +312,8 @@ def maximised(
             value=both[0],
             remedy="name it with one of the two",
         )
-    unsaid = [name for name in metric_names if is_higher_better(name) and name not in up | down]
+    rates = benchmark_rates(metric_names, metrics)
+    unsaid = [n for n in metric_names if (is_higher_better(n) or n in rates) and n not in up | down]
     deciding = unsaid if decides is None else [name for name in unsaid if name in decides]
     if deciding and ask is None:
         more = f" and {len(deciding) - SHOWN} more" if len(deciding) > SHOWN else ""

@@ -13,6 +13,7 @@ import numpy as np
 
 from opmix_ray.decision.propose import Proposal, propose
 from opmix_ray.errors import UserError
+from opmix_ray.exchange.column_names import unsaid_notes
 from opmix_ray.fit.changes import read_changes
 from opmix_ray.fit.columns import Ask, direction_notes, maximised, turned
 from opmix_ray.fit.kl import choose_kl, read_kl
@@ -131,7 +132,7 @@ def fit_command(
         ask=told.ask,
         file=metrics,
     )
-    notes = [*sweep.notes, *direction_notes(tops)]
+    notes = [*sweep.notes, *direction_notes(tops), *unsaid_notes(sweep.metric_names, {*tops, *minimise})]
     if wanted.reference and tops:
         wanted = replace(
             wanted, reference={n: tops[n] - v if n in tops else v for n, v in wanted.reference.items()}
@@ -310,12 +311,15 @@ def taken_words(sweep: Sweep) -> list[str]:
         f"shares:  {_names([*sweep.domains, *sweep.unused])}",
         f"metrics: {_names(sweep.metric_names)}",
     ]
-    return lines + [note for note in sweep.notes if note.startswith(LEFT_OUT)]
+    lines += [note for note in sweep.notes if note.startswith(LEFT_OUT)]
+    if gone := [f"{item.run} ({item.reason})" for item in sweep.left_out]:
+        lines.append(f"runs left out: {_names(gone, 5)}")
+    return lines
 
 
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _names(names: Sequence[str], most: int = SHOWN) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def first_words(summary: Mapping[str, Any]) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.column_names import words
-from opmix_ray.exchange.csv_table import KEYS, CsvTable, is_missing, one_file, plain, read_count
+from opmix_ray.exchange.column_names import KEYS, one_file, words
+from opmix_ray.exchange.csv_table import CsvTable, is_missing, plain, read_count
 from opmix_ray.fit.columns import Ask
 from opmix_ray.laws.base import nearest
 from opmix_ray.laws.fit import LEAST_ROWS
@@ -30,7 +30,11 @@ NAMES = {
         "size sizes params param parameters model",
         "n num number of count non embedding total trainable name lm",
     ),
-    "tokens": ("tokens", "n num number of count total train training trained seen consumed budget"),
+    "tokens": (
+        "tokens",
+        "n num number of count total train training trained seen consumed budget b bn m million "
+        "millions billion billions",
+    ),
 }
 
 

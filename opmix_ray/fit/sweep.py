@@ -13,17 +13,21 @@ from pathlib import Path
 import numpy as np
 
 from opmix_ray.errors import UserError
-from opmix_ray.exchange.csv_table import (
+from opmix_ray.exchange.column_names import (
     KEYS,
-    CsvTable,
+    hold_shares,
     join_columns,
+    keyed,
+    not_in,
     one_file,
     partners,
-    plain,
-    read_csv,
+    rounding,
     run_names,
-)
-from opmix_ray.fit.columns import ROUNDING, Column, Taken, metric_columns, share_columns, values
+    unfinished,
+    wide,
+)  # fmt: skip
+from opmix_ray.exchange.csv_table import CsvTable, plain, read_csv
+from opmix_ray.fit.columns import ROUNDING, Column, Taken, metric_columns, share_columns
 from opmix_ray.fit.sizes import Scales, SizeColumns, take_sizes
 from opmix_ray.laws.fit import LEAST_ROWS
 
@@ -112,7 +116,8 @@ def read_sweep(
         UserError: a file is broken, they share no column to join by, fewer than 3 runs or mixtures are left, no
             metric varies, or runs are of several model sizes.
     """
-    sized = take_sizes(read_csv(ratios), read_csv(metrics), sizes or SizeColumns())
+    tables = keyed(wide(read_csv(ratios)), wide(read_csv(metrics)))
+    sized = take_sizes(*tables, sizes or SizeColumns())
     mixtures_table, metrics_table = sized.ratios, sized.metrics
     keys = join_columns(mixtures_table, metrics_table) or (None, None)
     found = read_mixtures(mixtures_table, keys[0], share_names)
@@ -123,7 +128,7 @@ def read_sweep(
     joined = set(partner)
     for place, run in enumerate(metric_runs):
         if place not in joined:
-            left_out.append(_left(metrics_table, place, run, _not_in(run, mixture_runs, mixtures_table)))
+            left_out.append(_left(metrics_table, place, run, not_in(run, mixture_runs, mixtures_table)))
     taken = _without_shares(taken, found, metrics_table, partner)
     measured, said = _measured(metrics_table, taken)
     notes += said
@@ -132,7 +137,9 @@ def read_sweep(
         run = mixture_runs[place]
         there = partner[place]
         if there is None:
-            left_out.append(_left(mixtures_table, place, run, _not_in(run, metric_runs, metrics_table)))
+            left_out.append(_left(mixtures_table, place, run, not_in(run, metric_runs, metrics_table)))
+        elif (state := unfinished(metrics_table, there) or unfinished(mixtures_table, place)) is not None:
+            left_out.append(_left(metrics_table, there, run, state))
         elif not np.isfinite(measured[there]).any():
             left_out.append(_left(metrics_table, there, run, "none of its metrics is a number"))
         elif not sized.known(place, there):
@@ -141,7 +148,7 @@ def read_sweep(
             kept.append(row)
             places.append(there)
     if len(kept) < LEAST_ROWS:
-        raise _too_few(len(kept), mixtures_table, left_out)
+        raise _too_few(len(kept), mixtures_table, left_out, hold_shares(metrics_table))
     sweep = Sweep(
         runs=[plain(mixture_runs[found.rows[row]]) for row in kept],
         ratios=found.shares[kept],
@@ -150,12 +157,12 @@ def read_sweep(
         metric_names=taken.names,
         left_out=left_out,
         notes=notes,
-        left_out_columns=[*found.columns.left_out, *taken.left_out],
+        left_out_columns=_in_neither(found.columns, taken, one_file(mixtures_table, metrics_table)),
         scales=sized.of([found.rows[row] for row in kept], places),
     )
     sweep = _without_unused(_without_thin_metrics(sweep, metrics_table))
     _check_varies(sweep, mixtures_table, metrics_table)
-    return replace(sweep, notes=[*_column_notes(sweep.left_out_columns), *sweep.notes])
+    return replace(sweep, notes=[*_column_notes(sweep.left_out_columns), *dict.fromkeys(sweep.notes)])
 
 
 def read_mixtures(table: CsvTable, key: str | None = None, wanted: Sequence[str] | None = None) -> Mixtures:
@@ -170,26 +177,30 @@ def read_mixtures(table: CsvTable, key: str | None = None, wanted: Sequence[str]
         UserError: no column holds shares.
     """
     key = key or next((name for group in KEYS for name in table.header if name.lower() in group), None)
-    notes = []
+    notes = list(table.notes)
     taken = share_columns(table, wanted)
     domains = taken.names
     if any(table.notation_of(name).decimal_comma for name in domains):
         notes.append(f"commas in the numbers of {table.path.name} were read as decimal commas")
     columns = [table.numbers(name) for name in domains]
-    sums = [
-        sum(value for value in row if value is not None and value == value)
-        for row in zip(*columns, strict=True)
-    ]
-    per_cent = np.array([abs(total - 100) <= 100 * ROUNDING for total in sums], dtype=bool)
+    numbers = np.array([[np.nan if v is None else v for v in column] for column in columns]).T
+    sums = np.nansum(numbers, axis=1)
+    room = max(ROUNDING, rounding(numbers, sums))
+    per_cent = np.abs(sums - 100) <= 100 * room
+    counted = taken.asked and not (per_cent | (np.abs(sums - 1) <= room)).any()
+    unit = np.where(per_cent, 100.0, np.where(counted & (sums > 0), sums, 1.0))
+    if counted:
+        notes.append(
+            f"no row of {table.path.name} sums to 1 or 100: taken as tokens, each divided by its sum"
+        )
     if per_cent.any():
         which = "the rows" if per_cent.all() else f"{per_cent.sum()} rows"
         notes.append(f"{which} of {table.path.name} sum to 100 and were read as per cent")
     runs = run_names(table, key)
     rows, shares, left_out, rounded = [], [], [], []
     for place, row in enumerate(zip(*columns, strict=True)):
-        values = np.array([np.nan if value is None else value for value in row])
-        values = values / 100 if per_cent[place] else values
-        reason = _no_mixture(row, values, domains, table.rows[place], table.header)
+        values = numbers[place] / unit[place]
+        reason = _no_mixture(row, values, domains, table.rows[place], table.header, room)
         if reason is not None:
             left_out.append(_left(table, place, plain(runs[place]), reason))
             continue
@@ -209,7 +220,12 @@ def read_mixtures(table: CsvTable, key: str | None = None, wanted: Sequence[str]
 
 
 def _no_mixture(
-    row: tuple[float | None, ...], values: np.ndarray, domains: list[str], cells: list[str], header: list[str]
+    row: tuple[float | None, ...],
+    values: np.ndarray,
+    domains: list[str],
+    cells: list[str],
+    header: list[str],
+    room: float,
 ) -> str | None:
     """Why a row is no mixture, or None. An empty cell is a share of 0 where the rest sums to 1."""
     for name, value in zip(domains, row, strict=True):
@@ -220,25 +236,11 @@ def _no_mixture(
         if np.isinf(value):
             return f"the share of `{name}` is infinite"
     total = float(np.nansum(values))
-    if abs(total - 1) > ROUNDING:
+    if abs(total - 1) > room:
         empty = [name for name, value in zip(domains, values, strict=True) if np.isnan(value)]
         where = f" without {', '.join(f'`{name}`' for name in empty[:SHOWN])}" if empty else ""
         return f"its shares sum to {total:.4g}{where}, not to 1"
     return None
-
-
-def _not_in(run: str, others: Sequence[str], table: CsvTable) -> str:
-    """That a run is missing in a file, and which name there only looks alike."""
-    alike = [other for other in others if other != run and _looks(other) == _looks(run)]
-    hint = f" (`{alike[0]}` there is another name)" if alike else ""
-    return f"not in {table.path.name}{hint}"
-
-
-def _looks(run: str) -> str | float:
-    try:
-        return float(run)
-    except ValueError:
-        return run.strip().lower()
 
 
 def _without_shares(taken: Taken, found: Mixtures, table: CsvTable, partner: Sequence[int | None]) -> Taken:
@@ -260,7 +262,7 @@ def _without_shares(taken: Taken, found: Mixtures, table: CsvTable, partner: Seq
         if one:
             return True
         pairs = np.array(
-            [values(table, name)[[o for _, o in rows]], values(found.table, name)[[h for h, _ in rows]]]
+            [table.values(name)[[o for _, o in rows]], found.table.values(name)[[h for h, _ in rows]]]
         )
         again, shares = np.nan_to_num(pairs)
         unit = again.sum() / shares.sum() if shares.any() else 0.0
@@ -285,9 +287,18 @@ def _without_shares(taken: Taken, found: Mixtures, table: CsvTable, partner: Seq
     return Taken(names, left_out)
 
 
+def _in_neither(shares: Taken, metrics: Taken, one: bool) -> list[Column]:
+    """Columns that were not taken; those of one file once, and only if they are neither shares nor metrics."""
+    columns = [*shares.left_out, *metrics.left_out]
+    if not one:
+        return columns
+    taken = {*shares.names, *metrics.names}
+    return list({column.name: column for column in columns if column.name not in taken}.values())
+
+
 def _measured(table: CsvTable, taken: Taken) -> tuple[np.ndarray, list[str]]:
     """Values (rows, M) and notes."""
-    columns, notes = [], []
+    columns, notes = [], list(table.notes)
     for name in taken.names:
         found = table.numbers(name)
         wrong = [line for line, value in zip(table.lines, found, strict=True) if value is None]
@@ -388,14 +399,16 @@ def _left(table: CsvTable, place: int, run: str, reason: str) -> LeftOut:
     return LeftOut(plain(run), table.path.name, table.lines[place], reason)
 
 
-def _too_few(kept: int, table: CsvTable, left_out: list[LeftOut]) -> UserError:
+def _too_few(kept: int, table: CsvTable, left_out: list[LeftOut], swapped: bool) -> UserError:
     reasons = "; ".join(f"run {item.run}: {item.reason}" for item in left_out[:SHOWN])
     more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
     return UserError(
         f"only {kept} runs have a mixture and a metric, a law needs at least {LEAST_ROWS}"
         + (f"; left out: {reasons}{more}" if left_out else ""),
         file=table.path,
-        remedy="give shares: divide each line by its sum"
-        if left_out and all(" sum to " in item.reason for item in left_out)
-        else "check that both files name the same runs",
+        remedy="check that both files name the same runs"
+        if not left_out or not all(" sum to " in item.reason for item in left_out)
+        else "the files of --ratios and --metrics look swapped"
+        if swapped
+        else "name columns that count tokens with --share-columns, or divide each line by its sum",
     )
