@@ -24,6 +24,7 @@ from opmix_ray.fit.size_law import fit_sizes, for_target
 from opmix_ray.fit.sizes import SizeColumns
 from opmix_ray.fit.sweep import LEFT_OUT, Sweep, read_sweep
 from opmix_ray.laws import FittedLaw, fit_law
+from opmix_ray.laws.fitted import doubts
 from opmix_ray.mixture import Mixture
 from opmix_ray.storage import Storage
 
@@ -156,6 +157,7 @@ def fit_command(
         objective=wanted.weights,
         seed=seed,
     )
+    notes += doubts(fitted, told=wanted.weights is not None)
     fitted.details |= {"maximised": tops, "unused_domains": sweep.unused}
     middle = time.perf_counter()
     proposing = partial(

@@ -18,6 +18,8 @@ FOLDS = 10
 
 Quality = dict[str, dict[str, float | int | None]]
 FORMAT = 2
+NO_RANK = 0.3  # rank correlation out of fold below which a law that explains nothing is not to be trusted
+UNEQUAL = 10.0  # times that the values of a metric vary more than those of another
 LEAST_WEIGHT = 1e-3  # of a row in a refit
 Refit = Callable[[Table], tuple[Sequence[Response], Response | None]]
 
@@ -244,6 +246,35 @@ class FittedLaw:
             why = "its parts do not fit together" if not fits else "what it predicts is no number"
             raise UserError(f"the law is damaged ({why})", remedy="write it again with `opmix fit`")
         return law
+
+
+def doubts(law: FittedLaw, *, told: bool) -> list[str]:
+    """What speaks against trusting a law, in words.
+
+    Args:
+        law: with its rows.
+        told: whether somebody has chosen the weights of the metrics.
+    """
+    assert law.table is not None
+    quality, metrics, used = law.quality["objective"], law.table.metrics, law.weights > 0
+    rows, domains = int(quality["rows"] or 0), len(law.domains)
+    found = []
+    if rows < domains + 2:
+        found.append(
+            f"{rows} runs are few for {domains} domains: take the mixture as a first guess, and add runs"
+        )
+    if (quality["r2_cv"] or 0.0) <= 0 and (quality["spearman_cv"] or 0.0) < NO_RANK:
+        found.append("the law does not predict runs that it has not seen: do not trust the mixture")
+    spread = np.nanstd(metrics[:, used], axis=0)
+    most = int(np.argmax(spread))
+    others = float(np.median(np.delete(spread, most))) if len(spread) > 1 else np.inf
+    if not told and spread[most] > UNEQUAL * others:
+        name = [name for name, one in zip(law.metric_names, used, strict=True) if one][most]
+        found.append(
+            f"metrics differ in scale: `{name}` varies more than {UNEQUAL:g} times as much as the others, and decides; "
+            "weigh them in a file for --objective"
+        )
+    return found
 
 
 def make_folds(rows: int, seed: int) -> list[np.ndarray]:

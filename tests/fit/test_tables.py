@@ -256,3 +256,24 @@ def test_of_what_a_name_says_nothing_is_noted() -> None:
     assert unsaid_notes(["web_loss", "ppl", "wer", "acc"], ["acc"]) == []
     (note,) = unsaid_notes(["validation", "a", "b", "c", "web_loss"], [])
     assert note.startswith("lower is taken to be better for `validation`, `a`, `b` and 1 more")
+
+
+def notes(tmp_path: Path, metrics: Cells, rows: int = ROWS) -> str:
+    cells: Cells = {"run": RUNS[:rows], **{name: column[:rows] for name, column in metrics.items()}}
+    ratios = write(
+        tmp_path / "r.csv", {"run": RUNS[:rows], **{n: c[:rows] for n, c in shares(*DOMAINS).items()}}
+    )
+    summary = fit_command(
+        ratios, write(tmp_path / "m.csv", cells), tmp_path / "out", law="ridge", bootstrap=0
+    )
+    return " ".join(summary["notes"])
+
+
+def test_what_speaks_against_a_law_is_said(tmp_path: Path) -> None:
+    good = notes(tmp_path, losses(*METRICS))
+    assert not any(word in good for word in ("few for", "do not trust", "differ in scale"))
+    assert "4 runs are few for 3 domains" in notes(tmp_path, losses(*METRICS), rows=4)
+    noise: Cells = {"loss": np.random.default_rng(5).normal(3, 0.01, ROWS).tolist()}
+    assert "do not trust the mixture" in notes(tmp_path, noise)
+    steep: Cells = {**losses("web_loss"), "code_ppl": np.exp(3 * LOSSES[:, 1]).tolist()}
+    assert "differ in scale: `code_ppl` varies more than 10 times" in notes(tmp_path, steep)
