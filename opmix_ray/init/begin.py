@@ -86,7 +86,8 @@ def begin(
     _check_domains(domains, data, tokenizer or model)
     for domain in domains:
         say(
-            f"found {domain.name}: {domain.documents:,.0f} {domain.kind} documents in {len(domain.part.files)} files"
+            f"found {domain.name}{_meant(domain)}: {domain.documents:,.0f} {domain.kind} documents in "
+            f"{len(domain.part.files)} files"
         )
     machine = Machine(os.cpu_count() or 1, torch.cuda.device_count())
     longest = None if model is None else _positions(model)
@@ -165,7 +166,7 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
     errors: list[UserError] = []
     parts = discover(data)
     seen: dict[bytes, list[str]] = {}
-    for part in parts:
+    for part in sorted(parts, key=lambda part: len(part.files[0].path)):  # `a copy.txt` is the copy
         try:
             good, bad = without_bad(part, seen)
             errors += bad
@@ -180,12 +181,22 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
             errors += user_errors(error)
     if errors and len(domains) < 2:
         raise UserErrors(errors)
+    order = [part.name for part in parts]
+    domains.sort(key=lambda domain: order.index(domain.part.name))
     for each in errors:
         say(f"left out: {each}")
     if names := ignored(data, parts):
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        say(f"ignored, as hidden, about the data or of another kind: {', '.join(names[:SHOWN])}{more}")
+        say(
+            f"ignored, as hidden, about the data, too small or of another kind: {', '.join(names[:SHOWN])}{more}"
+        )
     return domains
+
+
+def _meant(domain: Domain) -> str:
+    """Where a domain's files are, if letters of their names are lost in its own."""
+    base = domain.part.paths[0].rstrip("/").rpartition("/")[2]
+    return "" if base.isascii() else f" ({base})"
 
 
 def _check_target(directory: Path, overwrite: bool) -> Path:
@@ -212,7 +223,7 @@ def _check_domains(domains: Sequence[Domain], data: Sequence[str], tokenizer: st
             f"holds one domain ({domains[0].name}), and a mixture needs at least two",
             key=KEY,
             value=" ".join(data),
-            remedy="give a file or a sub-folder for each kind of data",
+            remedy="give a file or a sub-folder for each kind of data, or sort it into domains with `opmix discover`",
         )
     if len(domains) > MOST_DOMAINS:
         raise UserError(

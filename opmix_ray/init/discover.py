@@ -156,7 +156,7 @@ def _side_by_side(folder: str, files: list[InputFile]) -> list[Part]:
     groups: dict[str, list[InputFile]] = defaultdict(list)
     for file in files:
         if file_format(file.path) == "text" and file.size < SMALL:
-            small[_base(file.path).lower().rpartition(".")[2]].append(file)
+            small[ending_of(file.path).lstrip(".")].append(file)
         else:
             groups[_without_number(_stem(file.path))].append(file)
     if small:  # no file of them has enough to be a domain
@@ -180,7 +180,8 @@ def _side_by_side(folder: str, files: list[InputFile]) -> list[Part]:
 def _pool(folder: str, ending: str, files: list[InputFile]) -> Part:
     """One domain of all small texts of a kind in a folder."""
     everything = f"{folder}/*.{ending}"
-    return Part(ending, [everything] if _holds(everything, files) else [file.path for file in files], files)
+    paths = [everything] if _holds(everything, files) else [file.path for file in files]
+    return Part(ending.partition(".")[0], paths, files)
 
 
 def _part(name: str, folder: str | None, files: list[InputFile]) -> Part:

@@ -281,12 +281,7 @@ def without_bad(part: Part, seen: dict[bytes, list[str]] | None = None) -> tuple
                     "holds no row", file=file.path, key=KEY, remedy="leave it out, or write text into it"
                 )
             if seen is not None and (other := _copied(file, seen)):
-                raise UserError(
-                    f"holds the same bytes as {other}",
-                    file=file.path,
-                    key=KEY,
-                    remedy="remove one of the two",
-                )
+                raise UserError(f"is a copy of {other}", file=file.path, key=KEY, remedy="remove one of them")
             good.append(file)
         except UserError as error:
             errors.append(error)

@@ -67,6 +67,7 @@ _ENCODINGS = {  # by how a file begins: with a mark, or with ASCII
     rb"[\t-~]\0[\t-~]\0": "UTF-16LE",
     rb"\0[\t-~]\0[\t-~]": "UTF-16BE",
 }
+_NOT_WESTERN = "ENCODING (WINDOWS-1251 for Cyrillic, GB18030 for Chinese, SHIFT_JIS for Japanese)"
 _TEXT = 64  # bytes of text that are no ids
 _CONTROL = re.compile(r"[^\t\n\f\r\x20-\U0010ffff]")
 
@@ -128,6 +129,8 @@ def decoded(line: bytes, number: int, file: str, key: str) -> str:
     )
     if encoding is None and text is None and not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", line):
         encoding = "CP1252" if re.search(rb"[\x80-\x9f]", line) else "LATIN1"
+        if 2 * len(re.findall(rb"[\x80-\xff]", line)) > len(re.findall(rb"[A-Za-z\x80-\xff]", line)):
+            encoding = _NOT_WESTERN  # more such letters than any language of the West has
     convert = f"convert it: iconv -f {encoding} -t UTF-8"
     raise UserError(
         f"line {number} " + ("is not UTF-8 text" if encoding else "holds a zero byte or the like: this is no text"),

@@ -104,6 +104,7 @@ HIDDEN = (
     "$RECYCLE.BIN",
     "System Volume Information",
     "lost+found",
+    "node_modules",
 )
 _SHOWN = 3
 
