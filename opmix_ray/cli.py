@@ -339,7 +339,7 @@ def _validate(
     found: dict[str, Any] = {}
     with progress_for(as_json) as progress:
         try:
-            found = examine(loaded, config, progress.preparing)
+            found = examine(loaded, config, progress.preparing, wrong=bool(errors))
         except UserError as error:
             errors += [one.within(config) for one in user_errors(error)]
     if errors:

@@ -97,7 +97,7 @@ def override(tree: dict[str, Any], setting: str, meant: Callable[[str, Any], Any
         UserError: there is no `=`, the value is not YAML, or the key leads nowhere.
     """
     key, separator, text = setting.partition("=")
-    parts = key.strip().split(".")
+    parts = re.sub(r"\[(\d+)\]", r".\1", key.strip()).split(".")  # stages[0].steps, as others write it
     if not separator or not all(parts):
         raise _wrong("must look like key=value", setting, "for example --set train.batch_size=8")
     try:

@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import PydanticUndefined
 
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.harmless import shown
 from opmix_ray.paths import is_uri
 
 _NOT_TRAINED_ON = "an evaluation set is never trained on, so leave it out"
@@ -221,6 +222,8 @@ def parse_partly(
 
 
 _MISSING = "is missing"
+_ALIKE = 0.8  # how near another key is that is meant rather than the same one in another section
+_NUMBER, _SHOWN = "0.", 3
 _GONE = "there is no such key any more"
 
 
@@ -267,19 +270,38 @@ def _translate(items: Sequence[Any], path: tuple[str, ...], kind: type[Section],
         if (instead := gone(key)) is not None:
             return UserError(_GONE, file=file, key=key, value=item["input"], remedy=instead)
         near, known = _nearest(item, kind)
-        remedy = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}"
+        places = _places(kind, str(item["loc"][-1]))
+        remedy = f"known keys: {', '.join(known)}"
+        if near or places:
+            remedy = "did you mean " + " or ".join(f"`{name}`" for name in ([near] if near else places)) + "?"
         return UserError("unknown key", file=file, key=key, value=item["input"], remedy=remedy)
     if item["type"] == "missing":
         return UserError(_MISSING, file=file, key=key, remedy=f"add it ({SEE})")
     messages = dict.fromkeys(_message(each) for each in items)
+    inner = _section(kind, path)
+    if item["type"].startswith("model_") and inner is not None and "path" in inner.model_fields:
+        messages = {
+            f"must be a section of keys and values, such as {{path: {shown(item['input'], key)}}}": None
+        }
     value = "nothing" if item["input"] is None else item["input"]
     return UserError(" or ".join(messages), file=file, key=key, value=value, remedy=_remedy(kind, path))
+
+
+_PLAIN = {  # pydantic's words that say little to a person
+    "model_type": "must be a section of keys and values, such as {key: value}",
+    "model_attributes_type": "must be a section of keys and values, such as {key: value}",
+    "dict_type": "must be a valid dictionary, such as {name: value}",
+    "list_type": "must be a list, such as [first, second]",
+    "int_parsing": "must be a valid integer, such as 8",
+    "float_parsing": "must be a valid number, such as 0.5",
+}
 
 
 def _message(item: Any) -> str:
     text = str(item["msg"]).replace("Input should be", "must be")
     if item["type"] == "string_pattern_mismatch":
         text = "may hold letters, digits, `_`, `.` and `-` only, and begins with a letter or digit"
+    text = _PLAIN.get(item["type"], text)
     if item["type"] == "too_short" and item["ctx"]["actual_length"] == 0:
         text = "is empty"
     return text[0].lower() + text[1:]
@@ -296,8 +318,24 @@ def _remedy(kind: type[Section], path: tuple[str, ...]) -> str:
 def _nearest(item: Any, kind: type[Section]) -> tuple[str | None, list[str]]:
     section = _section(kind, item["loc"][:-1])
     known = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.4)
+    name = str(item["loc"][-1])
+    near = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE if _places(kind, name) else 0.5)
     return (near[0] if near else None), known
+
+
+def _places(kind: type[Section], name: str) -> list[str]:
+    """Dotted keys, a few, under which a name is a key: `domains` is meant as `data.domains`."""
+    found: list[str] = []
+    level: list[tuple[str, type[Section]]] = [("", kind)]
+    while level and not found:  # the places nearest to the top
+        found = [f"{start}{name}" for start, section in level if name in section.model_fields]
+        level = [
+            (f"{start}{key}.{_NUMBER if 'list[' in str(field.annotation) else ''}", inner)
+            for start, section in level
+            for key, field in section.model_fields.items()
+            if (inner := inner_section(field.annotation)) is not None and "dict[" not in str(field.annotation)
+        ]
+    return found[:_SHOWN]
 
 
 def _section(kind: type[Section], location: Sequence[Any]) -> type[Section] | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from opmix_ray.decision.propose import Proposal
 from opmix_ray.errors import UserError
+from opmix_ray.exchange.column_names import wide
 from opmix_ray.exchange.csv_table import read_csv
 from opmix_ray.fit.columns import METADATA, turned
 from opmix_ray.fit.kl import KlCurve
@@ -129,7 +130,7 @@ def predict_command(directory: str | Path, ratios: str | Path, output: str | Pat
         law = FittedLaw.from_dict(Storage(str(Path(directory).parent)).read_json(Path(directory).name))
     else:
         raise UserError("holds no law.json", file=directory, remedy="name the output of `opmix fit`")
-    table = read_csv(ratios)
+    table = wide(read_csv(ratios))
     for name in law.domains:
         if name not in table.header:
             raise UserError(

@@ -75,11 +75,21 @@ def check_all(
 
 
 def examine(
-    config: RunConfig, file: Any = None, on_progress: Callable[[str, int, int], None] | None = None
+    config: RunConfig,
+    file: Any = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+    *,
+    wrong: bool = False,
 ) -> dict[str, Any]:
     """Look for everything that `check_all` names, and forecast a run without such faults.
 
     Nothing is tokenised before configuration, files, tokenizer, model and cluster are found right.
+
+    Args:
+        config: the run.
+        file: that it is from.
+        on_progress: told how far the data are prepared.
+        wrong: whether something in the file is known to be wrong already, so that nothing is tokenised or forecast.
 
     Returns:
         `cost`: see `runner.forecast.estimate`; `warnings`: a line for each thing that is odd but may be meant.
@@ -90,6 +100,8 @@ def examine(
     with resolved(config) as run:
         config = run.config
         refuse(check_before(config, file) + check_cluster(config) + check_processors(config))
+        if wrong:
+            return {}
         prepared, errors = _prepared(config, on_progress)
         refuse(errors if prepared is None else check_prepared(config, prepared))
         assert prepared is not None

@@ -196,6 +196,6 @@ def check_names(domains: Sequence[str], reserved: Sequence[str] = ()) -> None:
         elif name.lower() in reserved:
             problem, remedy = f"`{name}` names the runs of a sweep", "give the domain another name"
     if not problem and len(domains) < 2:
-        problem, remedy = "is one domain, whose share is always 1", "name at least two"
+        problem, remedy = "is one domain, whose share is always 1", "name at least two, separated by commas"
     if problem:
         raise UserError(problem, key="--domains", value=",".join(domains), remedy=remedy)

@@ -109,10 +109,33 @@ def test_resume_and_overwrite_exclude_each_other(opmix: Opmix, tiny: TinyRun) ->
         ("seed.deep=1", "`seed` has no keys below it"),
         ("train.batch_sise=8", "did you mean `batch_size`?"),
         ("train.batch_size=none", "train.batch_size = none"),
+        ("domains.web.path=x", "did you mean `data.domains` or `stages.0.domains`?"),
+        ("train.learning_rate=1", "did you mean `train.optimizer.learning_rate`?"),
+        ("stages[0].stepps=1", "stages.0.stepps = 1: unknown key; did you mean `steps`?"),
+        ("train=8", "train = 8: must be a section of keys and values, such as {key: value}"),
+        ("stages.0.decide_at=0.5", "must be a list, such as [first, second]"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(opmix: Opmix, tiny: TinyRun, setting: str, named: str) -> None:
     assert named in opmix("run", tiny.write(), "--set", setting).only_error()
+
+
+def test_nothing_is_tokenised_where_a_setting_is_wrong(opmix: Opmix, tiny: TinyRun) -> None:
+    cache = tiny.directory / "cache"
+    tiny.tree["data"]["cache"] = str(cache)
+    assert "did you mean" in opmix("validate", tiny.write(), "--set", "train.batch_sise=8").only_error()
+    assert not cache.exists()
+    assert opmix("validate", tiny.write()).code == 0
+    assert cache.exists()
+
+
+def test_a_source_that_is_not_a_section_is_shown_as_one(opmix: Opmix, tiny: TinyRun) -> None:
+    ended = opmix("validate", tiny.write(), "--set", "data.domains.code=web.txt")
+    assert ended.code == 2
+    assert (
+        "data.domains.code = web.txt: must be a section of keys and values, such as {path: web.txt}"
+        in ended.err
+    )
 
 
 def test_json_is_one_document_and_errors_stay_on_stderr(opmix: Opmix, tiny: TinyRun) -> None:

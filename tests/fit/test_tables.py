@@ -17,7 +17,7 @@ import zstandard
 
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.column_names import is_training_loss, unsaid_notes
-from opmix_ray.fit import fit_command, read_sweep
+from opmix_ray.fit import fit_command, predict_command, read_sweep
 from opmix_ray.fit.command import taken_words
 from tests.fit.test_columns import DOMAINS, LOSSES, ROWS, SHARES, Cells, files, write
 
@@ -118,6 +118,20 @@ def test_a_line_for_every_run_and_metric(tmp_path: Path, kinds: tuple[str, ...])
     expected = METRICS if len(kinds) == 1 else ["web/loss", "code/nll", "books/ppl"]
     assert sweep.metric_names == expected
     assert "r.csv has several lines a run: they were put side by side by `domain`" in sweep.notes
+
+
+def test_a_line_for_every_run_and_domain_is_predicted_too(tmp_path: Path) -> None:
+    fit_command(*files(tmp_path), tmp_path / "out", law="linear", bootstrap=0)
+    cells: Cells = {
+        "run": [run for run in RUNS for _ in DOMAINS], "domain": list(DOMAINS) * ROWS, "share": SHARES.ravel().tolist()
+    }  # fmt: skip
+    long = predict_command(tmp_path / "out", write(tmp_path / "long.csv", cells), tmp_path / "a.csv")
+    predict_command(tmp_path / "out", tmp_path / "ratios.csv", tmp_path / "b.csv")
+    assert long["rows"] == ROWS
+    both = [
+        np.loadtxt(tmp_path / f"{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2, 3)) for name in "ab"
+    ]
+    np.testing.assert_allclose(*both, atol=1e-5)
 
 
 def test_a_metric_that_names_the_column_of_a_long_table_is_in_the_names(tmp_path: Path) -> None:
