@@ -150,7 +150,7 @@ def load_state(storage: Storage, name: str = STATE) -> RunState:
         raise UserError(
             "is not the state of a run of this version",
             file=storage.path(name),
-            remedy="use --overwrite to begin again",
+            remedy="read it with the version of opmix that wrote it, or begin the run again with --overwrite",
         )
     if HASH in values and values[HASH] != sealed(values)[HASH]:  # earlier versions wrote none
         raise UserError("is damaged: it is not what was written", file=storage.path(name), remedy=REMEDY)
@@ -292,9 +292,17 @@ def read_config(storage: Storage) -> RunConfig:
     except (yaml.YAMLError, ValidationError, ValueError) as error:
         if isinstance(error, UserError):
             raise
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        if first is None or not first["loc"]:
+            raise UserError(
+                "is not a run's configuration", file=storage.path(CONFIG),
+                remedy="restore the file, or begin the run again with --overwrite",
+            ) from None  # fmt: skip
         raise UserError(
-            "is not a run's configuration", file=storage.path(CONFIG), remedy="use --overwrite to begin again"
-        ) from None
+            f"is not a run's configuration of this version ({first['msg'][:1].lower()}{first['msg'][1:]})",
+            file=storage.path(CONFIG), key=".".join(map(str, first["loc"])), value=first["input"],
+            remedy="read it with the version of opmix that wrote it, or put the key right",
+        ) from None  # fmt: skip
 
 
 def _compare(config: RunConfig, storage: Storage, resume: bool, state: RunState) -> None:

@@ -137,6 +137,18 @@ def test_a_written_configuration_that_is_broken(opmix: Opmix, begun: Path, conte
     assert f"{begun}/config.yaml: " in opmix("status", begun).only_error()
 
 
+def test_a_configuration_of_another_version_names_the_key_and_not_how_to_remove_the_run(
+    opmix: Opmix, begun: Path
+) -> None:
+    file = begun / "config.yaml"
+    file.write_text(file.read_text() + "\nnew_key: 3\n")
+    for command in ("status", "watch"):
+        line = opmix(command, begun).only_error()
+        assert f"{file}: new_key = 3: is not a run's configuration of this version" in line
+        assert "with the version of opmix that wrote it" in line
+        assert "--overwrite" not in line
+
+
 def test_status_of_a_run_says_what_comes_next(opmix: Opmix, begun: Path) -> None:
     ended = opmix("status", begun, "--json")
     found = json.loads(ended.out)
