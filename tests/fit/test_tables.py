@@ -106,12 +106,13 @@ def test_blank_ends_and_remarks_of_a_spreadsheet(tmp_path: Path) -> None:
 def test_a_line_for_every_run_and_metric(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     names = [name for _ in range(ROWS) for name in DOMAINS]
     every: list[object] = [run for run in RUNS for _ in DOMAINS]
-    value = SHARES.ravel().tolist()
-    ratios = write(tmp_path / "r.csv", {"run": every, "domain": list(names), "weight": value})
+    ratios = write(
+        tmp_path / "r.csv", {"run": every, "domain": [*names], "weight": [*SHARES.ravel()]}
+    )  # fmt: skip
     told: Cells = {kinds[0]: [f"{name}_loss" for name in names] if len(kinds) == 1 else list(names)}
     if len(kinds) > 1:
         told["metric"] = ["loss", "nll", "ppl"] * ROWS
-    metrics = write(tmp_path / "m.csv", {"run": every, **told, "value": LOSSES.ravel().tolist()})
+    metrics = write(tmp_path / "m.csv", {"run": every, **told, "value": [*LOSSES.ravel()]})
     check(ratios, metrics)
     sweep = read_sweep(ratios, metrics)
     assert sweep.domains == list(DOMAINS)
@@ -123,7 +124,7 @@ def test_a_line_for_every_run_and_metric(tmp_path: Path, kinds: tuple[str, ...])
 def test_a_line_for_every_run_and_domain_is_predicted_too(tmp_path: Path) -> None:
     fit_command(*files(tmp_path), tmp_path / "out", law="linear", bootstrap=0)
     cells: Cells = {
-        "run": [run for run in RUNS for _ in DOMAINS], "domain": list(DOMAINS) * ROWS, "share": SHARES.ravel().tolist()
+        "run": [run for run in RUNS for _ in DOMAINS], "domain": [n for _ in RUNS for n in DOMAINS], "share": [*SHARES.ravel()]
     }  # fmt: skip
     long = predict_command(tmp_path / "out", write(tmp_path / "long.csv", cells), tmp_path / "a.csv")
     predict_command(tmp_path / "out", tmp_path / "ratios.csv", tmp_path / "b.csv")
@@ -131,13 +132,13 @@ def test_a_line_for_every_run_and_domain_is_predicted_too(tmp_path: Path) -> Non
     both = [
         np.loadtxt(tmp_path / f"{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2, 3)) for name in "ab"
     ]
-    np.testing.assert_allclose(*both, atol=1e-5)
+    np.testing.assert_allclose(both[0], both[1], atol=1e-5)
 
 
 def test_a_metric_that_names_the_column_of_a_long_table_is_in_the_names(tmp_path: Path) -> None:
     ratios, _ = files(tmp_path)
     cells: Cells = {
-        "run": [run for run in RUNS for _ in DOMAINS], "task": list(DOMAINS) * ROWS, "loss": LOSSES.ravel().tolist()
+        "run": [run for run in RUNS for _ in DOMAINS], "task": [n for _ in RUNS for n in DOMAINS], "loss": [*LOSSES.ravel()]
     }  # fmt: skip
     assert read_sweep(ratios, write(tmp_path / "m.csv", cells)).metric_names == [f"{n}/loss" for n in DOMAINS]
 
@@ -172,7 +173,7 @@ def test_files_given_the_wrong_way_round(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", ["State", "status", "run_state"])
 def test_runs_that_did_not_come_to_their_end_are_left_out(tmp_path: Path, column: str) -> None:
-    states: list[object] = ["finished"] * (ROWS - 3) + ["crashed", "FAILED", "running"]
+    states: list[object] = [*["finished"] * (ROWS - 3), "crashed", "FAILED", "running"]
     sweep = read_sweep(*files(tmp_path, more_metrics={column: states}))
     assert len(sweep.runs) == ROWS - 3
     assert [item.reason for item in sweep.left_out] == [
