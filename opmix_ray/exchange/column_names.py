@@ -260,13 +260,18 @@ def keyed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
         return first, second
     if any(all(any(n.lower() in group for n in table.header) for table in tables) for group in KEYS):
         return first, second
-    for name in first.header:
-        if name in second.header and name:
+    for place, name in enumerate(first.header):
+        if name in second.header and (name or place == second.header.index(name) == 0):
             here, there = first.column(name), second.column(name)
             once = len(set(here)) == len(here) and len(set(there)) == len(there)
             parts = any("." in cell for cell in here) and not first.is_text(name)
             if once and not parts and len(set(here) & set(there)) > len(here) / 2:
-                return first.called(name, "run"), second.called(name, "run")
+                told = (
+                    f"the runs are joined by {f'`{name}`' if name else 'the first column, which has no name'}"
+                )
+                return replace(first.called(name, "run"), notes=[*first.notes, told]), second.called(
+                    name, "run"
+                )
     return first, second
 
 
@@ -343,7 +348,7 @@ def _doubled(table: CsvTable, key: str) -> UserError | None:
                 file=table.path,
                 key=key,
                 value=run,
-                remedy="keep one line per run",
+                remedy="keep one line per run, or give each a name of its own, such as r0-1",
             )
         first[run] = line
     return None

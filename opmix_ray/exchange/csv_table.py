@@ -10,6 +10,7 @@ import codecs
 import csv
 import gzip
 import io
+import json
 import lzma
 import math
 import re
@@ -298,8 +299,8 @@ def _records(content: bytes, path: Path) -> Rows | None:
     other = next((what for magic, what in _NO_TEXT.items() if content.startswith(magic)), None)
     if other is not None:
         raise UserError(f"is {other}", file=path, remedy="save the table as CSV and name that")
-    parquet = content.startswith(b"PAR1")
-    if not parquet and content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+    parquet, start = content.startswith(b"PAR1"), content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if not parquet and start not in (b"{", b"["):
         return None
     import pyarrow as pa
 
@@ -308,12 +309,14 @@ def _records(content: bytes, path: Path) -> Rows | None:
             import pyarrow.parquet
 
             table = pa.parquet.read_table(io.BytesIO(content))
+        elif start == b"[":
+            table = pa.Table.from_pylist(json.loads(content.decode("utf-8-sig")))
         else:
             import pyarrow.json
 
             table = pa.json.read_json(io.BytesIO(content))
-    except (pa.ArrowException, OSError) as error:
-        what = "Parquet" if parquet else "JSON lines"
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
+        what = "Parquet" if parquet else "table in JSON"
         raise UserError(
             f"is no {what}: {first_line(error)}", file=path, remedy="save the table as CSV"
         ) from None

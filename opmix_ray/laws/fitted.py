@@ -257,13 +257,14 @@ def doubts(law: FittedLaw, *, told: bool) -> list[str]:
     """
     assert law.table is not None
     quality, metrics, used = law.quality["objective"], law.table.metrics, law.weights > 0
-    rows, domains = int(quality["rows"] or 0), len(law.domains)
+    rows, domains = len(law.table), len(law.domains)
     found = []
     if rows < domains + 2:
         found.append(
             f"{rows} runs are few for {domains} domains: take the mixture as a first guess, and add runs"
         )
-    if (quality["r2_cv"] or 0.0) <= 0 and (quality["spearman_cv"] or 0.0) < NO_RANK:
+    explained, rank = quality["r2_cv"], quality["spearman_cv"]
+    if explained is not None and explained <= 0 and (rank is None or rank < NO_RANK):
         found.append("the law does not predict runs that it has not seen: do not trust the mixture")
     spread = np.nanstd(metrics[:, used], axis=0)
     most = int(np.argmax(spread))

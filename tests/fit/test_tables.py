@@ -59,6 +59,11 @@ def test_parquet_and_lines_of_json(tmp_path: Path) -> None:
     text = [json.dumps({"run": run, "eval": dict(zip(METRICS, row, strict=True))}) for run, row in rows]
     metrics.write_text("\n".join(text))
     check(ratios, metrics)
+    metrics.write_text("[" + ",\n".join(text) + "]")
+    check(ratios, metrics)
+    metrics.write_text("[" + ",\n".join(text))
+    with pytest.raises(UserError, match=r"metrics.jsonl: is no table in JSON"):
+        read_sweep(ratios, metrics)
     ratios.write_bytes(ratios.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"ratios.parquet: is no Parquet.*save the table as CSV"):
         read_sweep(ratios, metrics)
@@ -123,9 +128,8 @@ def test_a_line_for_every_run_and_metric(tmp_path: Path, kinds: tuple[str, ...])
 
 def test_a_line_for_every_run_and_domain_is_predicted_too(tmp_path: Path) -> None:
     fit_command(*files(tmp_path), tmp_path / "out", law="linear", bootstrap=0)
-    cells: Cells = {
-        "run": [run for run in RUNS for _ in DOMAINS], "domain": [n for _ in RUNS for n in DOMAINS], "share": [*SHARES.ravel()]
-    }  # fmt: skip
+    names: list[object] = [name for _ in RUNS for name in DOMAINS]
+    cells: Cells = {"run": [r for r in RUNS for _ in DOMAINS], "domain": names, "share": [*SHARES.ravel()]}
     long = predict_command(tmp_path / "out", write(tmp_path / "long.csv", cells), tmp_path / "a.csv")
     predict_command(tmp_path / "out", tmp_path / "ratios.csv", tmp_path / "b.csv")
     assert long["rows"] == ROWS
@@ -137,13 +141,14 @@ def test_a_line_for_every_run_and_domain_is_predicted_too(tmp_path: Path) -> Non
 
 def test_a_metric_that_names_the_column_of_a_long_table_is_in_the_names(tmp_path: Path) -> None:
     ratios, _ = files(tmp_path)
-    cells: Cells = {
-        "run": [run for run in RUNS for _ in DOMAINS], "task": [n for _ in RUNS for n in DOMAINS], "loss": [*LOSSES.ravel()]
-    }  # fmt: skip
+    names: list[object] = [name for _ in RUNS for name in DOMAINS]
+    cells: Cells = {"run": [r for r in RUNS for _ in DOMAINS], "task": names, "loss": [*LOSSES.ravel()]}
     assert read_sweep(ratios, write(tmp_path / "m.csv", cells)).metric_names == [f"{n}/loss" for n in DOMAINS]
 
 
-@pytest.mark.parametrize("key", ["Run ID", "runName", "run-id", "trial", "experiment", "id", "model", "#"])
+@pytest.mark.parametrize(
+    "key", ["Run ID", "runName", "run-id", "trial", "experiment", "id", "model", "#", ""]
+)
 def test_runs_named_in_another_column_of_both(tmp_path: Path, key: str) -> None:
     ratios = write(tmp_path / "r.csv", {key: RUNS, **shares(*DOMAINS)})
     metrics = write(tmp_path / "m.csv", {key: RUNS, **losses(*METRICS)})
@@ -287,6 +292,11 @@ def notes(tmp_path: Path, metrics: Cells, rows: int = ROWS) -> str:
 def test_what_speaks_against_a_law_is_said(tmp_path: Path) -> None:
     good = notes(tmp_path, losses(*METRICS))
     assert not any(word in good for word in ("few for", "do not trust", "differ in scale"))
+    gaps: Cells = {
+        name: [value if (i + k) % 3 else "" for i, value in enumerate(column)]
+        for k, (name, column) in enumerate(losses(*METRICS).items())
+    }
+    assert not any(word in notes(tmp_path, gaps) for word in ("few for", "do not trust"))
     assert "4 runs are few for 3 domains" in notes(tmp_path, losses(*METRICS), rows=4)
     noise: Cells = {"loss": np.random.default_rng(5).normal(3, 0.01, ROWS).tolist()}
     assert "do not trust the mixture" in notes(tmp_path, noise)
