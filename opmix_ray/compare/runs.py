@@ -74,17 +74,20 @@ def render(runs: Sequence[RunFiles]) -> str:
 def verdict(runs: Sequence[RunFiles]) -> str:
     """The first run against each other one, in a sentence."""
     names, first, weights = labels(runs), runs[0], _weights(runs)
-    here, parts = _last(first, weights), []
+    here, parts, early = _last(first, weights), [], []
     for name, run in zip(names[1:], runs[1:], strict=True):
         gap = here - _last(run, weights)
         if not (math.isfinite(gap) and run.finished and first.finished):
-            parts.append(f"not comparable yet with {name}, before both are finished")
+            early.append(name)
             continue
         amount = n.percent(abs(perplexity_change(gap))) if first.has_perplexity else n.loss(abs(gap))
         unit = "in perplexity" if first.has_perplexity else "in the objective"
         parts.append(f"{amount} {'lower' if gap <= 0 else 'higher'} {unit} than {name}")
     cost = f"; deciding cost it {n.percent(first.overhead)} of its training" if first.overhead > 0 else ""
-    return f"{names[0]} ends {', '.join(parts)}{cost}."
+    found = [f"{names[0]} ends {', '.join(parts)}{cost}."] if parts else []
+    if early:
+        found.append(f"{names[0]} is not comparable yet with {' and '.join(early)}: both must be finished.")
+    return " ".join(found)
 
 
 def promised_words(runs: Sequence[RunFiles]) -> list[str]:

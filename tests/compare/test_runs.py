@@ -63,7 +63,8 @@ def test_what_is_unfair_is_said(tmp_path: Path) -> None:
     text = Page(Path(write_comparison(pair)["report"]).read_text(encoding="utf-8")).text
     assert re.search(r"uniform took [\d.]+ times the FLOPs of decided", text)
     pair[1].delete("result.json")
-    assert "not comparable yet with uniform" in write_comparison(pair)["verdict"]
+    verdict = write_comparison(pair)["verdict"]
+    assert verdict == "decided is not comparable yet with uniform: both must be finished."
 
 
 def test_runs_that_share_no_set_or_are_one_are_refused(tmp_path: Path) -> None:
