@@ -43,7 +43,7 @@ def test_a_state_of_another_version_is_refused(tmp_path: Path, change: dict[str,
     storage = Storage(str(tmp_path))
     RunState().save(storage)
     storage.write_json("state.json", storage.read_json("state.json") | change)
-    with pytest.raises(UserError, match="is not the state of a run of this version; use --overwrite"):
+    with pytest.raises(UserError, match=r"is not the state of a run of this version; .*--overwrite"):
         load_state(storage)
 
 
