@@ -43,6 +43,7 @@ def test_what_is_not_damaged_is_read(name: str, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", QUICK)
+@pytest.mark.seconds
 def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     each = INPUTS // len(QUICK)
     assert _outcomes(name, each, tmp_path)["refused"] > each // 4

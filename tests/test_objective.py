@@ -158,6 +158,7 @@ def test_bytes_must_be_known() -> None:
     assert weighted("bits_per_byte", {"a": 1, "b": 0}, {"a": 4.0, "b": None}).sets == ("a",)
 
 
+@pytest.mark.seconds
 def test_only_sets_with_a_weight_or_a_limit_are_looked_at(tiny: TinyRun) -> None:
     tiny.tree["evaluation"] |= {"weights": {"code": 2, "german": 0}, "limits": {"mathematics": "+1 %"}}
     config = tiny.load()

@@ -82,6 +82,7 @@ def test_an_object_is_not_there_before_it_is_whole(store: ObjectStore) -> None:
     assert len(storage.read_bytes("large")) == 12 << 20
 
 
+@pytest.mark.seconds
 def test_checkpoints_that_were_never_finished_are_removed(store: ObjectStore, tmp_path: Path) -> None:
     storage = Storage(store.uri("segments"))
     (tmp_path / "state.json").write_text("{}")
@@ -122,6 +123,7 @@ def test_wrong_keys_are_one_line_that_does_not_show_them(
         assert "Request ID" not in line
 
 
+@pytest.mark.seconds
 def test_a_bucket_that_is_not_there(opmix: Opmix, store: ObjectStore, tiny: TinyRun) -> None:
     line = opmix("run", tiny.write(), "--output", store.uri("run", bucket="nowhere")).only_error()
     assert line.endswith("check the bucket's name")
@@ -146,6 +148,7 @@ SECRETS = [
 
 
 @pytest.mark.parametrize(("uri", "shown"), SECRETS)
+@pytest.mark.seconds
 def test_credentials_in_a_uri_are_refused_and_not_shown(
     opmix: Opmix, tiny: TinyRun, uri: str, shown: str
 ) -> None:

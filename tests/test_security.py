@@ -224,6 +224,7 @@ def test_uris_without_secrets_stay_as_they_are(uri: str) -> None:
 ACTS = "a\x1b[2J\x1b]0;title\x07\x9b31m\u202eb[bold red]c[/]:smile:"
 
 
+@pytest.mark.seconds
 def test_data_do_not_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither as escape sequences nor as rich's markup, wherever they are shown."""
     stream = io.StringIO()

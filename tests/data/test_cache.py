@@ -84,6 +84,7 @@ def test_the_same_bytes_under_a_name_of_another_format_are_prepared_again(
     assert len(reads) == 2
 
 
+@pytest.mark.seconds
 def test_a_format_that_is_set_is_part_of_what_is_found(make_config: Make, write_rows: Write) -> None:
     path = write_rows("d.txt", sentences(60))
     Path(path).write_text(Path(path).read_text().replace("\n", "\n" + "\n" * 5000))

@@ -99,6 +99,7 @@ def test_quantised_shares_keep_the_least_share_alive() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(WEIGHTS, min_size=2, max_size=12), st.integers(0, 2**32))
+@pytest.mark.seconds
 def test_apportionment_is_tijdemans_algorithm(weights: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     carry = [0] * len(weights)
@@ -129,6 +130,7 @@ def test_every_span_is_less_than_two_sequences_off(weights: list[float]) -> None
     assert span <= ONE if n == 2 else span < 2 * ONE
 
 
+@pytest.mark.seconds
 def test_a_long_run_does_not_drift() -> None:
     shares = quantise(normal([0.1, 0.2, 0.3, 0.4, 1e-5]))
     picks, carry = apportion(np.zeros(5, dtype=np.int64), shares, 300_000)
@@ -522,6 +524,7 @@ def test_the_batch_is_shuffled_anew_at_every_step() -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4, 8])
+@pytest.mark.seconds
 def test_every_worker_gets_a_fair_share_of_every_domain(workers: int) -> None:
     sampler = Sampler({"a": 100, "b": 100}, 24, 0, Mixture({"a": 0.25, "b": 0.75}))
     rows = np.stack([sampler.next_batch().domain_ids for _ in range(400)])
@@ -555,6 +558,7 @@ result = digest.hexdigest()
 """
 
 
+@pytest.mark.seconds
 def test_batches_are_the_same_in_every_process_and_on_every_machine() -> None:
     """The literal pins the format: whoever changes it makes runs that were begun before go on differently."""
     printed = [

@@ -49,6 +49,7 @@ def store(tmp_path: Path) -> TokenStore:
     shard=st.integers(1, 100),
     vocab_size=st.sampled_from([300, 70_000]),
 )
+@pytest.mark.seconds
 def test_documents_come_back_in_order(
     lengths: list[int],
     seq_len: int,

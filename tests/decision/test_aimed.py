@@ -95,6 +95,7 @@ def test_the_standard_error_follows_the_slopes() -> None:
     assert in_bits.objective_std(at) == pytest.approx(plain.objective_std(at) / math.log(2) / 2)
 
 
+@pytest.mark.seconds
 def test_perplexity_gives_more_to_the_set_of_high_loss() -> None:
     by_loss, by_perplexity = decide(question()), decide(question(objective=aims()["perplexity"]))
     assert by_perplexity.kept == "proposal"
@@ -107,6 +108,7 @@ def test_perplexity_gives_more_to_the_set_of_high_loss() -> None:
     assert values[0] < values[1]
 
 
+@pytest.mark.seconds
 def test_another_unit_of_the_same_objective_is_the_same_decision() -> None:
     in_bits = weighted("bits_per_byte", dict.fromkeys(DOMAINS, 1.0), dict.fromkeys(DOMAINS, 0.5))
     in_nats = decide(question())
@@ -145,6 +147,7 @@ def ends(asked: DecisionInputs, decision: Decision, name: str) -> tuple[float, f
     )
 
 
+@pytest.mark.seconds
 def test_a_limit_that_binds_is_kept_at_its_95_percent_bound() -> None:
     free, decision = limited(9.0)
     _, bound = ends(free, decision, "middle")
@@ -176,6 +179,7 @@ def test_a_limit_that_nothing_keeps_says_so_and_comes_nearest() -> None:
     assert reached <= bounds.min() + 1e-3
 
 
+@pytest.mark.seconds
 def test_a_relative_limit_is_measured_from_the_loss_of_now() -> None:
     # A model below what counting says stays where it is under the mixture in force, and no lower.
     now = {"easy": 0.3, "middle": 0.8, "hard": 1.5}

@@ -142,6 +142,7 @@ def test_other_laws_can_be_asked_for(law: str) -> None:
     assert decision.proposal["c"] > OLD["c"]
 
 
+@pytest.mark.seconds
 def test_the_interval_covers_the_true_gain_as_often_as_it_says() -> None:
     covered = 0
     for seed in range(200):

@@ -112,6 +112,7 @@ def test_no_metric_gets_worse_than_allowed(law_name: str) -> None:
     assert any("prose_loss" in said for said in held.binding)
 
 
+@pytest.mark.seconds
 def test_a_promise_that_cannot_be_kept_is_refused_with_the_excess() -> None:
     law = fitted("power")
     with pytest.raises(UserError, match=r"`\w+_loss` exceeds it by 0\.\d+"):
@@ -254,6 +255,7 @@ def test_intervals_are_the_same_in_one_process_and_in_several(monkeypatch: pytes
     assert told == [0, 1, 2, 3, 4, 5] * 2
 
 
+@pytest.mark.seconds
 def test_a_proposal_outside_the_rows_is_called_an_extrapolation() -> None:
     rng = np.random.default_rng(0)
     ratios = 0.4 * rng.dirichlet(np.ones(3), 30) + 0.6 * np.array([1.0, 0, 0])

@@ -181,6 +181,7 @@ def test_limits_hold(tmp_path: Path) -> None:
     assert summary["gain_interval"] is None
 
 
+@pytest.mark.seconds
 def test_the_objective_decides(tmp_path: Path) -> None:
     ratios, metrics = write_sweep(tmp_path)
     (tmp_path / "objective.yaml").write_text('"eval/prose_loss": 1\n')

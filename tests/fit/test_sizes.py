@@ -213,6 +213,7 @@ def test_a_size_without_runs_follows_the_trends() -> None:
     assert inside.mean() > 0.8
 
 
+@pytest.mark.seconds
 def test_intervals_hold_at_the_target() -> None:
     hits = []
     for seed in range(6):
@@ -256,6 +257,7 @@ def test_evidence_tells_own_slopes_from_common_ones() -> None:
     assert np.abs(plain.slopes[:, 1:]).max() < 0.03
 
 
+@pytest.mark.seconds
 def test_from_files_to_a_mixture_for_a_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

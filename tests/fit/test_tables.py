@@ -289,6 +289,7 @@ def notes(tmp_path: Path, metrics: Cells, rows: int = ROWS) -> str:
     return " ".join(summary["notes"])
 
 
+@pytest.mark.seconds
 def test_what_speaks_against_a_law_is_said(tmp_path: Path) -> None:
     good = notes(tmp_path, losses(*METRICS))
     assert not any(word in good for word in ("few for", "do not trust", "differ in scale"))

@@ -89,6 +89,7 @@ def test_domains_that_do_not_matter_get_long_lengths() -> None:
     assert response.theta[0] > response.theta[1:5].max() + 1
 
 
+@pytest.mark.seconds
 def test_parameters_kept_above_many_rows_and_searched_again_below(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     ratios = rng.dirichlet(np.ones(3), 40)

@@ -110,6 +110,7 @@ def test_a_constant_metric_among_many_is_predicted_as_such() -> None:
     np.testing.assert_allclose(law.metric_gradient(new, 2), 0.0)
 
 
+@pytest.mark.seconds
 def test_blends_travel_as_json_with_what_they_share_once() -> None:
     law = plain()
     text = json.dumps(law.to_dict())
@@ -120,6 +121,7 @@ def test_blends_travel_as_json_with_what_they_share_once() -> None:
     assert text.count('"rows": [[') <= len(law.details["groups"]) + 1
 
 
+@pytest.mark.seconds
 def test_the_gradient_of_a_blend_is_that_of_its_prediction() -> None:
     law = plain()
     at, _ = sweep(4, seed=1)

@@ -130,6 +130,7 @@ def test_metrics_below_zero_are_fine(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_more_domains_than_rows(law: str) -> None:
     rng = np.random.default_rng(0)
     ratios = rng.dirichlet(np.ones(12), 8)
@@ -142,6 +143,7 @@ def test_more_domains_than_rows(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_a_constant_metric_is_predicted_as_such(law: str) -> None:
     ratios, metrics = sweep(16)
     metrics[:, 1] = 2.5
@@ -210,6 +212,7 @@ def test_zero_shares_are_mixtures_too(law: str) -> None:
 
 
 @every_smooth_law
+@pytest.mark.seconds
 def test_the_gradient_is_that_of_the_prediction(law: str) -> None:
     fitted = plain(law)
     at, _ = sweep(5, seed=1)
@@ -223,6 +226,7 @@ def test_the_gradient_is_that_of_the_prediction(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_a_law_called_convex_is(law: str) -> None:
     fitted = plain(law)
     if not fitted.convex:
@@ -253,6 +257,7 @@ def test_standard_errors_are_of_the_right_size(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_random_row_weights_move_the_law_a_little(law: str) -> None:
     fitted = plain(law)
     first = fitted.reweighted(np.random.default_rng(0))

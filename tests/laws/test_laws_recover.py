@@ -53,6 +53,7 @@ def test_the_power_law_extrapolates_to_a_domain_alone() -> None:
 
 
 @pytest.mark.parametrize("law", ["log-linear", "power"])
+@pytest.mark.seconds
 def test_a_failed_run_does_not_bend_the_curve(law: str) -> None:
     ratios = mixtures(30)
     clean = 1.5 + np.exp(ratios @ np.array([-2.0, -0.5, 0.2, 0.0]))[:, None]

@@ -118,6 +118,7 @@ def choices(model: Any, right: list[bool], normalised: bool = False) -> ChoiceSe
 
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.seconds
 def test_the_likeliest_choice_is_taken(name: str, normalised: bool) -> None:
     model, right = sharp(name), [True, True, False, True, False, True]
     asked = choices(model, right, normalised)

@@ -82,6 +82,7 @@ def test_forward_and_training_as_torch_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.seconds
 def test_probe_as_torch_counts(name: str) -> None:
     config = ProbeConfig(rank=4)
     model = tiny(name)

@@ -75,6 +75,7 @@ def test_float32_equals_peft_merging_one_adapter_at_a_time(name: str, count: int
 
 
 @pytest.mark.parametrize(("name", "count"), CASES)
+@pytest.mark.seconds
 def test_bfloat16_is_rounded_once(name: str, count: int, tmp_path) -> None:
     model = tiny(name, "bfloat16")
     probes = made_probes(model, count)

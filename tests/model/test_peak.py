@@ -35,6 +35,7 @@ def test_depth_is_drawn_on_from_two_depths(
     assert drawn.peak == pytest.approx(counted.peak, rel=0.01)
 
 
+@pytest.mark.seconds
 def test_what_autograd_keeps_is_what_is_counted() -> None:
     """The tensors that a real forward pass saves, weights left out, against the count of those that live on."""
     model = load_model(

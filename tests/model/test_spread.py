@@ -87,6 +87,7 @@ def test_passes_and_gradients_never_mix_devices(kind: str) -> None:
         assert logits.device == hidden.device == torch.device("meta:0")
 
 
+@pytest.mark.seconds
 def test_without_the_carrying_devices_would_be_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = probe_set("llama")
     with FakeTensorMode(allow_non_fake_inputs=True):

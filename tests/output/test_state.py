@@ -183,6 +183,7 @@ def test_a_state_goes_back_to_the_one_before_its_checkpoint(tmp_path: Path) -> N
         trusted(storage, now, said.append)
 
 
+@pytest.mark.seconds
 def test_whoever_lost_the_output_may_not_write(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     old = raise_fence(storage)

@@ -60,6 +60,7 @@ def test_five_decisions_with_twenty_candidates_stay_below_a_megabyte(page: str) 
     assert len(page.encode()) < 1_000_000
 
 
+@pytest.mark.seconds
 def test_ids_are_unique(page: str) -> None:
     ids = [attrs["id"] for _, attrs in Page(page).tags if "id" in attrs]
     assert len(ids) == len(set(ids)) > 5

@@ -124,6 +124,7 @@ def test_zeros_may_fill_up_a_file(ending: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".bz2", ".xz"])
+@pytest.mark.seconds
 def test_little_is_unpacked_at_once(ending: str) -> None:
     packed = ENDINGS[ending](bytes(1 << 28))
     stream = io.BufferedReader(module.unpacked(io.BytesIO(packed), f"a.jsonl{ending}"))

@@ -321,6 +321,7 @@ def test_text_of_the_json_type_is_text(tmp_path: Path) -> None:
     assert "row 1 holds dict, not text" in problem(tmp_path / "b.parquet")
 
 
+@pytest.mark.seconds
 def test_a_small_table_that_holds_very_much_is_refused(tmp_path: Path) -> None:
     """A text of 1 MiB that stands in 20,000 rows: some hundred bytes, and 20 GB."""
     column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000, np.int32)), pa.array(["a" * (1 << 20)]))
@@ -332,6 +333,7 @@ def test_a_small_table_that_holds_very_much_is_refused(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.seconds
 def test_rows_of_a_table_are_read_as_many_as_fit(tmp_path: Path) -> None:
     many = {"text": [f"{n} " * 200 for n in range(5000)], "kind": ["a"] * 5000}
     pq.write_table(pa.table(many), tmp_path / "a.parquet")

@@ -26,6 +26,7 @@ def probe_set() -> ProbeSet:
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.seconds
 def test_batches_across_sets_give_every_set_its_own_losses(probe_set: ProbeSet, chunks: int) -> None:
     alone = Interpolator(probe_set)
     alone.set(W)

@@ -156,6 +156,7 @@ def test_the_gaussian_process_finds_better_mixtures_than_chance() -> None:
     assert gp - 2 < 0.01
 
 
+@pytest.mark.seconds
 def test_a_loss_that_is_not_a_number_is_flagged_and_never_wins() -> None:
     bad = measure([1, 0, 0, 0]) | {"objective": 1e3, "finite": False, "nats": {"x": [math.nan, 1.0]}}
     found, _ = search(broken={"004": bad, "008": None})
