@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from opmix_ray.init.sizing import (
     vocabulary,
 )
 from opmix_ray.init.write import relative, write_config
-from opmix_ray.runner.forecast import Speed, measure
+from opmix_ray.runner.forecast import Speed, measure, speed_left
 from opmix_ray.runner.validate import check_before, refuse
 from opmix_ray.sources.source import ids_dtype, open_source
 
@@ -283,15 +283,17 @@ def _tokens(domain: Domain, tokenizer: PreTrainedTokenizerFast, sequences: Seque
 def _measure(
     pretrained: str | None, vocab_size: int, seq_len: int, machine: Machine, model: dict[str, Any] | None
 ) -> Speed:
-    """The speed of a model in the largest batch that fits."""
+    """The speed that a run has with a model in the largest batch that fits."""
     config = ModelConfig(config=model) if model is not None else ModelConfig(path=pretrained)
     batch = max(1, (SPEED_TEST * 8 if machine.gpus else SPEED_TEST) // seq_len)
     while True:
         try:
-            return measure(
+            found = measure(
                 config, vocab_size=vocab_size, seq_len=seq_len, batch_size=batch, device=machine.device,
                 threads=None if machine.gpus else machine.cpus,  # as the run's worker
             )  # fmt: skip
+            left = 1.0 if machine.gpus else speed_left(machine.cpus)
+            return replace(found, tokens_per_second=left * found.tokens_per_second)
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise UserError(

@@ -10,6 +10,7 @@ What a search may cost can itself depend on how long the stages are (`search.bud
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,9 +105,12 @@ def measure(
 
 ROUNDS, CLOSE = 20, 1e-4  # of looking for a scale: at most, and how near two of them are at the end
 # Seconds in which no token is trained. Nearly all are new processes: the command and Ray's own; a segment's
-# controller, then its worker; a decision's probes, then its evaluators. The first was measured with the demo on two
-# quiet cores; so were the others (29 and 38), then cut as processor seconds were when workers became copies.
-START, SEGMENT, DECISION = 25.0, 10.0, 10.0
+# controller, then its worker; a decision's probes, then its evaluators. Measured with the demo on two quiet cores: 65 s
+# by the clock with a decision and 57 without, of each 34 computed.
+START, SEGMENT, DECISION = 21.0, 5.0, 6.0
+# CPUs that the command and Ray's own processes take. With both of two cores a run trained on 24,000 tokens a second
+# where the timed step had 34,000; with one of them on 15,700, for 16,300 to 19,300.
+BESIDE = 0.5
 SEVERAL = 0.85  # of the speed of one worker, where several exchange gradients
 TIMED = 8192  # tokens in the timed step on CPUs, at most
 PER_WEIGHT = 16  # bytes that the timed step needs: weight, gradient and two moments in float32
@@ -275,10 +279,21 @@ def _speed(config: RunConfig, prepared: Prepared, weights: int) -> float:
         raise
     except Exception as error:  # of torch, of Ray, of code that came with a model
         raise UserError(f"no step could be timed: {first_line(error)}") from error
-    workers = float(train.workers)
+    workers, left = float(train.workers), 1.0
     if not joins_ray(config) and not cuda:
         workers = min(workers, max(1.0, own_cpus(config) / train.cpus_per_worker))
-    return one.tokens_per_second * (workers if workers == 1 else SEVERAL * workers)
+        left = speed_left(workers * options["threads"])
+    return left * one.tokens_per_second * (workers if workers == 1 else SEVERAL * workers)
+
+
+def speed_left(threads: float) -> float:
+    """Share of a timed step's speed that a run on this machine's CPUs has, beside Ray and the command.
+
+    Args:
+        threads: that train.
+    """
+    have = float(os.cpu_count() or 1)
+    return min(1.0, max(have - BESIDE, have / 2) / min(threads, have))
 
 
 def _here(config: RunConfig, options: Mapping[str, Any], weights: int) -> Speed:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opmix_ray.init.sizing import MAX_EPOCHS, SHAPES, TOKENS_PER_WEIGHT, Machine, Plan, make_plan, size_of
-from opmix_ray.runner.forecast import DECISION, SEGMENT, START, Speed
+from opmix_ray.runner.forecast import DECISION, SEGMENT, START, Speed, speed_left
 
 FAST, SLOW = 2e11, 2e9  # operations a second, over 6
 LAPTOP = Machine(cpus=2, gpus=0)
@@ -78,3 +78,14 @@ def test_shapes_can_be_built() -> None:
     for hidden, _ in SHAPES:
         assert hidden % max(1, hidden // 64) == 0
         assert (hidden // max(1, hidden // 64)) % 2 == 0
+
+
+def test_a_run_on_all_cpus_shares_them_with_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promised for three minutes, a run on both of two cores took four."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert [speed_left(threads) for threads in (1, 2, 8)] == [1.0, 0.75, 0.75]
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert speed_left(63) == 1.0
+    assert 0.99 < speed_left(64) < 1.0
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert speed_left(1) == 0.5
