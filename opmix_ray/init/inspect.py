@@ -192,6 +192,7 @@ def _parquet(file: InputFile) -> Sample:
         rows: list[dict[str, Any]] = []
         read = 0
         for batch in parquet.iter_batches(batch_size=rows_at_once(parquet)):
+            batch.validate(full=True)  # else a damaged file can crash the process
             rows += batch.to_pylist()
             read += size_of(batch)
             if len(rows) >= ROWS or read > UNPACKED:

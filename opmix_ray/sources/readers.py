@@ -207,6 +207,7 @@ def bounded(batches: Iterator[pa.RecordBatch], size: int, file: str, key: str) -
     """
     out = 0
     for batch in batches:
+        batch.validate(full=True)  # damaged offsets would be followed out of memory, also by `nbytes`
         out += size_of(batch)
         if out > max(FREE, RATIO * size):
             raise UserError(
@@ -371,7 +372,6 @@ _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
 def _batch_rows(batches: Iterator[pa.RecordBatch], columns: dict[str, str]) -> Iterator[Row]:
     number = 0
     for batch in batches:
-        batch.validate(full=True)
         longest = max(
             (c.dictionary.nbytes for c in batch.columns if isinstance(c, pa.DictionaryArray)), default=1
         )

@@ -454,3 +454,18 @@ def test_sources_and_cache_in_an_object_store(
     again = prepare(config, on_progress=lambda *call: calls.append(call))
     assert again == there
     assert len(calls) == 1
+
+
+def test_offsets_that_lead_out_of_memory_are_refused(tmp_path: Path) -> None:
+    """Counting the bytes of such a batch, before it was looked through, ended the process without a word."""
+    messages = pa.array([[{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]])
+    offsets = np.array([0, 1 << 30, 1 << 30], np.int32)
+    file = tmp_path / "data.arrow"
+    with pa.ipc.new_file(str(file), pa.schema([("messages", messages.type)])) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays([messages], ["messages"]))
+    whole = file.read_bytes()
+    good, bad = np.array([0, 1, 2], np.int32).tobytes(), offsets.tobytes()
+    assert whole.count(good) >= 1
+    file.write_bytes(whole.replace(good, bad))
+    with pytest.raises(UserError, match=r"data\.arrow"):
+        list(iter_documents(SourceConfig(path=str(file), messages_column="messages"), "d"))
