@@ -31,6 +31,7 @@ def test_a_benchmark_runs(name: str) -> None:
     assert json.loads(done.stdout.strip().splitlines()[-1])
 
 
+@pytest.mark.seconds
 def test_models_trained_side_by_side_are_those_of_the_main_loop(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def test_a_least_share_above_its_cap_is_an_error() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 20))
+@pytest.mark.seconds
 def test_fitted_mixtures_keep_caps_and_proportions(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     names = [f"d{i}" for i in range(n)]

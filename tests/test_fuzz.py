@@ -33,6 +33,7 @@ def _outcomes(name: str, count: int, directory: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize("name", FEEDS)
+@pytest.mark.seconds
 def test_what_is_not_damaged_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the damaged ones are refused for another reason than their damage."""
     for way in ("broken", "retyped"):

@@ -17,6 +17,7 @@ WEIGHTS = st.lists(st.floats(0, 1e6), min_size=1, max_size=30).filter(lambda w: 
 
 
 @given(WEIGHTS)
+@pytest.mark.seconds
 def test_shares_sum_to_one_and_keep_order_and_zeros(weights: list[float]) -> None:
     mixture = Mixture({f"d{i}": w for i, w in enumerate(weights)})
     assert math.fsum(mixture.values()) == pytest.approx(1, abs=1e-12)
@@ -108,6 +109,7 @@ def divergence(shares: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
+@pytest.mark.seconds
 def test_no_point_of_a_grid_in_the_box_is_nearer_than_the_filled_one(seed: int) -> None:
     """Water-filling is the KL projection onto the box: brute force over three domains."""
     rng = np.random.default_rng(seed)
@@ -127,6 +129,7 @@ def test_no_point_of_a_grid_in_the_box_is_nearer_than_the_filled_one(seed: int) 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from([0.05, 1.0, 30.0]))
+@pytest.mark.seconds
 def test_filled_shares_are_one_factor_clipped(seed: int, n: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
     weights = rng.dirichlet([spread] * n) * 10 ** rng.uniform(-3, 3)

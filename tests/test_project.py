@@ -70,6 +70,7 @@ def test_a_version_without_its_changes_is_not_released(
         release_check.stated_version()
 
 
+@pytest.mark.seconds
 def test_pinned_packages_install_on_the_oldest_python_that_is_promised() -> None:
     """pip refused `make test` on Debian 12: a package of the documentation asked for 3.11.5, and it has 3.11.2."""
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]

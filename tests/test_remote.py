@@ -34,6 +34,7 @@ def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     return server
 
 
+@pytest.mark.seconds
 def test_files_are_written_listed_appended_to_and_removed(store: ObjectStore) -> None:
     storage = Storage(store.uri("files"))
     assert (storage.names(), storage.exists(), storage.lines("log")) == ([], False, [])
@@ -52,6 +53,7 @@ def test_files_are_written_listed_appended_to_and_removed(store: ObjectStore) ->
     assert storage.path("") == storage.uri
 
 
+@pytest.mark.seconds
 def test_a_directory_is_sent_with_its_mark_last_and_fetched_for_a_while(
     store: ObjectStore, tmp_path: Path
 ) -> None:

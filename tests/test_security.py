@@ -290,6 +290,7 @@ _MEANT = {
 }
 
 
+@pytest.mark.seconds
 def test_markup_in_a_runs_files_stays_text_in_the_report(tmp_path: Path) -> None:
     storage: Storage = make_run(tmp_path, decisions=1, trials=12)
     for name in ("result.json", "mixture.json", "decisions/000/decision.json", "state.json"):

@@ -57,6 +57,7 @@ def test_no_notice_and_no_service_are_the_same(service: str) -> None:
     assert google_notice("http://127.0.0.1:1") is None
 
 
+@pytest.mark.seconds
 def test_a_notice_is_passed_on_once(service: str) -> None:
     told: list[float] = []
     thread = threading.Thread(

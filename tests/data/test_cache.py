@@ -73,6 +73,7 @@ def test_whatever_changes_the_sequences_prepares_again(
     assert reads.count("data.domains.d") == 2
 
 
+@pytest.mark.seconds
 def test_the_same_bytes_under_a_name_of_another_format_are_prepared_again(
     make_config: Make, tmp_path: Path, reads: list[str]
 ) -> None:

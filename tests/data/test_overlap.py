@@ -122,6 +122,7 @@ NEAR: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", NEAR)
+@pytest.mark.seconds
 def test_near_duplicates_of_what_is_held_out_are_not_trained_on(kind: str, seed: int) -> None:
     rows = texts(300, 40 + seed, 120)
     digests, chosen = chosen_of([*rows, *map(NEAR[kind], rows)], 0.05, least=80)
@@ -145,6 +146,7 @@ def test_few_words_that_many_say_are_no_leak(make_config: Make, write_rows: Writ
     assert (many["leaks"], few["leaks"]) == (0, 3)
 
 
+@pytest.mark.seconds
 def test_near_duplicates_go_to_the_same_side(make_config: Make, write_rows: Write) -> None:
     alone = texts(150, 5, 80)
     rows = [
@@ -236,6 +238,7 @@ def test_a_small_domain_holds_out_its_least_digests(count: int, seed: int) -> No
     assert (half == threshold).all() if threshold.any() else half.sum() == max(1, count // 2)
 
 
+@pytest.mark.seconds
 def test_what_the_threshold_holds_out_stays_as_it_was() -> None:
     for seed in range(20):
         digests, chosen = chosen_of(texts(60, seed, 80), 0.05, least=80)
@@ -355,6 +358,7 @@ def test_of_two_evaluation_documents_the_one_that_is_given_away_most_is_told() -
         assert table.find(Prints.of(both), np.array([1], np.uint64)).tolist() == [whole]
 
 
+@pytest.mark.seconds
 def test_what_is_opened_and_never_closed_is_looked_for_once() -> None:
     start = time.process_time()
     for mark in ("<!--", "<script>", "](http://", "<a ", "\\ab[", "<sup>", "[1"):

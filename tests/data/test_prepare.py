@@ -69,6 +69,7 @@ def test_the_held_out_documents_are_those_with_a_small_digest(
     assert domain.bytes_per_token == pytest.approx(expected)
 
 
+@pytest.mark.seconds
 def test_the_held_out_part_stays_when_files_are_split_or_reordered(
     make_config: Make, write_rows: Write
 ) -> None:
@@ -150,6 +151,7 @@ def test_many_rows_without_text_are_told(make_config: Make, write_rows: Write) -
     assert split_words(prepare(make_config(d={"path": write_rows("d.jsonl", rows[:41])}))) == []
 
 
+@pytest.mark.seconds
 def test_a_document_of_a_single_long_line(
     make_config: Make, write_rows: Write, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -74,6 +74,7 @@ def tijdeman(carry: list[int], shares: list[int], units: int) -> tuple[list[int]
 
 
 @given(st.lists(WEIGHTS_OR_ZERO, min_size=1, max_size=40).filter(any))
+@pytest.mark.seconds
 def test_quantised_shares_are_exact(weights: list[float]) -> None:
     shares = normal(weights)
     whole = quantise(shares)
@@ -83,6 +84,7 @@ def test_quantised_shares_are_exact(weights: list[float]) -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 300))
+@pytest.mark.seconds
 def test_quantised_shares_are_rounded_by_largest_remainder(seed: int, n: int) -> None:
     shares = np.random.default_rng(seed).dirichlet([1.0] * n) + 1e-9
     scaled = shares / math.fsum(shares) * ONE
@@ -122,6 +124,7 @@ def test_every_prefix_is_less_than_one_sequence_off(n: int, whole: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(WEIGHTS, min_size=2, max_size=60))
+@pytest.mark.seconds
 def test_every_span_is_less_than_two_sequences_off(weights: list[float]) -> None:
     n, shares = len(weights), quantise(normal(weights))
     off = errors_by_unit(apportion(np.zeros(n, dtype=np.int64), shares, 1500)[0], shares)
@@ -155,6 +158,7 @@ def test_splitting_the_units_changes_nothing(weights: list[float], pieces: list[
 
 
 @given(st.lists(st.integers(-2 * ONE, 2 * ONE), min_size=1, max_size=12))
+@pytest.mark.seconds
 def test_handing_over_levels_without_raising_anyone(values: list[int]) -> None:
     carry = np.array(values)
     after = hand_over(carry, -int(carry.sum()))
@@ -195,6 +199,7 @@ def test_carries_stay_bounded_under_any_changes(seed: int, n: int, spread: float
         assert max(carry.values()) <= harmonic(n) * ONE
 
 
+@pytest.mark.seconds
 def test_an_adversary_reaches_the_bound_but_does_not_pass_it() -> None:
     """Shares go to those not yet served, in a round: the worst that a mixture changing by the unit can do."""
     n = 12
@@ -388,6 +393,7 @@ def test_a_removed_domain_goes_on_where_it_was() -> None:
     assert sampler.state.since_step == 7
 
 
+@pytest.mark.seconds
 def test_a_restart_goes_on_with_the_same_batches() -> None:
     rng = np.random.default_rng(0)
     names = [f"d{i}" for i in range(20)]
@@ -414,6 +420,7 @@ def test_the_state_is_a_copy() -> None:
     assert sampler.delivered == {"a": 1, "b": 2}
 
 
+@pytest.mark.seconds
 def test_skipping_is_drawing_without_looking() -> None:
     sizes = {"a": 11, "b": 300}
     drawn = Sampler(sizes, 7, 0, Mixture({"a": 0.3, "b": 0.7}))
@@ -429,6 +436,7 @@ def test_skipping_is_drawing_without_looking() -> None:
 # --- order ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.seconds
 def test_every_small_permutation_is_one_to_one() -> None:
     for n, key in zip(range(1, 300), keys(299), strict=True):
         assert sorted(permutation(n, key).tolist()) == list(range(n))
@@ -438,6 +446,7 @@ def test_every_small_permutation_is_one_to_one() -> None:
 @given(
     st.one_of(st.integers(1, 5000), st.sampled_from([1023, 1024, 1025, 4095, 4096, 4097])), st.integers(0, 99)
 )
+@pytest.mark.seconds
 def test_permutations_are_one_to_one(n: int, seed: int) -> None:
     assert np.array_equal(np.sort(permutation(n, keys(1, seed)[0])), np.arange(n))
 
@@ -469,6 +478,7 @@ def test_all_orders_of_a_small_domain_are_equally_likely(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [20, 64, 1000])
+@pytest.mark.seconds
 def test_permutations_are_well_mixed(n: int) -> None:
     """Places are hit evenly, neighbours part, and one key's order says nothing of another's."""
     material = keys(200, n)
@@ -616,6 +626,7 @@ def test_a_domain_of_one_sequence_repeats_it_epoch_by_epoch() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.999, 1.0])
+@pytest.mark.seconds
 def test_extreme_shares_are_delivered(share: float) -> None:
     sampler = Sampler({"a": 3, "b": 3}, 10, 0, Mixture({"a": share, "b": 1 - share}))
     for _ in range(300):

@@ -79,6 +79,7 @@ def test_documents_come_back_in_order(
 
 @settings(deadline=None, max_examples=60)
 @given(examples=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=60))
+@pytest.mark.seconds
 def test_packed_examples_come_back_whole(
     examples: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -103,6 +104,7 @@ def test_packed_examples_come_back_whole(
 
 @settings(deadline=None, max_examples=40)
 @given(documents=st.lists(st.tuples(st.integers(0, 2**64 - 1), IDS), max_size=20))
+@pytest.mark.seconds
 def test_a_spool_gives_documents_back_by_digest(
     documents: list[tuple[int, list[int]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

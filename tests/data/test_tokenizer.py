@@ -55,6 +55,7 @@ def test_training_needs_text() -> None:
 
 @settings(deadline=None, max_examples=80)
 @given(text=st.text())
+@pytest.mark.seconds
 def test_every_text_survives(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
     (ids,) = Encoder(tokenizer).texts([text])
     assert tokenizer.decode(ids) == text

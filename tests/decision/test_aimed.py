@@ -165,6 +165,7 @@ def test_a_limit_that_binds_is_kept_at_its_95_percent_bound() -> None:
     assert told["ceiling"] == pytest.approx(ceiling)
 
 
+@pytest.mark.seconds
 def test_a_limit_that_nothing_keeps_says_so_and_comes_nearest() -> None:
     asked, decision = limited(0.5)
     assert "no mixture keeps the limit on `middle` (at most 0.5" in decision.reason
@@ -191,6 +192,7 @@ def test_a_relative_limit_is_measured_from_the_loss_of_now() -> None:
     assert held.mixture["hard"] < looser.mixture["hard"] < decision.mixture["hard"]
 
 
+@pytest.mark.seconds
 def test_a_limit_pulls_the_mixture_in_force_too() -> None:
     poor = Mixture({"easy": 0.05, "middle": 0.05, "hard": 0.9})
     now = {"easy": 0.3, "middle": 0.8, "hard": 1.5}

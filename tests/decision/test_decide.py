@@ -136,6 +136,7 @@ def test_bounds_hold() -> None:
 
 
 @pytest.mark.parametrize("law", ["log-linear", "linear", "log-share"])
+@pytest.mark.seconds
 def test_other_laws_can_be_asked_for(law: str) -> None:
     decision = decide(rows(), settings=ProposalConfig(law=law))
     assert decision.law_name == law

@@ -96,6 +96,7 @@ def test_the_proposal_keeps_the_inside_of_the_old_data() -> None:
     assert asked.components.ratios(found.weights) == pytest.approx(found.mixture.array(DOMAINS), abs=1e-6)
 
 
+@pytest.mark.seconds
 def test_a_second_decision_in_the_stage_starts_from_what_the_first_one_chose() -> None:
     first = question()
     chosen = fit_decision(rows(first), first).mixture

@@ -129,6 +129,7 @@ def test_a_heavy_prior_wins_and_a_light_one_does_not() -> None:
     assert light.gain > heavy.gain
 
 
+@pytest.mark.seconds
 def test_weights_of_the_objective_move_the_mixture() -> None:
     rng = np.random.default_rng(0)
     ratios = rng.dirichlet(np.ones(3), 30)
@@ -143,6 +144,7 @@ def test_weights_of_the_objective_move_the_mixture() -> None:
     assert propose(law, prior=UNIFORM, kl=0.01).mixture["prose"] > 0.6
 
 
+@pytest.mark.seconds
 def test_limits_that_exclude_each_other_are_named_with_the_least_change() -> None:
     law = fitted("power")
     with pytest.raises(UserError, match=r"smallest change that would do: .*0\.2"):

@@ -61,6 +61,7 @@ def test_four_rows_with_slopes_say_more_than_twelve_without(law: str) -> None:
     assert law_error(4, True, law) < law_error(12, False, law) / 3
 
 
+@pytest.mark.seconds
 def test_laws_without_a_use_for_slopes_do_without_them() -> None:
     assert law_error(12, True, "linear") == law_error(12, False, "linear")
 
@@ -122,6 +123,7 @@ def test_partwithout_slopes_give_none() -> None:
     assert slopes_of([row("000", np.full(4, 0.25))], DOMAINS, PARTS, None) is None
 
 
+@pytest.mark.seconds
 def test_a_decision_uses_the_slopes_of_its_candidates() -> None:
     need = np.array([NEED[name] for name in DOMAINS])
 

@@ -55,6 +55,7 @@ def test_runs_from_before_and_after_are_one_sweep(tmp_path: Path) -> None:
     assert not any("nothing tells them apart" in note for note in sweep.notes)
 
 
+@pytest.mark.seconds
 def test_a_removed_domain_is_in_the_law_and_not_in_the_proposal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

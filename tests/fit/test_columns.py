@@ -187,6 +187,7 @@ def test_two_mixtures_and_metrics_that_do_not_vary_are_refused(tmp_path: Path) -
         read_sweep(ratios, same, metric_names=["loss"])
 
 
+@pytest.mark.seconds
 def test_a_domain_that_no_run_has_has_no_say(tmp_path: Path) -> None:
     plain = fit_command(*files(tmp_path), tmp_path / "a", law="log-share", bootstrap=0)
     (tmp_path / "prior.yaml").write_text("web: 1\ncode: 1\nbooks: 1\nnew: 5\n")
@@ -415,6 +416,7 @@ def test_names_of_metrics_are_no_bookkeeping(name: str) -> None:
     assert bookkeeping(name) is None
 
 
+@pytest.mark.seconds
 def test_the_columns_are_said_first_and_nothing_in_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

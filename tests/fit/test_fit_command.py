@@ -162,6 +162,7 @@ def test_predictions_need_the_domains_of_the_fit(fitted: tuple[Path, dict[str, A
         predict_command(tmp_path, new, tmp_path / "p.csv")
 
 
+@pytest.mark.seconds
 def test_limits_hold(tmp_path: Path) -> None:
     ratios, metrics = write_sweep(tmp_path)
     (tmp_path / "bounds.yaml").write_text("web_maths: [0.3, 1.0]\n")
@@ -212,6 +213,7 @@ def test_the_objective_decides(tmp_path: Path) -> None:
     assert any("eval/code_loss" in said for said in held["binding"])
 
 
+@pytest.mark.seconds
 def test_a_domain_that_no_run_has_stays_out(tmp_path: Path) -> None:
     ratios, metrics = write_sweep(tmp_path, zero=True)
     summary = fit_command(ratios, metrics, tmp_path / "out", law="log-share", bootstrap=0)

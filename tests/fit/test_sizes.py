@@ -181,6 +181,7 @@ def error(scales: tuple[Any, ...], target: float, small_only: bool = False, tilt
     return float((off.std(axis=0) / wanted.std(axis=0)).max())
 
 
+@pytest.mark.seconds
 def test_few_large_runs_correct_many_small_ones() -> None:
     tilted = rows({"70M": 30, "410M": 12}, tilt=0.15)
     assert error(tilted, 410e6, tilt=0.15) < 0.5 * error(tilted, 410e6, small_only=True, tilt=0.15)
@@ -244,6 +245,7 @@ def test_a_law_for_a_size_is_a_law(tmp_path: Path) -> None:
     assert 0 < np.abs(drawn.predict(ratios) - law.predict(ratios)).max() < 0.2
 
 
+@pytest.mark.seconds
 def test_evidence_tells_own_slopes_from_common_ones() -> None:
     rng = np.random.default_rng(0)
     x, z = rng.standard_normal((40, 6)), rng.standard_normal((40, 2))

@@ -51,6 +51,7 @@ def test_slopes_are_drawn_to_their_geometric_mean(trust: float) -> None:
     np.testing.assert_allclose(drawn, common * (whole / common) ** trust, rtol=1e-6)
 
 
+@pytest.mark.seconds
 def test_a_slope_that_noise_has_turned_or_flattened_is_drawn_like_the_others() -> None:
     """A domain whose probe said nothing must not lose its share."""
     ratios, losses = rows(12)
@@ -119,6 +120,7 @@ def test_old_sets_belong_to_the_old_part_and_lose_by_what_is_new() -> None:
         fit_law(ratios, losses, domains=["old", "chat"], metric_names=sets, own={"web": "now"})
 
 
+@pytest.mark.seconds
 def test_slopes_are_not_drawn_towards_those_of_sets_without_weight() -> None:
     ratios, losses = rows(12)
     steep = 9 - 5 * np.log(ratios[:, 0] + 0.1)

@@ -64,6 +64,7 @@ def test_rows_left_out_in_closed_form_are_rows_left_out() -> None:
     np.testing.assert_allclose(std**2, variance + noise, rtol=1e-6)
 
 
+@pytest.mark.seconds
 def test_a_failed_run_loses_its_weight() -> None:
     rng = np.random.default_rng(0)
     ratios = rng.dirichlet(np.ones(3), 40)
@@ -79,6 +80,7 @@ def test_a_failed_run_loses_its_weight() -> None:
     np.testing.assert_allclose(law.predict(ratios[others]), clean[others], atol=0.05)
 
 
+@pytest.mark.seconds
 def test_domains_that_do_not_matter_get_long_lengths() -> None:
     rng = np.random.default_rng(0)
     ratios = rng.dirichlet(np.ones(5), 60)

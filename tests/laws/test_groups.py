@@ -132,6 +132,7 @@ def test_the_gradient_of_a_blend_is_that_of_its_prediction() -> None:
         np.testing.assert_allclose(law.metric_gradient(at, 5)[:, d], rise, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.seconds
 def test_a_redrawn_law_keeps_its_groups_and_moves() -> None:
     law = plain()
     new, _ = sweep(30, seed=1)

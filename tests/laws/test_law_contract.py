@@ -269,6 +269,7 @@ def test_random_row_weights_move_the_law_a_little(law: str) -> None:
 
 
 @every_law
+@pytest.mark.seconds
 def test_a_redrawn_law_differs_by_what_is_not_known(law: str) -> None:
     fitted = plain(law)
     first, second = (fitted.redrawn(np.random.default_rng(seed)) for seed in (0, 0))

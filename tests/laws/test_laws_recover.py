@@ -36,6 +36,7 @@ def test_the_log_linear_law_finds_its_parameters() -> None:
     np.testing.assert_allclose(found.slopes, slopes, atol=0.15)
 
 
+@pytest.mark.seconds
 def test_the_power_law_finds_its_parameters() -> None:
     worth = np.array([1.0, 0.2, 0.05, 0.01])
     ratios = mixtures(60)
@@ -45,6 +46,7 @@ def test_the_power_law_finds_its_parameters() -> None:
     np.testing.assert_allclose(np.exp(found.worth - found.worth[0]), worth, rtol=0.25)
 
 
+@pytest.mark.seconds
 def test_the_power_law_extrapolates_to_a_domain_alone() -> None:
     worth = np.array([1.0, 0.2, 0.05, 0.01])
     ratios = 0.6 * mixtures(60) + 0.1
@@ -171,6 +173,7 @@ def blurred(rows: int = 24) -> tuple[np.ndarray, np.ndarray]:
     ).standard_normal((rows, 4))
 
 
+@pytest.mark.seconds
 def test_an_extrapolation_changes_the_pseudo_count_and_nothing_at_its_anchor() -> None:
     ratios, metrics = blurred()
     anchor = (0.4, 0.3, 0.2, 0.1)
@@ -189,6 +192,7 @@ def test_an_extrapolation_changes_the_pseudo_count_and_nothing_at_its_anchor() -
     assert read.quality == plain.quality
 
 
+@pytest.mark.seconds
 def test_an_extrapolation_with_steeper_slopes() -> None:
     ratios, metrics = blurred()
     plain = fit("log-share", ratios, metrics)
@@ -201,6 +205,7 @@ def test_an_extrapolation_with_steeper_slopes() -> None:
     assert steep.reweighted(np.random.default_rng(0)).predict(away).shape == (1, 4)
 
 
+@pytest.mark.seconds
 def test_an_extrapolated_law_travels_and_is_refitted_as_such() -> None:
     ratios, metrics = blurred()
     read = fit("log-share", ratios, metrics, extrapolate=Extrapolation(eps=0.002))

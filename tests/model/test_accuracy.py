@@ -48,6 +48,7 @@ def greedy(model: Any, prompt: np.ndarray, count: int, stops: set[int]) -> list[
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.seconds
 def test_filling_up_at_the_left_changes_no_continuation(name: str) -> None:
     model = sharp(name)
     asked = prompts([1, 2, 3, 9, 20, 31])
@@ -84,6 +85,7 @@ def exact(model: Any, asked: list[np.ndarray], right: list[bool]) -> ExactSet:
     return ExactSet(tuple(asked), tuple(answers), 5, (0,), "words")
 
 
+@pytest.mark.seconds
 def test_exact_match_counts_what_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accuracy, "_tokenizer", lambda path: Spelling())
     model, right = sharp("qwen2"), [True, False, True, True, False, True, True]
@@ -137,6 +139,7 @@ def test_normalising_by_length_can_change_the_choice() -> None:
     assert 0 < wrong.sum() < 12
 
 
+@pytest.mark.seconds
 def test_a_simulated_model_answers_like_a_merged_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions go through the interpolator like sequences do, beside them."""
     monkeypatch.setattr(accuracy, "_tokenizer", lambda path: Spelling())

@@ -20,6 +20,7 @@ from tests.model.tiny_models import CONFIGS, SCALED_CONFIGS, VOCAB, tiny
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *SCALED_CONFIGS])
+@pytest.mark.seconds
 def test_it_has_the_real_ones_parameters(name: str, tmp_path: Path) -> None:
     real = tiny(name)
     save_model(real, tmp_path)

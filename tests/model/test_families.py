@@ -145,6 +145,7 @@ def test_every_other_familys_probes_add_up_or_are_refused_in_one_line(family: st
 
 
 @pytest.mark.parametrize(("family", "least"), [("mixtral", 0.85), ("gpt_oss", 0.85), ("olmoe", 0.85)])
+@pytest.mark.seconds
 def test_experts_are_reached(family: str, least: float) -> None:
     config = CONFIG_MAPPING[family]()
     with torch.device("meta"):

@@ -94,6 +94,7 @@ def test_bfloat16_is_rounded_once(name: str, count: int, tmp_path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.seconds
 def test_every_set_starts_from_the_base_and_zero_is_the_base(name: str, dtype: str) -> None:
     model = tiny(name, dtype)
     ours = Interpolator(ProbeSet.build(model, made_probes(model, 3), domains(3)))
@@ -109,6 +110,7 @@ def test_every_set_starts_from_the_base_and_zero_is_the_base(name: str, dtype: s
     assert bits(ours.model) == bits(model)
 
 
+@pytest.mark.seconds
 def test_an_unused_component_does_not_matter_even_when_it_has_diverged() -> None:
     model = tiny("llama")
     probes = made_probes(model, 3)
@@ -123,6 +125,7 @@ def test_an_unused_component_does_not_matter_even_when_it_has_diverged() -> None
     assert np.isnan(broken.losses({"x": tokens()}, 4)["x"].mean)
 
 
+@pytest.mark.seconds
 def test_losses_are_those_of_the_merged_model(tmp_path) -> None:
     model = tiny("gpt2")
     probes = made_probes(model, 2)
@@ -147,6 +150,7 @@ def test_probes_of_different_ranks_and_layers_are_added_up() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.seconds
 def test_gradients_agree_with_finite_differences(name: str) -> None:
     model = tiny(name)
     ours = Interpolator(ProbeSet.build(model, made_probes(model, 3), domains(3)))
@@ -283,6 +287,7 @@ def test_a_probe_set_is_plain_data_that_pickles() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.seconds
 def test_under_autocast_the_private_copy_is_in_bfloat16_and_losses_are_the_same(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

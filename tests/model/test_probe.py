@@ -49,6 +49,7 @@ def trained(model: nn.Module, steps: int, config: ProbeConfig = PROBE) -> PeftMo
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.seconds
 def test_detaching_restores_every_bit_and_flag(name: str, dtype: str) -> None:
     model = tiny(name, dtype)
     frozen = next(iter(dict(model.named_parameters())))
@@ -139,6 +140,7 @@ def test_the_configuration_is_plain_lora() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.seconds
 def test_peft_loads_what_we_save(name: str, dtype: str, tmp_path: Path) -> None:
     model = tiny(name, dtype)
     peft_model = trained(model, steps=3)

@@ -119,6 +119,7 @@ def test_the_result_is_that_of_one_device(kind: str) -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.seconds
 def test_a_probe_is_trained_as_on_one_device(recompute: bool) -> None:
     base = snapshot(tiny("llama"))
     ids, mask = (torch.from_numpy(part) for part in tokens(4))
@@ -190,6 +191,7 @@ class Alternating(nn.Module):
         return hidden
 
 
+@pytest.mark.seconds
 def test_a_model_whose_blocks_are_not_in_a_row_is_found_out() -> None:
     with torch.device("meta"):
         alternating, plain = Alternating(), tiny("llama")

@@ -207,6 +207,7 @@ def chat(home: Path) -> str:
 
 
 @pytest.mark.parametrize("case", WRONG)
+@pytest.mark.seconds
 def test_wrong_input_is_one_line_and_nothing_is_written(
     case: str, opmix: Opmix, pile: Path, home: Path
 ) -> None:

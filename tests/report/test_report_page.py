@@ -142,6 +142,7 @@ def test_what_the_law_expects_has_an_interval_and_how_it_was_read(full: Storage,
     assert "times as steep" in text
 
 
+@pytest.mark.seconds
 def test_candidates_without_a_finite_loss_are_marked(page: str) -> None:
     rows = [attrs for tag, attrs in Page(page).tags if tag == "tr" and attrs.get("class") == "bad"]
     assert len(rows) >= 10  # one nan and one failed in each of five decisions
@@ -163,10 +164,12 @@ def test_names_are_shown_and_never_run(hostile: Storage) -> None:
         assert said(name) in parsed.text
 
 
+@pytest.mark.seconds
 def test_the_report_can_be_written_twice(full: Storage, page: str) -> None:
     assert Path(write_report(full)).read_text(encoding="utf-8") == page
 
 
+@pytest.mark.seconds
 def test_many_epochs_are_warned_of(copy: Storage) -> None:
     result = copy.read_json("result.json")
     result["delivered"]["code"]["epochs"] = 7.5
@@ -178,6 +181,7 @@ def test_few_epochs_are_not(page: str) -> None:
     assert "was seen" not in Page(page).text
 
 
+@pytest.mark.seconds
 def test_small_domains_of_many_share_a_band(tmp_path: Path) -> None:
     domains = tuple(f"domain{i}" for i in range(12))
     parsed = report(make_run(tmp_path, domains=domains, decisions=1, trials=6, steps=60))

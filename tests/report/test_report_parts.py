@@ -72,6 +72,7 @@ def test_a_line_is_broken_where_a_value_is_missing() -> None:
     assert path.count("M") == 2
 
 
+@pytest.mark.seconds
 def test_intervals_agree_with_the_bootstrap(full: Storage) -> None:
     run = gather(full)
     for files in run.decisions:

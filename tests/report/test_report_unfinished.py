@@ -25,6 +25,7 @@ def report(storage: Storage) -> Page:
 
 
 @pytest.mark.parametrize("name", [*FILES, *(f"decisions/001/{part}" for part in PARTS)])
+@pytest.mark.seconds
 def test_one_file_is_missing(copy: Storage, name: str) -> None:
     copy.delete(name)
     assert "Mixture over time" in report(copy).text
@@ -121,6 +122,7 @@ _JUNK: list[object] = [
 
 
 @pytest.mark.parametrize("seed", range(12))
+@pytest.mark.seconds
 def test_a_part_of_every_file_is_of_another_kind(copy: Storage, seed: int) -> None:
     rng = random.Random(seed)
     names = [name for name in copy.names(recursive=True) if name.endswith((".json", ".jsonl"))]

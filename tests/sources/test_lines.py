@@ -57,6 +57,7 @@ def open_frame(data: bytes, window: int) -> bytes:
 SKIPPED = b"\x5e\x2a\x4d\x18" + (8).to_bytes(4, "little") + b"whatever"
 
 
+@pytest.mark.seconds
 def test_frames_of_every_window_follow_each_other(tmp_path: Path) -> None:
     frames = [
         SKIPPED,
@@ -73,6 +74,7 @@ def test_frames_of_every_window_follow_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("window", [20, 30])
 @pytest.mark.parametrize("cut", ["the second frame", "its end", "the last block"])
+@pytest.mark.seconds
 def test_a_frame_without_its_end_is_noticed(window: int, cut: str, tmp_path: Path) -> None:
     """Everything before the cut is whole lines: they are no file of fewer documents."""
     whole = compressed(ROWS, window, size=False)
@@ -167,6 +169,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named(
         inspect_part(discover([str(tmp_path / name)])[0])
 
 
+@pytest.mark.seconds
 def test_compressed_files_beside_others_are_read_too(tmp_path: Path) -> None:
     for number, ending in enumerate([*ENDINGS, ".zstd"]):
         (tmp_path / f"{number}.ndjson{ending}").write_bytes(ENDINGS.get(ending, zstandard.compress)(ROWS))

@@ -119,6 +119,7 @@ def test_text_in_another_column(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(texts=st.lists(st.text(min_size=1), min_size=1, max_size=20))
+@pytest.mark.seconds
 def test_any_text_survives_every_format(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("any")
     (directory / "a.jsonl.gz").write_bytes(gzip.compress(json_lines(texts)))
@@ -215,6 +216,7 @@ def test_a_row_of_several_documents_is_left_as_it_is(tmp_path: Path) -> None:
 @given(
     ids=st.lists(st.integers(0, 4), min_size=1, max_size=60), part=st.integers(1, 9), block=st.integers(1, 9)
 )
+@pytest.mark.seconds
 def test_a_stream_is_split_the_same_however_it_is_read(
     ids: list[int], part: int, block: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -46,6 +46,7 @@ def test_the_first_sigterm_asks_and_the_second_ends(ended: list[int]) -> None:
     assert ended == [signal.SIGTERM]
 
 
+@pytest.mark.seconds
 def test_a_process_whose_checkpoint_does_not_come_ends_all_the_same(
     ended: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def test_batches_across_sets_give_every_set_its_own_losses(probe_set: ProbeSet, 
     assert found.objective == pytest.approx((exact["a"].mean + exact["b"].mean) / 2, rel=1e-5)
 
 
+@pytest.mark.seconds
 def test_a_scorer_stays_on_the_cpu_where_a_gpu_is_but_was_not_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -57,6 +57,7 @@ def test_every_draw_is_a_point_of_the_simplex(space: Space) -> None:
 
 
 @pytest.mark.parametrize("space", spaces(), ids=lambda space: space.kind)
+@pytest.mark.seconds
 def test_parameters_of_a_draw_give_the_draw_again(space: Space) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     for _ in range(50):
@@ -79,6 +80,7 @@ def test_simplex_draws_are_uniform_on_the_simplex() -> None:
     assert draws.var(axis=0) == pytest.approx([1 / 18] * 3, rel=0.1)
 
 
+@pytest.mark.seconds
 def test_bounded_draws_stay_in_the_box() -> None:
     lower, upper = np.array([0.1, 0.05, 0.05, 0.05]), np.array([0.5, 0.6, 0.7, 0.3])
     space = Bounded(components(), lower, upper)
