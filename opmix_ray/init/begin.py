@@ -30,6 +30,7 @@ from opmix_ray.init.sizing import (
 from opmix_ray.init.write import relative, write_config
 from opmix_ray.runner.forecast import Speed, measure, speed_left
 from opmix_ray.runner.validate import check_before, refuse
+from opmix_ray.sources.files import copies_of
 from opmix_ray.sources.source import ids_dtype, open_source
 
 FILE = "opmix.yaml"
@@ -165,10 +166,11 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
     domains: list[Domain] = []
     errors: list[UserError] = []
     parts = discover(data)
-    seen: dict[bytes, list[str]] = {}
-    for part in sorted(parts, key=lambda part: len(part.files[0].path)):  # `a copy.txt` is the copy
+    by_length = sorted(parts, key=lambda part: len(part.files[0].path))  # `a copy.txt` is the copy
+    copies = copies_of(file for part in by_length for file in part.files)
+    for part in parts:
         try:
-            good, bad = without_bad(part, seen)
+            good, bad = without_bad(part, copies)
             errors += bad
             domain = inspect_part(good)
             if not can_be_split(domain):
@@ -181,8 +183,6 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
             errors += user_errors(error)
     if errors and len(domains) < 2:
         raise UserErrors(errors)
-    order = [part.name for part in parts]
-    domains.sort(key=lambda domain: order.index(domain.part.name))
     for each in errors:
         say(f"left out: {each}")
     if names := ignored(data, parts):

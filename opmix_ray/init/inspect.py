@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import lzma
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.init.discover import KEY, Part
 from opmix_ray.overlap.near import filled
 from opmix_ray.paths import Kind, file_format, packing
-from opmix_ray.remote import is_local
 from opmix_ray.sources import megatron
 from opmix_ray.sources.files import InputFile, filesystem, reading
 from opmix_ray.sources.lines import HEAD, is_blank, lines, refuse_other, refuse_pointer, unpacked
@@ -259,12 +257,12 @@ class Domain:
         return held, float(self.lengths.sum()) - held
 
 
-def without_bad(part: Part, seen: dict[bytes, list[str]] | None = None) -> tuple[Part, list[UserError]]:
+def without_bad(part: Part, copies: Mapping[str, str] | None = None) -> tuple[Part, list[UserError]]:
     """A domain without its files that are empty or broken, or copies of others, and an error for each of these.
 
     Args:
         part: the domain.
-        seen: files by how they begin, to which those of the domain are added; None: copies are not looked for.
+        copies: files that are copies, each with the path of another one.
 
     Raises:
         UserErrors: none is left.
@@ -281,8 +279,10 @@ def without_bad(part: Part, seen: dict[bytes, list[str]] | None = None) -> tuple
                 raise UserError(
                     "holds no row", file=file.path, key=KEY, remedy="leave it out, or write text into it"
                 )
-            if seen is not None and (other := _copied(file, seen)):
-                raise UserError(f"is a copy of {other}", file=file.path, key=KEY, remedy="remove one of them")
+            if copies and file.path in copies:
+                raise UserError(
+                    f"is a copy of {copies[file.path]}", file=file.path, key=KEY, remedy="remove one of them"
+                )
             good.append(file)
         except UserError as error:
             errors.append(error)
@@ -291,17 +291,6 @@ def without_bad(part: Part, seen: dict[bytes, list[str]] | None = None) -> tuple
     if not good:
         raise UserErrors(errors)
     return replace(part, paths=[file.path for file in good], files=good), errors
-
-
-def _copied(file: InputFile, seen: dict[bytes, list[str]]) -> str | None:
-    """A file of this machine with the same bytes that was seen before."""
-    if not is_local(file.path):
-        return None
-    with open(file.path, "rb") as stream:
-        others = seen.setdefault(file.size.to_bytes(8, "little") + stream.read(HEAD), [])
-    found = next((other for other in others if filecmp.cmp(other, file.path, shallow=False)), None)
-    others.append(file.path)
-    return found
 
 
 def inspect_part(part: Part) -> Domain:

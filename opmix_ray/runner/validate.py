@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,8 +36,8 @@ from opmix_ray.runner.forecast import estimate
 from opmix_ray.runner.harness import check_harness
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, total_steps, wanted_mixture
 from opmix_ray.runner.trial import try_probes
+from opmix_ray.sources.files import copies_of
 from opmix_ray.sources.source import open_source, validate_sources
-from opmix_ray.storage import file_digest
 from opmix_ray.trials.space import Space, load_space, read_space
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth")
@@ -264,19 +263,17 @@ def shared_files(config: RunConfig) -> list[UserError]:
 
 def copies(config: RunConfig) -> list[str]:
     """A line for each file with the same bytes as another one under another name; its text counts twice."""
-    same_size: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for name, source in config.data.domains.items():
-        for file in open_source(source, f"data.domains.{name}").files:
-            if not is_uri(file.path) and file.size:
-                same_size[file.size].append((name, file.path))
-    found, first = [], dict[str, str]()
-    for name, path in (each for group in same_size.values() if len(group) > 1 for each in group):
-        other = first.setdefault(file_digest(path), path)
-        if other != path:
-            found.append(
-                f"data.domains.{name}.path: {path} holds the same bytes as {other}; its text counts twice"
-            )
-    return found
+    files = [
+        (f"data.domains.{name}", file)
+        for name, source in config.data.domains.items()
+        for file in open_source(source, f"data.domains.{name}").files
+    ]
+    others = copies_of(file for _, file in files)
+    return [
+        f"{key}.path: {file.path} holds the same bytes as {others[file.path]}; its text counts twice"
+        for key, file in files
+        if file.path in others
+    ]
 
 
 def refuse(errors: list[UserError]) -> None:

@@ -12,10 +12,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import zstandard
@@ -24,8 +26,9 @@ from pyarrow import fs as pafs
 from opmix_ray.errors import UserError, first_line
 from opmix_ray.paths import PACKED, is_uri, packing
 from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
+from opmix_ray.storage import file_digest
 
-_CHUNK = 1 << 22
+_CHUNK, _BEGIN = 1 << 22, 512
 _BROKEN = (
     pa.ArrowException, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError, ValueError, TypeError, KeyError,
     IndexError,
@@ -40,6 +43,38 @@ class InputFile:
     path: str
     size: int
     mtime_ns: int
+
+
+def copies_of(files: Iterable[InputFile]) -> dict[str, str]:
+    """Files of this machine with the same bytes as an earlier one, each with the path of that.
+
+    Empty ones, and those that cannot be read, are none. A file is read to its end only where another one has its size
+    and its beginning.
+    """
+    found, first = dict[str, str](), dict[str, str]()
+    local = [file for file in files if is_local(file.path) and file.size]
+    for size in _alike(local, lambda file: file.size):
+        for group in _alike(size, lambda file: _begin(file.path)):
+            for file in group:
+                with suppress(OSError):
+                    other = first.setdefault(file_digest(local_path(file.path)), file.path)
+                    if other != file.path:
+                        found[file.path] = other
+    return found
+
+
+def _alike(files: Iterable[InputFile], key: Callable[[InputFile], Any]) -> list[list[InputFile]]:
+    """Files with the same key, where several have it."""
+    groups: dict[Any, list[InputFile]] = defaultdict(list)
+    for file in files:
+        with suppress(OSError):
+            groups[key(file)].append(file)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _begin(path: str) -> bytes:
+    with open(local_path(path), "rb") as stream:
+        return stream.read(_BEGIN)
 
 
 def filesystem(path: str, *, key: str | None = None) -> tuple[pafs.FileSystem, str]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from tokenize import TokenError
 from typing import Any
@@ -118,13 +118,19 @@ def read_index(path: str) -> tuple[np.dtype[Any], np.ndarray]:
     return dtype, np.append(0, ends)[np.unique(bounds)][1:]
 
 
-def documents(path: str) -> Iterator[np.ndarray]:
+def documents(path: str, check: Callable[[np.dtype[Any]], None] | None = None) -> Iterator[np.ndarray]:
     """Ids of every document of a `.bin` file in order, of shape (n,); end-of-text ids are left in.
+
+    Args:
+        path: of the file.
+        check: is told the type of the ids before any is read, and may raise.
 
     Raises:
         OSError, ValueError: see `read_index`.
     """
     dtype, ends = read_index(path)
+    if check is not None:
+        check(dtype)
     system, inner = filesystem(path)
     with system.open_input_file(inner) as stream:
         at = document = 0

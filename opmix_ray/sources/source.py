@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -272,11 +273,11 @@ def read_file(source: Source, file: InputFile) -> Iterator[Document | None]:
     if kind == "megatron":
         key = f"{source.key}.path"
         with reading(file.path, key):
-            megatron.refuse_narrow(
-                megatron.read_index(file.path)[0], file.path, wanted=config.token_dtype, vocabulary=source.vocabulary,
+            check = partial(
+                megatron.refuse_narrow, file=file.path, wanted=config.token_dtype, vocabulary=source.vocabulary,
                 key=source.key,
             )  # fmt: skip
-            for ids in megatron.documents(file.path):
+            for ids in megatron.documents(file.path, check):
                 yield _ids_document(source, readers.token_ids(ids, file.path, key, "a document"))
         return
     columns = _columns(source)

@@ -27,6 +27,8 @@ def test_a_copy_of_a_file_is_no_domain(tmp_path: Path) -> None:
     found, said = names(tmp_path)
     assert found == ["code", "web"]  # and webs, of the same size, is none
     assert f"left out: {tmp_path}/code copy.txt: --data: is a copy of {tmp_path}/code.txt" in said
+    found = [domain.name for domain in look_at([f"file://{tmp_path}"], [].append)]
+    assert found == ["code", "web"]
     (tmp_path / "web.txt").unlink()
     with pytest.raises(UserErrors, match="is a copy of"):
         look_at([str(tmp_path)], lambda said: None)
