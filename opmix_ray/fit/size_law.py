@@ -168,7 +168,8 @@ def _next(
     unseen = said + _unseen(part.ratios, table.ratios[last.rows], last)
     step = _Step.of(unseen, part, unit)
     held_out, std = np.full(part.metrics.shape, np.nan), np.full(part.metrics.shape, np.nan)
-    for held in make_folds(len(rows), table.seed) if len(rows) > 1 else []:
+    folds = make_folds(part.ratios, table.seed)
+    for held in folds if len(folds) > 1 else []:
         kept = ~np.isin(np.arange(len(rows)), held)
         fold = _Step.of(unseen, part, unit, step, kept)
         held_out[held], std[held] = fold.said(unseen[held], part.ratios[held])

@@ -185,7 +185,7 @@ def fit_law(
         law = OwnShareLaw.name
     if law not in law_names():
         raise UserError("unknown law", key="law", value=law, remedy=nearest(law, law_names()))
-    folds = make_folds(len(table), seed)
+    folds = make_folds(table.ratios, seed)
     fit = fit_auto(table, weights, folds) if law == AUTO else fit_one(make_law(law), table, weights, folds)
     quality, std_scale = _judge(table, weights, fit)
 

@@ -15,6 +15,7 @@ from opmix_ray.laws.base import Response, Table, dump_response, load_response
 from opmix_ray.laws.combined import Basis, Blend, blended, blends
 
 FOLDS = 10
+_SAME_SHARES = 9  # decimals in which shares of one mixture are equal
 
 Quality = dict[str, dict[str, float | int | None]]
 FORMAT = 2
@@ -278,11 +279,20 @@ def doubts(law: FittedLaw, *, told: bool) -> list[str]:
     return found
 
 
-def make_folds(rows: int, seed: int) -> list[np.ndarray]:
-    """Held-out row indices of every fold: 10 folds, leave-one-out below 20 rows, at most `rows`."""
-    count = rows if rows < 2 * FOLDS else FOLDS
-    order = np.random.default_rng([seed, rows]).permutation(rows)
-    return [np.sort(part) for part in np.array_split(order, count)]
+def make_folds(shares: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Held-out row indices of every fold: 10 folds, leave-one-out below 20 mixtures.
+
+    Runs of the same mixture, with other seeds, are held out together: else a law is asked for what it has seen.
+
+    Args:
+        shares: mixtures, (N, D).
+        seed: of the order.
+    """
+    _, first, of = np.unique(shares.round(_SAME_SHARES), axis=0, return_index=True, return_inverse=True)
+    mixtures = np.sort(first)
+    count = len(mixtures) if len(mixtures) < 2 * FOLDS else FOLDS
+    order = np.random.default_rng([seed, len(mixtures)]).permutation(mixtures)
+    return [np.flatnonzero(np.isin(first[of.ravel()], part)) for part in np.array_split(order, count)]
 
 
 def score(measured: np.ndarray, in_sample: np.ndarray, held_out: np.ndarray) -> dict[str, float | int | None]:

@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 from opmix_ray.laws import FittedLaw, fit_law
 from opmix_ray.laws.combined import stack_weights
+from opmix_ray.laws.fitted import make_folds
 
 DOMAINS = list("abcdefg")
 NAMES = ["x", "y", "z"]
@@ -59,3 +60,13 @@ def test_few_rows_say_little_about_laws(rows: int, least: float) -> None:
     good, poor = (measured + error * rng.standard_normal(rows) for error in (0.3, 0.6))
     assert stack_weights(np.column_stack([good, poor]), measured, rows)[1] >= least
     assert (stack_weights(np.column_stack([good, poor]), measured, rows)[1] < 0.25) == (rows == 400)
+
+
+def test_runs_of_one_mixture_are_held_out_together() -> None:
+    shares, _, _ = sweep(4, 0.0, 0)
+    often = np.tile(shares, (3, 1))  # rows 0, 4 and 8 are one mixture with three seeds
+    assert sorted(part.tolist() for part in make_folds(often, 0)) == [[n, n + 4, n + 8] for n in range(4)]
+    noise = np.random.default_rng(0).standard_normal((4, 1))  # what differs between mixtures is chance
+    told = fit(often, np.tile(noise, (3, 1)), "ridge").quality["objective"]["spearman_cv"]
+    assert told is not None
+    assert told < 0.5
