@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +22,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from opmix_ray.data.tokenizer import Encoder
 from opmix_ray.sources.messages import SAID, name_in, role_of
+from opmix_ray.sources.source import THOUGHTS
 
 Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]]
@@ -57,6 +60,8 @@ def encode_chat(
     rendering = _written(encoder, _named(encoder, messages, tools), tools)
     text = rendering.text
     _refuse_silence(rendering, said)
+    for what in _left_out(rendering, said):
+        _tell(what)
     answers = _answers(rendering, said)
     spans = [span for span, counted in zip(answers, counts, strict=True) if counted and span[1] > span[0]]
     if text.rstrip().endswith(eos):
@@ -281,6 +286,30 @@ def _refuse_silence(of: _Rendering, said: list[bool]) -> None:
         marked = _with_mark(of.messages, index, message, _MARKS[0])
         if of.part(marked) == of.text:
             raise ChatError(f"the chat template leaves out what the {message['role']} says")
+
+
+def _left_out(of: _Rendering, said: list[bool]) -> Iterator[str]:
+    """What the text does not depend on: words of a system, and the last answer's thoughts in a field of their own.
+
+    Thoughts of earlier answers are left out by most templates that write any.
+    """
+    last = max((index for index, own in enumerate(said) if own), default=-1)
+    for index, message in enumerate(of.messages):
+        names = ["content"] if role_of(message["role"]) == "system" else THOUGHTS if index == last else []
+        for name in names:
+            words = message.get(name)
+            if isinstance(words, str) and words.strip() and words.strip() not in of.text:
+                other = [*of.messages[:index], {**message, name: _MARKS[0]}, *of.messages[index + 1 :]]
+                if of.part(other) == of.text:
+                    yield f"`{name}` of an answer" if index == last else "what the system says"
+
+
+@cache
+def _tell(what: str) -> None:
+    """Say once in a process what is not trained on."""
+    logging.getLogger(__name__).warning(
+        "the chat template leaves out %s, in one conversation or more: they are trained on without it", what
+    )
 
 
 def _answers(of: _Rendering, said: list[bool]) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from opmix_ray.config import RunConfig, SourceConfig
+from opmix_ray.data import chat
 from opmix_ray.data.chat import ChatError, encode_chat
 from opmix_ray.data.prepare import prepare
 from opmix_ray.data.tokenizer import Encoder
@@ -180,6 +181,34 @@ def test_what_a_user_or_a_tool_says_is_not_left_out() -> None:
         counted(without, talk)
     with pytest.raises(ChatError, match="the chat template leaves out what the narrator says"):
         counted(STRICT_ROLES, [{"role": "narrator", "content": "so"}, user("a"), assistant("b")])
+
+
+WITHOUT_SYSTEM = (
+    "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_what_is_left_out_of_a_conversation_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    chat._tell.cache_clear()
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        user("a"),
+        {**assistant("b"), "reasoning": "so it is"},
+    ]
+    for _ in range(2):
+        assert counted(WITHOUT_SYSTEM, talk) == ["b<|im_end|>", EOS]
+    assert [each.getMessage().partition(",")[0] for each in caplog.records] == [
+        "the chat template leaves out what the system says",
+        "the chat template leaves out `reasoning` of an answer",
+    ]
+    caplog.clear()
+    chat._tell.cache_clear()
+    with_both = WITHOUT_SYSTEM.replace(" if m.role != 'system'", "").replace(
+        "{{ m.content", "{{ m.reasoning }}{{ m.content"
+    )
+    counted(with_both, [*talk[:2], {**assistant("c"), "reasoning": "first"}, user("d"), talk[2]])
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["weight", "train"])
