@@ -227,6 +227,8 @@ def listing(path: str, *, key: str) -> Listing:
     system, inner = filesystem(_fixed_part(path), key=key)
     try:
         found = _local(local_path(path)) if is_local(path) else _remote(path, system, inner)
+    except UserError:
+        raise
     except (pa.ArrowException, OSError, ValueError, re.error) as error:
         raise UserError(
             f"cannot be listed: {reason(error)}", key=key, value=path, remedy=remedy(error, "check the path")
@@ -319,6 +321,7 @@ class _Walk:
             if (real := os.path.realpath(folder)) in self._seen:
                 continue
             self._seen.add(real)
+            _refuse_revisions(folder)
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     path = os.path.join(folder, entry.name)
@@ -330,6 +333,24 @@ class _Walk:
                         waiting.append(path)
                     else:
                         self.file(path)
+
+
+def _refuse_revisions(folder: str) -> None:
+    """Raise a `UserError` for a data set in the Hub's cache if a revision has files that the main one has not."""
+    snapshots = Path(folder, "snapshots")
+    if not (snapshots.is_dir() and Path(folder, "refs").is_dir() and Path(folder, "blobs").is_dir()):
+        return
+    files = {
+        each.name: {os.path.realpath(file) for file in each.rglob("*") if file_format(file.name)}
+        for each in sorted(snapshots.iterdir())
+    }
+    ref = Path(folder, "refs", "main")
+    main = ref.read_text().strip() if ref.is_file() else max(files, default="")
+    if set().union(*files.values()) - files.get(main, set()):
+        raise UserError(
+            f"holds several revisions of one data set: {', '.join(name[:7] for name in files)}", file=folder,
+            remedy=f"name one: {snapshots / main}",
+        )  # fmt: skip
 
 
 def _is_hidden(name: str, pattern: str) -> bool:

@@ -92,6 +92,23 @@ def test_a_file_is_read_under_the_name_that_says_what_it_is(tmp_path: Path) -> N
     assert names(tmp_path) == ["blobs/other.jsonl", "blobs/0a1b"]
 
 
+def test_revisions_of_one_data_set_are_not_read_together(tmp_path: Path) -> None:
+    cache = tmp_path / "datasets--x--y"
+    lay(cache, "blobs/0a1b", "blobs/2c3d", "refs/main")
+    (cache / "refs" / "main").write_text("22222222")
+    for revision, blob in (("11111111", "0a1b"), ("22222222", "2c3d")):
+        (cache / "snapshots" / revision / "data").mkdir(parents=True)
+        (cache / "snapshots" / revision / "data" / "a.jsonl").symlink_to(f"../../../blobs/{blob}")
+    for path in (tmp_path, cache):
+        with pytest.raises(UserError, match=r"several revisions .*: 1111111, 2222222; name one: .*/22222222"):
+            expand(str(path), key=KEY)
+    assert names(cache / "snapshots" / "22222222") == ["blobs/2c3d"]
+    old = cache / "snapshots" / "11111111" / "data" / "a.jsonl"
+    old.unlink()
+    old.symlink_to("../../../blobs/2c3d")  # they differ in nothing that is read
+    assert len(expand(str(cache), key=KEY)) == 1
+
+
 def test_caches_beside_a_saved_data_set_are_no_data(tmp_path: Path) -> None:
     for place in ("saved", "more/saved"):
         datasets.Dataset.from_dict({"text": [f"{place} {n}" for n in range(6)]}).save_to_disk(
