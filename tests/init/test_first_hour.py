@@ -36,7 +36,7 @@ def test_two_commands_from_three_files_to_a_report(tiny_data: Path, tmp_path: Pa
     took = time.monotonic() - began
     print(f"planned for {planned['seconds']:.0f} s, took {took:.0f} s")
     assert result["steps"] == planned["steps"]
-    assert len(result["decisions"]) == 1
+    assert len(result["decisions"]) == len(planned["decide_at"])
     assert result["evaluations"][-1]["mean_loss"] < result["evaluations"][0]["mean_loss"]
     (report,) = tmp_path.glob("runs/*/report.html")
     assert "A llama model with fresh weights was trained for" in report.read_text()
