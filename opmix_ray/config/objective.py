@@ -42,6 +42,7 @@ _RELATIVE = re.compile(r"\+\s*(\d+(?:\.\d*)?|\.\d+)\s*%")
 _FORMS = 'write nats per token (3.2), a rise from the decision\'s loss ("+1 %"), or "now"'
 
 Own = Callable[[Mapping[str, float]], float]
+LINEAR = ("loss", "bits_per_byte")  # kinds whose slopes do not depend on the losses
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Objective:
     @property
     def curved(self) -> bool:
         """Whether its slopes depend on the losses, so that these must be known."""
-        return self.kind not in ("loss", "bits_per_byte")
+        return self.kind not in LINEAR
 
     def weights_at(self, losses: Mapping[str, float]) -> dict[str, float]:
         """The weighted mean loss that falls as the objective does near these losses: weights by set, summing to 1.

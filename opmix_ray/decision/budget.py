@@ -33,7 +33,7 @@ class Size:
     Args:
         probe: the run's settings of probes, with sizes that fit; None: no probes fit, the decision counts alone.
         trials: candidates.
-        sequences: held-out ones of each set that a candidate sees.
+        sequences: held-out ones of each set that a candidate sees; without any, that the model may be measured on.
         share: of the stage's FLOPs that this decision is expected to cost.
         words: what was chosen, and why.
         asked: held-out sequences of each set that the model may be asked about before counting; 0: none.
@@ -98,6 +98,7 @@ def sized(
         count = min(MOST_ASKED, int(part * one / look))
         return count if count >= LEAST_SEQUENCES else 0
 
+    measured = max(LEAST_SEQUENCES, min(search.sequences, int(one / look)))
     alone, asked = affordable(1.0), affordable(FOR_ASKING)
     checking = counted and not by_hand and config.proposal.law == "auto"
     one = (FOR_CHECKING * one if checking else one) - asked * known
@@ -131,7 +132,7 @@ def sized(
         why = f"{stage.steps} steps are too few for probes {within} ({percent})"
         if not search.budget:
             why = "search.budget is 0"
-        return Size(None, 0, 0, alone * known / whole, f"{why}: the mixture comes from {how}", alone)
+        return Size(None, 0, measured, alone * known / whole, f"{why}: the mixture comes from {how}", alone)
     kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
     share = cost(steps, batch, trials, sequences) + asked * known / whole
     over = "within" if share * max(1, len(stage.decide_at)) <= search.budget else "more than"

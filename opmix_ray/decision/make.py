@@ -177,8 +177,7 @@ class _Maker:
         situation, began = self.situation, time.monotonic()
         question = self._question(self.chosen.components(self.config.probe.new_share), None)
         if not question.now and (question.limits or question.aim.curved):
-            self.asked.append(measure_now(self.config, self.prepared, self._weights()))
-            question = replace(question, now=self.asked[-1].losses)
+            question = replace(question, now=self._measured())
         found = fit_decision([], question)
         decision = conclude(
             [], None, found, question, index=situation.index, step=situation.step, stage=situation.stage
@@ -348,6 +347,14 @@ class _Maker:
         """The main run's own evaluation at the decision; empty where it made none."""
         here = [one for one in self.situation.evaluations if one.step == self.situation.step]
         return {name: here[-1].losses[name] for name in self.sets} if here else {}
+
+    def _measured(self) -> dict[str, float]:
+        """Each set's loss now: by what the model was asked, else measured within the budget."""
+        told = self.asked[0].targets if self.asked else {}
+        if told.keys() >= set(self.sets):
+            return {name: float(told[name].mean()) for name in self.sets}
+        self.asked.append(measure_now(self.config, self.prepared, self._weights(), self.size.sequences))
+        return self.asked[-1].losses
 
     def _before(self) -> Mixture | None:
         """What the weights were trained on before the stage, where all of that is in the stage too."""

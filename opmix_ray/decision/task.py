@@ -186,15 +186,17 @@ class Measured:
     targets: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def measure_now(config: RunConfig, prepared: Prepared, base: ray.ObjectRef) -> Measured:
+def measure_now(config: RunConfig, prepared: Prepared, base: ray.ObjectRef, sequences: int) -> Measured:
     """Measure the sets that a decision looks at, where neither the run nor a candidate has measured them.
 
     Args:
         config: the run.
         prepared: its data.
         base: the weights.
+        sequences: of each set, at most.
     """
     sets = search_sets(prepared, config.evaluation.sequences, config.search.sequences, config.decided_on())
+    sets = {name: part_of(held, slice(0, sequences)) for name, held in sets.items()}
     return measure_in_task(config, base, sets)
 
 

@@ -45,12 +45,14 @@ class Planned:
         domains: of its stage.
         known: domains trained on before the stage.
         space: its search space.
+        first: no step was trained before it, so nothing has measured the model.
     """
 
     stage: StageConfig
     domains: list[str]
     known: set[str]
     space: str
+    first: bool
 
 
 class Costs:

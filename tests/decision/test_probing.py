@@ -24,6 +24,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import WEIGHTS, Probe
 from opmix_ray.output.ledger import Ledger
+from opmix_ray.runner.forecast import Forecast
 from opmix_ray.storage import Storage
 from opmix_ray.train.probes import train_probe
 from opmix_ray.trials.space import Components
@@ -190,3 +191,26 @@ def test_a_pretrained_model_is_asked_what_it_knows_and_it_is_counted(
         assert response.counts.known is not None
         # fresh weights give every token about the same
         assert -np.log(response.counts.known).mean() == pytest.approx(np.log(prepared.vocab_size), rel=0.1)
+
+
+@pytest.mark.seconds
+def test_a_model_that_nothing_has_measured_is_measured_within_the_budget(
+    tiny: TinyRun, ray_session: None
+) -> None:
+    """A curved objective asks where the losses are: at step 0 nothing has measured them."""
+    tiny.tree["stages"] = [{"name": "all", "steps": 60, "start": "uniform", "decide_at": [0.0]}]
+    tiny.tree["train"]["batch_size"] = 4
+    tiny.tree["evaluation"] |= {"objective": "perplexity"}
+    tiny.tree |= {"probe": {}, "search": {"budget": 0.05}}
+    config = tiny.load(output="measured")
+    prepared = prepare(config)
+    names = list(prepared.domains)
+    situation = Situation(
+        index=0, step=0, stage="all", space="simplex", current=Mixture.uniform(names), model=None,
+        tokens_left=60 * 4 * prepared.seq_len, tokens_used={},
+    )  # fmt: skip
+    storage = Storage(str(tiny.directory / "measured"))
+    decision = make_decision(config, prepared, storage, situation, Progress(), Ledger())
+    search = decision.details["cost"]["search"]
+    assert 0 < search["tokens"] <= 0.05 * 3 * 60 * 4 * prepared.seq_len
+    assert search["flops"] == pytest.approx(Forecast(config, prepared).searching("opmix"), rel=0.01)
