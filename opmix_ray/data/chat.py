@@ -11,10 +11,9 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +29,7 @@ Tools = list[dict[str, Any]]
 # that Llama 3's template falls back to.
 DATE = datetime.datetime(2024, 7, 26)
 _ANYTHING: Messages = [{"role": "user", "content": "a"}]
+_told: set[str] = set()
 _MARKS = ("Zq0xq", "7wW9v")  # texts that differ in their first and in their last character
 
 
@@ -60,8 +60,7 @@ def encode_chat(
     rendering = _written(encoder, _named(encoder, messages, tools), tools)
     text = rendering.text
     _refuse_silence(rendering, said)
-    for what in _left_out(rendering, said):
-        _tell(what)
+    _tell_what_is_left_out(rendering, said)
     answers = _answers(rendering, said)
     spans = [span for span, counted in zip(answers, counts, strict=True) if counted and span[1] > span[0]]
     if text.rstrip().endswith(eos):
@@ -288,8 +287,9 @@ def _refuse_silence(of: _Rendering, said: list[bool]) -> None:
             raise ChatError(f"the chat template leaves out what the {message['role']} says")
 
 
-def _left_out(of: _Rendering, said: list[bool]) -> Iterator[str]:
-    """What the text does not depend on: words of a system, and the last answer's thoughts in a field of their own.
+def _tell_what_is_left_out(of: _Rendering, said: list[bool]) -> None:
+    """Say once in a process what the text does not depend on: words of a system, and the last answer's thoughts in a
+    field of their own.
 
     Thoughts of earlier answers are left out by most templates that write any.
     """
@@ -297,19 +297,17 @@ def _left_out(of: _Rendering, said: list[bool]) -> Iterator[str]:
     for index, message in enumerate(of.messages):
         names = ["content"] if role_of(message["role"]) == "system" else THOUGHTS if index == last else []
         for name in names:
+            what = f"`{name}` of an answer" if index == last else "what the system says"
             words = message.get(name)
-            if isinstance(words, str) and words.strip() and words.strip() not in of.text:
-                other = [*of.messages[:index], {**message, name: _MARKS[0]}, *of.messages[index + 1 :]]
-                if of.part(other) == of.text:
-                    yield f"`{name}` of an answer" if index == last else "what the system says"
-
-
-@cache
-def _tell(what: str) -> None:
-    """Say once in a process what is not trained on."""
-    logging.getLogger(__name__).warning(
-        "the chat template leaves out %s, in one conversation or more: they are trained on without it", what
-    )
+            if what in _told or not isinstance(words, str) or not words.strip() or words.strip() in of.text:
+                continue
+            other = [*of.messages[:index], {**message, name: _MARKS[0]}, *of.messages[index + 1 :]]
+            if of.part(other) == of.text:
+                _told.add(what)
+                logging.getLogger(__name__).warning(
+                    "the chat template leaves out %s, in one conversation or more: they are trained on without it",
+                    what,
+                )
 
 
 def _answers(of: _Rendering, said: list[bool]) -> list[tuple[int, int]]:

@@ -190,7 +190,7 @@ WITHOUT_SYSTEM = (
 
 
 def test_what_is_left_out_of_a_conversation_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    chat._tell.cache_clear()
+    chat._told.clear()
     talk = [
         {"role": "system", "content": "Be brief."},
         user("a"),
@@ -203,7 +203,7 @@ def test_what_is_left_out_of_a_conversation_is_said_once(caplog: pytest.LogCaptu
         "the chat template leaves out `reasoning` of an answer",
     ]
     caplog.clear()
-    chat._tell.cache_clear()
+    chat._told.clear()
     with_both = WITHOUT_SYSTEM.replace(" if m.role != 'system'", "").replace(
         "{{ m.content", "{{ m.reasoning }}{{ m.content"
     )
