@@ -27,11 +27,12 @@ from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.mixture import Mixture
 from opmix_ray.output.state import STATE, RunState, load_state
 from opmix_ray.runner.plan import in_stage, stage_domains, start_mixture
-from opmix_ray.storage import Storage, check_sealed, seal
+from opmix_ray.storage import Storage, check_sealed, is_sealed, seal
 from opmix_ray.train.checkpoint import TrainState
 
 BASE = "train/base"  # the checkpoint that an adopted run begins with
 _MOMENTS = ("optimizer.pt", "rng.pt")
+_RESTORE = "restore it, or train it again; delete checksums.json if you changed it yourself"
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,16 @@ def resolved(config: RunConfig) -> Iterator[Resolved]:
     """A run's configuration for the time of a `with`; it begins with the base run's model, unless it names one.
 
     Raises:
-        UserError: the base is not a finished run.
+        UserError: the base is not a finished run, or its model is damaged.
     """
     if not _takes_weights(config):
         yield Resolved(config, config)
         return
     _finished(str(config.base.run))
-    with Storage(str(config.base.run)).local("model") as directory:
+    base = Storage(str(config.base.run))
+    with base.local("model") as directory:
+        if is_sealed(directory):
+            check_sealed(directory, remedy=_RESTORE, shown=base.path("model"))
         yield Resolved(config, with_given(config, model=Path(directory)))
 
 
