@@ -45,6 +45,7 @@ class Verdict:
         mixture: share by domain.
         smooth: gain over the best free rule, in per cent of the loss, where both are read off the Gaussian process: the
             best of several single runs is also the luckiest.
+        after: the problem was made when every constant had been chosen.
     """
 
     free: tuple[str, float]
@@ -56,6 +57,7 @@ class Verdict:
     chosen: str
     mixture: dict[str, float]
     smooth: float
+    after: bool
 
     @property
     def room(self) -> float:
@@ -100,7 +102,7 @@ def judge(problem: Problem) -> Verdict:
     return Verdict(
         (best_free, float(free[best_free])), float(losses.min()), got, doubt,
         float(spearmanr(law.objective(trained), losses).statistic), choice.gain, choice.name, mixture.shares,
-        100 * (least - float(surrogate(at)[0])) / least,
+        100 * (least - float(surrogate(at)[0])) / least, problem.after,
     )  # fmt: skip
 
 
@@ -168,9 +170,9 @@ def table(verdicts: dict[str, Verdict]) -> str:
             f"{name:10s} {v.free[0]:>14s} {v.free[1]:7.4f} {v.best:7.4f} {v.got:8.4f} {v.doubt:6.3f} {v.room:7.2f} "
             f"{v.gain:7.2f} {v.smooth:8.2f} {share} {v.spearman:8.3f} {v.promised:8.4f}  {v.chosen}"
         )
-    room = [v.captured for v in verdicts.values() if v.room >= 0.5]
-    if room:
-        lines.append(
-            f"captured where there is at least .5 % of room: median {np.median(room):.2f}, least {min(room):.2f}"
-        )
+    for what, after in (("", False), ("the same on problems made afterwards", True)):
+        room = [v.captured for v in verdicts.values() if v.room >= 0.5 and v.after == after]
+        if room:
+            what = what or "captured where there is at least .5 % of room"
+            lines.append(f"{what}: median {np.median(room):.2f}, least {min(room):.2f}")
     return "\n".join(lines)

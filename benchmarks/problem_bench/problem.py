@@ -35,6 +35,7 @@ class Problem:
         prefix, steps: optimiser steps before the decision and after it.
         model: sizes of the model.
         eval_fraction: part of each domain that is held out.
+        after: made when every constant had been chosen, and looked at once.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Problem:
     steps: int
     model: dict[str, int]
     eval_fraction: float
+    after: bool = False
 
     @classmethod
     def load(cls, name: str) -> Problem:
@@ -67,6 +69,7 @@ class Problem:
             steps=tree.get("steps", 600),
             model=SMALL | tree.get("model", {}),
             eval_fraction=tree.get("eval_fraction", 0.08),
+            after=tree.get("after", False),
         )
 
     @property
