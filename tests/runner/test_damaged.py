@@ -42,6 +42,7 @@ def flip_a_bit(file: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.timeout(1800)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_model(tiny: TinyRun) -> None:
     tiny.tree["search"]["trials"] = 4
@@ -69,6 +70,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_m
 
 
 @pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.timeout(1800)
 def test_a_run_that_diverged_is_not_tried_again_and_goes_on_with_a_lower_rate(tiny: TinyRun) -> None:
     tiny.tree["train"]["checkpoint_every"] = 50
