@@ -10,15 +10,15 @@ from tests.support import ROOT, TinyRun
 
 BEGIN = """
 import opmix_ray
-from opmix_ray.commands import notebook
-assert notebook.in_notebook()
-seen, updates = [], notebook._updates
+from opmix_ray.commands import progress
+assert progress.in_notebook()
+seen, updates = [], progress._updates
 
 def both():
     show = updates()
     return lambda page: (seen.append(page), show(page))
 
-notebook._updates = both
+progress._updates = both
 """
 BARS = """
 bars = {page[5:page.index(" <progress")] for page in seen if page.startswith("<div>")}

@@ -15,7 +15,7 @@ from tests.support import DOMAINS, TinyRun, read_json
 
 STARTS: dict[str, Any] = {
     name: name for name in ("uniform", "proportional", "carry", "join")
-} | {"shares": {"code": 1, "german": 2, "mathematics": 3}}  # fmt: skip
+} | {"shares": {"code": 0.2, "german": 0.3, "mathematics": 0.5}}  # fmt: skip
 
 
 def configured(tiny: TinyRun, start: Any) -> RunConfig:
