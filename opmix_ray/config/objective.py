@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from opmix_ray import plugins
-from opmix_ray.config.data import SourceConfig
+from opmix_ray.config.data import EvaluationConfig, SourceConfig
 from opmix_ray.errors import UserError
 
 KEY = "evaluation.objective"
@@ -42,7 +42,12 @@ _RELATIVE = re.compile(r"\+\s*(\d+(?:\.\d*)?|\.\d+)\s*%")
 _FORMS = 'write nats per token (3.2), a rise from the decision\'s loss ("+1 %"), or "now"'
 
 Own = Callable[[Mapping[str, float]], float]
-LINEAR = ("loss", "bits_per_byte")  # kinds whose slopes do not depend on the losses
+_LINEAR = ("loss", "bits_per_byte")  # kinds whose slopes do not depend on the losses
+
+
+def needs_losses(evaluation: EvaluationConfig) -> bool:
+    """Whether a decision needs the model's losses themselves, and not only how far apart mixtures end."""
+    return bool(evaluation.limits) or evaluation.objective not in _LINEAR
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,6 @@ class Objective:
     def at(self, losses: Mapping[str, float]) -> float:
         """The number for losses by set; NaN where one that counts is missing."""
         return float(self.value(np.array([losses.get(name, math.nan) for name in self.sets])))
-
-    @property
-    def curved(self) -> bool:
-        """Whether its slopes depend on the losses, so that these must be known."""
-        return self.kind not in LINEAR
 
     def weights_at(self, losses: Mapping[str, float]) -> dict[str, float]:
         """The weighted mean loss that falls as the objective does near these losses: weights by set, summing to 1.

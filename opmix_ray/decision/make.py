@@ -13,6 +13,7 @@ import ray
 
 from opmix_ray.cluster.demand import of_evaluator, waiting
 from opmix_ray.config import RunConfig
+from opmix_ray.config.objective import needs_losses
 from opmix_ray.config.run import candidates, with_slopes
 from opmix_ray.counts.ngrams import Counts, DataLeft, smoothed
 from opmix_ray.data.prepare import Prepared
@@ -176,7 +177,7 @@ class _Maker:
         """A decision without a candidate: the law of what counting says."""
         situation, began = self.situation, time.monotonic()
         question = self._question(self.chosen.components(self.config.probe.new_share), None)
-        if not question.now and (question.limits or question.aim.curved):
+        if not question.now and needs_losses(self.config.evaluation):
             question = replace(question, now=self._measured())
         found = fit_decision([], question)
         decision = conclude(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from opmix_ray.config import RunConfig
-from opmix_ray.config.objective import LINEAR
+from opmix_ray.config.objective import needs_losses
 from opmix_ray.config.run import PRICE, candidates, with_slopes
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.budget import decision_size, pretrained
@@ -48,8 +48,7 @@ class OPMix(Strategy):
         knows = pretrained(config) or bool(planned.known)
         asked = costs.seen_of(size.asked) * costs.forward if knows and size.asked else 0.0
         if size.probe is None:  # it counts, and trains and scores nothing
-            needed = bool(config.evaluation.limits) or config.evaluation.objective not in LINEAR
-            measured = planned.first and needed and not asked
+            measured = planned.first and needs_losses(config.evaluation) and not asked
             return costs.seen_of(size.sequences) * costs.forward if measured else asked
         probe = size.probe
         count = components + probe.check  # one more, on all domains
