@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: demo test test-fast test-slow test-promise test-long test-targets test-cluster fuzz lint format types docs docs-site constraints release-check clean help
+.PHONY: demo test test-fast test-slow test-promise test-long test-targets test-cluster test-gpu fuzz lint format types docs docs-site constraints release-check clean help
 
 demo: $(VENV)/.runs
 	$(BIN)/python examples/demo.py
@@ -42,6 +42,10 @@ test-targets: $(VENV)/.develops
 test-cluster: $(VENV)/.develops
 	$(PIP) -e '.[dev,cluster]'
 	$(BIN)/python -m pytest -m cluster --timeout 1800
+
+# Where there is a GPU: the demo, FSDP2, probes and sums on it, and a model spread over devices.
+test-gpu: $(VENV)/.develops
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/model/test_gpu.py tests/model/test_spread.py tests/train/test_gpu_run.py --timeout 1800
 
 # Thousands of damaged files and wrong values, each of which must be read or refused in one line.
 fuzz: $(VENV)/.develops
