@@ -37,10 +37,14 @@ FILE = "opmix.yaml"
 TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages
 MOST_DOMAINS = 64
 SHOWN = 8  # ignored files that are named
-# ChatML, as https://huggingface.co/docs/transformers/chat_templating writes it.
+# ChatML, as https://huggingface.co/docs/transformers/chat_templating writes it; calls are written as Hermes has them.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{{ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if tools %}{{ '<|im_start|>system\n<tools>' }}{% for tool in tools %}{{ '\n' + tool | tojson }}{% endfor %}"
+    "{{ '\n</tools><|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ '\n<tool_call>\n' + (call['function'] or call) | tojson + '\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPEED_TEST = 2048  # tokens in a timed step on CPUs
@@ -275,6 +279,8 @@ def _tokens(domain: Domain, tokenizer: PreTrainedTokenizerFast, sequences: Seque
     _, size = domain.held_out(sequences.eval_fraction, sequences.seq_len)
     if domain.kind == "tokens":
         return size
+    if domain.whole:  # a sequence each
+        return size * domain.documents / max(1.0, domain.size) * sequences.seq_len
     pieces = Encoder(tokenizer).texts(domain.texts)
     characters = sum(len(text) for text in domain.texts)
     return size * (sum(len(ids) for ids in pieces) + len(pieces)) / max(1, characters)

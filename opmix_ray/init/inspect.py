@@ -214,6 +214,7 @@ FILES = 3  # of a domain that are looked into
 TRIED = 256  # files of a domain whose beginnings are read
 FEW = 500  # documents up to which all are read, to see which ones would be held out
 TEXTS = 200  # documents kept as a sample
+TURN = 24  # characters that a template's marks around a message are worth
 BYTES_PER_TOKEN = 3.0  # before a tokenizer is there to measure it
 
 
@@ -231,6 +232,7 @@ class Domain:
         draws: of every document, where it falls in [0, 1): those below `eval_fraction` are held out, or the least.
             Empty where there are so many that it does not matter.
         lengths: characters of the same documents.
+        whole: characters that nine of ten documents stay below, where each is a sequence of its own; 0: they are not.
     """
 
     part: Part
@@ -241,6 +243,7 @@ class Domain:
     texts: list[str] = field(repr=False, default_factory=list)
     draws: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(0))
     lengths: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(0))
+    whole: float = 0.0
 
     @property
     def name(self) -> str:
@@ -327,7 +330,7 @@ def inspect_part(part: Part) -> Domain:
         if len(found) == TEXTS:
             break
     mean = float(np.mean([document.length() for document in found]))
-    return Domain(part, columns, kind, documents, documents * mean, _texts(found))
+    return Domain(part, columns, kind, documents, documents * mean, _texts(found), whole=_whole(kind, found))
 
 
 def _few(part: Part, columns: dict[str, str], kind: Kind, documents: Sequence[Document]) -> Domain:
@@ -341,12 +344,30 @@ def _few(part: Part, columns: dict[str, str], kind: Kind, documents: Sequence[Do
     lengths = np.array([document.length() for document in documents], dtype=np.float64)
     draws = np.array([document.digest() / 2.0**64 for document in documents])
     return Domain(
-        part, columns, kind, len(documents), float(lengths.sum()), _texts(documents), draws, lengths
-    )
+        part, columns, kind, len(documents), float(lengths.sum()), _texts(documents), draws, lengths,
+        _whole(kind, documents),
+    )  # fmt: skip
 
 
 def _texts(documents: Sequence[Document]) -> list[str]:
-    return [text for document in documents[:TEXTS] for text in document.texts()]
+    some = documents[:TEXTS]
+    return [text for each in some for text in [*each.texts(), *_calls(each)]]
+
+
+def _calls(document: Document) -> list[str]:
+    """Tools and calls, about as a template writes them."""
+    said = [message.get("tool_calls") for message in document.messages or []]
+    return [json.dumps(each, ensure_ascii=False, default=str) for each in (document.tools, *said) if each]
+
+
+def _whole(kind: Kind, documents: Sequence[Document]) -> float:
+    if kind not in ("prompt", "messages"):
+        return 0.0
+    sizes = [
+        document.length() + sum(map(len, _calls(document))) + TURN * len(document.messages or [])
+        for document in documents
+    ]
+    return float(np.quantile(sizes, 0.9))
 
 
 def _ids(part: Part) -> Domain:

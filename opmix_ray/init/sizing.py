@@ -25,6 +25,7 @@ FIRST = 2  # the shape that is measured first
 COUNTING = 5.0  # seconds of a decision that counts words and trains no probe
 MOST_WAITING = 0.5  # of the time given: a run that would wait longer for processes to start trains no probe
 STEPS = 600  # aimed at
+LONGEST = {"cpu": 2048, "cuda": 8192}  # tokens of a sequence, however long a conversation
 REPORTED = 48  # held-out sequences per set in reports
 
 
@@ -80,6 +81,8 @@ def choose_sequences(
 ) -> Sequences:
     """A length and a split that leave every domain enough held-out sequences.
 
+    Pairs and conversations, which are a sequence each, are not cut: nine of ten fit.
+
     Args:
         domains: what there is.
         minutes: given for the run.
@@ -89,6 +92,9 @@ def choose_sequences(
     lengths = [128, 64, 32] if minutes <= 15 else [256, 128, 64]
     if machine.gpus:
         lengths = [512, *lengths] if minutes <= 30 else [1024, 512, *lengths]
+    if whole := max(domain.whole for domain in domains):
+        least = min(2 ** math.ceil(math.log2(whole / BYTES_PER_TOKEN + 1)), LONGEST[machine.device])
+        lengths = [length for length in lengths if length >= least] or [max(32, least)]
     lengths = [length for length in lengths if longest is None or length <= longest] or [longest or 32]
     for seq_len in lengths:
         for fraction in (0.02, 0.05, 0.1, 0.15, 0.2):
@@ -107,8 +113,8 @@ def can_be_split(domain: Domain) -> bool:
 
 def _enough(domain: Domain, fraction: float, seq_len: int, sequences: int) -> bool:
     per_token = 1.0 if domain.kind == "tokens" else BYTES_PER_TOKEN
-    out, rest = domain.held_out(fraction, seq_len)
-    return out / per_token >= sequences * seq_len and rest / per_token >= sequences * seq_len
+    one = domain.size / max(1.0, domain.documents) if domain.whole else per_token * seq_len
+    return min(domain.held_out(fraction, seq_len)) >= sequences * one
 
 
 def shape(hidden: int, layers: int, seq_len: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
+from transformers.integrations import moe
 
 from opmix_ray.config import ProbeConfig
 from opmix_ray.model.fused_head import fused_head_loss, is_plain_linear
@@ -155,7 +156,7 @@ def _running(
     if probe is not None:
         made.requires_grad_(False)
         made = attach(made, probe, seed=0)
-    with FakeTensorMode(), _one_document_a_sequence():
+    with FakeTensorMode(), without_values():
         fakes: dict[int, Any] = {}
         for module in made.modules():
             for held in (module._parameters, module._buffers):
@@ -166,20 +167,27 @@ def _running(
 
 
 @contextmanager
-def _one_document_a_sequence() -> Iterator[None]:
-    """Let transformers not look into position ids, which have no values here, for several documents in a row.
+def without_values() -> Iterator[None]:
+    """Let transformers compute what needs no values, for tensors that have none.
 
-    It would build the square mask of such a row, which a real pass over whole sequences does without.
+    It looks into position ids for several documents in a row, and would build the square mask of such a row, which a
+    real pass over whole sequences does without. And it multiplies experts by a kernel that knows shapes in bfloat16
+    only; its own other way has the same shapes.
     """
-    asked = getattr(masking_utils, "find_packed_sequence_indices", None)
-    if asked is None:
-        yield
-        return
-    masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+    names = (
+        (masking_utils, "find_packed_sequence_indices", lambda *_, **__: None),
+        (moe, "_can_use_grouped_mm", lambda *_, **__: False),
+    )
+    replaced = [
+        (where, name, getattr(where, name), new) for where, name, new in names if hasattr(where, name)
+    ]
     try:
+        for where, name, _, new in replaced:
+            setattr(where, name, new)
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = asked
+        for where, name, asked, _ in replaced:
+            setattr(where, name, asked)
 
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:

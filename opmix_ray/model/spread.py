@@ -21,6 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from opmix_ray.errors import UserError, first_line
+from opmix_ray.model.peak import without_values
 
 Devices = torch.device | str | Sequence[torch.device | str]
 
@@ -180,7 +181,7 @@ def check_spread(model: nn.Module, gpus: float) -> None:
     """
     spread = Spread.planned(model, gpus)
     made: dict[int, torch.Tensor] = {}
-    with FakeTensorMode(), torch.no_grad():
+    with FakeTensorMode(), without_values(), torch.no_grad():
         for place, module in model.named_modules():
             for held in (module._parameters, module._buffers):
                 for name, tensor in held.items():

@@ -81,6 +81,53 @@ def test_chat_messages_get_a_tokenizer_with_a_template(opmix: Opmix, tiny_data: 
     assert check_all(load_config("opmix.yaml"), "opmix.yaml") == []
 
 
+def test_the_template_for_chat_messages_writes_tools_and_calls(
+    opmix: Opmix, tiny_data: Path, home: Path
+) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"How warm is it in place {i}?"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {"type": "function", "function": {"name": "weather", "arguments": {"place": i}}}
+                    ],
+                },
+                {"role": "tool", "content": str(i)},
+                {"role": "assistant", "content": f"It is {i} degrees."},
+            ],
+            "tools": tools,
+        }
+        for i in range(700)
+    ]
+    (home / "calls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = ["calls.jsonl", tiny_data / "code.jsonl"]
+    begun = opmix("init", ".", "--minutes", "1", "--data", *files, "--json")
+    assert begun.code == 0, begun.err
+    prepared = opmix("prepare", "opmix.yaml", "--json")
+    assert prepared.code == 0, prepared.err
+    said, is_so = json.loads(begun.out)["domains"][0]["tokens"], json.loads(prepared.out)[0]["train_tokens"]
+    assert said == pytest.approx(is_so, rel=0.1), "a sequence for each conversation"
+    tokenizer = load_tokenizer_from("tokenizer")
+    text = tokenizer.apply_chat_template(rows[7]["messages"], tools=tools, tokenize=False)
+    call = {"name": "weather", "arguments": {"place": 7}}
+    assert json.loads(text.partition("<tool_call>")[2].partition("</tool_call>")[0]) == call
+    assert json.loads(text.partition("<tools>")[2].partition("</tools>")[0]) == tools[0]
+
+
+def test_sequences_are_long_enough_for_pairs(opmix: Opmix, tiny_data: Path, home: Path) -> None:
+    rows = [{"prompt": f"Tell {i} again. " * 60, "completion": f"It was told {i} times."} for i in range(300)]
+    (home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = ["pairs.jsonl", tiny_data / "code.jsonl"]
+    begun = opmix("init", ".", "--minutes", "1", "--data", *files, "--json")
+    assert begun.code == 0, begun.err
+    assert load_config("opmix.yaml").data.seq_len == 512
+    assert opmix("prepare", "opmix.yaml").code == 0
+
+
 def test_a_pretrained_model_is_named_from_where_the_file_lies(
     opmix: Opmix, tiny_data: Path, home: Path
 ) -> None:

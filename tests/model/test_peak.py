@@ -63,6 +63,18 @@ def test_what_autograd_keeps_is_what_is_counted() -> None:
     assert hidden.requires_grad
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.seconds
+def test_experts_are_counted_in_float32_too(autocast: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    shape = CONFIGS["llama"] | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = architecture(ModelConfig(config=shape), vocab_size=VOCAB, eos_token_id=0)
+    passes = PASS | {"autocast": autocast}
+    dense, experts = count_step(_model(layers=2), **passes), count_step(model, **passes)
+    assert experts.saved > dense.saved, "what every expert was given is kept"
+    assert count_forward(model, **passes).peak > 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.seconds
 def test_memory_grows_with_tokens_and_shrinks_without_gradients() -> None:
     model = _model()
