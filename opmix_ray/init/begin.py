@@ -92,7 +92,7 @@ def begin(
     for domain in domains:
         say(
             f"found {domain.name}{_meant(domain)}: {domain.documents:,.0f} {domain.kind} documents in "
-            f"{len(domain.part.files)} files"
+            f"{len(domain.part.files)} files{_taken(domain)}"
         )
     machine = Machine(os.cpu_count() or 1, torch.cuda.device_count())
     longest = None if model is None else _positions(model)
@@ -203,6 +203,16 @@ def _meant(domain: Domain) -> str:
     return "" if base.isascii() else f" ({base})"
 
 
+def _taken(domain: Domain) -> str:
+    """Which columns are trained on, where others hold text too."""
+    if not domain.beside:
+        return ""
+    taken, beside = (
+        ", ".join(f"`{name}`" for name in names) for names in (domain.columns.values(), domain.beside)
+    )
+    return f"; trained on: {taken}; not on: {beside}"
+
+
 def _check_target(directory: Path, overwrite: bool) -> Path:
     if directory.exists() and not directory.is_dir():
         raise UserError(
@@ -279,11 +289,16 @@ def _tokens(domain: Domain, tokenizer: PreTrainedTokenizerFast, sequences: Seque
     _, size = domain.held_out(sequences.eval_fraction, sequences.seq_len)
     if domain.kind == "tokens":
         return size
-    if domain.whole:  # a sequence each
-        return size * domain.documents / max(1.0, domain.size) * sequences.seq_len
     pieces = Encoder(tokenizer).texts(domain.texts)
     characters = sum(len(text) for text in domain.texts)
-    return size * (sum(len(ids) for ids in pieces) + len(pieces)) / max(1, characters)
+    each = (sum(len(ids) for ids in pieces) + len(pieces)) / max(1, characters)
+    if not domain.whole:
+        return size * each
+    one = domain.size / max(1.0, domain.documents)
+    together = max(
+        1, int(sequences.seq_len / (one * each))
+    )  # none is cut, and the rest of a sequence is padding
+    return size / one / together * sequences.seq_len
 
 
 def _measure(

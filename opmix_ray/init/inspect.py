@@ -6,7 +6,7 @@ import json
 import lzma
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import filterfalse, islice
+from itertools import filterfalse, islice, product
 from typing import Any
 
 import numpy as np
@@ -33,21 +33,12 @@ from opmix_ray.sources.readers import (
     size_of,
     value_of,
 )
-from opmix_ray.sources.source import Document, iter_documents
+from opmix_ray.sources.source import TOOLS, Document, iter_documents
 
 TEXT = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown", "passage")
 WORDS = 6  # of a column's name, at most; more are a row
-PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "answer"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("question", "answer"),
-    ("query", "answer"),
-    ("query", "response"),
-    ("input", "output"),
-)
+PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input", "inputs")
+ANSWERS = ("completion", "response", "output", "answer", "chosen", "solution", "target", "targets")
 
 
 def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, str]:
@@ -74,14 +65,18 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
     named = [c for word in TEXT for c in texts if c.rpartition(".")[2] == word]
     if text := min(named, key=lambda c: c.count("."), default=None):
         return {"text_column": text}
-    for prompt, answer in PAIRS:
+    for prompt, answer in product(PROMPTS, ANSWERS):
         if prompt in texts and answer in texts:
             return {"prompt_column": prompt, "completion_column": answer}
-    ids = next((c for c in columns if _all(rows, c, _is_ids)), None)
-    if ids is not None:
+
+    def held(column: str) -> int:
+        return sum(len(value_of(row, column) or "") for row in rows)
+
+    ids = max((c for c in columns if _all(rows, c, _is_ids)), key=held, default=None)
+    longest = max(texts, key=held, default=None)
+    if ids is not None and (longest is None or BYTES_PER_TOKEN * held(ids) >= held(longest)):
         return {"tokens_column": ids}
-    if texts:
-        longest = max(texts, key=lambda c: sum(len(value_of(row, c) or "") for row in rows))
+    if longest is not None:
         if file_format(file) == "csv" and len(longest.split()) > WORDS:
             raise UserError(
                 f"has no line with the names of its columns before the first row ({longest[:40]}...)",
@@ -232,7 +227,8 @@ class Domain:
         draws: of every document, where it falls in [0, 1): those below `eval_fraction` are held out, or the least.
             Empty where there are so many that it does not matter.
         lengths: characters of the same documents.
-        whole: characters that nine of ten documents stay below, where each is a sequence of its own; 0: they are not.
+        whole: characters that nine of ten documents stay below, where none is cut or joined to others; 0: they are.
+        beside: columns with text that is not taken.
     """
 
     part: Part
@@ -244,6 +240,7 @@ class Domain:
     draws: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(0))
     lengths: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(0))
     whole: float = 0.0
+    beside: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -323,14 +320,18 @@ def inspect_part(part: Part) -> Domain:
         next(iter(columns)), "prompt"
     )  # type: ignore[assignment]
     if documents <= FEW:
-        return _few(part, columns, kind, list(iter_documents(source, part.name, section=KEY)))
+        few = _few(part, columns, kind, list(iter_documents(source, part.name, section=KEY)))
+        return replace(few, beside=_beside(rows, columns))
     found: list[Document] = []
     for document in iter_documents(source, part.name, section=KEY):
         found.append(document)
         if len(found) == TEXTS:
             break
-    mean = float(np.mean([document.length() for document in found]))
-    return Domain(part, columns, kind, documents, documents * mean, _texts(found), whole=_whole(kind, found))
+    lengths = _lengths(found)
+    return Domain(
+        part, columns, kind, documents, documents * float(lengths.mean()), _texts(found),
+        whole=_whole(kind, lengths), beside=_beside(rows, columns),
+    )  # fmt: skip
 
 
 def _few(part: Part, columns: dict[str, str], kind: Kind, documents: Sequence[Document]) -> Domain:
@@ -341,11 +342,11 @@ def _few(part: Part, columns: dict[str, str], kind: Kind, documents: Sequence[Do
             key=KEY,
             remedy="write a row for each chapter, page or section",
         )
-    lengths = np.array([document.length() for document in documents], dtype=np.float64)
+    lengths = _lengths(documents)
     draws = np.array([document.digest() / 2.0**64 for document in documents])
     return Domain(
         part, columns, kind, len(documents), float(lengths.sum()), _texts(documents), draws, lengths,
-        _whole(kind, documents),
+        _whole(kind, lengths),
     )  # fmt: skip
 
 
@@ -360,14 +361,28 @@ def _calls(document: Document) -> list[str]:
     return [json.dumps(each, ensure_ascii=False, default=str) for each in (document.tools, *said) if each]
 
 
-def _whole(kind: Kind, documents: Sequence[Document]) -> float:
-    if kind not in ("prompt", "messages"):
-        return 0.0
-    sizes = [
-        document.length() + sum(map(len, _calls(document))) + TURN * len(document.messages or [])
-        for document in documents
-    ]
-    return float(np.quantile(sizes, 0.9))
+def _lengths(documents: Sequence[Document]) -> np.ndarray:
+    """Characters of each document as it is trained on; token ids count as one."""
+    return np.array(
+        [each.length() + sum(map(len, _calls(each))) + TURN * len(each.messages or []) for each in documents],
+        dtype=np.float64,
+    )
+
+
+def _whole(kind: Kind, lengths: np.ndarray) -> float:
+    return float(np.quantile(lengths, 0.9)) if kind in ("prompt", "messages") else 0.0
+
+
+def _beside(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
+    """Columns that hold as much text as a tenth of what is taken, and are not."""
+
+    def held(column: str) -> int:
+        return sum(len(json.dumps(value_of(row, column), default=str, ensure_ascii=False)) for row in rows)
+
+    least = sum(map(held, columns.values())) / 10
+    others = dict.fromkeys(name for row in rows for name in row if name not in (*columns.values(), TOOLS))
+    words = [c for c in others if any(isinstance(row.get(c), str) and " " in row[c] for row in rows)]
+    return [c for c in words if held(c) >= least]
 
 
 def _ids(part: Part) -> Domain:

@@ -137,6 +137,8 @@ def _domains(domains: Sequence[Domain], directory: Path) -> list[str]:
         entries["max_epochs"] = MAX_EPOCHS
         lines += [f"    {domain.name}:  # {_amount(domain)}"]
         lines += [f"      {key}: {_text(value)}" for key, value in entries.items()]
+        if domain.beside:
+            lines.append(f"      # columns with text that is not trained on: {', '.join(domain.beside)}")
         if domain.part.left_out:
             names = ", ".join(relative(path, directory) for path in domain.part.left_out[:3])
             lines.append(f"      # left out as held-out splits (`evaluation.sets` can take them): {names}")

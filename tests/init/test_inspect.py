@@ -35,7 +35,13 @@ WORDS = "the quick brown fox jumps over the lazy dog " * 5
             {"prompt_column": "instruction", "completion_column": "output"},
         ),
         ({"messages": [{"role": "user", "content": "a"}]}, {"messages_column": "messages"}),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            {"prompt_column": "prompt", "completion_column": "chosen"},
+        ),
         ({"input_ids": [1, 2], "n": 2}, {"tokens_column": "input_ids"}),
+        ({"id": "7", "input_ids": [1, 2, 3]}, {"tokens_column": "input_ids"}),
+        ({"context": WORDS, "answers": {"start": [3]}, "places": [3]}, {"text_column": "context"}),
     ],
 )
 def test_columns(row: dict[str, Any], expected: dict[str, str]) -> None:
@@ -67,6 +73,15 @@ def test_copies_of_a_file_are_left_out_and_named(tmp_path: Path) -> None:
     said: list[str] = []
     assert [domain.documents for domain in look_at([str(tmp_path)], said.append)] == [40, 40]
     assert sum("is a copy of" in line for line in said) == 2
+
+
+def test_text_that_is_not_trained_on_is_named(tmp_path: Path) -> None:
+    row = {"instruction": WORDS, "input": WORDS, "output": WORDS, "category": "a b", "id": "7" * 99}
+    rows = [row | {"output": f"{n:03d}{WORDS}"} for n in range(100)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    domain = look_at([str(tmp_path / "pairs.jsonl")], lambda _: None)[0]
+    assert domain.beside == ["input"]
+    assert domain.whole == 2 * len(WORDS) + 3
 
 
 def test_no_column_names_those_there_are() -> None:
