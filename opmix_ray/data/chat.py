@@ -62,6 +62,7 @@ def encode_chat(
     _refuse_silence(rendering, said)
     _tell_what_is_left_out(rendering, said)
     answers = _answers(rendering, said)
+    _refuse_others(rendering, said, answers)
     spans = [span for span, counted in zip(answers, counts, strict=True) if counted and span[1] > span[0]]
     if text.rstrip().endswith(eos):
         text = text.rstrip()
@@ -285,6 +286,22 @@ def _refuse_silence(of: _Rendering, said: list[bool]) -> None:
         marked = _with_mark(of.messages, index, message, _MARKS[0])
         if of.part(marked) == of.text:
             raise ChatError(f"the chat template leaves out what the {message['role']} says")
+
+
+def _refuse_others(of: _Rendering, said: list[bool], answers: list[tuple[int, int]]) -> None:
+    """Raise a `ChatError` where an answer's text holds what a tool or a user says, as where a template writes the words
+    that come with a call after what the tool answers."""
+    for index, (message, own) in enumerate(zip(of.messages, said, strict=True)):
+        words = message["content"].strip()
+        near = [span for span in answers if words and words in of.text[slice(*span)]]
+        if own or not near:
+            continue
+        one, two = (of.part(_with_mark(of.messages, index, message, mark)) for mark in _MARKS)
+        if one is None or two is None or one == two:
+            continue
+        place = min(_same_start(one, two), _same_start(one, of.text))
+        if any(start < place < end for start, end in near):
+            raise ChatError(f"the chat template writes what the {message['role']} says inside an answer")
 
 
 def _tell_what_is_left_out(of: _Rendering, said: list[bool]) -> None:

@@ -578,3 +578,17 @@ def test_a_domain_of_calls_alone_is_prepared(
     part = prepare(config).domains["d"].manifest["splits"]
     assert part["train"]["without_answer"] == part["eval"]["without_answer"] == 0
     assert part["train"]["documents"] + part["eval"]["documents"] == 60
+
+
+def test_words_that_a_template_writes_after_what_a_tool_says_are_refused() -> None:
+    late = (  # as Gemma 4's does: calls, what the tools answer, then the words that came with the calls
+        "{% for m in messages %}{% if m.role != 'tool' %}<|im_start|>{{ m.role }}\n"
+        "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>"
+        "{% if m.content %}{{ messages[2].content }}:{% endif %}{% endfor %}"
+        "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + ASK
+    )
+    talk = [user("in Riga?"), assistant("I look.", "Riga"), tool("seven"), assistant("7 degrees.")]
+    with pytest.raises(ChatError, match="writes what the tool says inside an answer"):
+        counted(late, talk)
+    same = [user("four"), assistant("four")]
+    assert counted(CALLS, same) == ["four<|im_end|>", EOS]
