@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 GOAL = 1.1
 DEFAULT, ONE = "default", "one thread"
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -86,7 +87,9 @@ def measure(environment: Mapping[str, str], job: str, data: str, rows: int) -> t
     """Processor seconds and seconds of one job in a process of its own."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-c", JOBS[job], data, str(rows)]
-    said = subprocess.run(command, env=dict(environment), check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        command, env=dict(environment), cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     if job == "run":  # Ray's processes are not this one's children
         return float(said.split()[-1]), time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -125,7 +128,9 @@ def main() -> None:
     rows, repeats = (16, 1) if options.quick else (options.rows, options.repeats)
     beside = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(options.busy)]
     try:
-        found = compare(options.job, "" if options.data is None else str(options.data), rows, repeats)
+        found = compare(
+            options.job, "" if options.data is None else str(options.data.absolute()), rows, repeats
+        )
     finally:
         for process in beside:
             process.kill()
