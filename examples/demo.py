@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from opmix_ray import load_config, run
+from opmix_ray import load_config
+from opmix_ray.cluster.nursery import begin_ahead
 from opmix_ray.commands.options import progress_for
 
 HERE = Path(__file__).resolve().parent
@@ -23,10 +24,16 @@ def main() -> None:
     parser.add_argument("--output", default="runs/demo")
     arguments = parser.parse_args()
     keys = [f"seed={arguments.seed}"]
-    decided = _run([*keys, f"output={arguments.output}"])
-    cost = decided["ledger"]["overhead"]
-    steps = round(200 * (1 + cost))
-    plain = _run([*keys, f"output={arguments.output}-uniform", "strategy=uniform", f"stages.0.steps={steps}"])
+    config = load_config(HERE / "demo.yaml", keys)
+    begin_ahead(config)  # workers come up while this process imports torch and Ray
+    from opmix_ray.cluster.connect import connected
+
+    with connected(config):  # one Ray for both runs
+        decided = _run([*keys, f"output={arguments.output}"])
+        cost = decided["ledger"]["overhead"]
+        steps = round(200 * (1 + cost))
+        other = ["strategy=uniform", f"stages.0.steps={steps}"]
+        plain = _run([*keys, f"output={arguments.output}-uniform", *other])
     after, before = (result["evaluations"][-1]["perplexity"][TARGET] for result in (decided, plain))
     print()
     print(
@@ -38,6 +45,8 @@ def main() -> None:
 
 
 def _run(keys: list[str]) -> dict[str, Any]:
+    from opmix_ray import run
+
     with progress_for(silent=False) as progress:
         return run(load_config(HERE / "demo.yaml", keys), overwrite=True, progress=progress)
 

@@ -276,6 +276,9 @@ def search(
 
     loaded = load_config(config, [*_old_mixture(mixture), *(settings or [])])
     loaded = with_given(loaded, output=output, address=address)
+    from opmix_ray.cluster.nursery import begin_ahead
+
+    begin_ahead(loaded)
     from opmix_ray.runner.search import search_once
 
     with about(config), progress_for(as_json) as progress:
@@ -307,6 +310,9 @@ def _run(
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other", remedy="give one of them")
     loaded = with_given(load_config(config, settings), output=output, address=address, base=base)
+    from opmix_ray.cluster.nursery import begin_ahead
+
+    begin_ahead(loaded)
     from opmix_ray.commands.progress import closing_words
     from opmix_ray.runner.runner import run as run_config  # torch and Ray only for what is well-formed
     from opmix_ray.storage import Storage

@@ -26,11 +26,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from opmix_ray.config import RunConfig
 from opmix_ray.errors import GO_ON, UserError
 
 LONGEST = 107  # bytes of a socket's path
 _INSIDE = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def address_of(config: RunConfig) -> str | None:
+    """The address of the cluster that is to be used; None: a Ray of our own."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
 
 
 def default_place() -> Path:

@@ -10,9 +10,6 @@ import logging
 import math
 import os
 import shlex
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +18,7 @@ import ray
 import torch
 
 from opmix_ray.cluster import nursery
-from opmix_ray.cluster.address import check_address, default_place, pulse, ray_place
+from opmix_ray.cluster.address import address_of, check_address, pulse, ray_place
 from opmix_ray.cluster.demand import (
     ROUNDING,
     Demand,
@@ -65,6 +62,7 @@ def connected(config: RunConfig) -> Iterator[None]:
             last.callback(os.environ.pop, WATCHER, None)
         on_gpus = any(demand.each.get("GPU") for demand in demands(config))
         workers = last.enter_context(copied_workers()) if address is None and not on_gpus else {}
+        nursery.end_ahead()
         last.callback(ray.shutdown)
         if address is None:
             _begin(config, workers)
@@ -120,39 +118,19 @@ def copied_workers() -> Iterator[dict[str, Any]]:
 
     None where that cannot be. Whoever computes on GPUs does without: a copy may find them closed to it.
     """
-    with contextlib.ExitStack() as last:
-        directory = ""
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # beside Ray's own: a socket's path must be short
-                place = (ray_place() or default_place()).parent
-                directory = last.enter_context(tempfile.TemporaryDirectory(prefix="opmix-", dir=place))
-        if not directory:
-            yield {}
-            return
-        address = os.path.join(directory, "nursery")
-        process = subprocess.Popen(
-            nursery.served(address),
-            env=os.environ
-            | {"OMP_NUM_THREADS": "1"},  # a copy would lack the threads that BLAS starts at once
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the driver
-        )
-        last.callback(process.wait)
-        last.callback(process.kill)  # first; workers go on until Ray ends
+    begun = nursery.begin()
+    if begun is None:
+        yield {}
+        return
+    try:
         # What Ray starts at once is of no runtime environment, and would never be used.
         at_once = {"prestart_worker_first_driver": False}
         yield {
-            "runtime_env": {"py_executable": shlex.join(nursery.asking(address))},
+            "runtime_env": {"py_executable": shlex.join(nursery.asking(begun.address))},
             "_system_config": at_once,
         }
-
-
-def address_of(config: RunConfig) -> str | None:
-    """The address of the cluster that is to be used; None: a Ray of our own."""
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    return None if address in (None, "", "local") else address
+    finally:
+        begun.end()
 
 
 def own_cpus(config: RunConfig) -> int:

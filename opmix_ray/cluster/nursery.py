@@ -15,16 +15,80 @@ import json
 import os
 import socket
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 _SERVE = "--serve"
 _MEMORY = "/proc/self/oom_score_adj"  # how soon a process is ended where memory runs out
 _IMPORTED = ("pandas", "pyarrow.fs", "opmix_ray.model.base")  # what computes, and what Ray's libraries import
 
 
-def served(address: str) -> list[str]:
-    """The command of the process that workers are copies of, which ends with the one that starts it."""
-    return [sys.executable, __file__, _SERVE, address, json.dumps(sys.path)]
+class Nursery(NamedTuple):
+    """A process that makes copies, and its socket."""
+
+    address: str
+    process: Any
+
+    def end(self) -> None:
+        """End the process; its copies go on until Ray ends them."""
+        import shutil
+
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(os.path.dirname(self.address), ignore_errors=True)
+
+
+_ahead: list[Nursery] = []
+
+
+def begin() -> Nursery | None:
+    """Start a process that imports what workers need, then makes copies; None where that cannot be."""
+    import subprocess
+    import tempfile
+
+    from opmix_ray.cluster.address import default_place, ray_place
+
+    if _ahead:
+        return _ahead.pop()
+    if sys.platform != "linux":
+        return None
+    try:  # beside Ray's own: a socket's path must be short
+        directory = tempfile.mkdtemp(prefix="opmix-", dir=(ray_place() or default_place()).parent)
+    except OSError:
+        return None
+    address = os.path.join(directory, "nursery")
+    command = [sys.executable, __file__, _SERVE, address, json.dumps(sys.path), str(os.getpid())]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # a copy would lack the threads that BLAS starts at once
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the driver
+    )
+    return Nursery(address, process)
+
+
+def begin_ahead(config: Any) -> None:
+    """Start the process that the next `begin` gives, so that it imports while the driver does: for a run that needs
+    one, a Ray of its own without GPUs.
+
+    Raises:
+        UserError: there is no place for Ray's files.
+    """
+    import atexit
+
+    from opmix_ray.cluster.address import address_of
+
+    on_gpus = config.train.gpus_per_worker or config.probe.gpus or config.search.gpus
+    if address_of(config) is None and not on_gpus and not _ahead and (begun := begin()) is not None:
+        _ahead.append(begun)
+        atexit.register(end_ahead)
+
+
+def end_ahead() -> None:
+    """End a process that nobody took."""
+    while _ahead:
+        _ahead.pop().end()
 
 
 def asking(address: str) -> list[str]:
@@ -58,13 +122,13 @@ def _ask(address: str, words: list[str]) -> None:
         os.execv(sys.executable, [sys.executable, *words])
 
 
-def _serve(address: str, path: list[str]) -> None:
+def _serve(address: str, path: list[str], driver: int) -> None:
     """Import what workers need, then make copies until the driver has ended."""
     import gc
     import importlib
     import socketserver
 
-    driver, fresh = os.getppid(), sys.path[1:]
+    fresh = sys.path[1:]
     sys.path[:] = path
     for name in _IMPORTED:
         importlib.import_module(name)
@@ -125,6 +189,6 @@ def _become(
 
 if __name__ == "__main__":
     if sys.argv[1] == _SERVE:
-        _serve(sys.argv[2], json.loads(sys.argv[3]))
+        _serve(sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]))
     else:
         _ask(sys.argv[1], sys.argv[2:])

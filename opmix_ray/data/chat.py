@@ -109,10 +109,8 @@ def _is_trained(message: dict[str, Any]) -> bool:
         ChatError: it counts in part.
     """
     said = [message[name] for name in ("weight", "train", "training") if message.get(name) is not None]
-    if any(value not in (0, 1) for value in said):
-        raise ChatError(
-            f"the weight of an answer is 0 or 1, not {next(v for v in said if v not in (0, 1))!r}"
-        )
+    if wrong := [value for value in said if value not in (0, 1)]:
+        raise ChatError(f"the weight of an answer is 0 or 1, not {wrong[0]!r}")
     return all(said)
 
 
@@ -289,27 +287,20 @@ def _refuse_silence(of: _Rendering, said: list[bool]) -> None:
 
 
 def _refuse_others(of: _Rendering, said: list[bool], answers: list[tuple[int, int]]) -> None:
-    """Raise a `ChatError` where an answer's text holds what a tool or a user says, as where a template writes the words
-    that come with a call after what the tool answers."""
+    """Raise a `ChatError` where an answer holds what somebody else says, as where words follow a tool's."""
     for index, (message, own) in enumerate(zip(of.messages, said, strict=True)):
         words = message["content"].strip()
-        near = [span for span in answers if words and words in of.text[slice(*span)]]
-        if own or not near:
-            continue
-        one, two = (of.part(_with_mark(of.messages, index, message, mark)) for mark in _MARKS)
-        if one is None or two is None or one == two:
-            continue
-        place = min(_same_start(one, two), _same_start(one, of.text))
-        if any(start < place < end for start, end in near):
-            raise ChatError(f"the chat template writes what the {message['role']} says inside an answer")
+        near = [span for span in answers if words and not own and words in of.text[slice(*span)]]
+        one, two = (of.part(_with_mark(of.messages, index, message, mark)) if near else "" for mark in _MARKS)
+        if one and two and one != two:
+            place = min(_same_start(one, two), _same_start(one, of.text))
+            if any(start < place < end for start, end in near):
+                raise ChatError(f"the chat template writes what the {message['role']} says inside an answer")
 
 
 def _tell_what_is_left_out(of: _Rendering, said: list[bool]) -> None:
     """Say once in a process what the text does not depend on: words of a system, and the last answer's thoughts in a
-    field of their own.
-
-    Thoughts of earlier answers are left out by most templates that write any.
-    """
+    field of their own (most templates leave out those of earlier answers)."""
     last = max((index for index, own in enumerate(said) if own), default=-1)
     for index, message in enumerate(of.messages):
         names = ["content"] if role_of(message["role"]) == "system" else THOUGHTS if index == last else []

@@ -24,6 +24,7 @@ from opmix_ray.cluster.address import check_address
 from opmix_ray.cluster.connect import (
     check_cluster,
     connected,
+    copied_workers,
     missing_resources,
     own_cpus,
     own_resources,
@@ -303,3 +304,39 @@ def test_a_driver_that_is_killed_leaves_nobody_that_makes_copies() -> None:
     driver.wait()
     _until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
     assert not address.parent.exists()
+
+
+def test_a_process_that_makes_copies_begins_ahead_where_a_ray_is_started(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = tiny.load()
+    for other in (config.but(cluster={"address": "10.0.0.1:6379"}), config.but(probe={"gpus": 1})):
+        nursery.begin_ahead(other)
+        assert not nursery._ahead
+    nursery.begin_ahead(config)
+    nursery.begin_ahead(config)
+    (waiting,) = nursery._ahead
+    with copied_workers() as workers:
+        assert shlex.split(workers["runtime_env"]["py_executable"])[-1] == waiting.address
+        assert not nursery._ahead
+        assert waiting.process.poll() is None
+    assert waiting.process.poll() is not None
+    assert not Path(waiting.address).parent.exists()
+
+
+def test_a_run_that_is_refused_leaves_no_process_that_began_ahead(tiny: TinyRun) -> None:
+    script = (
+        "import sys\n"
+        "from opmix_ray.cluster import nursery\n"
+        "from opmix_ray.config import load_config\n"
+        "nursery.begin_ahead(load_config(sys.argv[1]))\n"
+        "print(nursery._ahead[0].address, nursery._ahead[0].process.pid, flush=True)\n"
+        "sys.exit(2)\n"
+    )
+    command = [sys.executable, "-c", script, str(tiny.write())]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    address, pid = ended.stdout.split()
+    assert ended.returncode == 2
+    assert not psutil.pid_exists(int(pid))
+    assert not Path(address).parent.exists()
