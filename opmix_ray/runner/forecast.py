@@ -105,9 +105,9 @@ def measure(
 
 ROUNDS, CLOSE = 20, 1e-4  # of looking for a scale: at most, and how near two of them are at the end
 # Seconds in which no token is trained. Nearly all are new processes: the command and Ray's own; a segment's
-# controller, then its worker; a decision's probes, then its evaluators. Measured with the demo on two quiet cores: 65 s
-# by the clock with a decision and 57 without, of each 34 computed.
-START, SEGMENT, DECISION = 21.0, 5.0, 6.0
+# controller, then its worker; a decision's probes, then its evaluators. Measured with the demo on two quiet cores: 57 s
+# by the clock with a decision, of which 29.5 computed.
+START, SEGMENT, DECISION = 12.0, 5.0, 6.0
 # CPUs that the command and Ray's own processes take. With both of two cores a run trained on 24,000 tokens a second
 # where the timed step had 34,000; with one of them on 15,700, for 16,300 to 19,300.
 BESIDE = 0.5
