@@ -15,7 +15,6 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -182,12 +181,12 @@ class BestKeeper:
 
     Args:
         worker: of `train.loop`.
+        aside: where the best weights lie until a checkpoint is written.
     """
 
-    def __init__(self, worker: Any) -> None:
+    def __init__(self, worker: Any, aside: Path) -> None:
         self.worker = worker
-        self._place = tempfile.TemporaryDirectory(prefix="opmix-best-", ignore_cleanup_errors=True)
-        self._aside = Path(self._place.name) / BEST
+        self._aside = aside
 
     def begin(self, found: TrainState, directory: Path) -> None:
         """Go on with the best of the stage so far; the checkpoint is the stage's own or the one before it."""

@@ -36,6 +36,7 @@ from opmix_ray.output.lock import writing
 from opmix_ray.storage import Storage, check_sealed
 from opmix_ray.train.callback import CallbackRunner, TrainingCallback
 from opmix_ray.train.checkpoint import (
+    BEST,
     BestKeeper,
     BestRule,
     TrainState,
@@ -111,7 +112,8 @@ def train_segment(config: dict[str, Any]) -> None:
     if reporter is not None and ray.get(reporter.failed.remote()):
         return  # it would fail again: the driver says why
     try:
-        _Worker(segment, reporter).run()
+        with tempfile.TemporaryDirectory(prefix="opmix-best-", ignore_cleanup_errors=True) as aside:
+            _Worker(segment, reporter, Path(aside)).run()
     except UserError as error:
         if reporter is None:
             raise
@@ -121,14 +123,14 @@ def train_segment(config: dict[str, Any]) -> None:
 
 
 class _Worker:
-    def __init__(self, segment: Segment, reporter: Any) -> None:
+    def __init__(self, segment: Segment, reporter: Any, aside: Path) -> None:
         self.segment = segment
         self.reporter = reporter
         context = ray.train.get_context()
         self.notice = Notice()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.keeper = BestKeeper(self)
+        self.keeper = BestKeeper(self, aside / BEST)
         with _checkpoint(segment) as directory:
             self._begin(directory)
         self.stores = {name: segment.prepared.domains[name].train() for name in segment.mixture}

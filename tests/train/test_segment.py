@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opmix_ray.config.objective import Objective
 from opmix_ray.data.prepare import Prepared, prepare
+from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.output.result import DomainCurves
-from opmix_ray.train import trainer
+from opmix_ray.train import loop, trainer
 from opmix_ray.train.checkpoint import BestRule
 from opmix_ray.train.loop import Segment
 from opmix_ray.train.trainer import SegmentResult, run_segment
@@ -243,3 +245,26 @@ def test_a_machine_that_goes_while_train_starts_workers_costs_another_beginning(
     with pytest.raises(ControllerError, match="ours"):
         run_segment(segment(tiny, prepared, "wrong"), lambda *event: None)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("ends", [None, UserError("wrong"), RuntimeError("broken")])
+def test_weights_that_were_put_aside_go_with_the_worker(
+    monkeypatch: pytest.MonkeyPatch, ends: Exception | None
+) -> None:
+    places: list[Path] = []
+
+    class Worker:
+        def __init__(self, segment: Any, reporter: Any, aside: Path) -> None:
+            (aside / "best").mkdir()
+            places.append(aside)
+
+        def run(self) -> None:
+            if ends is not None:
+                raise ends
+
+    monkeypatch.setattr(loop, "_Worker", Worker)
+    monkeypatch.setattr(loop.ray, "get", lambda reference: reference)
+    with pytest.raises(type(ends)) if ends is not None else nullcontext():
+        loop.train_segment({"segment": None, "reporter": None})
+    assert len(places) == 1
+    assert not places[0].exists()
