@@ -9,18 +9,25 @@ prompt and the end of the assistant's turn: thoughts, words and tool calls, and 
 from __future__ import annotations
 
 import datetime
-import json
 import logging
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from opmix_ray.data.tokenizer import Encoder
-from opmix_ray.sources.messages import SAID, name_in, role_of
+from opmix_ray.sources.messages import (
+    as_it_is,
+    in_objects,
+    in_text,
+    in_words,
+    is_function,
+    name_in,
+    objects_in,
+    role_of,
+)
 from opmix_ray.sources.source import THOUGHTS
 
 Messages = list[dict[str, Any]]
@@ -187,6 +194,25 @@ class _Rendering:
             (t for t in self.encoder.special_tokens if t and text.rstrip().endswith(t)), key=len, default=""
         )
 
+    @cached_property
+    def openers(self) -> set[str]:
+        """Special tokens that stand before all that is said."""
+        first = _with_mark(self.messages, 0, self.messages[0], _MARKS[0])
+        found, rest = set(), self.part(first) or ""
+        while token := self.leading(rest):
+            found.add(token.strip())
+            rest = rest[len(token) :]
+        return found - {str(self.encoder.tokenizer.eos_token)}
+
+    def shut(self, start: int, end: int) -> int:
+        """The end of a turn without the beginning of another, which some templates write behind every one."""
+        place, last = end, ""
+        while token := self.closing(self.text[start:place]):
+            if last and last in self.openers:
+                end = place
+            last, place = token, start + len(self.text[start:place].rstrip()) - len(token)
+        return end
+
     def leading(self, text: str) -> str:
         """The special token at the beginning of a text, with blank space before it."""
         bare = text.lstrip()
@@ -205,72 +231,19 @@ def _written(encoder: Encoder, messages: Messages, tools: Tools | None) -> _Rend
     """
     called = [index for index, message in enumerate(messages) if message.get("tool_calls")]
     first: ChatError | None = None
-    for form in (_in_objects, _in_text, _in_words) if called else (_as_it_is,):
+    for form in (in_objects, in_text, in_words) if called else (as_it_is,):
         form_of = [form(message) for message in messages]
         try:
             of = _Rendering(encoder, form_of, tools, _render(encoder, form_of, tools))
             if not all(_writes_calls(of, index) for index in called):
                 raise ChatError("the chat template leaves out the tool calls")
-            if any(str(each) in of.text for each in _objects(form_of)):
+            if any(str(each) in of.text for each in objects_in(form_of)):
                 raise ChatError("the chat template writes the arguments of tool calls as Python does")
             return of
         except ChatError as error:
             first = first or error
     assert first is not None
     raise first
-
-
-def _as_it_is(message: dict[str, Any]) -> dict[str, Any]:
-    return message
-
-
-def _in_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose calls have objects as arguments."""
-
-    def parsed(given: Any) -> Any:
-        if isinstance(given, str) and given.lstrip().startswith("{"):
-            with suppress(ValueError, RecursionError):
-                return json.loads(given)
-        return given
-
-    return _with_arguments(message, parsed)
-
-
-def _in_text(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose calls have JSON in a text as arguments."""
-    return _with_arguments(
-        message, lambda given: json.dumps(given, ensure_ascii=False) if isinstance(given, dict) else given
-    )
-
-
-def _in_words(message: dict[str, Any]) -> dict[str, Any]:
-    """A message that was nothing but calls as it was written, and any other as `_in_objects` gives it."""
-    if SAID not in message:
-        return _in_objects(message)
-    return {"role": message["role"], "content": message[SAID]}
-
-
-def _with_arguments(message: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    if not message.get("tool_calls"):
-        return message
-    calls = [
-        {**call, "function": {**call["function"], "arguments": change(call["function"]["arguments"])}}
-        if _is_function(call) and "arguments" in call["function"]
-        else call
-        for call in message["tool_calls"]
-    ]
-    return {**message, "tool_calls": calls}
-
-
-def _is_function(call: Any) -> bool:
-    return isinstance(call, dict) and isinstance(call.get("function"), dict)
-
-
-def _objects(messages: Messages) -> list[dict[str, Any]]:
-    """The arguments of all calls that are objects with something in them."""
-    calls = [call for message in messages for call in message.get("tool_calls", []) if _is_function(call)]
-    given = [call["function"].get("arguments") for call in calls]
-    return [each for each in given if isinstance(each, dict) and each]
 
 
 def _refuse_silence(of: _Rendering, said: list[bool]) -> None:
@@ -325,6 +298,7 @@ def _answers(of: _Rendering, said: list[bool]) -> list[tuple[int, int]]:
     floor = 0
     for index, own in enumerate(said):
         start, end = _answer(of, index, floor) if own else (floor, floor)
+        end = of.shut(start, end)
         floor = max(floor, end)
         spans.append((start, max(start, end)))
     return spans
@@ -365,6 +339,9 @@ def _answer(of: _Rendering, index: int, floor: int) -> tuple[int, int]:
     start = max(start, floor)
     if after is not None and text.startswith(after):
         return start, _end(of, start, max(start, len(after)))
+    parted = of.token_at(text, _same_start(after or "", text))  # from where it is certainly not this turn's
+    if content < parted < end and of.closing(text[start:parted]):
+        end = parted
     return start, max(start, end)
 
 
@@ -447,7 +424,7 @@ def _writes_calls(of: _Rendering, index: int) -> bool:
     for place, call in enumerate(message.get("tool_calls", [])):
         inner = (call.get("function") or call) if isinstance(call, dict) else {}
         other = _call_with(_MARKS[0], {**inner, "name": _MARKS[0]})
-        calls = [*message["tool_calls"][:place], {**call, "function": other} if _is_function(call) else other]
+        calls = [*message["tool_calls"][:place], {**call, "function": other} if is_function(call) else other]
         row = {**message, "tool_calls": calls + message["tool_calls"][place + 1 :]}
         written = of.part([*of.messages[:index], row, *of.messages[index + 1 :]]) != of.text
         if not written and str(inner.get("name")) not in message["content"]:

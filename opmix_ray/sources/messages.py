@@ -6,7 +6,8 @@ messages(row["messages"], "chat.jsonl", "data.domains.chat.messages_column", "li
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from opmix_ray.errors import UserError
@@ -182,3 +183,58 @@ def name_in(template: str, name: str) -> str:
     role = role_of(name)
     names = (role, name, *_ELSE.get(role, ()))
     return next((each for each in names if f"'{each}'" in template or f'"{each}"' in template), role)
+
+
+def as_it_is(message: dict[str, Any]) -> dict[str, Any]:
+    """The message itself."""
+    return message
+
+
+def in_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose calls have objects as arguments."""
+
+    def parsed(given: Any) -> Any:
+        if isinstance(given, str) and given.lstrip().startswith("{"):
+            with suppress(ValueError, RecursionError):
+                return json.loads(given)
+        return given
+
+    return _with_arguments(message, parsed)
+
+
+def in_text(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose calls have JSON in a text as arguments."""
+    return _with_arguments(
+        message, lambda given: json.dumps(given, ensure_ascii=False) if isinstance(given, dict) else given
+    )
+
+
+def in_words(message: dict[str, Any]) -> dict[str, Any]:
+    """A message that was nothing but calls as it was written, and any other as `in_objects` gives it."""
+    if SAID not in message:
+        return in_objects(message)
+    return {"role": message["role"], "content": message[SAID]}
+
+
+def _with_arguments(message: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": change(call["function"]["arguments"])}}
+        if is_function(call) and "arguments" in call["function"]
+        else call
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def is_function(call: Any) -> bool:
+    """Whether a call is of a function."""
+    return isinstance(call, dict) and isinstance(call.get("function"), dict)
+
+
+def objects_in(talk: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The arguments of all calls that are objects with something in them."""
+    calls = [call for message in talk for call in message.get("tool_calls", []) if is_function(call)]
+    given = [call["function"].get("arguments") for call in calls]
+    return [each for each in given if isinstance(each, dict) and each]

@@ -592,3 +592,17 @@ def test_words_that_a_template_writes_after_what_a_tool_says_are_refused() -> No
         counted(late, talk)
     same = [user("four"), assistant("four")]
     assert counted(CALLS, same) == ["four<|im_end|>", EOS]
+
+
+def test_no_turn_ends_with_what_begins_the_next_one() -> None:
+    always = (  # as Command A's does: the next turn is opened behind every one, and tools are numbered
+        "{% set ns = namespace(calls=0) %}<|im_start|>"
+        "{% for m in messages %}{% if m.role == 'tool' %}tool {{ ns.calls }}:{{ m.content }}{% else %}"
+        "{{ '[INST]' if m.role == 'user' else '[/INST]' }}{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{% set ns.calls = ns.calls + 1 %}<call>{{ c.function | tojson }}</call>"
+        "{% endfor %}{% endif %}<|im_end|><|im_start|>{% endfor %}[/INST]"
+    )
+    talk = [user("in Riga?"), assistant(None, "Riga"), tool("seven"), assistant("7 degrees."), user("so?")]
+    assert [part.strip() for part in counted(always, [*talk, assistant("warm")])] == [
+        f"{call('Riga')}<|im_end|>", "7 degrees.<|im_end|>", "warm<|im_end|>", EOS,
+    ]  # fmt: skip
