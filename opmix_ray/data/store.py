@@ -26,7 +26,7 @@ from opmix_ray.sources.files import local_directory
 
 MANIFEST = "manifest.json"
 _COUNTS = ("documents", "tokens", "counted_tokens", "bytes", "without_answer")
-MANIFEST_VERSION = 7
+MANIFEST_VERSION = 8
 
 
 class TokenStore(Sequence[np.ndarray]):
