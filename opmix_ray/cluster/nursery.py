@@ -79,6 +79,9 @@ def begin_ahead(config: Any) -> None:
 
     from opmix_ray.cluster.address import address_of
 
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return
     on_gpus = config.train.gpus_per_worker or config.probe.gpus or config.search.gpus
     if address_of(config) is None and not on_gpus and not _ahead and (begun := begin()) is not None:
         _ahead.append(begun)

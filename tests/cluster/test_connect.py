@@ -310,9 +310,15 @@ def test_a_process_that_makes_copies_begins_ahead_where_a_ray_is_started(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    nursery.end_ahead()  # what commands that were refused in this process have left
     config = tiny.load()
     for other in (config.but(cluster={"address": "10.0.0.1:6379"}), config.but(probe={"gpus": 1})):
         nursery.begin_ahead(other)
+        assert not nursery._ahead
+    with monkeypatch.context() as connected_already:
+        connected_already.setattr(ray, "is_initialized", lambda: True)
+        nursery.begin_ahead(config)
         assert not nursery._ahead
     nursery.begin_ahead(config)
     nursery.begin_ahead(config)
