@@ -60,9 +60,7 @@ def connected(config: RunConfig) -> Iterator[None]:
         if unwatched:
             os.environ[WATCHER] = "0"
             last.callback(os.environ.pop, WATCHER, None)
-        on_gpus = any(demand.each.get("GPU") for demand in demands(config))
-        workers = last.enter_context(copied_workers()) if address is None and not on_gpus else {}
-        nursery.end_ahead()
+        workers = last.enter_context(copied_workers()) if nursery.is_wanted(config) else {}
         last.callback(ray.shutdown)
         if address is None:
             _begin(config, workers)
@@ -116,7 +114,7 @@ def start_ray(**options: Any) -> None:
 def copied_workers() -> Iterator[dict[str, Any]]:
     """Options of `ray.init` with which workers are copies (see `nursery`), while a `with` lasts.
 
-    None where that cannot be. Whoever computes on GPUs does without: a copy may find them closed to it.
+    None where that cannot be.
     """
     begun = nursery.begin()
     if begun is None:

@@ -68,22 +68,26 @@ def begin() -> Nursery | None:
     return Nursery(address, process)
 
 
+def is_wanted(config: Any) -> bool:
+    """Whether a run starts a Ray of its own and computes on no GPU, which a copy may find closed to it."""
+    from opmix_ray.cluster.address import address_of
+
+    on_gpus = config.train.gpus_per_worker or config.probe.gpus or config.search.gpus
+    return address_of(config) is None and not on_gpus
+
+
 def begin_ahead(config: Any) -> None:
-    """Start the process that the next `begin` gives, so that it imports while the driver does: for a run that needs
-    one, a Ray of its own without GPUs.
+    """Start the process that the next `begin` gives, so that it imports while the driver does, if the run wants one.
 
     Raises:
         UserError: there is no place for Ray's files.
     """
     import atexit
 
-    from opmix_ray.cluster.address import address_of
-
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return
-    on_gpus = config.train.gpus_per_worker or config.probe.gpus or config.search.gpus
-    if address_of(config) is None and not on_gpus and not _ahead and (begun := begin()) is not None:
+    if is_wanted(config) and not _ahead and (begun := begin()) is not None:
         _ahead.append(begun)
         atexit.register(end_ahead)
 

@@ -19,7 +19,6 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from opmix_ray.data.tokenizer import Encoder
 from opmix_ray.sources.messages import (
-    as_it_is,
     in_objects,
     in_text,
     in_words,
@@ -231,7 +230,7 @@ def _written(encoder: Encoder, messages: Messages, tools: Tools | None) -> _Rend
     """
     called = [index for index, message in enumerate(messages) if message.get("tool_calls")]
     first: ChatError | None = None
-    for form in (in_objects, in_text, in_words) if called else (as_it_is,):
+    for form in (in_objects, in_text, in_words) if called else (in_objects,):
         form_of = [form(message) for message in messages]
         try:
             of = _Rendering(encoder, form_of, tools, _render(encoder, form_of, tools))

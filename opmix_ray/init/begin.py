@@ -295,9 +295,8 @@ def _tokens(domain: Domain, tokenizer: PreTrainedTokenizerFast, sequences: Seque
     if not domain.whole:
         return size * each
     one = domain.size / max(1.0, domain.documents)
-    together = max(
-        1, int(sequences.seq_len / (one * each))
-    )  # none is cut, and the rest of a sequence is padding
+    # None is cut, and the rest of a sequence is padding.
+    together = max(1, int(sequences.seq_len / (one * each)))
     return size / one / together * sequences.seq_len
 
 

@@ -319,9 +319,9 @@ def inspect_part(part: Part) -> Domain:
     kind: Kind = {"text_column": "text", "messages_column": "messages", "tokens_column": "tokens"}.get(
         next(iter(columns)), "prompt"
     )  # type: ignore[assignment]
+    beside = _beside(rows, columns)
     if documents <= FEW:
-        few = _few(part, columns, kind, list(iter_documents(source, part.name, section=KEY)))
-        return replace(few, beside=_beside(rows, columns))
+        return _few(part, columns, kind, list(iter_documents(source, part.name, section=KEY)), beside)
     found: list[Document] = []
     for document in iter_documents(source, part.name, section=KEY):
         found.append(document)
@@ -330,11 +330,13 @@ def inspect_part(part: Part) -> Domain:
     lengths = _lengths(found)
     return Domain(
         part, columns, kind, documents, documents * float(lengths.mean()), _texts(found),
-        whole=_whole(kind, lengths), beside=_beside(rows, columns),
+        whole=_whole(kind, lengths), beside=beside,
     )  # fmt: skip
 
 
-def _few(part: Part, columns: dict[str, str], kind: Kind, documents: Sequence[Document]) -> Domain:
+def _few(
+    part: Part, columns: dict[str, str], kind: Kind, documents: Sequence[Document], beside: list[str]
+) -> Domain:
     if len(documents) < 2:
         raise UserError(
             "holds a single document, and one has to be held out",
@@ -346,7 +348,7 @@ def _few(part: Part, columns: dict[str, str], kind: Kind, documents: Sequence[Do
     draws = np.array([document.digest() / 2.0**64 for document in documents])
     return Domain(
         part, columns, kind, len(documents), float(lengths.sum()), _texts(documents), draws, lengths,
-        _whole(kind, lengths),
+        _whole(kind, lengths), beside,
     )  # fmt: skip
 
 
@@ -357,8 +359,8 @@ def _texts(documents: Sequence[Document]) -> list[str]:
 
 def _calls(document: Document) -> list[str]:
     """Tools and calls, about as a template writes them."""
-    said = [message.get("tool_calls") for message in document.messages or []]
-    return [json.dumps(each, ensure_ascii=False, default=str) for each in (document.tools, *said) if each]
+    tools = [json.dumps(document.tools, ensure_ascii=False, default=str)] if document.tools else []
+    return tools + document.calls()
 
 
 def _lengths(documents: Sequence[Document]) -> np.ndarray:

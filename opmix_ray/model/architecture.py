@@ -12,12 +12,15 @@ activations and convolutions are left out. In a mixture of experts only the acti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
+from transformers.integrations import moe
 from transformers.pytorch_utils import Conv1D
 
 from opmix_ray.config import ModelConfig, ProbeConfig
@@ -49,6 +52,30 @@ def architecture(config: ModelConfig, *, vocab_size: int, eos_token_id: int) -> 
         raise no_causal_lm("built", config.path, error) from error
     model.config.use_cache = False
     return model.eval()
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Let transformers compute what needs no values, for tensors that have none.
+
+    It looks into position ids for several documents in a row, and would build the square mask of such a row, which a
+    real pass over whole sequences does without. And it multiplies experts by a kernel that knows shapes in bfloat16
+    only; its own other way has the same shapes.
+    """
+    names = (
+        (masking_utils, "find_packed_sequence_indices", lambda *_, **__: None),
+        (moe, "_can_use_grouped_mm", lambda *_, **__: False),
+    )
+    replaced = [
+        (where, name, getattr(where, name), new) for where, name, new in names if hasattr(where, name)
+    ]
+    try:
+        for where, name, _, new in replaced:
+            setattr(where, name, new)
+        yield
+    finally:
+        for where, name, asked, _ in replaced:
+            setattr(where, name, asked)
 
 
 def _described(config: ModelConfig) -> PretrainedConfig:

@@ -22,10 +22,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
-from transformers.integrations import moe
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from opmix_ray.config import ProbeConfig
+from opmix_ray.model.architecture import without_values
 from opmix_ray.model.fused_head import fused_head_loss, is_plain_linear
 from opmix_ray.model.load import is_remote, set_recompute
 from opmix_ray.model.loss import head_losses
@@ -164,30 +164,6 @@ def _running(
                     if tensor is not None:
                         held[name] = fakes.setdefault(id(tensor), _fake(tensor))
         yield made
-
-
-@contextmanager
-def without_values() -> Iterator[None]:
-    """Let transformers compute what needs no values, for tensors that have none.
-
-    It looks into position ids for several documents in a row, and would build the square mask of such a row, which a
-    real pass over whole sequences does without. And it multiplies experts by a kernel that knows shapes in bfloat16
-    only; its own other way has the same shapes.
-    """
-    names = (
-        (masking_utils, "find_packed_sequence_indices", lambda *_, **__: None),
-        (moe, "_can_use_grouped_mm", lambda *_, **__: False),
-    )
-    replaced = [
-        (where, name, getattr(where, name), new) for where, name, new in names if hasattr(where, name)
-    ]
-    try:
-        for where, name, _, new in replaced:
-            setattr(where, name, new)
-        yield
-    finally:
-        for where, name, asked, _ in replaced:
-            setattr(where, name, asked)
 
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from opmix_ray.errors import UserError, first_line
-from opmix_ray.model.peak import without_values
+from opmix_ray.model.architecture import without_values
 
 Devices = torch.device | str | Sequence[torch.device | str]
 

@@ -185,11 +185,6 @@ def name_in(template: str, name: str) -> str:
     return next((each for each in names if f"'{each}'" in template or f'"{each}"' in template), role)
 
 
-def as_it_is(message: dict[str, Any]) -> dict[str, Any]:
-    """The message itself."""
-    return message
-
-
 def in_objects(message: dict[str, Any]) -> dict[str, Any]:
     """A message whose calls have objects as arguments."""
 

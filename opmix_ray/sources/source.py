@@ -69,6 +69,11 @@ class Document:
             return [str(message["content"]) for message in self.messages]
         return [text for text in (self.text, self.prompt, self.completion) if text]
 
+    def calls(self) -> list[str]:
+        """The tool calls of each message that has any, as JSON; none of a system's."""
+        said = [message for message in self.messages or [] if message["role"] != "system"]
+        return [json.dumps(m["tool_calls"], ensure_ascii=False) for m in said if m.get("tool_calls")]
+
     def words(self) -> str:
         """What is said, in words that are the same in every shape of row, for every change of case, punctuation, blank
         space and markup; empty for token ids. What a system says is left out, since it stands in every conversation.
@@ -100,9 +105,8 @@ class Document:
     def _said(self) -> str:
         if self.messages is None:
             return " ".join(text for text in (self.text, self.prompt, self.completion) if text)
-        said = [message for message in self.messages if message["role"] != "system"]
-        calls = [json.dumps(m["tool_calls"], ensure_ascii=False) for m in said if m.get("tool_calls")]
-        return " ".join([str(message["content"]) for message in said] + calls)
+        said = [str(message["content"]) for message in self.messages if message["role"] != "system"]
+        return " ".join(said + self.calls())
 
 
 @dataclass(frozen=True)

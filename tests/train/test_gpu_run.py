@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from opmix_ray.cluster.connect import connected
 from opmix_ray.data.prepare import prepare
 from opmix_ray.train.trainer import run_segment
 from tests.support import ROOT, TinyRun, opmix, read_json
@@ -19,11 +20,12 @@ ON_GPU = [f"--set={key}=1" for key in ("train.gpus_per_worker", "probe.gpus", "s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gpus", [0, pytest.param(1, marks=NO_GPU)])
-def test_fsdp2_of_one_worker_trains_like_ddp_on_a_cpu(ray_session: None, tiny: TinyRun, gpus: int) -> None:
+def test_fsdp2_of_one_worker_trains_like_ddp_on_a_cpu(tiny: TinyRun, gpus: int) -> None:
     prepared = prepare(tiny.load())
-    alone = run_segment(segment(tiny, prepared, "ddp"), lambda *_: None)
     keys = [f"train.gpus_per_worker={gpus}", "train.strategy=fsdp2", "train.micro_batch_size=1"]
-    sharded = run_segment(segment(tiny, prepared, f"fsdp-{gpus}", set=keys), lambda *_: None)
+    with connected(tiny.load(*keys)):  # workers on a GPU are no copies
+        alone = run_segment(segment(tiny, prepared, "ddp"), lambda *_: None)
+        sharded = run_segment(segment(tiny, prepared, f"fsdp-{gpus}", set=keys), lambda *_: None)
     assert losses(sharded) == pytest.approx(losses(alone), abs=1e-3 if gpus else 1e-4)
     assert by_domain(sharded).tokens.tolist() == by_domain(alone).tokens.tolist()
     ours, theirs = (
