@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from opmix_ray.config import ProposalConfig
 from opmix_ray.counts.ngrams import DataLeft, smoothed
+from opmix_ray.decision.budget import MOST_ASKED
 from opmix_ray.decision.choice import Choice, choose
 from opmix_ray.decision.data_law import Known
 from opmix_ray.decision.rule import DecisionInputs, fit_decision
@@ -79,7 +80,7 @@ def judge(problem: Problem) -> Verdict:
     """Decide, and read off what the decision would have come to."""
     kept = problem.kept()
     first = next(iter(kept["seeds"].values()))
-    bench = Bench(problem, int(next(iter(kept["seeds"]))))
+    bench = Bench.of(problem, int(next(iter(kept["seeds"]))))
     domains, end = bench.domains, str(problem.prefix + problem.steps)
     every = [{run["name"]: run for run in seed["runs"]} for seed in kept["seeds"].values()]
     whole = [runs for runs in every if runs.keys() >= every[0].keys()]  # levels differ between seeds
@@ -135,11 +136,14 @@ def asked(bench: Bench, prefix: dict[str, Any]) -> DecisionInputs:
     )
     weights = {name: weight for name, weight in config.objective().items() if weight}
     held = texts_for(
-        prepared, weights, reported=config.evaluation.sequences, searched=config.search.sequences
-    )
-    counts = counts_for(prepared, held, current, data)
+        prepared, weights, reported=config.evaluation.sequences, searched=config.search.sequences,
+        most=MOST_ASKED if "told" in prefix else None,
+    )  # fmt: skip
+    told = {name: np.array(nats) for name, nats in prefix.get("told", {}).items()}
+    counts = counts_for(prepared, held, current, data, told or None)
     now = prefix["losses"][str(problem.prefix)]
-    counts = smoothed(counts, now, current.array(bench.domains), data, problem.new)
+    if not problem.pretrained:
+        counts = smoothed(counts, now, current.array(bench.domains), data, problem.new)
     floor = 1 - config.probe.new_share
     names = tuple(bench.domains)
     free = {

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from opmix_ray.config import RunConfig, make_config
+from opmix_ray.config import RunConfig, load_config, make_config
 from problem_bench.text import ROOT, write
 
 FILES = ROOT / "benchmarks" / "problems"
 RESULTS = ROOT / "benchmarks" / "results" / "problems"
 BUILT = ROOT / "runs" / "problems"
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "vocabulary": 400}
+SHORT = ("data.seq_len=128", "train.batch_size=4", "evaluation.sequences=24")  # of pretrained models
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Problem:
         model: sizes of the model.
         eval_fraction: part of each domain that is held out.
         after: made when every constant had been chosen, and looked at once.
+        pretrained: file of a configuration that names model and texts; none: the prefix is trained here.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Problem:
     model: dict[str, int]
     eval_fraction: float
     after: bool = False
+    pretrained: str | None = None
 
     @classmethod
     def load(cls, name: str) -> Problem:
@@ -60,7 +63,7 @@ class Problem:
             name=name,
             family=tree["family"],
             about=tree["about"],
-            domains=tree["domains"],
+            domains=tree.get("domains", {}),
             targets=tree.get("targets", {}),
             weights=tree.get("weights"),
             start=tree.get("start", "proportional"),
@@ -70,6 +73,7 @@ class Problem:
             model=SMALL | tree.get("model", {}),
             eval_fraction=tree.get("eval_fraction", 0.08),
             after=tree.get("after", False),
+            pretrained=tree.get("pretrained"),
         )
 
     @property
@@ -85,6 +89,8 @@ class Problem:
             output: of the run.
             sized: by rule, to the default budget; else as the truths were measured.
         """
+        if self.pretrained:
+            return self._pretrained(seed, output, sized=sized)
         place = BUILT / self.name
         for name, entry in {**self.domains, **self.targets}.items():
             write(entry, place / f"{name}.jsonl")
@@ -149,6 +155,13 @@ class Problem:
         if self.weights:
             tree["evaluation"]["weights"] = self.weights
         return make_config(tree)
+
+    def _pretrained(self, seed: int, output: str | None, *, sized: bool) -> RunConfig:
+        keys = [f"name={self.name}", f"seed={seed}", *SHORT]
+        keys += [f"stages.0.steps={self.steps}", f"stages.0.start={self.start}", "stages.0.decide_at=[0.0]"]
+        keys += [] if sized else ["search.sequences=24"]
+        keys += [f"output={output}"] if output else []
+        return load_config(ROOT / str(self.pretrained), keys)
 
     @property
     def file(self) -> Path:

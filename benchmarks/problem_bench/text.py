@@ -17,13 +17,15 @@ def texts(source: str) -> list[str]:
     """Documents of one source.
 
     Args:
-        source: `shared/NAME`, `shipped/NAME`, or `installed/GLOB` below site-packages or the standard library.
+        source: `shared/NAME`, `shipped/NAME`, `paper/NAME` of examples/paper, or `installed/GLOB` below site-packages or
+            the standard library.
     """
     kind, _, name = source.partition("/")
     if kind == "shared":
         return list(_documents(ROOT.parent / "shared" / "data" / "text" / f"{name}.jsonl.gz"))
-    if kind == "shipped":
-        return list(_documents(ROOT / "examples" / "data" / f"{name}.jsonl.gz"))
+    if kind in ("shipped", "paper"):
+        place = ROOT / "examples" / ("paper/data" if kind == "paper" else "data")
+        return list(_documents(place / f"{name}.jsonl.gz"))
     paths = sysconfig.get_paths()
     found: list[str] = []
     for root in dict.fromkeys((paths["purelib"], paths["stdlib"])):

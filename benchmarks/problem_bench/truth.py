@@ -29,6 +29,17 @@ SAME = 2e-3  # greatest difference of shares between mixtures that are called th
 class Bench:
     """One problem with one seed: data, prefix, and training from it."""
 
+    at_once = 1 << 10  # mixtures that are trained side by side
+
+    @classmethod
+    def of(cls, problem: Problem, seed: int) -> Bench:
+        """The bench that a problem needs."""
+        if problem.pretrained:
+            from problem_bench.pretrained import PretrainedBench
+
+            return PretrainedBench(problem, seed)
+        return cls(problem, seed)
+
     def __init__(self, problem: Problem, seed: int) -> None:
         self.problem, self.seed = problem, seed
         self.config: RunConfig = problem.config(seed)
@@ -216,7 +227,7 @@ def train(problem: Problem, say: Any = print, seeds: Sequence[int] = SEEDS, roun
     result = problem.kept()
     for seed in seeds:
         began = time.monotonic()
-        bench = Bench(problem, seed)
+        bench = Bench.of(problem, seed)
         mine = result["seeds"].setdefault(str(seed), {"runs": [], "seconds": 0.0})
         result["domains"], result["tokens"] = bench.domains, bench.tokens
         result["objective"] = bench.config.objective()
@@ -225,18 +236,22 @@ def train(problem: Problem, say: Any = print, seeds: Sequence[int] = SEEDS, roun
             problem.keep(result)
             say(f"{problem.name} seed {seed}: prefix, {time.monotonic() - began:.0f} s")
         for number, choose in enumerate(ROUNDS[:rounds]):
-            done = [run for run in mine["runs"] if run["round"] == number]
-            if done:
+            done = {run["name"] for run in mine["runs"] if run["round"] == number}
+            if len(done) == (LATER if number else FIRST):
                 continue
             earlier = result["seeds"][str(SEEDS[0])]["runs"] if number else []
             chosen = choose(bench, earlier) if number else choose(bench)  # type: ignore[operator]
             if number and seed != SEEDS[0]:  # the same mixtures with every seed
                 chosen = {r["name"]: Mixture(r["mixture"]) for r in earlier if r["round"] == 1}
-            records = bench.runs(list(chosen.values()), mine["prefix"]["sampler"])
-            for name, record in zip(chosen, records, strict=True):
-                mine["runs"].append({"name": name, "round": number, **record})
-            mine["seconds"] += time.monotonic() - began
-            problem.keep(result)
+            left = [name for name in chosen if name not in done]
+            for first in range(0, len(left), bench.at_once):
+                now = left[first : first + bench.at_once]
+                records = bench.runs([chosen[name] for name in now], mine["prefix"]["sampler"])
+                for name, record in zip(now, records, strict=True):
+                    mine["runs"].append({"name": name, "round": number, **record})
+                mine["seconds"] += time.monotonic() - began
+                began = time.monotonic()
+                problem.keep(result)
             say(f"{problem.name} seed {seed}: round {number}, {time.monotonic() - began:.0f} s")
         if rounds > len(ROUNDS):
             _train_decided(problem, bench, result, seed, say)
