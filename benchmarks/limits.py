@@ -38,7 +38,7 @@ def decisions(problem: Problem, most: int) -> list[dict[str, Any]]:
     kept = problem.kept()
     seed = next(iter(kept["seeds"]))
     first = kept["seeds"][seed]
-    bench = Bench(problem, int(seed))
+    bench = Bench.of(problem, int(seed))
     end = str(problem.prefix + problem.steps)
     runs = first["runs"]
     shares = np.array([as_array(run["mixture"], bench.domains) for run in runs])

@@ -1,4 +1,4 @@
-"""A problem whose prefix is a model trained elsewhere: its mixtures are trained one after the other, by the product's parts."""
+"""A problem whose prefix is a model trained elsewhere; its mixtures are trained one by one, by parts of the product."""
 
 from __future__ import annotations
 

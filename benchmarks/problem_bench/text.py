@@ -17,8 +17,8 @@ def texts(source: str) -> list[str]:
     """Documents of one source.
 
     Args:
-        source: `shared/NAME`, `shipped/NAME`, `paper/NAME` of examples/paper, or `installed/GLOB` below site-packages or
-            the standard library.
+        source: `shared/NAME`, `shipped/NAME`, `paper/NAME` of examples/paper, or `installed/GLOB` below site-packages
+            or the standard library.
     """
     kind, _, name = source.partition("/")
     if kind == "shared":
