@@ -244,15 +244,16 @@ def train(problem: Problem, say: Any = print, seeds: Sequence[int] = SEEDS, roun
             if number and seed != SEEDS[0]:  # the same mixtures with every seed
                 chosen = {r["name"]: Mixture(r["mixture"]) for r in earlier if r["round"] == 1}
             left = [name for name in chosen if name not in done]
+            before = mine["seconds"]
             for first in range(0, len(left), bench.at_once):
                 now = left[first : first + bench.at_once]
                 records = bench.runs([chosen[name] for name in now], mine["prefix"]["sampler"])
                 for name, record in zip(now, records, strict=True):
                     mine["runs"].append({"name": name, "round": number, **record})
-                mine["seconds"] += time.monotonic() - began
-                began = time.monotonic()
+                mine["seconds"] = before + time.monotonic() - began
                 problem.keep(result)
-            say(f"{problem.name} seed {seed}: round {number}, {time.monotonic() - began:.0f} s")
+            began = time.monotonic()
+            say(f"{problem.name} seed {seed}: round {number}, {mine['seconds'] - before:.0f} s")
         if rounds > len(ROUNDS):
             _train_decided(problem, bench, result, seed, say)
 
