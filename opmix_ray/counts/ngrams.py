@@ -84,7 +84,7 @@ class Counts:
         words: (K, N, D) counts of the last k + 1 words, for N target tokens and D domains.
         contexts: (K, N, D) counts of the words before, followed by any that counts.
         weights: (N,) of the target tokens, sum 1.
-        sampled: (D,) tokens read for those counted.
+        sampled: (D,) tokens counted.
         vocabulary: size.
         known: (N,) how likely the model finds each target before the stage; None: it knows nothing worth asking for.
         smooth: factor of `SMOOTHING`, see `smoothing_of`.
@@ -276,7 +276,7 @@ def count_ngrams(
                 hits = np.bincount(at[keys[at] == found], minlength=len(keys))
                 asked = _key(every[:, orders - k - 1 : end], vocabulary)
                 out[k, :, column] = hits[np.searchsorted(keys, asked)]
-    sampled = np.array([_read(mask, orders) for _, mask in samples.values()])
+    sampled = np.array([float(mask[:, orders - 1 :].sum()) for _, mask in samples.values()])
     result, start = {}, 0
     for name, (rows, weights) in targets.items():
         part = slice(start, start + len(rows))
@@ -284,11 +284,6 @@ def count_ngrams(
         known = None if nats is None else np.exp(-_of_targets(sets[name], nats[name], orders))
         result[name] = Counts(words[:, part], contexts[:, part], weights, sampled, vocabulary, known)
     return result
-
-
-def _read(mask: np.ndarray, orders: int) -> float:
-    """Tokens that are read for those that are counted: with an answer its prompt, which counts in no loss."""
-    return float(mask[:, orders - 1 :].sum()) * mask.size / max(1, int(mask.sum()))
 
 
 def _targets(held: Held, orders: int, most: int | None = POSITIONS) -> tuple[np.ndarray, np.ndarray]:

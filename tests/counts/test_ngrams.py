@@ -120,12 +120,7 @@ def test_what_does_not_count_in_the_loss_is_not_counted() -> None:
     ids, mask = text(1, 0)
     mask[:, : LENGTH // 2] = False
     found = count_ngrams({"set": text(9, 0, 4)}, {"answers": (ids, mask)}, VOCABULARY)["set"]
-    whole = count_ngrams({"set": text(9, 0, 4)}, {"answers": (ids, np.ones_like(mask))}, VOCABULARY)["set"]
-    assert found.words[0].sum() == pytest.approx(0.5 * whole.words[0].sum(), rel=0.1)
-    # A prompt is read like its answer, so reading all of the domain shows every answer once.
-    assert found.sampled[0] == pytest.approx(ids.size)
-    data = DataLeft(float(ids.size), np.zeros(1), np.array([float(ids.size)]))
-    assert found._seen(np.ones((1, 1)), data)[0] == pytest.approx(1.0)
+    assert found.sampled[0] == mask[:, 2:].sum()
 
 
 def test_a_response_goes_through_json_and_keeps_its_slope(counts: Counts) -> None:
