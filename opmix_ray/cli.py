@@ -199,7 +199,7 @@ def demo(
     """Run the example that comes with the package, in a few minutes."""
     from opmix_ray.paths import shipped
 
-    _run(shipped("examples") / "quickstart.yaml", settings, output, resume, overwrite, None, as_json)
+    _run(shipped("examples") / "demo.yaml", settings, output, resume, overwrite, None, as_json)
 
 
 app.command()(init)
