@@ -185,10 +185,10 @@ class RunFiles:
 
     @property
     def unit(self) -> str:
-        """Of the objective."""
+        """Of the objective; none of losses and rates of wrong answers together."""
         if self.minimised.kind != "loss":
             return self.minimised.unit
-        return "nats per token" if self.has_perplexity else "in the objective"
+        return "nats per token" if self.has_perplexity else ""
 
     @property
     def ledger(self) -> dict[str, dict[str, float]]:

@@ -194,7 +194,7 @@ def gains(run: RunFiles) -> str:
     return grid([panels.gains(run)]) + table(
         head,
         rows,
-        caption=f"Measured gain of each proposal in objective, {run.unit}",
+        caption=", ".join(filter(None, ("Measured gain of each proposal in objective", run.unit))),
         text_columns=2,
     )
 
@@ -206,7 +206,8 @@ def _tiles(run: RunFiles) -> str:
     trained = f"{run.step:,}" if run.finished else f"{run.step:,} / {run.planned_steps:,}"
     shown = [(trained, "steps trained")]
     if known:
-        shown.append((n.loss(known[-1]), f"held-out objective, {run.unit}; {n.loss(known[0])} at first"))
+        unit = f", {run.unit}" if run.unit else ""
+        shown.append((n.loss(known[-1]), f"held-out objective{unit}; {n.loss(known[0])} at first"))
     if run.decisions:
         shown.append((f"{taken} of {len(run.decisions)}", "decisions that changed the mixture"))
     if math.isfinite(run.overhead):

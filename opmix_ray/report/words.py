@@ -229,11 +229,13 @@ def _changed(run: RunFiles) -> str:
     (first, before), (last, after) = known[0], known[-1]
     (old, new) = (_perplexity(run, row) for row in (run.evaluations[0], run.evaluations[-1]))
     change = new / old - 1 if old > 0 else math.nan
-    mean = f" ({n.percent(change, sign=True)} in perplexity)" if math.isfinite(change) else ""
+    asked = run.minimised.kind == "loss" and not run.has_perplexity  # rates of wrong answers have neither
+    mean = f" ({n.percent(change, sign=True)} in perplexity)" if math.isfinite(change) and not asked else ""
+    unit = f" {run.unit}" if run.unit else ""
     verb = "fell" if after < before else "rose"
     return (
         f"The objective, {_objective(run)}, {verb} from "
-        f"{n.loss(before)} to {n.loss(after)} {run.unit} between step {first:,.0f} and step {last:,.0f}"
+        f"{n.loss(before)} to {n.loss(after)}{unit} between step {first:,.0f} and step {last:,.0f}"
         f"{mean}. It is measured on documents that were not trained on. "
         "One run cannot say how much of this comes from the mixture. The evidence for that is the gain that each "
         "decision measured: how far the objective falls on simulated models when only the mixture differs."
@@ -248,8 +250,9 @@ def _objective(run: RunFiles) -> str:
         return f"{mean} over {n.plural(len(run.minimised.sets), 'held-out set')}"
     weighed = [name for name, weight in run.objective.items() if weight and name in run.sets]
     if len(weighed) == 1:
-        return f"the held-out loss of {weighed[0]}"
-    return f"the weighted mean loss over {n.plural(len(weighed), 'held-out set')}"
+        return f"the held-out {'loss' if run.has_perplexity else 'rate of wrong answers'} of {weighed[0]}"
+    kind = "loss" if run.has_perplexity else "of losses and rates of wrong answers"
+    return f"the weighted mean {kind} over {n.plural(len(weighed), 'held-out set')}"
 
 
 def _perplexity(run: RunFiles, row: dict[str, Any]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +14,14 @@ from opmix_ray.draw import numbers as n
 from opmix_ray.draw.numbers import tick_labels, ticks
 from opmix_ray.draw.panel import Line, Panel
 from opmix_ray.draw.svg import draw
+from opmix_ray.output.state import METRICS
 from opmix_ray.report.decision_panels import candidates, probes
 from opmix_ray.report.doubts import delivery
 from opmix_ray.report.gather import gather
 from opmix_ray.report.outlook import check_law, difference
+from opmix_ray.report.words import summary
 from opmix_ray.storage import Storage
+from tests.report.synthetic import PLAIN, make_run
 
 
 @pytest.mark.parametrize(
@@ -124,3 +129,19 @@ def test_more_probes_than_colours_are_told_apart_by_what_matters(full: Storage) 
     many = probes(files)
     assert many is not None
     assert {entry.label for entry in many.entries()} == {"old", "one domain each"}
+
+
+def test_rates_of_wrong_answers_have_no_perplexity(tmp_path: Path) -> None:
+    storage = make_run(tmp_path, decisions=0)
+    said = str(summary(gather(storage)))
+    assert f"the weighted mean loss over {len(PLAIN)} held-out sets" in said
+    assert "in perplexity)" in said
+    rows = [json.loads(line) for line in storage.read_text(METRICS).splitlines()]
+    for row in rows:
+        if row["kind"] == "evaluation":
+            del row["perplexity"]["code"]  # as of a set of questions
+    storage.write_text(METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    said = str(summary(gather(storage)))
+    assert f"the weighted mean of losses and rates of wrong answers over {len(PLAIN)} held-out sets" in said
+    assert "in perplexity" not in said
+    assert "nats" not in said.partition("between step")[0]
