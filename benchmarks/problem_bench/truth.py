@@ -239,10 +239,11 @@ def train(problem: Problem, say: Any = print, seeds: Sequence[int] = SEEDS, roun
             done = {run["name"] for run in mine["runs"] if run["round"] == number}
             if len(done) == (LATER if number else FIRST):
                 continue
-            earlier = result["seeds"][str(SEEDS[0])]["runs"] if number else []
+            first_seed = result["seeds"][str(SEEDS[0])]["runs"] if number else []
+            earlier = [run for run in first_seed if run["round"] < number]  # also where a round was cut off
             chosen = choose(bench, earlier) if number else choose(bench)  # type: ignore[operator]
             if number and seed != SEEDS[0]:  # the same mixtures with every seed
-                chosen = {r["name"]: Mixture(r["mixture"]) for r in earlier if r["round"] == 1}
+                chosen = {r["name"]: Mixture(r["mixture"]) for r in first_seed if r["round"] == number}
             left = [name for name in chosen if name not in done]
             before = mine["seconds"]
             for first in range(0, len(left), bench.at_once):

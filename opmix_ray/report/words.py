@@ -229,8 +229,7 @@ def _changed(run: RunFiles) -> str:
     (first, before), (last, after) = known[0], known[-1]
     (old, new) = (_perplexity(run, row) for row in (run.evaluations[0], run.evaluations[-1]))
     change = new / old - 1 if old > 0 else math.nan
-    asked = run.minimised.kind == "loss" and not run.has_perplexity  # rates of wrong answers have neither
-    mean = f" ({n.percent(change, sign=True)} in perplexity)" if math.isfinite(change) and not asked else ""
+    mean = f" ({n.percent(change, sign=True)} in perplexity)" if math.isfinite(change) and run.unit else ""
     unit = f" {run.unit}" if run.unit else ""
     verb = "fell" if after < before else "rose"
     return (
