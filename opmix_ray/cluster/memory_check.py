@@ -88,7 +88,8 @@ def memory_words(checked: Mapping[str, Any]) -> str:
                 for name, n in plan[part].items()
                 if n and name != "peak"
             ]
-            lines.append(f"  {words:24} {size(plan[part]['peak']):>8}   ({', '.join(parts)})")
+            line = f"  {words:24} {size(plan[part]['peak']):>8}"
+            lines.append(f"{line}   ({', '.join(parts)})" if parts else line)
     share = checked.get("probes_reach")
     if share is not None:
         lines.append(f"probes reach {100 * share:.0f} % of the model's weights")

@@ -343,10 +343,15 @@ def cost_words(cost: Mapping[str, Any], price: float | None) -> str:
         price: of an hour.
     """
     flops, written = cost["flops"], cost["bytes"]
+    often = "once" if cost["decisions"] == 1 else f"{cost['decisions']} times"
+    spent = f"{scaled(flops['deciding'], 'FLOPs')}, {100 * cost['deciding']:.1f} % of training"
+    if not cost["decisions"]:
+        spent = "never"
+    elif not flops["deciding"]:
+        spent = f"{often}, by counting words, which takes no FLOPs"
     lines = [
         f"training  {cost['steps']:,} steps, {cost['tokens']:,} tokens, {scaled(flops['training'], 'FLOPs')}",
-        f"deciding  {scaled(flops['deciding'], 'FLOPs')}, {100 * cost['deciding']:.1f} % of training"
-        + ("" if flops["deciding"] else " (no decision, or one that only counts words)"),
+        f"deciding  {spent}",
         f"disk      {scaled(written['data'], 'B')} of tokens, {scaled(written['checkpoint'], 'B')} a checkpoint, "
         f"{scaled(written['model'], 'B')} the model",
     ]

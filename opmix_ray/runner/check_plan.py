@@ -57,6 +57,9 @@ def oddities(config: RunConfig) -> list[str]:
             until = "before the first decision" if stage.decide_at else "in this stage"
             if idle:
                 found.append(f"stages.{position}.start: {', '.join(idle)}: not trained on {until}")
+    mixed = any(len(stage_domains(config, stage)) > 1 for stage in config.stages)
+    if mixed and strategy_of(config).decides != "never" and not any(s.decide_at for s in config.stages):
+        found.append("stages: no decision; decide_at [0.0, 0.3] decides before the first step and at 30 %")
     return found
 
 

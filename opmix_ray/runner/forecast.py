@@ -194,8 +194,9 @@ def estimate(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         prepared: its data.
 
     Returns:
-        `steps`; `tokens` trained on; `flops`: by `training`, `deciding`, `evaluating`; `deciding`: FLOPs of deciding
-        over those of training; `bytes`: `data` that was prepared, `checkpoint` and `model` that are written;
+        `steps`; `tokens` trained on; `decisions`, how many; `flops`: by `training`, `deciding`, `evaluating`;
+        `deciding`: FLOPs of deciding over those of training; `bytes`: `data` that was prepared, `checkpoint` and
+        `model` that are written;
         `tokens_per_second` of all workers; `seconds` by `starting`, `training`, `deciding`, `evaluating`, and their
         sum `total`; both are None where no step could be timed, and `untimed` says why.
     """
@@ -209,8 +210,11 @@ def estimate(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     model = float(weights * DTYPES[config.model.dtype].itemsize)
     tokens = total_steps(config) * config.train.batch_size * costs.length
     kept = 2 if config.train.keep == "best" else 1  # weights and moments in one checkpoint
+    steps = plan(config)
+    decisions = sum(1 for step in steps if step.index >= 0)
     found: dict[str, Any] = {
         "steps": total_steps(config),
+        "decisions": decisions,
         "tokens": tokens,
         "flops": {"training": training, "deciding": deciding, "evaluating": evaluating},
         "deciding": deciding / training,
@@ -228,9 +232,7 @@ def estimate(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     except UserError as error:
         return found | {"untimed": error.problem}
     rate = speed * costs.train  # FLOPs a second
-    steps = plan(config)
     segments = sum(1 for step in steps if step.end > step.start)
-    decisions = sum(1 for step in steps if step.index >= 0)
     seconds = {
         "starting": START + SEGMENT * segments + (DECISION * decisions if deciding else 0.0),
         "training": training / rate,

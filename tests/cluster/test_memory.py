@@ -126,7 +126,7 @@ def test_sizes_for_people() -> None:
 
 
 def test_validate_prints_the_plan(opmix: Opmix, tiny: TinyRun) -> None:
-    tiny.tree["stages"][0]["decide_at"] = []
+    tiny.tree["stages"][0]["decide_at"], tiny.tree["strategy"] = [], "uniform"
     out = opmix("validate", tiny.write()).out
     assert f"{tiny.file}: nothing wrong was found\n" in out
     assert f"planned memory for {PARAMETERS:,} parameters" in out

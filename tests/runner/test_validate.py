@@ -130,10 +130,20 @@ def test_a_share_of_zero_that_is_written_down_is_told_but_not_refused(tiny: Tiny
     assert oddities(config) == ["stages.0.start: mathematics: not trained on before the first decision"]
 
 
+def test_a_run_that_never_decides_is_told_unless_its_strategy_is_not_to(tiny: TinyRun) -> None:
+    tiny.tree["stages"][0]["decide_at"] = []
+    (line,) = oddities(tiny.load())
+    assert line.startswith("stages: no decision; decide_at [0.0, 0.3] decides before")
+    assert examine(tiny.load())["cost"]["decisions"] == 0
+    assert oddities(tiny.load("strategy=uniform")) == []
+    tiny.tree["stages"][0]["domains"] = ["code"]
+    assert oddities(tiny.load()) == []
+
+
 def test_what_a_run_will_cost(tiny: TinyRun) -> None:
     tiny.tree["data"]["cache"] = str(tiny.directory / "cache")
     cost = examine(tiny.load())["cost"]
-    assert (cost["steps"], cost["tokens"]) == (12, 12 * 4 * 32)
+    assert (cost["steps"], cost["tokens"], cost["decisions"]) == (12, 12 * 4 * 32, 1)
     assert cost["deciding"] == cost["flops"]["deciding"] / cost["flops"]["training"] > 0
     weights = cost["bytes"]["model"] / 4
     assert cost["bytes"]["checkpoint"] == 12 * weights
