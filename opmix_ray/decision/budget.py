@@ -47,16 +47,23 @@ class Size:
     asked: int = 0
 
 
-def decision_size(config: RunConfig, stage: StageConfig, components: int) -> Size:
-    """Sizes for one decision of a stage, for the sets that it looks at."""
+def decision_size(config: RunConfig, stage: StageConfig, components: int, *, first: bool = False) -> Size:
+    """Sizes for one decision of a stage, for the sets that it looks at.
+
+    Args:
+        config: the run's.
+        stage: with its decisions.
+        components: probes that are trained.
+        first: the run has trained no step yet.
+    """
     names = config.decided_on()
     counted = config.questions().isdisjoint(names)
-    return sized(config, stage, components=components, sets=len(names), counted=counted)
+    return sized(config, stage, components=components, sets=len(names), counted=counted, first=first)
 
 
 def sized(
-    config: RunConfig, stage: StageConfig, *, components: int, sets: int, counted: bool = False
-) -> Size:
+    config: RunConfig, stage: StageConfig, *, components: int, sets: int, counted: bool = False, first: bool = False
+) -> Size:  # fmt: skip
     """Sizes for one decision of a stage.
 
     Args:
@@ -65,6 +72,7 @@ def sized(
         components: probes that are trained.
         sets: evaluation sets that are scored.
         counted: counting speaks for all of them, so that probes only check it.
+        first: the run has trained no step yet.
     """
     probe, search, train = config.probe, config.search, config.train
     length = config.data.seq_len
@@ -87,10 +95,14 @@ def sized(
             "search.budget is null: sizes as configured",
             MOST_ASKED,
         )
-    one = SAFE * search.budget / max(1, len(stage.decide_at)) * whole
     by_hand = {f"probe.{name}" for name in probe.sized_by_rule & probe.model_fields_set} | {
         f"search.{name}" for name in search.sized_by_rule & search.model_fields_set
     }
+    checking = counted and not by_hand and config.proposal.law == "auto"
+    # Weights that have seen no text tell a probe nothing: what that decision would have cost is left to the others.
+    unread = checking and not pretrained(config) and stage.name == config.stages[0].name
+    often = max(1, len(stage.decide_at) - (unread and min(stage.decide_at, default=1) * stage.steps < 0.5))
+    one = SAFE * search.budget / often * whole
     look = sets * length * FORWARD  # at one sequence of each set
     known = look if pretrained(config) else 0.0  # of it, what is expected to be spent
 
@@ -100,7 +112,6 @@ def sized(
 
     measured = max(LEAST_SEQUENCES, min(search.sequences, int(one / look)))
     alone, asked = affordable(1.0), affordable(FOR_ASKING)
-    checking = counted and not by_hand and config.proposal.law == "auto"
     one = (FOR_CHECKING * one if checking else one) - asked * known
     rows = FOR_PROBES * one / (count * length * PROBE)  # of one probe, over all its steps
     if "probe.batch_size" not in by_hand:
@@ -115,7 +126,7 @@ def sized(
     if "search.sequences" not in by_hand:
         sequences = min(search.sequences, int(passes / (trials + looks)))
     part = search.budget * (FOR_CHECKING if checking else 1)
-    percent = f"{100 * part:g} % of the stage's FLOPs for {max(1, len(stage.decide_at))} decision(s)"
+    percent = f"{100 * part:g} % of the stage's FLOPs for {often} decision(s)"
     if steps < (LEAST_CHECKING if checking else LEAST_STEPS) or sequences < LEAST_SEQUENCES:
         if config.proposal.law != "auto":  # a law that cannot be had by counting
             share = cost(probe.steps, probe.batch_size or train.batch_size, search.trials, search.sequences)
@@ -133,9 +144,13 @@ def sized(
         if not search.budget:
             why = "search.budget is 0"
         return Size(None, 0, measured, alone * known / whole, f"{why}: the mixture comes from {how}", alone)
+    if unread and first:
+        return Size(
+            None, 0, measured, 0.0, "nothing is learned yet: the mixture comes from counting alone", alone
+        )
     kept = f"; set by hand: {', '.join(sorted(by_hand))}" if by_hand else ""
     share = cost(steps, batch, trials, sequences) + asked * known / whole
-    over = "within" if share * max(1, len(stage.decide_at)) <= search.budget else "more than"
+    over = "within" if share * often <= search.budget else "more than"
     return Size(
         probe.but(steps=steps, batch_size=batch), trials, sequences, share,
         f"{count} probes of {steps} steps of {batch} sequences, {trials} candidates on {sequences} sequences a set: "

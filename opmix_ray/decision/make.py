@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ class _Maker:
         self.names, self.old = self.chosen.names, self.chosen.old
         self.sets = tuple(config.decided_on())
         stage = next(stage for stage in config.stages if stage.name == situation.stage)
-        self.size: Size = decision_size(config, stage, len(self.names))
+        self.size: Size = decision_size(config, stage, len(self.names), first=situation.step == 0)
         self.config, self.probe = config, self.size.probe or config.probe
         self.slopes = with_slopes(config, len(self.names), self.size.trials)
         self.trials = candidates(config, len(self.names), self.size.trials)
@@ -194,17 +194,12 @@ class _Maker:
             objective=self.config.objective(),
             bounds={"lower": question.lower, "upper": question.upper},
             effective_step=situation.step if situation.effective is None else situation.effective,
-            components={name: dict(row) for name, row in self._components_data(question.components)},
+            components=question.components.by_name(),
             lost={},
         )
         if found.law is not None:
             self.place.write_json("law.json", found.law.to_dict())
         return decision
-
-    @staticmethod
-    def _components_data(components: Components) -> Iterator[tuple[str, dict[str, float]]]:
-        for name, row in zip(components.names, components.data.tolist(), strict=True):
-            yield name, dict(zip(components.domains, row, strict=True))
 
     def _by_probes(self) -> Decision:
         config, situation = self.config, self.situation

@@ -43,7 +43,7 @@ class OPMix(Strategy):
         mixture = Mixture(old) if any(old.values()) else Mixture.uniform(names)
         kind = read_space(planned.space)[0].kind
         components = len(choose_components(kind, mixture, Mixture.uniform(names)).names)
-        size = decision_size(config, planned.stage, components)
+        size = decision_size(config, planned.stage, components, first=planned.first)
         # A model that has read something may know more than counting would teach: then it is asked first.
         knows = pretrained(config) or bool(planned.known)
         asked = costs.seen_of(size.asked) * costs.forward if knows and size.asked else 0.0

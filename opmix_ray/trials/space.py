@@ -51,6 +51,13 @@ class Components:
         """Data mixtures `p = E^T w` of interpolation weights, (C,) -> (D,) or (n, C) -> (n, D)."""
         return np.asarray(weights) @ self.data
 
+    def by_name(self) -> dict[str, dict[str, float]]:
+        """Share of every domain, by component."""
+        return {
+            name: dict(zip(self.domains, row, strict=True))
+            for name, row in zip(self.names, self.data.tolist(), strict=True)
+        }
+
     def weights_for(self, mixture: Mixture) -> np.ndarray:
         """Interpolation weights (C,) whose data mixture is nearest to the one given.
 

@@ -15,6 +15,7 @@ from opmix_ray.decision.budget import (
     LEAST_CHECKING,
     PROBE,
     TRAIN,
+    Size,
     decision_size,
     sized,
 )
@@ -71,6 +72,29 @@ def test_where_every_set_is_counted_probes_are_long_and_cost_a_fifth(steps: int)
     else:
         assert size.probe is not None
         assert size.probe.steps >= LEAST_CHECKING
+
+
+def test_weights_that_have_seen_nothing_are_not_probed_and_leave_the_budget_to_later_decisions(
+    tmp_path: Path,
+) -> None:
+    def sizes(**sections: Any) -> list[Size]:
+        stage = {"name": "s", "steps": 100_000, "decide_at": [0.0, 0.1]}
+        run = config(0, stages=[stage, {**stage, "name": "t"}], **sections)
+        return [
+            decision_size(run, run.stages[number], components=4, first=first)
+            for number, first in ((0, True), (0, False), (1, False))
+        ]
+
+    begun, later, next_stage = sizes()
+    assert (begun.probe, begun.share) == (None, 0)
+    assert begun.words == "nothing is learned yet: the mixture comes from counting alone"
+    assert "for 1 decision(s)" in later.words
+    assert "for 2 decision(s)" in next_stage.words
+    (tmp_path / "config.json").write_text("{}")
+    for known in ({"model": {"path": str(tmp_path)}}, {"probe": {"steps": 25}}):
+        first, second, _ = sizes(**known)
+        assert first.probe is not None
+        assert "for 2 decision(s)" in second.words
 
 
 @pytest.mark.parametrize(
