@@ -87,7 +87,8 @@ class Problem:
         Args:
             seed: of the run.
             output: of the run.
-            sized: by rule, to the default budget; else as the truths were measured.
+            sized: as `opmix init` would have it, by rule and decided before the first step too; else as the truths
+                were measured.
         """
         if self.pretrained:
             return self._pretrained(seed, output, sized=sized)
@@ -106,11 +107,23 @@ class Problem:
 
         width = self.model["hidden_size"]
         decide = round(self.prefix / (self.prefix + self.steps), 4)
-        whole = {"name": "all", "steps": self.prefix + self.steps, "start": self.start, "decide_at": [decide]}
+        begin = [0.0] if sized else []
+        whole: dict[str, Any] = {
+            "name": "all",
+            "steps": self.prefix + self.steps,
+            "start": self.start,
+            "decide_at": [*begin, decide],
+        }
         stages: list[dict[str, Any]] = [whole]
         if self.new:
             stages = [
-                {"name": "base", "steps": self.prefix, "start": self.start, "domains": self.known},
+                {
+                    "name": "base",
+                    "steps": self.prefix,
+                    "start": self.start,
+                    "domains": self.known,
+                    "decide_at": begin,
+                },
                 {"name": "more", "steps": self.steps, "start": "join", "decide_at": [0.0]},
             ]
         tree: dict[str, Any] = {

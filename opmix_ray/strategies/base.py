@@ -24,6 +24,7 @@ from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.config.strategy import ProxyConfig
 from opmix_ray.data.held_out import part_of, search_sets, tokens_of
 from opmix_ray.data.prepare import Prepared
+from opmix_ray.decision.budget import pretrained
 from opmix_ray.decision.make import Situation, decided
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
@@ -111,11 +112,12 @@ class Costs:
 class Strategy:
     """The neutral one: the run as it is configured, and every decision keeps the mixture in force.
 
-    `decides` says when: at the points of the configuration, once before every stage that has such a point (for
-    strategies that learn from separate models, so that the whole stage can profit), or never.
+    `decides` says when: at the points of the configuration, at those where the model has learned something (for
+    strategies that read its weights), once before every stage that has such a point (for strategies that learn from
+    separate models, so that the whole stage can profit), or never.
     """
 
-    decides: ClassVar[Literal["as configured", "before the stage", "never"]] = "as configured"
+    decides: ClassVar[Literal["as configured", "once trained", "before the stage", "never"]] = "as configured"
 
     def check(self, config: RunConfig) -> None:
         """Refuse a run that does not suit the strategy.
@@ -136,6 +138,12 @@ class Strategy:
         """
         if self.decides == "as configured":
             return {}
+        if self.decides == "once trained":
+            first, *others = config.stages
+            later = [point for point in first.decide_at if point * first.steps >= 1]
+            return (
+                {} if pretrained(config) or not later else {"stages": [first.but(decide_at=later), *others]}
+            )
         before = self.decides == "before the stage"
         return {
             "stages": [

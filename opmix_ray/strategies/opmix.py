@@ -64,6 +64,8 @@ class OPMix(Strategy):
 class Published(OPMix):
     """OP-Mix with the published settings of `probe`, `search` and `proposal`."""
 
+    decides = "once trained"
+
     def changes(self, config: RunConfig) -> dict[str, Any]:
         own = config.strategies.opmix_published
         probe: dict[str, Any] = {
@@ -77,4 +79,4 @@ class Published(OPMix):
             probe["steps"] = own.probe_steps
         search = {"budget": None, "trials": own.trials, "sampler": "random", "gradients": False}
         proposal = {"law": "log-linear", "kl": 0.05, "prior": "current", "verify": False}
-        return {"probe": probe, "search": search, "proposal": proposal}
+        return super().changes(config) | {"probe": probe, "search": search, "proposal": proposal}

@@ -169,6 +169,8 @@ def score_merges(
 class MergeMix(Strategy):
     """One expert per domain, merged as proxies of mixtures."""
 
+    decides = "once trained"
+
     def make(self, making: Making) -> Decision:
         """Train the experts that are missing, score merges, fit, propose."""
         settings = making.config.strategies.mergemix

@@ -91,6 +91,18 @@ def test_only_strategies_with_a_search_decide(tiny: TinyRun) -> None:
     assert {name for name, at in points.items() if at == [0.0]} == {"swarm", "doremi"}
 
 
+def test_strategies_that_read_the_weights_wait_until_these_have_learned(tiny: TinyRun) -> None:
+    def points(strategy: str, *keys: str) -> list[float]:
+        return planned(tiny.load(f"strategy={strategy}", *keys)).stages[0].decide_at
+
+    both = "stages.0.decide_at=[0.0, 0.5]"
+    assert points("opmix", both) == [0.0, 0.5]
+    for name in ("opmix-published", "mergemix"):
+        assert points(name, both) == [0.5]
+        assert points(name, "stages.0.decide_at=[0.0]") == [0.0]
+        assert points(name, both, "base.run=there") == [0.0, 0.5]
+
+
 def test_the_published_settings_are_those_of_the_paper(tiny: TinyRun) -> None:
     config = planned(tiny.load("strategy=opmix-published"))
     assert (config.probe.rank, config.probe.alpha, config.probe.new_share) == (16, 32, 0.9)
