@@ -33,7 +33,8 @@ class StageConfig(Section):
         "proportional where nothing came before.",
     )
     decide_at: list[float] = Field(
-        default_factory=list, description="When to decide: fractions of the stage, each in [0, 1)."
+        default_factory=list,
+        description="When to decide: fractions of the stage, each in [0, 1). 0.0: before the first step. None: never.",
     )
     search_space: SpaceKey | list[SpaceKey] | None = Field(
         None,
