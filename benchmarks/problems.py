@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument(
         "--fit", action="store_true", help="design: by the law of opmix fit, which takes far longer"
     )
+    parser.add_argument(
+        "--again", type=int, default=0, help="judge: decide so often more from what was decided"
+    )
     parser.add_argument("--runs", type=int, default=3, help="run: seeds of the comparison")
     parser.add_argument("--strategies", help="run: names, separated by commas; default: six")
     arguments = parser.parse_args()
@@ -71,7 +74,7 @@ def main() -> None:
             if not any(seed["runs"] for seed in problem.kept()["seeds"].values()):
                 continue
             try:
-                verdicts[name] = judge(problem)
+                verdicts[name] = judge(problem, arguments.again)
             except UserError as error:  # its texts are refused today
                 print(f"{name}: left out: {error}")
         print(table(verdicts))

@@ -8,13 +8,13 @@ one by one).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from opmix_ray.config import ProposalConfig
+from opmix_ray.config import ProbeConfig, ProposalConfig
 from opmix_ray.counts.ngrams import DataLeft, smoothed
 from opmix_ray.decision.budget import MOST_ASKED
 from opmix_ray.decision.choice import Choice, choose
@@ -76,8 +76,8 @@ class Verdict:
         return (self.free[1] - self.got) / (self.free[1] - self.best)
 
 
-def judge(problem: Problem) -> Verdict:
-    """Decide, and read off what the decision would have come to."""
+def judge(problem: Problem, again: int = 0) -> Verdict:
+    """Decide, `again` times more from what was decided, and read off what that would have come to."""
     kept = problem.kept()
     first = next(iter(kept["seeds"].values()))
     bench = Bench.of(problem, int(next(iter(kept["seeds"]))))
@@ -88,7 +88,10 @@ def judge(problem: Problem) -> Verdict:
     shares = [as_array(run["mixture"], domains) for run in first["runs"]]
     values = [np.mean([objective(bench, runs[name]["losses"][end]) for runs in whole]) for name in names]
     trained, losses = np.array(shares), np.array(values)
-    law, choice, mixture = decided(bench, first["prefix"])
+    question = asked(bench, first["prefix"])
+    law, choice, mixture = decided(question)
+    for _ in range(again):
+        mixture = decided(once_more(question, mixture))[2]
     at = mixture.array(domains)
     near = np.abs(trained - at).max(axis=1)
     surrogate = Surrogate(trained, losses)
@@ -107,13 +110,23 @@ def judge(problem: Problem) -> Verdict:
     )  # fmt: skip
 
 
-def decided(bench: Bench, prefix: dict[str, Any]) -> tuple[FittedLaw, Choice, Mixture]:
+def once_more(question: DecisionInputs, mixture: Mixture) -> DecisionInputs:
+    """The same where a mixture that was decided is in force."""
+    names, floor = mixture.domains, 1 - ProbeConfig().new_share
+    return replace(
+        question,
+        components=Components(names, names, (1 - floor) * np.eye(len(names)) + floor * mixture.array()[None]),
+        current=mixture,
+        lower={name: floor * mixture[name] for name in names},
+    )
+
+
+def decided(question: DecisionInputs) -> tuple[FittedLaw, Choice, Mixture]:
     """The product's law, what it chooses, and the mixture."""
-    question = asked(bench, prefix)
     found = fit_decision([], question)
     assert found.law is not None
     assert found.mixture is not None
-    free = {name: mixture for name, mixture in question.free.items() if name != "current"}
+    free = {name: mixture for name, mixture in question.free.items() if mixture != question.current}
     others = {"proposal": found.mixture, **free}
     choice = choose(found.law, others, question.current)
     return found.law, choice, others.get(choice.name, question.current)

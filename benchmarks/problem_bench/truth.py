@@ -263,11 +263,11 @@ def _train_decided(
     problem: Problem, bench: Bench, result: dict[str, Any], seed: int, say: Callable[[str], None]
 ) -> None:
     """Train the mixture that the product decides for today with the first seed, unless it was trained already."""
-    from problem_bench.judge import decided
+    from problem_bench.judge import asked, decided
 
     mine, first = result["seeds"][str(seed)], result["seeds"][str(SEEDS[0])]
     if seed == SEEDS[0]:
-        _, choice, mixture = decided(bench, mine["prefix"])
+        _, choice, mixture = decided(asked(bench, mine["prefix"]))
         what = choice.name
     else:  # the same mixtures with every seed
         trained = [run for run in first["runs"] if run["round"] == len(ROUNDS)]

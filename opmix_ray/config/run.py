@@ -138,7 +138,7 @@ class ProposalConfig(Section):
     kl: float = Field(0.05, ge=0, description="Weight of KL(proposal || prior) in nats of loss.")
     prior: Literal["best", "current", "proportional", "uniform"] | dict[str, float] = Field(
         "best",
-        description="Mixture that the KL term holds on to; `best`: of those in force, uniform, proportional and "
+        description="Mixture that the KL term holds on to; `best`: of the stage's first one, uniform, proportional and "
         "tempered, the one that the law likes best (with another law than `auto`: the mixture in force).",
     )
     verify: bool = Field(

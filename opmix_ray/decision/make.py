@@ -61,6 +61,7 @@ class Situation:
         stage: name of the stage.
         space: name or file of the search space.
         current: mixture in force, over every domain of the stage.
+        first: the one that the stage began with; None: the one in force.
         model: directory of the weights; None: the configured model.
         tokens_left: of the stage.
         tokens_used: by domain, since the run began.
@@ -79,6 +80,7 @@ class Situation:
     tokens_left: int
     tokens_used: dict[str, float]
     old: Mixture | None = None
+    first: Mixture | None = None
     effective: int | None = None
     curves: DomainCurves | None = None
     evaluations: tuple[Evaluation, ...] = ()
@@ -398,13 +400,14 @@ class _Maker:
         return sum(max(weights.get(name, 0.0), 1e-9) * more for name, more in ahead.items()) > 0
 
     def _free(self, tokens: Mapping[str, float]) -> dict[str, Mixture]:
-        """Mixtures that cost nothing to find."""
-        return {
-            "current": self.situation.current,
+        """Mixtures that cost nothing to find. Not an earlier decision's: held to that, each would go further."""
+        rules = {
             "uniform": Mixture.uniform(self.domains),
             "proportional": Mixture.proportional(tokens),
             "temperature": Mixture({name: count**0.5 for name, count in tokens.items()}),
         }
+        first = self.situation.first or self.situation.current
+        return rules if first in rules.values() else {"stage's first": first, **rules}
 
     def _warm_starts(self, components: Components) -> list[np.ndarray]:
         """Weights of the mixture in force, then of the proportional and the uniform mixture, each only once."""

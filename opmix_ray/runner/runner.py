@@ -308,6 +308,7 @@ class _Runner:
     def _situation(self, step: Step, model: Path | None) -> Situation:
         config, stage = self.config, self.config.stages[step.stage]
         stage_end = sum(other.steps for other in config.stages[: step.stage + 1])
+        began_with = next(each for each in self.state.mixtures if each["stage"] == stage.name)
         return Situation(
             index=step.index,
             step=step.start,
@@ -318,6 +319,7 @@ class _Runner:
             tokens_left=(stage_end - step.end) * config.train.batch_size * self.prepared.seq_len,
             tokens_used=self._used(step.end - step.start),
             old=Mixture(self.state.old) if self.state.old else None,
+            first=Mixture(began_with["mixture"]).over(stage_domains(config, stage)),
             effective=step.end,
             curves=DomainCurves.from_dict(self.state.curves) if self.state.curves else None,
             evaluations=self._evaluations(),

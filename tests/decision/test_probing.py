@@ -194,6 +194,35 @@ def test_a_pretrained_model_is_asked_what_it_knows_and_it_is_counted(
 
 
 @pytest.mark.seconds
+def test_a_second_decision_holds_on_to_the_mixture_that_the_stage_began_with(
+    tiny: TinyRun, ray_session: None
+) -> None:
+    """Held to its own proposal, each decision would go as far again as the one before."""
+    tiny.tree["stages"] = [{"name": "all", "steps": 60, "start": "uniform", "decide_at": [0.0]}]
+    tiny.tree |= {"probe": {}, "search": {"budget": 0.05}}
+    tiny.tree["evaluation"] |= {"weights": {"code": 0.6, "german": 0.4}}
+    tiny.tree["proposal"] = {"kl": 1.0}
+    config = tiny.load(output="twice")
+    prepared = prepare(config)
+    begun = Mixture({"code": 0.4, "german": 0.3, "mathematics": 0.3})
+
+    def shares(index: int, current: Mixture, first: Mixture | None) -> Mixture:
+        situation = Situation(
+            index=index, step=0, stage="all", space="simplex", current=current, first=first, model=None,
+            tokens_left=60 * 4 * prepared.seq_len, tokens_used={},
+        )  # fmt: skip
+        storage = Storage(str(tiny.directory / "twice"))
+        return Mixture(make_decision(config, prepared, storage, situation, Progress(), Ledger()).proposal)
+
+    once = shares(0, begun, None)
+    again = shares(1, once, begun)
+    further = shares(2, once, None)
+    assert once["mathematics"] < 0.9 * begun["mathematics"]
+    assert again["mathematics"] == pytest.approx(once["mathematics"], abs=0.005)
+    assert further["mathematics"] < 0.9 * once["mathematics"]
+
+
+@pytest.mark.seconds
 def test_a_model_that_nothing_has_measured_is_measured_within_the_budget(
     tiny: TinyRun, ray_session: None
 ) -> None:
