@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import os
 import signal
 import threading
@@ -13,8 +16,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
+from ray.runtime_context import RuntimeContext
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.controller import TrainController
 
 from opmix_ray.errors import user_errors
 from opmix_ray.node import WATCHER, Reporter, here
@@ -41,10 +46,49 @@ _NO_DATA_SETS, _CLEANER = "DatasetsCallback", "PlacementGroupCleanerCallback"
 class _Trainer(TorchTrainer):
     """Ray Train's own, with fewer processes."""
 
+    def _initialize_and_run_controller(self, **arguments: Any) -> Result:
+        """By an actor, but where a Ray of our own ends with this process: an actor takes two seconds to start.
+
+        In an object store, where another driver may take over, a process that was frozen must not delete when it wakes.
+        """
+        stored = self.run_config.storage_filesystem is not None
+        if os.environ.get(WATCHER) != "0" or stored or _in_a_loop():
+            return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
+        with _without_an_actor(), contextlib.closing(asyncio.new_event_loop()) as loop:
+            controller = TrainController(**arguments)
+            loop.run_until_complete(controller.run())  # type: ignore[no-untyped-call]
+            return controller.get_result()
+
     def _create_default_callbacks(self) -> list[Any]:
         unused = {_NO_DATA_SETS} | ({_CLEANER} if os.environ.get(WATCHER) == "0" else set())
         found = super()._create_default_callbacks()  # type: ignore[misc]
         return [each for each in found if type(each).__name__ not in unused]
+
+
+def _in_a_loop() -> bool:
+    """Whether this thread runs an event loop already, as a notebook's does."""
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop() is not None
+    return False
+
+
+@contextmanager
+def _without_an_actor() -> Iterator[None]:
+    """Let a controller that is no actor ask for the handle of its actor, and log nothing to this process's terminal.
+
+    It gives the handle to the workers, who would ask it for all checkpoints that were reported; ours do not. Errors
+    that it logs it also raises.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
+    asked, logger = RuntimeContext.current_actor, logging.getLogger("ray.train")
+    level = logger.level
+    RuntimeContext.current_actor = property(lambda self: None)  # type: ignore[assignment, method-assign]
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        RuntimeContext.current_actor = asked  # type: ignore[method-assign]
+        logger.setLevel(level)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,6 +118,30 @@ def test_workers_and_accumulation_change_nothing_but_rounding(
     assert one.tokens.tolist() == other.tokens.tolist()
     assert one.tokens.sum() == 6 * 4 * 31
     assert other.nats == pytest.approx(one.nats, rel=1e-5)
+
+
+def test_train_controls_from_here_and_by_an_actor_where_an_event_loop_runs(
+    tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook's cells run in an event loop."""
+    made: list[str] = []
+
+    class Counted(trainer.TrainController):  # type: ignore[misc]
+        def __init__(self, **arguments: Any) -> None:
+            made.append(arguments["train_run_context"].run_config.name)
+            super().__init__(**arguments)
+
+    async def in_a_loop() -> SegmentResult:
+        return run_segment(segment(tiny, prepared, "loop"), lambda *_: None)
+
+    monkeypatch.setattr(trainer, "TrainController", Counted)
+    looped = asyncio.run(in_a_loop())
+    assert made == []
+    here = run_segment(segment(tiny, prepared, "here"), lambda *_: None)
+    assert made == ["here-0"]
+    assert losses(here) == losses(looped) == losses(whole[0])
+    with pytest.raises(RuntimeError, match="only available in an actor"):
+        _ = ray.get_runtime_context().current_actor
 
 
 @pytest.mark.slow
