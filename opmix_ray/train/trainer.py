@@ -20,6 +20,7 @@ from ray.runtime_context import RuntimeContext
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from opmix_ray.errors import user_errors
 from opmix_ray.node import WATCHER, Reporter, here
@@ -43,6 +44,16 @@ _ENVIRONMENT = {
 _NO_DATA_SETS, _CLEANER = "DatasetsCallback", "PlacementGroupCleanerCallback"
 
 
+class _NoGrowth(FixedScalingPolicy):  # type: ignore[misc]
+    """Asks nobody for machines, which costs another actor: a Ray of our own is this machine."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Begin without a client of the autoscaler."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
 class _Trainer(TorchTrainer):
     """Ray Train's own, with fewer processes."""
 
@@ -55,6 +66,7 @@ class _Trainer(TorchTrainer):
         if os.environ.get(WATCHER) != "0" or stored or _in_a_loop():
             return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
         with _without_an_actor(), contextlib.closing(asyncio.new_event_loop()) as loop:
+            arguments["scaling_policy"] = _NoGrowth(self.scaling_config)  # type: ignore[arg-type]
             controller = TrainController(**arguments)
             loop.run_until_complete(controller.run())  # type: ignore[no-untyped-call]
             return controller.get_result()
