@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from opmix_ray.config import ProbeConfig, ProposalConfig
+from opmix_ray.config import ProposalConfig
 from opmix_ray.counts.ngrams import DataLeft, smoothed
 from opmix_ray.decision.budget import MOST_ASKED
 from opmix_ray.decision.choice import Choice, choose
@@ -91,7 +91,7 @@ def judge(problem: Problem, again: int = 0) -> Verdict:
     question = asked(bench, first["prefix"])
     law, choice, mixture = decided(question)
     for _ in range(again):
-        mixture = decided(once_more(question, mixture))[2]
+        mixture = decided(replace(question, **in_force(mixture, 1 - bench.config.probe.new_share)))[2]
     at = mixture.array(domains)
     near = np.abs(trained - at).max(axis=1)
     surrogate = Surrogate(trained, losses)
@@ -110,15 +110,16 @@ def judge(problem: Problem, again: int = 0) -> Verdict:
     )  # fmt: skip
 
 
-def once_more(question: DecisionInputs, mixture: Mixture) -> DecisionInputs:
-    """The same where a mixture that was decided is in force."""
-    names, floor = mixture.domains, 1 - ProbeConfig().new_share
-    return replace(
-        question,
-        components=Components(names, names, (1 - floor) * np.eye(len(names)) + floor * mixture.array()[None]),
-        current=mixture,
-        lower={name: floor * mixture[name] for name in names},
-    )
+def in_force(mixture: Mixture, floor: float) -> dict[str, Any]:
+    """What a decision's question says of the mixture in force; no share falls below so large a part of its own."""
+    names = mixture.domains
+    return {
+        "components": Components(
+            names, names, (1 - floor) * np.eye(len(names)) + floor * mixture.array()[None]
+        ),
+        "current": mixture,
+        "lower": {name: floor * mixture[name] for name in names},
+    }
 
 
 def decided(question: DecisionInputs) -> tuple[FittedLaw, Choice, Mixture]:
@@ -157,7 +158,6 @@ def asked(bench: Bench, prefix: dict[str, Any]) -> DecisionInputs:
     now = prefix["losses"][str(problem.prefix)]
     if not problem.pretrained:
         counts = smoothed(counts, now, current.array(bench.domains), data, problem.new)
-    floor = 1 - config.probe.new_share
     names = tuple(bench.domains)
     free = {
         "uniform": Mixture.uniform(names),
@@ -165,11 +165,8 @@ def asked(bench: Bench, prefix: dict[str, Any]) -> DecisionInputs:
         "temperature": Mixture({name: count**0.5 for name, count in bench.tokens.items()}),
     }
     return DecisionInputs(
-        components=Components(
-            names, names, (1 - floor) * np.eye(len(names)) + floor * current.array()[None]
-        ),
-        sets=tuple(weights), objective=weights, current=current, prior=current,
-        lower={name: floor * current[name] for name in names}, upper=dict.fromkeys(names, 1.0),
+        **in_force(current, 1 - config.probe.new_share),
+        sets=tuple(weights), objective=weights, prior=current, upper=dict.fromkeys(names, 1.0),
         settings=ProposalConfig(), seed=0, steps=float(problem.steps), known=Known(counts, data),
         free={"current": current, **free},
     )  # fmt: skip

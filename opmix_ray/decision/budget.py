@@ -101,7 +101,7 @@ def sized(
     checking = counted and not by_hand and config.proposal.law == "auto"
     # Weights that have seen no text tell a probe nothing: what that decision would have cost is left to the others.
     unread = checking and not pretrained(config) and stage.name == config.stages[0].name
-    often = max(1, len(stage.decide_at) - (unread and min(stage.decide_at, default=1) * stage.steps < 0.5))
+    often = max(1, len(stage.decide_at) - (unread and min(stage.decide_at, default=1) * stage.steps <= 0.5))
     one = SAFE * search.budget / often * whole
     look = sets * length * FORWARD  # at one sequence of each set
     known = look if pretrained(config) else 0.0  # of it, what is expected to be spent

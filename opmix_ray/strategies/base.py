@@ -140,10 +140,10 @@ class Strategy:
             return {}
         if self.decides == "once trained":
             first, *others = config.stages
-            later = [point for point in first.decide_at if point * first.steps >= 1]
-            return (
-                {} if pretrained(config) or not later else {"stages": [first.but(decide_at=later), *others]}
-            )
+            later = [point for point in first.decide_at if round(point * first.steps) > 0]
+            if pretrained(config) or not later:
+                return {}
+            return {"stages": [first.but(decide_at=later), *others]}
         before = self.decides == "before the stage"
         return {
             "stages": [

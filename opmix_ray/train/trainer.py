@@ -39,6 +39,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
+_LOGS = "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"
 # Actors of Train's that every segment would start: one hands out data sets of Ray Data, of which we have none; another
 # looks after what a killed controller leaves, which a Ray of our own does not outlive.
 _NO_DATA_SETS, _CLEANER = "DatasetsCallback", "PlacementGroupCleanerCallback"
@@ -63,7 +64,7 @@ class _Trainer(TorchTrainer):
         In an object store, where another driver may take over, a process that was frozen must not delete when it wakes.
         """
         stored = self.run_config.storage_filesystem is not None
-        if os.environ.get(WATCHER) != "0" or stored or _in_a_loop():
+        if not _on_own_ray() or stored or _in_a_loop():
             return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
         with _without_an_actor(), contextlib.closing(asyncio.new_event_loop()) as loop:
             arguments["scaling_policy"] = _NoGrowth(self.scaling_config)  # type: ignore[arg-type]
@@ -72,9 +73,14 @@ class _Trainer(TorchTrainer):
             return controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
-        unused = {_NO_DATA_SETS} | ({_CLEANER} if os.environ.get(WATCHER) == "0" else set())
+        unused = {_NO_DATA_SETS} | ({_CLEANER} if _on_own_ray() else set())
         found = super()._create_default_callbacks()  # type: ignore[misc]
         return [each for each in found if type(each).__name__ not in unused]
+
+
+def _on_own_ray() -> bool:
+    """Whether Ray ends with this process, so that nobody takes its machine away."""
+    return os.environ.get(WATCHER) == "0"
 
 
 def _in_a_loop() -> bool:
@@ -91,9 +97,9 @@ def _without_an_actor() -> Iterator[None]:
     It gives the handle to the workers, who would ask it for all checkpoints that were reported; ours do not. Errors
     that it logs it also raises.
     """
-    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
     asked, logger = RuntimeContext.current_actor, logging.getLogger("ray.train")
-    level = logger.level
+    level, before = logger.level, os.environ.get(_LOGS)
+    os.environ[_LOGS] = "0"
     RuntimeContext.current_actor = property(lambda self: None)  # type: ignore[assignment, method-assign]
     logger.setLevel(logging.CRITICAL)
     try:
@@ -101,6 +107,10 @@ def _without_an_actor() -> Iterator[None]:
     finally:
         RuntimeContext.current_actor = asked  # type: ignore[method-assign]
         logger.setLevel(level)
+        if before is None:
+            del os.environ[_LOGS]
+        else:
+            os.environ[_LOGS] = before
 
 
 @dataclass(frozen=True)
