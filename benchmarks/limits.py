@@ -1,6 +1,6 @@
 """Limits on sets, judged on problems whose mixtures were really trained: are they held, and what do they cost?
 
-python benchmarks/limits.py [NAME ...] [--most 2]
+python benchmarks/limits.py [NAME ...] [--most 2] [--way 0.5 0.65]
 
 For each of the first sets of a problem: a decision for the mean of the other sets, with that set under a limit in nats,
 part of the way from its loss at the decision to what training under the mixture in force really led to. The decision is
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from opmix_ray.mixture import Mixture  # noqa: E402
 WAY = (0.5, 0.65)  # parts of the way down that a set must come
 
 
-def decisions(problem: Problem, most: int) -> list[dict[str, Any]]:
+def decisions(problem: Problem, most: int, ways: Sequence[float] = WAY) -> list[dict[str, Any]]:
     """Each limited decision on one problem, with what it came to."""
     kept = problem.kept()
     seed = next(iter(kept["seeds"]))
@@ -65,7 +66,7 @@ def decisions(problem: Problem, most: int) -> list[dict[str, Any]]:
         others = [other for other in sets if other != name]
         free = made().mixture
         current = question.current.shares
-        for way in WAY:
+        for way in ways:
             ceiling = now[name] - way * (now[name] - truly(current, [name]))
             held = made(limits={name: Limit(name, nats=ceiling)})
             told = held.details["limits"][name]
@@ -86,6 +87,9 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*")
     parser.add_argument("--most", type=int, default=2, help="Sets of each problem that are limited in turn.")
+    parser.add_argument(
+        "--way", type=float, nargs="+", default=WAY, help="Parts of the way that a set must come."
+    )
     arguments = parser.parse_args()
     print(
         f"{'problem':10s} {'set':10s} {'way':>4s} {'at most':>7s} {'free':>7s} {'limited':>7s} {'doubt':>6s} "
@@ -97,7 +101,7 @@ def main() -> None:
             problem = Problem.load(name)
             if not any(seed["runs"] for seed in problem.kept()["seeds"].values()):
                 continue
-            rows = decisions(problem, arguments.most)
+            rows = decisions(problem, arguments.most, arguments.way)
         except UserError as error:  # its texts are refused today
             print(f"{name}: left out: {error}")
             continue
@@ -115,7 +119,7 @@ def main() -> None:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """How many limits were held, of those promised and of those that the unlimited mixture breaks; the price."""
-    promised = [row for row in rows if row["promised"]]
+    promised, others = ([row for row in rows if row["promised"] == yes] for yes in (True, False))
     broken = [row for row in promised if row["free"] > row["ceiling"]]
     room = [row for row in promised if row["free gain"] > 0.005]
     parts = [row["gain"] / row["free gain"] for row in room]
@@ -124,9 +128,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
     def held(some: list[dict[str, Any]]) -> str:
         return f"{sum(row['got'] <= row['ceiling'] for row in some)} of {len(some)}"
 
+    rest = (
+        f"; gain of the rest {np.mean([row['gain'] for row in others]):.3f} nats on average" if others else ""
+    )
     return (
         f"{len(rows)} decisions; promised {len(promised)}; held of those promised {held(promised)}, of those that the "
-        f"unlimited mixture breaks {held(broken)}; of the rest {held([r for r in rows if not r['promised']])}\n"
+        f"unlimited mixture breaks {held(broken)}; of the rest {held(others)}{rest}\n"
         f"gain of the unlimited decision kept under a promised limit: median {np.median(parts):.2f}, "
         f"all together {whole:.2f}"
     )

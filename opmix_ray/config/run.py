@@ -110,7 +110,7 @@ class SearchConfig(Section):
         "than two `trials` for each of them, under a law that uses them (`own-share`, `log-share`).",
     )
     sampler: Literal["gp", "tpe", "qmc", "cmaes", "random"] = Field(
-        "gp", description="Optuna sampler that proposes candidates."
+        "tpe", description="Optuna sampler that proposes candidates."
     )
     round_size: int = Field(
         4,

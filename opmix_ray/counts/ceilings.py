@@ -124,8 +124,10 @@ REACHED, SPREAD = (
 )  # of the way from what counting says to the loss of now: median, standard error upwards
 AT_LEAST = 0.05  # nats of a level's standard error, however near now: hardly learnable sets end up to .1 above counting
 Z = 1.645  # of a one-sided 95 % bound
+CONFIDENCES = {0.95: Z, 0.8: 0.842, 0.5: 0.0}  # with which a limit is to be kept, and its one-sided bounds
 ERRORS = "level_errors"  # by set, nats; in the law's details
 AT_LIMIT = 2e-3  # nats under its ceiling within which a set binds
+OVER = 1e-5  # above a ceiling that still counts as kept, in parts of it (of 1, where it is less)
 
 
 @dataclass(frozen=True)
@@ -234,16 +236,29 @@ def told(law: FittedLaw, ceilings: Mapping[str, Ceiling], shares: np.ndarray) ->
             "ceiling": ceiling.most,
             "predicted": float(p),
             "at_95": float(h),
-            "kept": bool(h <= ceiling.most + 1e-5 * max(1.0, abs(ceiling.most))),
+            "kept": _confidence(ceiling.most, p, h) == max(CONFIDENCES),
+            "confidence": _confidence(ceiling.most, p, h),
             "binds": bool(h >= ceiling.most - AT_LIMIT),
         }
         for (name, ceiling), p, h in zip(ceilings.items(), predicted, high, strict=True)
     }
 
 
-def excess(told_of: Mapping[str, Mapping[str, Any]]) -> float:
-    """By how much the worst limit is missed, in its unit; 0 where all are kept."""
-    return max((one["at_95"] - one["ceiling"] for one in told_of.values() if not one["kept"]), default=0.0)
+def _confidence(most: float, predicted: float, at_95: float) -> float:
+    """The greatest of `CONFIDENCES` with which a loss stays below `most`; 0: it is expected above."""
+    allowed = most + OVER * max(1.0, abs(most))
+    kept = (c for c, z in CONFIDENCES.items() if predicted + z / Z * (at_95 - predicted) <= allowed)
+    return max(kept, default=0.0)
+
+
+def missed(told_of: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
+    """How badly limits are missed, to compare mixtures by: the confidence that is lacking, then nats expected above.
+
+    The nats count only where no confidence is left.
+    """
+    confidence = min((one["confidence"] for one in told_of.values()), default=max(CONFIDENCES))
+    above = max((one["predicted"] - one["ceiling"] for one in told_of.values()), default=0.0)
+    return 1 - confidence, 0.0 if confidence else above
 
 
 def in_words(told_of: Mapping[str, Mapping[str, Any]]) -> str:
@@ -256,11 +271,12 @@ def in_words(told_of: Mapping[str, Mapping[str, Any]]) -> str:
         ends = f"expected {one['predicted']:.4g}, 95 % below {one['at_95']:.4g}"
         return f"`{name}` (at most {one['ceiling']:.4g}, {ends})"
 
-    missed = [name for name, one in told_of.items() if not one["kept"]]
-    if missed:
+    lacking = [name for name, one in told_of.items() if not one["kept"]]
+    if lacking:
+        confidence = min(told_of[name]["confidence"] for name in lacking)
+        instead = f"this one keeps it with {100 * confidence:g} %" if confidence else "this one comes nearest"
         return (
-            f"no mixture keeps the limit on {', '.join(map(each, missed))} with 95 % confidence; "
-            "this one comes nearest"
+            f"no mixture keeps the limit on {', '.join(map(each, lacking))} with 95 % confidence; {instead}"
         )
     binding = [name for name, one in told_of.items() if one["binds"]]
     if binding:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from opmix_ray.config.objective import UNITS, Objective
-from opmix_ray.counts.ceilings import Ceiling, excess, in_words, told
+from opmix_ray.counts.ceilings import Ceiling, in_words, missed, told
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture
 
@@ -130,8 +130,8 @@ def choose(
         others: by name.
         current: mixture in force.
         unit: of the law's objective.
-        ceilings: by evaluation set; of mixtures that miss one only what comes nearest is taken, and only where none
-            keeps all.
+        ceilings: by evaluation set; only mixtures that keep all with the greatest confidence that one has are taken,
+            and where none is expected to, what comes nearest.
     """
     mixtures = {**others, Choice.CURRENT: current}
     shares = np.array([mixture.array(law.domains) for mixture in mixtures.values()])
@@ -139,8 +139,8 @@ def choose(
     expected = dict(zip(mixtures, losses.tolist(), strict=True))
     stds = dict(zip(mixtures, law.objective_std(shares).tolist(), strict=True))
     limits = {n: told(law, ceilings or {}, row) for n, row in zip(mixtures, shares, strict=True)}
-    missed = {n: excess(found) for n, found in limits.items()}
-    able = [n for n, more in missed.items() if more <= min(missed.values())]
+    lacking = {n: missed(found) for n, found in limits.items()}
+    able = [n for n, one in lacking.items() if one <= min(lacking.values())]
     name = min(able, key=lambda each: expected[each])
     gain = expected[Choice.CURRENT] - expected[name]
     if gain < WORTH and Choice.CURRENT in able:

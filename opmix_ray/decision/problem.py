@@ -171,17 +171,10 @@ class Problem:
         """The mixture within the linear limits nearest to `towards` (in total variation), (D,)."""
         domains = self.limits.shape[1]
         towards = np.full(domains, 1 / domains) if towards is None else towards
-        eye = np.eye(domains)
+        eye, none = np.eye(domains), np.zeros((len(self.limits), domains))
         answer = linprog(
             np.concatenate([np.zeros(domains), np.ones(domains)]),
-            A_ub=np.block(
-                [
-                    [-self.limits, np.zeros((len(self.limits), domains))],
-                    [self.limits, np.zeros((len(self.limits), domains))],
-                    [eye, -eye],
-                    [-eye, -eye],
-                ]
-            ),
+            A_ub=np.block([[-self.limits, none], [self.limits, none], [eye, -eye], [-eye, -eye]]),
             b_ub=np.concatenate([-self.low, self.high, towards, -towards]),
             A_eq=np.concatenate([np.ones(domains), np.zeros(domains)])[None],
             b_eq=[1.0],

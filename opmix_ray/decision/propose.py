@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.counts.ceilings import Ceiling, upper_bounds
+from opmix_ray.counts.ceilings import CONFIDENCES, OVER, Ceiling, upper_bounds
 from opmix_ray.decision.choice import AimedLaw
 from opmix_ray.decision.problem import Problem, solve
 from opmix_ray.errors import UserError
@@ -99,7 +99,8 @@ def propose(
         worst_case: minimise the greatest `metric - reference` over the metrics with weight instead.
         no_worse_than: by how much a metric may exceed its prediction at the current mixture; one number for
             all metrics, or by metric.
-        ceilings: metric -> what it must stay below; where no mixture does that, the nearest one is proposed.
+        ceilings: metric -> what it must stay below, with the greatest of `CONFIDENCES` with which a mixture does; where
+            none is expected to, the nearest one is proposed.
         expand: component -> mixture of leaf domains it stands for; KL and limits are then over leaves.
         seed: of starts and of the bootstrap.
         bootstrap: refits for the intervals, see `FittedLaw.redrawn`; 0: none.
@@ -112,10 +113,7 @@ def propose(
     problem = _problem(
         law, prior, kl, lower, upper, current, reference, worst_case, no_worse_than, expand or {}, seed
     )
-    if ceilings:
-        problem.ceilings |= {law.metric_names.index(name): one for name, one in ceilings.items()}
-        problem.soft, problem.iterations = True, min(problem.iterations, 60)
-    shares = solve(problem)
+    problem, shares = _solve_within(problem, ceilings) if ceilings else (problem, solve(problem))
     at = problem.baseline
     mixture = Mixture.from_array(law.domains, shares)
     found = Proposal(
@@ -142,19 +140,28 @@ def propose(
     )
 
 
+def _solve_within(problem: Problem, ceilings: Mapping[str, Ceiling]) -> tuple[Problem, np.ndarray]:
+    """The problem with ceilings at the greatest confidence that a mixture keeps them with, and its solution (D,).
+
+    What comes nearest to a ceiling that is out of reach is an extreme mixture, for which the other sets pay.
+    """
+    named = {problem.law.metric_names.index(name): one for name, one in ceilings.items()}
+    for z in CONFIDENCES.values():
+        bounded = {metric: replace(one, z=z) for metric, one in named.items()}
+        tried = replace(
+            problem, ceilings=problem.ceilings | bounded, soft=True, iterations=min(problem.iterations, 60)
+        )
+        shares = solve(tried)
+        if tried.violation(shares)[0] <= OVER:
+            break
+    return tried, shares
+
+
 def _problem(
-    law: FittedLaw,
-    prior: Mixture,
-    kl: float,
-    lower: Limits,
-    upper: Limits,
-    current: Mixture | None,
-    reference: Limits,
-    worst_case: bool,
-    no_worse_than: Mapping[str, float] | float | None,
-    expand: Mapping[str, Mapping[str, float]],
-    seed: int,
-) -> Problem:
+    law: FittedLaw, prior: Mixture, kl: float, lower: Limits, upper: Limits, current: Mixture | None,
+    reference: Limits, worst_case: bool, no_worse_than: Mapping[str, float] | float | None,
+    expand: Mapping[str, Mapping[str, float]], seed: int,
+) -> Problem:  # fmt: skip
     if not np.isfinite(kl) or kl < 0:
         raise UserError(
             "must be a number of at least 0", key="kl", value=kl, remedy="the usual value is 0.05"
@@ -231,11 +238,7 @@ def _known(key: str, given: Mapping[str, Any], known: list[str]) -> None:
 
 
 def _bootstrap(
-    problem: Problem,
-    shares: np.ndarray,
-    seed: int,
-    count: int,
-    step: Callable[[int, int], None] | None,
+    problem: Problem, shares: np.ndarray, seed: int, count: int, step: Callable[[int, int], None] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Solutions (B, D) and the gains (B,) of the given shares under refitted laws."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from opmix_ray.config import ProposalConfig
 from opmix_ray.config.objective import UNITS, Limit, Objective
 from opmix_ray.config.run import FOR_TRAINED
-from opmix_ray.counts.ceilings import Ceiling, ceilings_of, excess, in_words, levelled, told
+from opmix_ray.counts.ceilings import Ceiling, ceilings_of, in_words, levelled, missed, told
 from opmix_ray.decision.choice import aimed, choose, kl_in_unit
 from opmix_ray.decision.data_law import Known, fit_data_law
 from opmix_ray.decision.old_part import OLD, OldPart, slopes_of
@@ -407,7 +407,7 @@ def _within(
         for name, mixture in (("proposal", proposal), ("old", current))
     }
     other = "old" if kept == "proposal" else "proposal"
-    if excess(found[kept]) > excess(found[other]):
+    if missed(found[kept]) > missed(found[other]):
         kept = other
     return kept, found[kept], in_words(found[kept])
 

@@ -111,7 +111,10 @@ def limit_table(files: DecisionFiles) -> str:
     for name, one in limits.items():
         values = n.numbers(one)
         kept, binds = (one.get(key) is True if isinstance(one, dict) else False for key in ("kept", "binds"))
-        state = ("kept, and it binds" if binds else "kept") if kept else "cannot be kept with 95 % confidence"
+        state = "kept, and it binds" if binds else "kept"
+        if not kept:
+            instead = f"; kept with {n.percent(values['confidence'])}" if values.get("confidence") else ""
+            state = f"cannot be kept with 95 % confidence{instead}"
         rows.append([name, *(n.loss(values.get(key)) for key in ("ceiling", "predicted", "at_95")), state])
     return table(
         ["set", "at most", "expected", "95 % below", "limit"],

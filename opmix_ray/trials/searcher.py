@@ -331,7 +331,7 @@ def _sampler(name: str, seed: int, startup: int) -> BaseSampler:
     """An Optuna sampler by name, seeded.
 
     Args:
-        name: `gp` (Gaussian process, log expected improvement), `tpe`, `qmc` (scrambled Sobol), `cmaes`, `random`.
+        name: `tpe`, `gp` (Gaussian process, log expected improvement), `qmc` (scrambled Sobol), `cmaes`, `random`.
         seed: of everything it draws.
         startup: candidates drawn at random before `gp` and `tpe` begin to model.
 

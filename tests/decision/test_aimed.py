@@ -169,15 +169,35 @@ def test_a_limit_that_binds_is_kept_at_its_95_percent_bound() -> None:
 def test_a_limit_that_nothing_keeps_says_so_and_comes_nearest() -> None:
     asked, decision = limited(0.5)
     assert "no mixture keeps the limit on `middle` (at most 0.5" in decision.reason
-    assert decision.details["limits"]["middle"]["kept"] is False
-    reached = ends(asked, decision, "middle")[1]
-    law = fit([], asked)
+    told = decision.details["limits"]["middle"]
+    assert (told["kept"], told["confidence"]) == (False, 0.0)
+    assert "this one comes nearest" in decision.reason
     pool = np.random.default_rng(0).dirichlet(np.ones(3), 500)
-    response = law.responses[1]
-    bounds = response.predict(pool) + 1.645 * np.hypot(
-        response.std(pool), law.details["level_errors"]["middle"]
-    )
-    assert reached <= bounds.min() + 1e-3
+    assert ends(asked, decision, "middle")[0] <= fit([], asked).responses[1].predict(pool).min() + 1e-3
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize(("confidence", "z", "surer"), [(0.8, 0.842, 1.645), (0.5, 0.0, 0.842)])
+def test_a_limit_that_cannot_be_promised_is_kept_with_less_confidence(
+    confidence: float, z: float, surer: float
+) -> None:
+    free, unlimited = limited(9.0)
+    law = fit([], free)
+    response, error = law.responses[1], law.details["level_errors"]["middle"]
+    pool = np.random.default_rng(0).dirichlet(np.ones(3), 2000)
+
+    def least(z: float) -> float:
+        return float((response.predict(pool) + z * np.hypot(response.std(pool), error)).min())
+
+    ceiling = 0.5 * (least(z) + least(surer))
+    asked, decision = limited(ceiling)
+    expected, bound = ends(asked, decision, "middle")
+    assert expected + z / 1.645 * (bound - expected) == pytest.approx(ceiling, abs=2e-3), "no more than that"
+    told = decision.details["limits"]["middle"]
+    assert (told["kept"], told["confidence"]) == (False, confidence)
+    assert f"with 95 % confidence; this one keeps it with {100 * confidence:g} %" in decision.reason
+    _, nearest = limited(0.5)
+    assert unlimited.mixture["middle"] < decision.mixture["middle"] < nearest.mixture["middle"]
 
 
 @pytest.mark.seconds
