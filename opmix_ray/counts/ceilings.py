@@ -7,9 +7,9 @@ than .2 of the way above it (docs/decisions.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -127,7 +127,10 @@ Z = 1.645  # of a one-sided 95 % bound
 CONFIDENCES = {0.95: Z, 0.8: 0.842, 0.5: 0.0}  # with which a limit is to be kept, and its one-sided bounds
 ERRORS = "level_errors"  # by set, nats; in the law's details
 AT_LIMIT = 2e-3  # nats under its ceiling within which a set binds
+FIRST = 1e6  # weight of a ceiling that can be kept, beside those that cannot
 OVER = 1e-5  # above a ceiling that still counts as kept, in parts of it (of 1, where it is less)
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Ceiling:
         most: greatest value, in the metric's unit.
         z: standard errors that the prediction must stay below it by; 0: the prediction itself.
         error: standard error of every prediction's level, in addition to the law's own.
+        weight: how much a miss counts beside misses of other ceilings.
         response: predicts the metric, with standard errors from the mixture whose value is known; None: the law's.
     """
 
@@ -145,6 +149,39 @@ class Ceiling:
     z: float = 0.0
     error: float = 0.0
     response: Response | None = None
+    weight: float = 1.0
+
+
+def surest(
+    ceilings: Mapping[str, Ceiling], tried: Callable[[Mapping[str, Ceiling]], tuple[Found, bool]]
+) -> Found:
+    """What is found under ceilings, each at the greatest of `CONFIDENCES` that it can have.
+
+    Where not all can be kept, those that cannot be kept alone give way, else all do. One that is not even expected to
+    be kept counts little: the others do not pay for coming nearer to it.
+
+    Args:
+        ceilings: by metric.
+        tried: for ceilings, what comes nearest to them or is best under them, and whether it keeps them.
+    """
+    bounds = list(CONFIDENCES.values())
+    rung = dict.fromkeys(ceilings, 0)
+
+    def at(names: Iterable[str]) -> dict[str, Ceiling]:
+        return {name: replace(ceilings[name], z=bounds[rung[name]]) for name in names}
+
+    while True:
+        found, kept = tried(at(ceilings))
+        if kept:
+            return found
+        alone = [name for name in ceilings if len(ceilings) == 1 or not tried(at([name]))[1]]
+        lower = [name for name in alone or ceilings if rung[name] < len(bounds) - 1]
+        if not lower:
+            break
+        rung |= {name: rung[name] + 1 for name in lower}
+    if not alone or len(alone) == len(ceilings):
+        return found
+    return tried({n: replace(one, weight=1.0 if n in alone else FIRST) for n, one in at(ceilings).items()})[0]
 
 
 def upper_bounds(law: FittedLaw, ceilings: Mapping[int, Ceiling], shares: np.ndarray) -> np.ndarray:
@@ -236,8 +273,8 @@ def told(law: FittedLaw, ceilings: Mapping[str, Ceiling], shares: np.ndarray) ->
             "ceiling": ceiling.most,
             "predicted": float(p),
             "at_95": float(h),
-            "kept": _confidence(ceiling.most, p, h) == max(CONFIDENCES),
-            "confidence": _confidence(ceiling.most, p, h),
+            "confidence": (confidence := _confidence(ceiling.most, p, h)),
+            "kept": confidence == max(CONFIDENCES),
             "binds": bool(h >= ceiling.most - AT_LIMIT),
         }
         for (name, ceiling), p, h in zip(ceilings.items(), predicted, high, strict=True)
@@ -252,13 +289,11 @@ def _confidence(most: float, predicted: float, at_95: float) -> float:
 
 
 def missed(told_of: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
-    """How badly limits are missed, to compare mixtures by: the confidence that is lacking, then nats expected above.
-
-    The nats count only where no confidence is left.
-    """
-    confidence = min((one["confidence"] for one in told_of.values()), default=max(CONFIDENCES))
-    above = max((one["predicted"] - one["ceiling"] for one in told_of.values()), default=0.0)
-    return 1 - confidence, 0.0 if confidence else above
+    """How badly limits are missed, to compare mixtures by: at most how many are expected to be, then by how much."""
+    return (
+        sum(1 - one["confidence"] for one in told_of.values()),
+        sum(max(0.0, one["predicted"] - one["ceiling"]) for one in told_of.values() if not one["confidence"]),
+    )
 
 
 def in_words(told_of: Mapping[str, Mapping[str, Any]]) -> str:

@@ -110,7 +110,7 @@ class Problem:
         if self.ceilings:
             most = self.most()
             over = (upper_bounds(self.law, self.ceilings, shares) - most) / np.maximum(1.0, np.abs(most))
-            worst = np.maximum(worst, over.max(axis=1))
+            worst = np.maximum(worst, (over * [one.weight for one in self.ceilings.values()]).max(axis=1))
         return worst
 
     def most(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.counts.ceilings import CONFIDENCES, OVER, Ceiling, upper_bounds
+from opmix_ray.counts.ceilings import OVER, Ceiling, surest, upper_bounds
 from opmix_ray.decision.choice import AimedLaw
 from opmix_ray.decision.problem import Problem, solve
 from opmix_ray.errors import UserError
@@ -99,8 +99,8 @@ def propose(
         worst_case: minimise the greatest `metric - reference` over the metrics with weight instead.
         no_worse_than: by how much a metric may exceed its prediction at the current mixture; one number for
             all metrics, or by metric.
-        ceilings: metric -> what it must stay below, with the greatest of `CONFIDENCES` with which a mixture does; where
-            none is expected to, the nearest one is proposed.
+        ceilings: metric -> what it must stay below, with the greatest confidence with which a mixture does (`surest`);
+            where none is expected to, the nearest one is proposed.
         expand: component -> mixture of leaf domains it stands for; KL and limits are then over leaves.
         seed: of starts and of the bootstrap.
         bootstrap: refits for the intervals, see `FittedLaw.redrawn`; 0: none.
@@ -141,20 +141,18 @@ def propose(
 
 
 def _solve_within(problem: Problem, ceilings: Mapping[str, Ceiling]) -> tuple[Problem, np.ndarray]:
-    """The problem with ceilings at the greatest confidence that a mixture keeps them with, and its solution (D,).
+    """The problem with ceilings at the greatest confidences that a mixture keeps them with, and its solution (D,).
 
     What comes nearest to a ceiling that is out of reach is an extreme mixture, for which the other sets pay.
     """
-    named = {problem.law.metric_names.index(name): one for name, one in ceilings.items()}
-    for z in CONFIDENCES.values():
-        bounded = {metric: replace(one, z=z) for metric, one in named.items()}
-        tried = replace(
-            problem, ceilings=problem.ceilings | bounded, soft=True, iterations=min(problem.iterations, 60)
-        )
-        shares = solve(tried)
-        if tried.violation(shares)[0] <= OVER:
-            break
-    return tried, shares
+
+    def tried(bounded: Mapping[str, Ceiling]) -> tuple[tuple[Problem, np.ndarray], bool]:
+        by_metric = {problem.law.metric_names.index(name): one for name, one in bounded.items()}
+        under = replace(problem, ceilings=problem.ceilings | by_metric, soft=True)
+        shares = solve(replace(under, iterations=min(problem.iterations, 60)))
+        return (under, shares), bool(under.violation(shares)[0] <= OVER)
+
+    return surest(ceilings, tried)
 
 
 def _problem(

@@ -58,7 +58,9 @@ def test_interrupted_while_it_trains_and_while_it_searches(tiny: TinyRun) -> Non
     assert (first["done"], first["finished"]) == (1, False)
     ended = _interrupt_after(tiny, output, "decisions/000/trials.jsonl", 2, "--resume")
     assert (ended.returncode, ended.stderr) == (130, STOPPED)
-    assert re.search("resumed from step [369] of 300", ended.stdout), "the last checkpoint, one every three steps"
+    assert re.search("resumed from step [369] of 300", ended.stdout), (
+        "the last checkpoint, one every three steps"
+    )
     assert read_json(output / "state.json")["step"] == 9
 
 

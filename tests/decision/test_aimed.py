@@ -201,6 +201,25 @@ def test_a_limit_that_cannot_be_promised_is_kept_with_less_confidence(
 
 
 @pytest.mark.seconds
+def test_a_limit_out_of_reach_costs_another_one_nothing() -> None:
+    free, _ = limited(9.0)
+    law = fit([], free)
+    easy = law.responses[0]
+    pool = np.random.default_rng(0).dirichlet(np.ones(3), 2000)
+    bounds = easy.predict(pool) + 1.645 * np.hypot(easy.std(pool), law.details["level_errors"]["easy"])
+    ceiling = float(np.quantile(bounds, 0.1))
+    both = {"easy": Limit.read("easy", ceiling), "middle": Limit.read("middle", 0.5)}
+    _, decision = limited(0.5, limits=both)
+    told = decision.details["limits"]
+    assert (told["easy"]["kept"], told["middle"]["confidence"]) == (True, 0.0)
+    assert "no mixture keeps the limit on `middle`" in decision.reason
+    assert "`easy`" not in decision.reason.split("no mixture")[1]
+    _, alone = limited(0.5)
+    assert decision.mixture["middle"] < alone.mixture["middle"]
+    assert decision.details["limits"]["middle"]["predicted"] > alone.details["limits"]["middle"]["predicted"]
+
+
+@pytest.mark.seconds
 def test_a_relative_limit_is_measured_from_the_loss_of_now() -> None:
     # A model below what counting says stays where it is under the mixture in force, and no lower.
     now = {"easy": 0.3, "middle": 0.8, "hard": 1.5}
