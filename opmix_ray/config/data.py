@@ -181,7 +181,6 @@ class EvaluationConfig(Section):
     limits: dict[str, Annotated[float, Field(strict=True)] | str] = Field(
         default_factory=dict,
         description="Ceilings on sets that must not get worse: the greatest loss at the stage's end in nats per token "
-        "(3.2), or relative to the loss at the decision: `+1 %`, or `now`. They are kept with "
-        "95 % confidence; where no mixture does, with 80 or 50 %; else as nearly as one can. A set with a limit need "
-        "not have a weight.",
+        "(3.2), or relative to the loss at the decision: `+1 %`, or `now`. They are kept with 95 % confidence; where "
+        "no mixture does, with 80 or 50 %; else within a tenth of the nearest. A set with a limit need no weight.",
     )

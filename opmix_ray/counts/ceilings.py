@@ -127,6 +127,9 @@ Z = 1.645  # of a one-sided 95 % bound
 CONFIDENCES = {0.95: Z, 0.8: 0.842, 0.5: 0.0}  # with which a limit is to be kept, and its one-sided bounds
 ERRORS = "level_errors"  # by set, nats; in the law's details
 AT_LIMIT = 2e-3  # nats under its ceiling within which a set binds
+NEARLY = (
+    0.1  # of the way back that is left to a set which cannot come down to its ceiling: the last tenth is dear
+)
 FIRST = 1e6  # weight of a ceiling that can be kept, beside those that cannot
 OVER = 1e-5  # above a ceiling that still counts as kept, in parts of it (of 1, where it is less)
 
@@ -194,6 +197,27 @@ def upper_bounds(law: FittedLaw, ceilings: Mapping[int, Ceiling], shares: np.nda
         if ceiling.z:
             found[:, column] += ceiling.z * np.hypot(response.std(shares), ceiling.error)
     return found
+
+
+def eased(
+    law: FittedLaw, ceilings: Mapping[int, Ceiling], nearest: np.ndarray, free: np.ndarray
+) -> dict[int, Ceiling]:
+    """Ceilings that can be kept: those that the nearest mixture (D,) misses are raised to nearly what it comes to.
+
+    Args:
+        law: predicts the metrics.
+        ceilings: by metric.
+        nearest: comes nearest to them.
+        free: mixture (D,) that is best without them.
+    """
+    high = upper_bounds(law, ceilings, nearest)[0]
+    plain = {metric: replace(one, z=0.0, weight=1.0) for metric, one in ceilings.items()}
+    near, far = upper_bounds(law, plain, np.array([nearest, free]))
+    raised = near + NEARLY * np.maximum(0.0, far - near)
+    return {
+        metric: one if h <= _allowed(one.most) else replace(plain[metric], most=max(one.most, float(most)))
+        for (metric, one), h, most in zip(ceilings.items(), high, raised, strict=True)
+    }
 
 
 def levelled(law: FittedLaw, now: Mapping[str, float], before: np.ndarray | None = None) -> FittedLaw:
@@ -283,9 +307,12 @@ def told(law: FittedLaw, ceilings: Mapping[str, Ceiling], shares: np.ndarray) ->
 
 def _confidence(most: float, predicted: float, at_95: float) -> float:
     """The greatest of `CONFIDENCES` with which a loss stays below `most`; 0: it is expected above."""
-    allowed = most + OVER * max(1.0, abs(most))
-    kept = (c for c, z in CONFIDENCES.items() if predicted + z / Z * (at_95 - predicted) <= allowed)
+    kept = (c for c, z in CONFIDENCES.items() if predicted + z / Z * (at_95 - predicted) <= _allowed(most))
     return max(kept, default=0.0)
+
+
+def _allowed(most: float) -> float:
+    return most + OVER * max(1.0, abs(most))
 
 
 def missed(told_of: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
@@ -309,7 +336,7 @@ def in_words(told_of: Mapping[str, Mapping[str, Any]]) -> str:
     lacking = [name for name, one in told_of.items() if not one["kept"]]
     if lacking:
         confidence = min(told_of[name]["confidence"] for name in lacking)
-        instead = f"this one keeps it with {100 * confidence:g} %" if confidence else "this one comes nearest"
+        instead = f"this one keeps it with {100 * confidence:g} %" if confidence else "this one comes near it"
         return (
             f"no mixture keeps the limit on {', '.join(map(each, lacking))} with 95 % confidence; {instead}"
         )

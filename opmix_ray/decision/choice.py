@@ -131,7 +131,7 @@ def choose(
         current: mixture in force.
         unit: of the law's objective.
         ceilings: by evaluation set; only mixtures that keep all with the greatest confidence that one has are taken,
-            and where none is expected to, what comes nearest.
+            and where none is expected to, what comes nearest to them.
     """
     mixtures = {**others, Choice.CURRENT: current}
     shares = np.array([mixture.array(law.domains) for mixture in mixtures.values()])

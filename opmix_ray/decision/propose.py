@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.counts.ceilings import OVER, Ceiling, surest, upper_bounds
+from opmix_ray.counts.ceilings import OVER, Ceiling, eased, surest, upper_bounds
 from opmix_ray.decision.choice import AimedLaw
 from opmix_ray.decision.problem import Problem, solve
 from opmix_ray.errors import UserError
@@ -100,7 +100,7 @@ def propose(
         no_worse_than: by how much a metric may exceed its prediction at the current mixture; one number for
             all metrics, or by metric.
         ceilings: metric -> what it must stay below, with the greatest confidence with which a mixture does (`surest`);
-            where none is expected to, the nearest one is proposed.
+            where none is expected to, nearly the nearest one is proposed (`eased`).
         expand: component -> mixture of leaf domains it stands for; KL and limits are then over leaves.
         seed: of starts and of the bootstrap.
         bootstrap: refits for the intervals, see `FittedLaw.redrawn`; 0: none.
@@ -152,7 +152,11 @@ def _solve_within(problem: Problem, ceilings: Mapping[str, Ceiling]) -> tuple[Pr
         shares = solve(replace(under, iterations=min(problem.iterations, 60)))
         return (under, shares), bool(under.violation(shares)[0] <= OVER)
 
-    return surest(ceilings, tried)
+    under, shares = surest(ceilings, tried)
+    if under.violation(shares)[0] <= OVER:
+        return under, shares
+    under.ceilings = eased(problem.law, under.ceilings, shares, solve(problem))
+    return under, solve(under)
 
 
 def _problem(
