@@ -7,7 +7,7 @@ than .2 of the way above it (docs/decisions.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -156,7 +156,9 @@ class Ceiling:
 
 
 def surest(
-    ceilings: Mapping[str, Ceiling], tried: Callable[[Mapping[str, Ceiling]], tuple[Found, bool]]
+    ceilings: Mapping[str, Ceiling],
+    tried: Callable[[Mapping[str, Ceiling]], tuple[Found, bool]],
+    reached: Callable[[str, Ceiling], bool],
 ) -> Found:
     """What is found under ceilings, each at the greatest of `CONFIDENCES` that it can have.
 
@@ -166,25 +168,24 @@ def surest(
     Args:
         ceilings: by metric.
         tried: for ceilings, what comes nearest to them or is best under them, and whether it keeps them.
+        reached: whether some mixture keeps a metric's ceiling, whatever becomes of the others.
     """
     bounds = list(CONFIDENCES.values())
     rung = dict.fromkeys(ceilings, 0)
 
-    def at(names: Iterable[str]) -> dict[str, Ceiling]:
-        return {name: replace(ceilings[name], z=bounds[rung[name]]) for name in names}
-
     while True:
-        found, kept = tried(at(ceilings))
+        now = {name: replace(one, z=bounds[rung[name]]) for name, one in ceilings.items()}
+        found, kept = tried(now)
         if kept:
             return found
-        alone = [name for name in ceilings if len(ceilings) == 1 or not tried(at([name]))[1]]
+        alone = [name for name, one in now.items() if len(now) == 1 or not reached(name, one)]
         lower = [name for name in alone or ceilings if rung[name] < len(bounds) - 1]
         if not lower:
             break
         rung |= {name: rung[name] + 1 for name in lower}
     if not alone or len(alone) == len(ceilings):
         return found
-    return tried({n: replace(one, weight=1.0 if n in alone else FIRST) for n, one in at(ceilings).items()})[0]
+    return tried({n: replace(one, weight=1.0 if n in alone else FIRST) for n, one in now.items()})[0]
 
 
 def upper_bounds(law: FittedLaw, ceilings: Mapping[int, Ceiling], shares: np.ndarray) -> np.ndarray:

@@ -270,13 +270,7 @@ def _starts(problem: Problem, *, few: bool) -> np.ndarray:
     first = problem.feasible(0.95 * problem.baseline[0] + 0.05 / domains)
     if few:
         return first[None]
-    rng = np.random.default_rng([problem.seed, 2])
-    spread = rng.choice([0.2, 1.0, 5.0], SCREEN)[:, None]
-    pool = rng.gamma(spread * np.ones(domains)) + 1e-12
-    parts = [pool / pool.sum(axis=1, keepdims=True), 0.97 * np.eye(domains) + 0.03 / domains]
-    if problem.law.table is not None:
-        parts.append(problem.law.table.ratios)
-    pool = problem.pull_inside(np.vstack(parts))
+    pool = spread_out(problem)
     merit = problem.total(pool) + 1e3 * np.maximum(problem.violation(pool), 0)
     chosen: list[int] = []
     for index in np.argsort(merit, kind="stable"):
@@ -285,6 +279,17 @@ def _starts(problem: Problem, *, few: bool) -> np.ndarray:
         if len(chosen) == STARTS:
             break
     return np.vstack([first, pool[chosen]])
+
+
+def spread_out(problem: Problem) -> np.ndarray:
+    """Random mixtures within the linear limits, near the corners and at a table's rows, (n, D)."""
+    rng, domains = np.random.default_rng([problem.seed, 2]), len(problem.law.domains)
+    spread = rng.choice([0.2, 1.0, 5.0], SCREEN)[:, None]
+    pool = rng.gamma(spread * np.ones(domains)) + 1e-12
+    parts = [pool / pool.sum(axis=1, keepdims=True), 0.97 * np.eye(domains) + 0.03 / domains]
+    if problem.law.table is not None:
+        parts.append(problem.law.table.ratios)
+    return problem.pull_inside(np.vstack(parts))
 
 
 def _slsqp(problem: Problem, start: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from opmix_ray.counts.ceilings import OVER, Ceiling, eased, surest, upper_bounds
 from opmix_ray.decision.choice import AimedLaw
-from opmix_ray.decision.problem import Problem, solve
+from opmix_ray.decision.problem import Problem, solve, spread_out
 from opmix_ray.errors import UserError
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture
@@ -146,13 +146,18 @@ def _solve_within(problem: Problem, ceilings: Mapping[str, Ceiling]) -> tuple[Pr
     What comes nearest to a ceiling that is out of reach is an extreme mixture, for which the other sets pay.
     """
 
+    number, many = problem.law.metric_names.index, spread_out(problem)
+
+    def reached(name: str, one: Ceiling) -> bool:
+        return bool(upper_bounds(problem.law, {number(name): one}, many).min() <= one.most)
+
     def tried(bounded: Mapping[str, Ceiling]) -> tuple[tuple[Problem, np.ndarray], bool]:
-        by_metric = {problem.law.metric_names.index(name): one for name, one in bounded.items()}
+        by_metric = {number(name): one for name, one in bounded.items()}
         under = replace(problem, ceilings=problem.ceilings | by_metric, soft=True)
         shares = solve(replace(under, iterations=min(problem.iterations, 60)))
         return (under, shares), bool(under.violation(shares)[0] <= OVER)
 
-    under, shares = surest(ceilings, tried)
+    under, shares = surest(ceilings, tried, reached)
     if under.violation(shares)[0] <= OVER:
         return under, shares
     under.ceilings = eased(problem.law, under.ceilings, shares, solve(problem))

@@ -293,14 +293,9 @@ def _prior(law: FittedLaw, question: DecisionInputs) -> Mixture:
 
 
 def measure_gain(
-    old: TrialRow,
-    new: TrialRow,
-    objective: Objective | Mapping[str, float],
-    *,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> Gain:
+    old: TrialRow, new: TrialRow, objective: Objective | Mapping[str, float],
+    *, confidence: float, resamples: int, seed: int,
+) -> Gain:  # fmt: skip
     """Gain of one candidate over another by a paired bootstrap over sequences (Efron and Tibshirani 1993, ch. 13).
 
     Sequences are drawn again inside each evaluation set, the same ones for both candidates.
@@ -349,12 +344,7 @@ def conclude(
         reason = "the mixture in force gave no finite loss, so there is nothing to compare with"
     else:
         gain = measure_gain(
-            old,
-            checked,
-            question.objective,
-            confidence=CONFIDENCE,
-            resamples=RESAMPLES,
-            seed=question.seed,
+            old, checked, question.objective, confidence=CONFIDENCE, resamples=RESAMPLES, seed=question.seed
         )
         interval = (
             f"{gain.mean:+.4f} {gain.unit}, "
