@@ -212,12 +212,13 @@ def eased(
         free: mixture (D,) that is best without them.
     """
     high = upper_bounds(law, ceilings, nearest)[0]
-    plain = {metric: replace(one, z=0.0, weight=1.0) for metric, one in ceilings.items()}
+    alike = {metric: replace(one, weight=1.0) for metric, one in ceilings.items()}
+    plain = {metric: replace(one, z=0.0) for metric, one in alike.items()}
     near, far = upper_bounds(law, plain, np.array([nearest, free]))
     raised = near + NEARLY * np.maximum(0.0, far - near)
     return {
         metric: one if h <= _allowed(one.most) else replace(plain[metric], most=max(one.most, float(most)))
-        for (metric, one), h, most in zip(ceilings.items(), high, raised, strict=True)
+        for (metric, one), h, most in zip(alike.items(), high, raised, strict=True)
     }
 
 

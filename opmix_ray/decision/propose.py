@@ -145,7 +145,6 @@ def _solve_within(problem: Problem, ceilings: Mapping[str, Ceiling]) -> tuple[Pr
 
     What comes nearest to a ceiling that is out of reach is an extreme mixture, for which the other sets pay.
     """
-
     number, many = problem.law.metric_names.index, spread_out(problem)
 
     def reached(name: str, one: Ceiling) -> bool:
@@ -160,8 +159,8 @@ def _solve_within(problem: Problem, ceilings: Mapping[str, Ceiling]) -> tuple[Pr
     under, shares = surest(ceilings, tried, reached)
     if under.violation(shares)[0] <= OVER:
         return under, shares
-    under.ceilings = eased(problem.law, under.ceilings, shares, solve(problem))
-    return under, solve(under)
+    near = eased(problem.law, under.ceilings, shares, solve(problem))
+    return under, solve(replace(under, ceilings=near))
 
 
 def _problem(
