@@ -127,9 +127,7 @@ Z = 1.645  # of a one-sided 95 % bound
 CONFIDENCES = {0.95: Z, 0.8: 0.842, 0.5: 0.0}  # with which a limit is to be kept, and its one-sided bounds
 ERRORS = "level_errors"  # by set, nats; in the law's details
 AT_LIMIT = 2e-3  # nats under its ceiling within which a set binds
-NEARLY = (
-    0.1  # of the way back that is left to a set which cannot come down to its ceiling: the last tenth is dear
-)
+NEARLY = 0.1  # of the way is left to a set that cannot come down to its ceiling: the last tenth is dear
 FIRST = 1e6  # weight of a ceiling that can be kept, beside those that cannot
 OVER = 1e-5  # above a ceiling that still counts as kept, in parts of it (of 1, where it is less)
 
@@ -172,7 +170,6 @@ def surest(
     """
     bounds = list(CONFIDENCES.values())
     rung = dict.fromkeys(ceilings, 0)
-
     while True:
         now = {name: replace(one, z=bounds[rung[name]]) for name, one in ceilings.items()}
         found, kept = tried(now)

@@ -145,15 +145,17 @@ def _solve_within(problem: Problem, ceilings: Mapping[str, Ceiling]) -> tuple[Pr
 
     What comes nearest to a ceiling that is out of reach is an extreme mixture, for which the other sets pay.
     """
-    number, many = problem.law.metric_names.index, spread_out(problem)
+    number = problem.law.metric_names.index
 
     def reached(name: str, one: Ceiling) -> bool:
-        return bool(upper_bounds(problem.law, {number(name): one}, many).min() <= one.most)
+        return bool(upper_bounds(problem.law, {number(name): one}, spread_out(problem)).min() <= one.most)
 
     def tried(bounded: Mapping[str, Ceiling]) -> tuple[tuple[Problem, np.ndarray], bool]:
         by_metric = {number(name): one for name, one in bounded.items()}
-        under = replace(problem, ceilings=problem.ceilings | by_metric, soft=True)
-        shares = solve(replace(under, iterations=min(problem.iterations, 60)))
+        under = replace(
+            problem, ceilings=problem.ceilings | by_metric, soft=True, iterations=min(problem.iterations, 60)
+        )
+        shares = solve(under)
         return (under, shares), bool(under.violation(shares)[0] <= OVER)
 
     under, shares = surest(ceilings, tried, reached)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -56,11 +55,11 @@ def test_interrupted_while_it_trains_and_while_it_searches(tiny: TinyRun) -> Non
     assert (ended.returncode, ended.stderr) == (130, STOPPED)
     first = read_json(output / "state.json")
     assert (first["done"], first["finished"]) == (1, False)
+    saved = _checkpoint(tiny.directory).step
     ended = _interrupt_after(tiny, output, "decisions/000/trials.jsonl", 2, "--resume")
     assert (ended.returncode, ended.stderr) == (130, STOPPED)
-    assert re.search("resumed from step [369] of 300", ended.stdout), (
-        "the last checkpoint, one every three steps"
-    )
+    assert saved > 0
+    assert f"resumed from step {saved} of 300" in ended.stdout
     assert read_json(output / "state.json")["step"] == 9
 
 
@@ -85,9 +84,9 @@ def _rows(disk: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (disk / "out" / "metrics.jsonl").read_text().splitlines()]
 
 
-def _checkpoint(disk: Path) -> TrainState:
+def _checkpoint(directory: Path) -> TrainState:
     """The state of the last checkpoint that is whole."""
-    places = [path for path in (disk / "out" / "train").glob("*/checkpoint_*") if fault(path) is None]
+    places = [path for path in (directory / "out" / "train").glob("*/checkpoint_*") if fault(path) is None]
     return max((read_state(place) for place in places), key=lambda state: state.step)
 
 
