@@ -22,7 +22,8 @@ from opmix_ray.mixture import Mixture
 NAME = "data"
 TRUST = 0.9  # nats between trained models for a nat between n-gram models: .75 to 1.25 in the problems
 DOUBT = 0.25  # standard deviation of that, over the problems
-BEYOND = 0.1  # part of what probes show beyond counting that is believed
+BEYOND = 0.1  # part of what long probes show beyond counting that is believed
+HALF = 60.0  # steps of a probe of which half as much is believed; what few steps show is mostly their batches'
 ALONE = 0.5  # the same for sets that cannot be counted
 GROWTH = 1.4  # slopes of trained models over those of probes, times log(1 + steps / 2) of both
 SETTLING = 2.0  # optimiser steps, in the two logarithms
@@ -71,8 +72,9 @@ def fit_data_law(
     domains = list(current.domains) if old is None else old.names
     centre = current.array() if old is None else old.reduce(current.array())[0]
     expand = None if old is None else _spread(old, current.domains)
-    growth = 1.0
+    growth = heard = 1.0
     if probe_steps:
+        heard = probe_steps / (probe_steps + HALF)
         growth = GROWTH * np.log1p(steps / SETTLING) / np.log1p(probe_steps / SETTLING)
     weights = objective_weights(list(sets), objective)
     bare = [
@@ -82,9 +84,8 @@ def fit_data_law(
         for m, name in enumerate(sets)
     ]
     counted = np.column_stack([r.predict(ratios) for r in bare]) if len(ratios) else np.zeros((0, len(sets)))
-    told = np.zeros((0, len(sets)))
+    told = held_out = np.zeros((0, len(sets)))
     responses: list[Response] = list(bare)
-    held_out = told
     if len(ratios) > 2:
         away, expected = losses - losses.mean(axis=0), counted - counted.mean(axis=0)
         scale = weights / np.maximum(np.square(expected).sum(axis=0), 1e-12) ** 0.5
@@ -99,7 +100,7 @@ def fit_data_law(
             inside[:, m] = hat @ left[:, m]
             out[:, m] = left[:, m] - (left[:, m] - inside[:, m]) / (1 - leverage)
             noise = float(np.mean(((left - out)[:, m]) ** 2))
-            believed = (BEYOND if response.counts is not None else ALONE) * growth
+            believed = (heard * BEYOND if response.counts is not None else ALONE) * growth
             response.beyond = believed * beta
             response.covariance = believed**2 * noise * solve @ solve.T
         told = losses.mean(axis=0) + size * expected + inside
