@@ -22,8 +22,9 @@ from opmix_ray.mixture import Mixture
 NAME = "data"
 TRUST = 0.9  # nats between trained models for a nat between n-gram models: .75 to 1.25 in the problems
 DOUBT = 0.25  # standard deviation of that, over the problems
-BEYOND = 0.1  # part of what long probes show beyond counting that is believed
-HALF = 60.0  # steps of a probe of which half as much is believed; what few steps show is mostly their batches'
+BEYOND = 0.1  # part of what probes show beyond counting that is believed
+HALF = 60.0  # steps of a probe of which half as much is believed: what few steps show is mostly their batches'; but
+UNKNOWN = 2.0  # not for sets that probes move so much further than counting says the stage will: it knows little then
 ALONE = 0.5  # the same for sets that cannot be counted
 GROWTH = 1.4  # slopes of trained models over those of probes, times log(1 + steps / 2) of both
 SETTLING = 2.0  # optimiser steps, in the two logarithms
@@ -95,12 +96,13 @@ def fit_data_law(
         left = away - size * expected
         inside, out = np.zeros_like(left), np.zeros_like(left)
         leverage = np.minimum(np.diag(hat) + 1 / len(ratios), 0.95)
+        parts = np.where(away.std(axis=0) > UNKNOWN * expected.std(axis=0), 1.0, heard) * BEYOND
         for m, response in enumerate(bare):
             beta = solve @ left[:, m]
             inside[:, m] = hat @ left[:, m]
             out[:, m] = left[:, m] - (left[:, m] - inside[:, m]) / (1 - leverage)
             noise = float(np.mean(((left - out)[:, m]) ** 2))
-            believed = (heard * BEYOND if response.counts is not None else ALONE) * growth
+            believed = (ALONE if response.counts is None else parts[m]) * growth
             response.beyond = believed * beta
             response.covariance = believed**2 * noise * solve @ solve.T
         told = losses.mean(axis=0) + size * expected + inside
