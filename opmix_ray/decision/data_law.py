@@ -23,8 +23,8 @@ NAME = "data"
 TRUST = 0.9  # nats between trained models for a nat between n-gram models: .75 to 1.25 in the problems
 DOUBT = 0.25  # standard deviation of that, over the problems
 BEYOND = 0.1  # part of what probes show beyond counting that is believed
-HALF = 60.0  # steps of a probe of which half of that is believed: what few steps show is mostly their batches'
-UNKNOWN = 2.0  # all of it where probes move a set so many times further than counting says the whole stage will
+HALF = 60.0  # steps of a probe of which half of that is believed: few steps show mostly their batches
+UNKNOWN = 2.0  # all of it where probes move a set so many times further than counting says the stage will
 ALONE = 0.5  # the same for sets that cannot be counted
 GROWTH = 1.4  # slopes of trained models over those of probes, times log(1 + steps / 2) of both
 SETTLING = 2.0  # optimiser steps, in the two logarithms
@@ -86,7 +86,6 @@ def fit_data_law(
     ]
     counted = np.column_stack([r.predict(ratios) for r in bare]) if len(ratios) else np.zeros((0, len(sets)))
     told = held_out = np.zeros((0, len(sets)))
-    responses: list[Response] = list(bare)
     if len(ratios) > 2:
         away, expected = losses - losses.mean(axis=0), counted - counted.mean(axis=0)
         scale = weights / np.maximum(np.square(expected).sum(axis=0), 1e-12) ** 0.5
@@ -105,19 +104,16 @@ def fit_data_law(
             believed = (ALONE if response.counts is None else parts[m]) * growth
             response.beyond = believed * beta
             response.covariance = believed**2 * noise * solve @ solve.T
-        told = losses.mean(axis=0) + size * expected + inside
-        held_out = losses.mean(axis=0) + size * expected + out
-    return _law(domains, sets, weights, responses, ratios, losses, told, held_out, seed)
+        told, held_out = (losses.mean(axis=0) + size * expected + rest for rest in (inside, out))
+    return _law(domains, sets, weights, [*bare], ratios, losses, told, held_out, seed)
 
 
 def _plain(
     counts: Counts | None, data: DataLeft, centre: np.ndarray, expand: np.ndarray | None, now: float | None
 ) -> DataResponse:
     """The response that counting alone gives; a model whose loss is already below the n-gram model's moves less."""
-    count = len(centre)
-    response = DataResponse(
-        0.0, centre, 1.0, np.zeros(count), 0.0, np.zeros((count, count)), counts, data, expand
-    )
+    none = np.zeros_like(centre)
+    response = DataResponse(0.0, centre, 1.0, none, 0.0, np.outer(none, none), counts, data, expand)
     here = float(response.counted(centre[None])[0])
     trust = TRUST * (min(1.0, now / here) if now is not None and here > 0 else 1.0)
     response.level = here if now is None else min(now, here) if counts is not None else now
