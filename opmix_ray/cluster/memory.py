@@ -109,7 +109,7 @@ class _Plan:
             exchange = _whole_under_fsdp2(self.model)
         update = self.weights // parts if train.gpus_per_worker else 2 * _largest(self.model) // parts
         kept = gradients if micro < share else 0
-        teacher = self._teacher()
+        second = self._second()
         # Sharded, a block's gradient is divided as soon as it is there, so activations and gradients are never both.
         passes = max((step.saved + step.head if sharded else step.peak) + kept, gradients + update)
         found = {
@@ -122,21 +122,22 @@ class _Plan:
         }
         if sharded:  # rank 0 gathers weights and moments on its machine for a checkpoint
             found["saving"] = 3 * self.weights
-        if teacher:
-            found["teacher"] = teacher
+        found |= second
         # Loaded whole on the machine before it is moved or divided.
         return _closed(
             found,
-            weights + moments + exchange + teacher,
+            weights + moments + exchange + sum(second.values()),
             passes,
             train.gpus_per_worker,
             PROCESS + self.weights,
         )
 
-    def _teacher(self) -> int:
-        """Bytes of the model that follows the student in self-distillation."""
-        distils = self.config.strategy == "self-distillation"
-        return self.weights if distils and self.config.strategies.self_distillation.teacher_rate < 1 else 0
+    def _second(self) -> dict[str, int]:
+        """Bytes of the weights that a strategy holds beside the model's: a teacher's, or a stage's first ones."""
+        strategy = self.config.strategy
+        if strategy == "self-distillation" and self.config.strategies.self_distillation.teacher_rate < 1:
+            return {"teacher": self.weights}
+        return {"first weights": self.weights} if strategy == "merging" else {}
 
     def probe(self) -> dict[str, int]:
         config = self.config

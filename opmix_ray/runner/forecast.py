@@ -138,8 +138,10 @@ class Forecast:
         config = self._planned(strategy, scale)
         way, total = strategy_of(config), 0.0
         begun = {name for name, share in beginning(config).mixture.items() if share > 0}
-        for stage in config.stages:
-            total += way.live_cost(config, len(stage_domains(config, stage)), self.costs)
+        for number, stage in enumerate(config.stages):
+            total += way.live_cost(
+                in_stage(config, number, begun), len(stage_domains(config, stage)), self.costs
+            )
         for step in plan(config):
             if step.index >= 0:
                 earlier = config.stages[: step.stage]

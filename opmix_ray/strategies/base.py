@@ -88,6 +88,11 @@ class Costs:
         """FLOPs of one look at the held-out sets with the run's own model."""
         return self.seen * self.forward
 
+    def look_of(self, weights: Mapping[str, float]) -> float:
+        """FLOPs of one look at those of the held-out sets that have a weight."""
+        sets = [held for name, held in self._sets.items() if weights.get(name, 0) > 0]
+        return float(sum(map(tokens_of, sets))) * self.forward
+
     def rows(self, domain: str, most: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Training rows of a domain, ids int64 (L,) and which count, bool (L,); so many at most, evenly spread."""
         store = self._prepared.domains[domain].train()
@@ -216,7 +221,7 @@ class Strategy:
         return sequences * costs.length * costs.train
 
     def live_cost(self, config: RunConfig, domains: int, costs: Costs) -> float:
-        """FLOPs of what is measured inside a stage of so many domains."""
+        """FLOPs of what is measured inside a stage of so many domains, whose objective the configuration holds."""
         return 0.0
 
 
@@ -230,6 +235,7 @@ BUILT_IN = {  # name -> module in this package, and class
     "sequential": "rules:Sequential",
     "replay": "rules:Replay",
     "retrain": "rules:Retrain",
+    "merging": "online:Merge",
     "swarm": "separate:Swarm",
     "mergemix": "separate:MergeMix",
     "doremi": "separate:DoReMi",

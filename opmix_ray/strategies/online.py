@@ -1,4 +1,4 @@
-"""Strategies that move the mixture while the model trains: ODM after every step, Aioli after every sweep.
+"""Strategies inside the main run: ODM and Aioli move its mixture, merging moves its weights at the end of a stage.
 
 Online data mixing: a bandit over domains, rewarded by training loss (Albalak et al. 2023, arXiv 2312.02406). It is EXP3
 with a moving average. With K domains, after every step, for each domain that had sequences in the batch,
@@ -16,22 +16,35 @@ others the rest; the fall of every held-out loss i over its steps, per step, is 
 `B = A P^T` with P the sweep's mixtures; shifted to be at least 0 and scaled to sum to 1, then smoothed over rounds,
 they move the mixture for the rest of the round: `p_j` in proportion to `exp(eta * sum_i A[i, j])`, started from the
 stage's first mixture. Sweeps count as training; their measurements as search.
+
+Merging: a stage trains on what is new alone, and ends somewhere between the weights it began with and its last ones,
+
+    theta = theta_0 + a * (theta_T - theta_0)
+
+with the `a` of .1, .2 to 1 that is best for the objective on the held-out sequences that decisions may look at. The
+published code of OP-Mix (arXiv 2605.15220; commit 0b4469c) has it as `lora_merge`, where `a` comes from a law and the
+stage trains an adapter. Here it trains all weights, as all strategies do: the interpolation of fine-tuned and first
+weights of Wortsman et al. 2021, arXiv 2109.01903.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-from opmix_ray.config import RunConfig
+from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.config.strategy import AioliConfig, OdmConfig
+from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
 from opmix_ray.strategies.base import Costs, Strategy
+from opmix_ray.strategies.rules import Sequential
 from opmix_ray.train.callback import Moment, TrainingCallback
+from opmix_ray.train.workers import LossModule
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ class Aioli(Strategy):
 
     def live_cost(self, config: RunConfig, domains: int, costs: Costs) -> float:
         looks = config.strategies.aioli.rounds * (domains + 1) if domains > 1 else 0
-        return looks * costs.look
+        return looks * costs.look_of(config.objective())
 
 
 def perturbed(domains: int, one_hot: float) -> np.ndarray:
@@ -177,3 +190,97 @@ def interactions(falls: np.ndarray, one_hot: float) -> np.ndarray:
     found = found - min(0.0, found.min())
     total = found.sum()
     return found / total if total > 0 else np.full_like(found, 1 / found.size)
+
+
+PARTS = tuple(number / 10 for number in range(10, 0, -1))  # of the way to the trained weights, that are tried
+KEPT = "first"  # the stage's first weights, among the moments in a checkpoint
+
+
+@dataclass(frozen=True)
+class Merging(TrainingCallback):
+    """Merging at the end of a stage."""
+
+    config: RunConfig = field(kw_only=True)
+
+    def module(self, model: Any) -> MergingModule:
+        return MergingModule(model, self.config)
+
+
+class Merge(Strategy):
+    """New domains alone; at a stage's end as much of the way as is best."""
+
+    decides = "never"
+
+    def check(self, config: RunConfig) -> None:
+        if config.train.strategy == "fsdp2" and config.train.workers > 1:
+            raise UserError(
+                "`merging` keeps the whole weights that a stage began with", key="train.strategy", value="fsdp2",
+                remedy="use ddp, or one worker",
+            )  # fmt: skip
+
+    def start(
+        self, config: RunConfig, stage: StageConfig, old: Mixture | None, tokens: Mapping[str, float]
+    ) -> Mixture | None:
+        return Sequential().start(config, stage, old, tokens)
+
+    def callback(self, config: RunConfig, caps: dict[str, float]) -> TrainingCallback:
+        return Merging(caps, config.objective(), config=config)
+
+    def live_cost(self, config: RunConfig, domains: int, costs: Costs) -> float:
+        return len(PARTS) * costs.look_of(config.objective())
+
+
+class MergingModule(LossModule):
+    """A causal LM that remembers the weights it began with.
+
+    Args:
+        model: as the stage begins.
+        config: the run, with the objective of the stage.
+    """
+
+    def __init__(self, model: Any, config: RunConfig) -> None:
+        super().__init__(model)
+        self._config = config
+        self._first: list[torch.Tensor] = [weight.detach().clone() for weight in model.parameters()]
+
+    def keep(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the first weights among the moments, which a checkpoint holds; at the stage's end they are not needed."""
+        for weight in self.model.parameters():
+            optimizer.state[weight].pop(KEPT, None)
+        for first, weight in self._pairs():
+            if optimizer.state[weight]:
+                optimizer.state[weight][KEPT] = first
+
+    @torch.no_grad()
+    def recall(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the first weights from where `keep` put them."""
+        for first, weight in self._pairs():
+            if KEPT in optimizer.state[weight]:
+                first.copy_(optimizer.state[weight].pop(KEPT))
+
+    @torch.no_grad()
+    def end_stage(
+        self, held_out: Callable[[], Mapping[str, float]], bytes_per_token: Mapping[str, float | None]
+    ) -> None:
+        """Move the weights back to where the objective is best; of equal ones the nearest to the trained.
+
+        Args:
+            held_out: measures the loss of every set with the weights as they are.
+            bytes_per_token: by evaluation set.
+        """
+        objective = self._config.objective_of(bytes_per_token)
+        last = [weight.detach().clone() for weight in self.model.parameters()]
+        values = {}
+        for part in PARTS:
+            self._move(last, part)
+            values[part] = objective.at(held_out())
+        self._move(last, min(values, key=values.__getitem__))
+        self._first = []
+
+    def _move(self, last: list[torch.Tensor], part: float) -> None:
+        for (first, weight), end in zip(self._pairs(), last, strict=True):
+            weight.data.copy_(end if part == 1 else torch.lerp(first, end, part))
+
+    def _pairs(self) -> list[tuple[torch.Tensor, torch.nn.Parameter]]:
+        """Every weight as the stage began and as it is; none once the stage has ended."""
+        return list(zip(self._first, self.model.parameters(), strict=bool(self._first)))

@@ -63,7 +63,9 @@ class TrainingCallback:
         Where the module has them, `begin_step(step)` is called before every step and `after_step()` after it,
         `take_counts()` gives the tokens trained on since (`main`) and those passed forward, by purpose in the
         ledger, and `keep(optimizer)` and `recall(optimizer)` put what it remembers into the optimiser's state before a
-        checkpoint, and take it from there in a segment that goes on.
+        checkpoint, and take it from there in a segment that goes on. After the last step of a stage comes
+        `end_stage(held_out, bytes_per_token)`, which may move the weights: `held_out()` measures what
+        `Moment.held_out` holds.
         """
         return None
 
@@ -114,10 +116,13 @@ class CallbackRunner:
 
     def after_step(self) -> None:
         """Put the step's losses by domain where the next step finds them, and count what a module of its own did."""
+        worker = self.worker
         self._call("after_step")
         self._count()
+        if worker.state.step + 1 == worker.segment.stage_end:
+            self._call("end_stage", self._held_out, worker.segment.prepared.bytes_per_token)
         if self.callback.watches_losses:
-            self.worker.state.live["losses"] = self.worker.domain_losses.of_step()
+            worker.state.live["losses"] = worker.domain_losses.of_step()
 
     def before_save(self) -> None:
         """Let a module of the strategy's own put what it remembers into the optimiser's state."""
@@ -141,12 +146,14 @@ class CallbackRunner:
             state.side[purpose] = state.side.get(purpose, 0) + count
 
     def _held_out(self) -> dict[str, float]:
-        """Mean loss of the sequences that decisions may look at; counted as search."""
+        """Mean loss, of each set with a weight, of the sequences that decisions may look at; counted as search."""
         worker, segment = self.worker, self.worker.segment
         if self._sets is None:
+            weights = self.callback.objective
             self._sets = search_sets(
-                segment.prepared, segment.evaluation.sequences, segment.sequences_searched
-            )
+                segment.prepared, segment.evaluation.sequences, segment.sequences_searched,
+                [name for name, weight in weights.items() if weight > 0] or None,
+            )  # fmt: skip
         parallel = worker.parallel
         parallel.model.eval()
         alone = parallel.sharded or worker.world == 1

@@ -129,6 +129,7 @@ def _after_a_checkpoint(output: Path) -> bool:
 MOMENTS: dict[str, Moment] = {
     "odm": _after_a_checkpoint,
     "aioli": _after_a_checkpoint,
+    "merging": _after_a_checkpoint,
     "self-distillation": _after_a_checkpoint,
     "swarm": lambda out: any((out / "decisions/000").glob("trials.jsonl")),
     "doremi": lambda out: (out / "decisions/000/reference/model.json").exists(),
