@@ -54,7 +54,7 @@ def decision_size(config: RunConfig, stage: StageConfig, components: int, *, fir
         config: the run's.
         stage: with its decisions.
         components: probes that are trained.
-        first: the run has trained no step yet.
+        first: the weights have trained no step yet.
     """
     names = config.decided_on()
     counted = config.questions().isdisjoint(names)
@@ -72,7 +72,7 @@ def sized(
         components: probes that are trained.
         sets: evaluation sets that are scored.
         counted: counting speaks for all of them, so that probes only check it.
-        first: the run has trained no step yet.
+        first: the weights have trained no step yet.
     """
     probe, search, train = config.probe, config.search, config.train
     length = config.data.seq_len
@@ -100,7 +100,8 @@ def sized(
     }
     checking = counted and not by_hand and config.proposal.law == "auto"
     # Weights that have seen no text tell a probe nothing: what that decision would have cost is left to the others.
-    unread = checking and not pretrained(config) and stage.name == config.stages[0].name
+    fresh = stage.restart or stage.name == config.stages[0].name
+    unread = checking and not pretrained(config) and fresh
     often = max(1, len(stage.decide_at) - (unread and min(stage.decide_at, default=1) * stage.steps <= 0.5))
     one = SAFE * search.budget / often * whole
     look = sets * length * FORWARD  # at one sequence of each set

@@ -159,7 +159,8 @@ class _Maker:
         self.names, self.old = self.chosen.names, self.chosen.old
         self.sets = tuple(config.decided_on())
         stage = next(stage for stage in config.stages if stage.name == situation.stage)
-        self.size: Size = decision_size(config, stage, len(self.names), first=situation.step == 0)
+        untrained = situation.curves is None
+        self.size: Size = decision_size(config, stage, len(self.names), first=untrained)
         self.config, self.probe = config, self.size.probe or config.probe
         self.slopes = with_slopes(config, len(self.names), self.size.trials)
         self.trials = candidates(config, len(self.names), self.size.trials)

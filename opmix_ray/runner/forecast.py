@@ -147,7 +147,9 @@ class Forecast:
                 earlier = config.stages[: step.stage]
                 known = begun | {name for stage in earlier for name in stage_domains(config, stage)}
                 stage = config.stages[step.stage]
-                planned = Planned(stage, stage_domains(config, stage), known, step.space, step.start == 0)
+                begins = step.start == sum(one.steps for one in earlier)
+                first = begins and (stage.restart or not earlier)
+                planned = Planned(stage, stage_domains(config, stage), known, step.space, first)
                 total += way.cost(in_stage(config, step.stage, begun), planned, self.costs)
         return total
 

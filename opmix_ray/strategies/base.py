@@ -46,7 +46,7 @@ class Planned:
         domains: of its stage.
         known: domains trained on before the stage.
         space: its search space.
-        first: no step was trained before it, so nothing has measured the model.
+        first: its weights have trained no step, so nothing has measured them.
     """
 
     stage: StageConfig
@@ -144,11 +144,14 @@ class Strategy:
         if self.decides == "as configured":
             return {}
         if self.decides == "once trained":
-            first, *others = config.stages
-            later = [point for point in first.decide_at if round(point * first.steps) > 0]
-            if pretrained(config) or not later:
+            if pretrained(config):
                 return {}
-            return {"stages": [first.but(decide_at=later), *others]}
+            return {
+                "stages": [
+                    stage.but(decide_at=_later(stage)) if stage.restart or not number else stage
+                    for number, stage in enumerate(config.stages)
+                ]
+            }
         before = self.decides == "before the stage"
         return {
             "stages": [
@@ -223,6 +226,11 @@ class Strategy:
     def live_cost(self, config: RunConfig, domains: int, costs: Costs) -> float:
         """FLOPs of what is measured inside a stage of so many domains, whose objective the configuration holds."""
         return 0.0
+
+
+def _later(stage: StageConfig) -> list[float]:
+    """Points of a stage after its first step; all of them, if there is no such point."""
+    return [point for point in stage.decide_at if round(point * stage.steps) > 0] or stage.decide_at
 
 
 BUILT_IN = {  # name -> module in this package, and class

@@ -90,6 +90,15 @@ def test_weights_that_have_seen_nothing_are_not_probed_and_leave_the_budget_to_l
     assert begun.words == "nothing is learned yet: the mixture comes from counting alone"
     assert "for 1 decision(s)" in later.words
     assert "for 2 decision(s)" in next_stage.words
+    run = config(
+        0,
+        stages=[
+            {"name": name, "steps": 100_000, "decide_at": [0.0, 0.1], "restart": name == "t"} for name in "st"
+        ],
+    )
+    again, later = (decision_size(run, run.stages[1], components=4, first=first) for first in (True, False))
+    assert again.words == begun.words  # weights that a stage begins anew have seen nothing either
+    assert "for 1 decision(s)" in later.words
     (tmp_path / "config.json").write_text("{}")
     for known in ({"model": {"path": str(tmp_path)}}, {"probe": {"steps": 25}}):
         first, second, _ = sizes(**known)

@@ -101,6 +101,12 @@ def test_strategies_that_read_the_weights_wait_until_these_have_learned(tiny: Ti
         assert points(name, both) == [0.5]
         assert points(name, "stages.0.decide_at=[0.0]") == [0.0]
         assert points(name, both, "base.run=there") == [0.0, 0.5]
+    tiny.tree["stages"] = [
+        {"name": name, "steps": 10, "decide_at": [0.0, 0.5], "restart": name == "anew"}
+        for name in ("first", "next", "anew")
+    ]
+    found = planned(tiny.load("strategy=mergemix")).stages
+    assert [stage.decide_at for stage in found] == [[0.5], [0.0, 0.5], [0.5]]
 
 
 def test_the_published_settings_are_those_of_the_paper(tiny: TinyRun) -> None:
