@@ -197,6 +197,7 @@ def unfinished(table: CsvTable, place: int) -> str | None:
 KEYS = (("run", "run_id"), ("index",), ("name",))  # what rows are joined by, the best first
 RUN_NAMES = {name for group in KEYS for name in group}
 STATES = (["state"], ["status"])  # last words of a column of states
+SEEDS = frozenset(["seed", "seeds", "replicate", "repeat", "repetition"])  # last words of their columns
 RUN_WORDS = (["run"], ["run", "id"], ["run", "name"])  # the same in other spellings: `Run ID`
 
 
@@ -308,6 +309,49 @@ def wide(table: CsvTable) -> CsvTable:
     told = " and ".join(f"`{kind}`" for kind in kinds)
     note = f"{table.path.name} has several lines a run: they were put side by side by {told}"
     return replace(table, header=[key, *header], rows=rows, lines=first, notes=[*table.notes, note])
+
+
+def by_seed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
+    """Both tables with the seed in a run's name, where runs have a line of metrics for each of several seeds.
+
+    A line of ratios stands once for every seed of its run, unless the ratios say the seed themselves.
+    """
+    for group in KEYS:
+        left, right = (
+            next((n for n in table.header if n.lower() in group), None) for table in (ratios, metrics)
+        )
+        if left is None or right is None or len(set(metrics.column(right))) == len(metrics.rows):
+            continue
+        seeds = [name for name in metrics.header if words(name)[-1:] and words(name)[-1] in SEEDS]
+        values = {name: set(metrics.column(name)) for name in seeds}
+        seed = next((n for n, found in values.items() if 1 < len(found) <= len(metrics.rows) / 2), None)
+        if seed is None:
+            continue
+        ends = _seed_ends(metrics, seed)
+        told = f"{metrics.path.name} has several seeds of a run (`{seed}`): each is a row of its own"
+        said = replace(metrics.renamed(right, ends), notes=[*metrics.notes, told])
+        if one_file(ratios, metrics):
+            return said, said
+        if seed in ratios.header:
+            return ratios.renamed(left, _seed_ends(ratios, seed)), said
+        of_run: dict[str, list[str]] = {}
+        for run, end in zip(metrics.column(right), ends, strict=True):
+            of_run.setdefault(plain(run), []).append(end)
+        runs = [plain(run) for run in ratios.column(left)]
+        found = [
+            (place, end) for place, run in enumerate(runs) for end in dict.fromkeys(of_run.get(run, [""]))
+        ]
+        places = [place for place, _ in found]
+        repeated = replace(
+            ratios, rows=[ratios.rows[p] for p in places], lines=[ratios.lines[p] for p in places]
+        )
+        return repeated.renamed(left, [end for _, end in found]), said
+    return ratios, metrics
+
+
+def _seed_ends(table: CsvTable, seed: str) -> list[str]:
+    """What is put behind the name of every row's run."""
+    return [f" seed {plain(cell)}" if cell else "" for cell in table.column(seed)]
 
 
 def partners(first: Sequence[str], second: Sequence[str]) -> list[int | None]:

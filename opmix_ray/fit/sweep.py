@@ -15,6 +15,7 @@ import numpy as np
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.column_names import (
     KEYS,
+    by_seed,
     hold_shares,
     join_columns,
     keyed,
@@ -116,7 +117,7 @@ def read_sweep(
         UserError: a file is broken, they share no column to join by, fewer than 3 runs or mixtures are left, no
             metric varies, or runs are of several model sizes.
     """
-    tables = keyed(wide(read_csv(ratios)), wide(read_csv(metrics)))
+    tables = by_seed(*keyed(wide(read_csv(ratios)), wide(read_csv(metrics))))
     sized = take_sizes(*tables, sizes or SizeColumns())
     mixtures_table, metrics_table = sized.ratios, sized.metrics
     keys = join_columns(mixtures_table, metrics_table) or (None, None)

@@ -38,6 +38,37 @@ def test_plain_files(tmp_path: Path) -> None:
     assert not read.notes
 
 
+SEEDS = [*METRICS.splitlines()[1:], "a,1.1,2.1", "b,1.4,1.9", "c,1.0,2.1", "d,0.7,2.6"]
+
+
+@pytest.mark.parametrize("seed", ["seed", "config/seed", "replicate"])
+def test_a_run_with_several_seeds_is_several_rows(tmp_path: Path, seed: str) -> None:
+    lines = [f"{line},{1 + place // 4}" for place, line in enumerate(SEEDS)]
+    metrics = f"run,code_loss,prose_loss,{seed}\n" + "\n".join(lines)
+    read = sweep(tmp_path, RATIOS + "e,0.4,0.6\n", metrics)
+    assert read.runs == [f"{run} seed {number}" for run in "abcd" for number in (1, 2)]
+    np.testing.assert_allclose(read.ratios[:2], [[0.5, 0.5]] * 2)
+    np.testing.assert_allclose(read.metrics[:2, 0], [1, 1.1])
+    assert [item.run for item in read.left_out] == ["e"]
+    assert f"metrics.csv has several seeds of a run (`{seed}`): each is a row of its own" in read.notes
+    whole = "".join(
+        f"{line},{RATIOS.splitlines()[1 + place % 4].partition(',')[2]}\n" for place, line in enumerate(lines)
+    )
+    one = f"run,code_loss,prose_loss,{seed},code,prose\n" + whole
+    again = sweep(tmp_path, one, one)
+    assert again.runs == [f"{run} seed {number}" for number in (1, 2) for run in "abcd"]
+    both = read_sweep(tmp_path / "ratios.csv", tmp_path / "ratios.csv")
+    assert sorted(both.runs) == sorted(read.runs)
+    np.testing.assert_allclose(both.metrics[4:, 0], [1.1, 1.4, 1.0, 0.7])
+
+
+def test_seeds_that_say_nothing_of_the_lines_of_a_run_leave_them_the_same_run(tmp_path: Path) -> None:
+    for seeds in (range(8), [1] * 8):  # one for every line, one for all
+        lines = [f"{line},{seed}" for line, seed in zip(SEEDS, seeds, strict=True)]
+        with pytest.raises(UserError, match="lines 2 and 6 are the same run"):
+            sweep(tmp_path, RATIOS, "run,code_loss,prose_loss,seed\n" + "\n".join(lines))
+
+
 def test_olmix_files_with_their_metadata(tmp_path: Path) -> None:
     ratios = "run,name,index,code,prose\n" + "".join(
         f"r{i},mix-{i},{i},0.{i},0.{10 - i}\n" for i in range(1, 6)
