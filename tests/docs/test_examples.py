@@ -96,6 +96,32 @@ def test_commands_are_understood(line: str, words: list[str]) -> None:
     group.commands[name].make_context(name, words)  # type: ignore[attr-defined]
 
 
+NAMED = re.compile(r"`opmix ([a-z]+)( [^`]*)?`|^[#\s]*opmix ([a-z]+)( (?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
+
+
+def test_options_that_are_named_anywhere_exist() -> None:
+    """In sentences, comments and messages as well."""
+    group = typer.main.get_command(app)
+    kinds = (
+        "*.md",
+        "docs/*.md",
+        "examples/**/*.yaml",
+        "examples/**/*.py",
+        "benchmarks/**/*.py",
+        "opmix_ray/**/*.py",
+    )
+    seen, wrong = 0, []
+    for file in [file for kind in kinds for file in ROOT.glob(kind)]:
+        for match in NAMED.finditer(file.read_text(encoding="utf-8")):
+            name, rest = match[1] or match[3], match[2] or match[4] or ""
+            known = {option for each in group.commands[name].params for option in each.opts}  # type: ignore[attr-defined]
+            named = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", rest)
+            seen += len(named)
+            wrong += [f"{file.name}: opmix {name} {option}" for option in named if option not in known]
+    assert not wrong
+    assert seen > 100
+
+
 def test_jobs_are_submitted_with_the_token() -> None:
     """Ray's client sends none unless it is told to, and the heads of our files refuse it then."""
     with_jobs = [block for block in blocks() if re.search(r"^ray job submit", block.text, re.MULTILINE)]
