@@ -27,7 +27,8 @@ class Moment:
         steps: of the stage.
         mixture: in force.
         losses: training loss of the last step by domain, nats per token; domains without a row are left out.
-        held_out: loss of the sets that decisions may look at, where `TrainingCallback.measures` asked for it.
+        held_out: loss of the sets that decisions may look at, of those with a weight in `TrainingCallback.objective` if
+            any has one, where `TrainingCallback.measures` asked for it.
     """
 
     done: int
