@@ -23,7 +23,6 @@ import numpy as np
 
 from opmix_ray.laws.base import Law, Response, Table, is_constant
 from opmix_ray.laws.combined import MANY, Groups, Stack, stack_weights, stacked_std
-from opmix_ray.laws.fitted import mixtures_of
 from opmix_ray.laws.gaussian_process import GaussianProcessLaw
 from opmix_ray.laws.linear import Ridge
 from opmix_ray.laws.log_share import LogShareLaw
@@ -101,7 +100,7 @@ def fit_auto(table: Table, weights: np.ndarray, folds: Sequence[np.ndarray]) -> 
     """
     groups = Groups.of(table, weights) if table.metrics.shape[1] > MANY else None
     inner = table if groups is None else groups.table
-    enough = len(mixtures_of(table.ratios)[0]) >= ROWS * (table.ratios.shape[1] + 2)
+    enough = len(table) >= ROWS * (table.ratios.shape[1] + 2)
     laws = [law() for law in (STACKED if enough else FEW)]
     even = np.full(inner.metrics.shape[1], 1 / inner.metrics.shape[1])
     fits = in_order(lambda k: fit_one(laws[k], inner, even, folds), len(laws))

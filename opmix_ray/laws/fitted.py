@@ -288,17 +288,11 @@ def make_folds(shares: np.ndarray, seed: int) -> list[np.ndarray]:
         shares: mixtures, (N, D).
         seed: of the order.
     """
-    first, of = mixtures_of(shares)
+    _, first, of = np.unique(shares.round(_SAME_SHARES), axis=0, return_index=True, return_inverse=True)
     mixtures = np.sort(first)
     count = len(mixtures) if len(mixtures) < 2 * FOLDS else FOLDS
     order = np.random.default_rng([seed, len(mixtures)]).permutation(mixtures)
-    return [np.flatnonzero(np.isin(first[of], part)) for part in np.array_split(order, count)]
-
-
-def mixtures_of(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of every different mixture, and for each of the rows (N, D) the place of its mixture among them."""
-    _, first, of = np.unique(shares.round(_SAME_SHARES), axis=0, return_index=True, return_inverse=True)
-    return first, of.ravel()
+    return [np.flatnonzero(np.isin(first[of.ravel()], part)) for part in np.array_split(order, count)]
 
 
 def score(measured: np.ndarray, in_sample: np.ndarray, held_out: np.ndarray) -> dict[str, float | int | None]:
