@@ -228,6 +228,16 @@ class Strategy:
         return 0.0
 
 
+def refuse_divided(config: RunConfig, why: str) -> None:
+    """Refuse workers that hold a part of the model each.
+
+    Raises:
+        UserError: they would; `why` the strategy needs the whole.
+    """
+    if config.train.strategy == "fsdp2" and config.train.workers > 1:
+        raise UserError(why, key="train.strategy", value="fsdp2", remedy="use ddp, or one worker")
+
+
 def _later(stage: StageConfig) -> list[float]:
     """Points of a stage after its first step; all of them, if there is no such point."""
     return [point for point in stage.decide_at if round(point * stage.steps) > 0] or stage.decide_at

@@ -39,9 +39,8 @@ import torch
 
 from opmix_ray.config import RunConfig, StageConfig
 from opmix_ray.config.strategy import AioliConfig, OdmConfig
-from opmix_ray.errors import UserError
 from opmix_ray.mixture import Mixture
-from opmix_ray.strategies.base import Costs, Strategy
+from opmix_ray.strategies.base import Costs, Strategy, refuse_divided
 from opmix_ray.strategies.rules import Sequential
 from opmix_ray.train.callback import Moment, TrainingCallback
 from opmix_ray.train.workers import LossModule
@@ -212,11 +211,7 @@ class Merge(Strategy):
     decides = "never"
 
     def check(self, config: RunConfig) -> None:
-        if config.train.strategy == "fsdp2" and config.train.workers > 1:
-            raise UserError(
-                "`merging` keeps the whole weights that a stage began with", key="train.strategy", value="fsdp2",
-                remedy="use ddp, or one worker",
-            )  # fmt: skip
+        refuse_divided(config, "`merging` keeps the whole weights that a stage began with")
 
     def start(
         self, config: RunConfig, stage: StageConfig, old: Mixture | None, tokens: Mapping[str, float]

@@ -35,7 +35,7 @@ from opmix_ray.mixture import Mixture
 from opmix_ray.model.accuracy import plain_generate
 from opmix_ray.model.loss import CHUNK_LOGITS, has_plain_head, sequence_losses, training_loss
 from opmix_ray.model.probe import base_causal_lm
-from opmix_ray.strategies.base import Costs, Strategy
+from opmix_ray.strategies.base import Costs, Strategy, refuse_divided
 from opmix_ray.strategies.rules import Sequential
 from opmix_ray.train.callback import TrainingCallback
 
@@ -68,13 +68,7 @@ class SelfDistillation(Strategy):
                 key="strategy",
                 remedy="give `prompt_column` and `completion_column`, or `messages_column`",
             )
-        if config.train.strategy == "fsdp2" and config.train.workers > 1:
-            raise UserError(
-                "`self-distillation` answers with the whole model",
-                key="train.strategy",
-                value="fsdp2",
-                remedy="use ddp, or one worker",
-            )
+        refuse_divided(config, "`self-distillation` answers with the whole model")
 
     def start(
         self, config: RunConfig, stage: StageConfig, old: Mixture | None, tokens: Mapping[str, float]
