@@ -5,11 +5,12 @@ Raise `UserError` for anything wrong in input; the command line prints it and ex
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ class UserError(ValueError):
         if self.remedy:
             line = f"{line}; {self.remedy}"
         return visible(in_line(" ".join(line.split())))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A remedy that names the nearest known name and all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean `{close[0]}`? " if close else ""
+    return f"{hint}known: {', '.join(names)}"
 
 
 def _rebuild(problem: str, file: str | None, key: str | None, value: Any, remedy: str | None) -> UserError:

@@ -22,10 +22,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from opmix_ray.config import RunConfig, load_config
 from opmix_ray.config.data import SourceConfig
 from opmix_ray.decision.rule import Decision
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.exchange import FORMATS
 from opmix_ray.exchange.handover import Handover, Part, Unit, as_weight
-from opmix_ray.laws.base import nearest
 from opmix_ray.mixture import Mixture
 from opmix_ray.output.state import CONFIG, MIXTURE, STATE, read_config
 from opmix_ray.sources.source import Source, open_source

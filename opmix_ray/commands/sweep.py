@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opmix_ray.commands.options import Json, Output, console, show
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from opmix_ray.fit import Told
@@ -49,7 +49,7 @@ def design(
 
     Train each, then give the file and the metrics to `opmix fit`.
     """
-    from opmix_ray.fit.columns import METADATA
+    from opmix_ray.exchange.columns import METADATA
     from opmix_ray.fit.options import limits, read_prior
     from opmix_ray.strategies.design import check_names, check_sweep, designed
 
@@ -92,7 +92,6 @@ def _earlier(file: Path | None, names: Sequence[str]) -> tuple[list[Mixture], li
         return [], []
     from opmix_ray.exchange.csv_table import read_csv
     from opmix_ray.fit.sweep import read_mixtures
-    from opmix_ray.laws.base import nearest
     from opmix_ray.mixture import Mixture
 
     table = read_csv(file)

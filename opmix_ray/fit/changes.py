@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.config import read_yaml
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.fit.sweep import Sweep
-from opmix_ray.laws.base import nearest
 
 KEYS = ("renamed", "split", "merged", "added", "removed")
 ALIKE = 1e-9  # shares that differ by less are the same

@@ -14,8 +14,8 @@ import numpy as np
 from opmix_ray.decision.propose import Proposal, propose
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.column_names import unsaid_notes
+from opmix_ray.exchange.columns import Ask, direction_notes, maximised, turned
 from opmix_ray.fit.changes import read_changes
-from opmix_ray.fit.columns import Ask, direction_notes, maximised, turned
 from opmix_ray.fit.kl import choose_kl, read_kl
 from opmix_ray.fit.options import Objective, limits, read_objective, read_prior
 from opmix_ray.fit.page import render

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opmix_ray.config import read_yaml
-from opmix_ray.errors import UserError
-from opmix_ray.laws.base import nearest
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.mixture import Mixture, share_caps
 
 CAP_KEYS = ("tokens", "max_epochs", "used")

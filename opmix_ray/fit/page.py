@@ -13,7 +13,7 @@ from opmix_ray.draw.html import code_marks, esc, fold, items, paragraph, section
 from opmix_ray.draw.numbers import fixed, percent, plural, seconds, share
 from opmix_ray.draw.panel import Dots, Line, Panel, Rects, Whiskers
 from opmix_ray.draw.svg import figure, grid
-from opmix_ray.fit.columns import turned
+from opmix_ray.exchange.columns import turned
 from opmix_ray.fit.result import FitResult
 from opmix_ray.fit.sizes import Scale
 

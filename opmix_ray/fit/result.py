@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from opmix_ray.decision.propose import Proposal
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.exchange.column_names import wide
+from opmix_ray.exchange.columns import METADATA, turned
 from opmix_ray.exchange.csv_table import read_csv
-from opmix_ray.fit.columns import METADATA, turned
 from opmix_ray.fit.kl import KlCurve
 from opmix_ray.fit.options import Objective
 from opmix_ray.fit.sizes import Scale
 from opmix_ray.fit.sweep import Sweep, read_mixtures
 from opmix_ray.laws import FittedLaw
-from opmix_ray.laws.base import nearest
 from opmix_ray.mixture import Mixture
 from opmix_ray.storage import Storage
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.exchange.column_names import KEYS, one_file, words
+from opmix_ray.exchange.columns import Ask
 from opmix_ray.exchange.csv_table import CsvTable, is_missing, plain, read_count
-from opmix_ray.fit.columns import Ask
-from opmix_ray.laws.base import nearest
 from opmix_ray.laws.fit import LEAST_ROWS
 
 SAME = 1.05  # ratio up to which sizes are the same

@@ -27,8 +27,8 @@ from opmix_ray.exchange.column_names import (
     unfinished,
     wide,
 )  # fmt: skip
+from opmix_ray.exchange.columns import ROUNDING, Column, Taken, metric_columns, share_columns
 from opmix_ray.exchange.csv_table import CsvTable, plain, read_csv
-from opmix_ray.fit.columns import ROUNDING, Column, Taken, metric_columns, share_columns
 from opmix_ray.fit.sizes import Scales, SizeColumns, take_sizes
 from opmix_ray.laws.fit import LEAST_ROWS
 

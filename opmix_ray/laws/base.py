@@ -7,16 +7,15 @@ responses of one sweep and the objective made of them.
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from opmix_ray import plugins
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.laws.extrapolate import Extrapolation
 
 
@@ -239,14 +238,6 @@ def fit_columns(
             Constant(float(values.mean())) if is_constant(values) else fit(ratios, values, weights, metric)
         )
     return responses
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A remedy that names the nearest known name and all of them."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean `{close[0]}`? " if close else ""
-    return f"{hint}known: {', '.join(names)}"
 
 
 def objective_weights(metric_names: Sequence[str], objective: dict[str, float] | None) -> np.ndarray:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from opmix_ray import plugins
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.laws.auto import Fit, fit_auto, fit_one
-from opmix_ray.laws.base import Law, Response, Slopes, Table, nearest, objective_weights
+from opmix_ray.laws.base import Law, Response, Slopes, Table, objective_weights
 from opmix_ray.laws.curves import LogLinearLaw
 from opmix_ray.laws.extrapolate import Extrapolation
 from opmix_ray.laws.fitted import FittedLaw, Quality, make_folds, score

@@ -10,8 +10,7 @@ from typing import Any
 
 from opmix_ray.config import DomainConfig, RunConfig, StageConfig
 from opmix_ray.config.objective import UNITS, Limit
-from opmix_ray.errors import UserError
-from opmix_ray.laws.base import nearest
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.laws.fit import law_names
 from opmix_ray.runner.plan import decision_points, evaluated_at, overlap_steps, plan, stage_domains
 from opmix_ray.strategies.base import strategy_of

@@ -11,9 +11,9 @@ import pytest
 
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.column_names import bookkeeping, is_higher_better
+from opmix_ray.exchange.columns import maximised, turned
 from opmix_ray.exchange.csv_table import Notation, number, read_notation
 from opmix_ray.fit import Told, fit_command, read_sweep
-from opmix_ray.fit.columns import maximised, turned
 from tests.fit.test_fit_cli import opmix
 
 DOMAINS = ("web", "code", "books")

@@ -17,7 +17,7 @@ from itertools import combinations
 
 import numpy as np
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.exchange.column_names import (
     benchmark_rates,
     bookkeeping,
@@ -27,7 +27,6 @@ from opmix_ray.exchange.column_names import (
     is_training_loss,
 )
 from opmix_ray.exchange.csv_table import CsvTable, is_missing
-from opmix_ray.laws.base import nearest
 
 METADATA = frozenset({"run", "run_id", "name", "index", "", "unnamed: 0"})
 ROUNDING = 0.01 + 1e-9  # how far a row's sum may be from 1 and still be a mixture with rounded shares
