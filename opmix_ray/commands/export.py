@@ -35,6 +35,9 @@ EXPORT = "export"
 _ENDINGS = (".txt", ".yaml", ".yml", ".json", ".py")
 
 
+LEAST_SHARE = 1e-9  # below it a solver means nothing
+
+
 @dataclass(frozen=True)
 class Exported:
     """What an export wrote.
@@ -153,14 +156,14 @@ def _gather(
     mixture = _mixture(tree, storage.path(name))
     run = load_config(file) if file is not None else read_config(storage) if storage.exists(CONFIG) else None
     state = storage.read_json(STATE) if storage.exists(STATE) else {}
-    shares = {domain: share for domain, share in mixture.items() if share > 0}
+    shares = {domain: share for domain, share in mixture.items() if share > LEAST_SHARE}
     for domain in paths:
-        if domain not in shares:
+        if domain not in mixture:
             raise UserError(
                 "no such domain in the mixture",
                 key="--path",
                 value=domain,
-                remedy=nearest(domain, list(shares)),
+                remedy=nearest(domain, list(mixture)),
             )
     counts = _counts(tree)
     if unit == "documents" and run is not None and not set(shares) <= set(counts):

@@ -116,7 +116,7 @@ def write_olmix(handover: Handover, unit: Unit) -> Written:
     contents = {OPTIMAL: json.dumps(mixture, indent=2, ensure_ascii=False) + "\n"}
     counted = all(part.tokens for part in handover.parts)
     if handover.sweep is None or not counted:
-        why = "no decision was made" if handover.sweep is None else "tokens were not counted"
+        why = "no decision scored candidates" if handover.sweep is None else "tokens were not counted"
         return Written(contents, [f"{why}, so there is no {FIT} for `olmix fit`"])
     ratios, metrics = handover.sweep
     base = f"{handover.place}/" if handover.place else ""

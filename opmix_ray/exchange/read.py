@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from opmix_ray.errors import UserError, first_line
-from opmix_ray.exchange.handover import SourceWeight, Unit, as_weight, prefix, without_query
+from opmix_ray.exchange.handover import SourceWeight, Unit, as_weight, prefix, stem, without_query
 from opmix_ray.exchange.interleave import read_datasets, read_streaming, read_torchtitan
 from opmix_ray.exchange.megatron import read_blend, read_energon, read_nemo
 from opmix_ray.exchange.olmo import read_olmix, read_olmo_core
@@ -77,10 +77,11 @@ class Weights:
             if name in domains or name in names:
                 return name if name in domains else names[name]
         base = "" if is_uri(self.file) else str(Path(self.file).absolute().parent)
-        named = {_plain(path, base) for path in entry.paths}
-        for name, paths in domains.items():
-            if named & {_plain(path, "") for path in paths}:
-                return name
+        for same in (_plain, _converted):  # a copy in Megatron's format lies beside the text
+            named = {same(path, base) for path in entry.paths}
+            found = [name for name, paths in domains.items() if named & {same(path, "") for path in paths}]
+            if len(found) == 1 or (found and same is _plain):
+                return found[0]
         raise UserError(
             "is neither the name nor the path of a domain",
             file=self.file,
@@ -95,6 +96,11 @@ def _plain(path: str, base: str) -> str:
     if base and not is_uri(path) and not path.startswith("/"):
         path = str((Path(base) / path).resolve())
     return re.sub(r"(\.part)?/\*[^/]*$", "", prefix(path)).rstrip("/")
+
+
+def _converted(path: str, base: str) -> str:
+    """What Megatron's tools make of a file, `code_text_document` of `code.jsonl`, and the file itself, alike."""
+    return re.sub(r"_[A-Za-z0-9]+_document$", "", stem(_plain(path, base)))
 
 
 def read_weights(file: str) -> Weights:

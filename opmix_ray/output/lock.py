@@ -15,16 +15,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from opmix_ray.errors import UserError
-from opmix_ray.output.state import FENCE, LOCK
+from opmix_ray.output.state import CONFIG, FENCE, LOCK, STATE
 from opmix_ray.storage import Storage
 
 _TOKEN = f"{FENCE}/token"
+_FIRST = {CONFIG, STATE, LOCK, FENCE}  # what is written before anything is done
 
 
 @contextlib.contextmanager
@@ -38,7 +40,7 @@ def locked(storage: Storage) -> Iterator[None]:
         yield
         return
     directory = Path(storage.uri)
-    new, unlocked = not directory.exists(), not (directory / LOCK).exists()
+    new, before = not directory.exists(), _names(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR)
@@ -64,7 +66,12 @@ def locked(storage: Storage) -> Iterator[None]:
         try:
             yield
         except UserError:  # leave a directory that was refused as it was
-            if unlocked:
+            begun = _names(directory) - before
+            if not before and begun <= _FIRST:  # else something was done that could be lost
+                shutil.rmtree(directory / FENCE, ignore_errors=True)
+                for name in begun - {FENCE}:
+                    (directory / name).unlink(missing_ok=True)
+            elif LOCK in begun:
                 (directory / LOCK).unlink(missing_ok=True)
             if new:
                 with contextlib.suppress(OSError):
@@ -72,6 +79,14 @@ def locked(storage: Storage) -> Iterator[None]:
             raise
     finally:
         os.close(handle)
+
+
+def _names(directory: Path) -> set[str]:
+    """Of what is in a directory; none where there is no directory that can be read."""
+    try:
+        return set(os.listdir(directory))
+    except OSError:
+        return set()
 
 
 def is_held(storage: Storage) -> bool | None:

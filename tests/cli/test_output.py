@@ -244,3 +244,20 @@ def test_a_dry_run_says_what_the_run_will_cost_and_writes_nothing(opmix: Opmix, 
     assert found["price"] == pytest.approx(30 * found["seconds"]["total"] / 3600)
     assert not output.exists()
     assert "needs --dry-run" in opmix("run", tiny.file, "--price-per-hour", "30").only_error()
+
+
+@pytest.mark.parametrize("command", ["run", "search", "compare"])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_refused_after_the_output_was_opened_leaves_it_as_it_was(
+    opmix: Opmix, tiny: TinyRun, command: str, there: bool
+) -> None:
+    """Broken data are found when they are read, and an empty directory may have been made for the output."""
+    data = tiny.directory / "broken.jsonl"
+    data.write_text('{"text": "a line"}\n{"text": \n')
+    tiny.tree["data"]["domains"]["code"]["path"] = str(data)
+    output = tiny.directory / "out"
+    if there:
+        output.mkdir()
+    opmix(command, tiny.write(), "-o", output).only_error()
+    assert output.exists() == there
+    assert not there or not list(output.iterdir())

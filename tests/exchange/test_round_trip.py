@@ -173,3 +173,28 @@ def test_broken_files_end_in_one_line(name: str, text: str, tmp_path: Path) -> N
         read_weights(str(tmp_path / name)).over({"code": ["code"]})
     assert len(str(caught.value).splitlines()) == 1
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["megatron", "nemo"])
+def test_text_that_is_still_to_be_converted_is_read_back(name: str, text_run: Output, tmp_path: Path) -> None:
+    """Both name what Megatron's tools will make of the text, which is no path of a domain."""
+    place = tmp_path / "there"
+    found = export(str(text_run.directory), name, str(place))
+    assert "_text_document" in Path(main_file(found.files)).read_text()
+    assert read_back(main_file(found.files), text_run) == pytest.approx(MIXTURE, abs=1e-9)
+
+
+def test_of_two_files_that_would_be_converted_to_one_none_is_guessed(tmp_path: Path) -> None:
+    (tmp_path / "blend.txt").write_text(f"1 {tmp_path}/a_text_document")
+    domains = {"code": [f"{tmp_path}/a.jsonl"], "prose": [f"{tmp_path}/a.txt"]}
+    with pytest.raises(UserError, match="neither the name nor the path"):
+        read_weights(str(tmp_path / "blend.txt")).over(domains)
+
+
+def test_a_domain_that_gets_nothing_may_be_given_a_path_and_is_not_written(
+    text_run: Output, tmp_path: Path
+) -> None:
+    file = tmp_path / "mixture.json"
+    file.write_text(json.dumps({"mixture": {"code": 1.0, "german": 4e-21, "novel": 0}}))
+    found = export(str(file), "megatron", str(tmp_path / "out"), paths=["code=/c", "german=/g", "novel=/n"])
+    assert Path(found.files[0]).read_text().split() == ["1.0", "/c"]
