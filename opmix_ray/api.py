@@ -29,7 +29,6 @@ from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
 from opmix_ray.model.base import join_base
 from opmix_ray.model.interpolate import ProbeSet
-from opmix_ray.pile import DOMAINS
 from opmix_ray.runner import runner
 from opmix_ray.runner.search import make_task, search_once
 from opmix_ray.runner.validate import validate
@@ -154,7 +153,7 @@ def discover(
     files: Sequence[str | Path] | str | Path,
     output: str | Path,
     *,
-    domains: int = DOMAINS,
+    domains: int | None = None,
     like: str | Path | None = None,
     vectors: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -165,7 +164,7 @@ def discover(
     Args:
         files: files, folders, globs, URIs of the pile; or one of them.
         output: local directory that is not there yet.
-        domains: how many.
+        domains: how many; None: eight, or those of `like`.
         like: output of an earlier call, into whose domains these documents are sorted.
         vectors: .npy file with a vector for each document, or a column with one, to go by instead of the text.
         tokenizer: that token ids were made with.

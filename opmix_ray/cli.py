@@ -31,6 +31,7 @@ from opmix_ray.commands.options import (
     Address,
     Config,
     Json,
+    OnceEach,
     Output,
     Settings,
     about,
@@ -328,6 +329,10 @@ def _run(
             err=True,
         )
         raise typer.Exit(UNDECIDED)
+
+
+for _command in app.registered_commands:
+    _command.cls = OnceEach
 
 
 def _validate(

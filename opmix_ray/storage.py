@@ -36,6 +36,13 @@ from opmix_ray.errors import UserError
 from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
 
 
+def split_file(file: str) -> tuple[Storage, str]:
+    """The directory of a file, local or a URI, and the file's name in it."""
+    head, mark, query = file.partition("?") if not is_local(file) else (file, "", "")
+    directory, slash, name = head.rpartition("/")
+    return Storage((directory or slash or ".") + mark + query), name
+
+
 class Storage:
     """Files below one directory or URI.
 

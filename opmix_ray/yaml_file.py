@@ -53,8 +53,12 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_UniqueKeyLoader)
 
 
-def read_yaml(path: Path | str) -> dict[str, Any]:
+def read_yaml(path: Path | str, like: str = "write `name: value` lines") -> dict[str, Any]:
     """Read one YAML mapping.
+
+    Args:
+        path: of the file.
+        like: the remedy where it holds none.
 
     Raises:
         UserError: the file is missing, is not text, is empty, or is not a YAML mapping.
@@ -79,9 +83,9 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise UserError(f"is not valid YAML{where}: {problem}", file=path, remedy="mend the line") from None
     if loaded is None:
-        raise UserError("is empty", file=path, remedy="start from `examples/quickstart.yaml`")
+        raise UserError("is empty", file=path, remedy=like)
     if not isinstance(loaded, dict):
-        raise UserError("must be a mapping of keys to values", file=path, remedy="see docs/configuration.md")
+        raise UserError("must be a mapping of keys to values", file=path, remedy=like)
     return loaded
 
 

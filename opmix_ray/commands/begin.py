@@ -89,7 +89,9 @@ def discover(
         list[str], typer.Argument(metavar="FILES", help="Files or folders of the pile.", show_default=False)
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="New directory.", show_default=False)],
-    domains: Annotated[int, typer.Option(help="How many domains.")] = DOMAINS,
+    domains: Annotated[
+        int | None, typer.Option(help=f"How many domains; none: {DOMAINS}, or those of --like.")
+    ] = None,
     like: Annotated[
         Path | None,
         typer.Option(help="Output of an earlier call: these files go into its domains.", metavar="DIR"),

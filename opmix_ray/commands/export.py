@@ -28,7 +28,7 @@ from opmix_ray.exchange.handover import Handover, Part, Unit, as_weight
 from opmix_ray.mixture import Mixture
 from opmix_ray.output.state import CONFIG, MIXTURE, STATE, read_config
 from opmix_ray.sources.source import Source, open_source
-from opmix_ray.storage import Storage, read_record, read_records
+from opmix_ray.storage import Storage, read_record, read_records, split_file
 from opmix_ray.trials.rows import METRICS, RATIOS, TRIALS, TrialRow
 
 EXPORT = "export"
@@ -110,10 +110,8 @@ def export(
 
 def _place(source: str) -> tuple[Storage, str]:
     """The directory, and the name of the mixture's file in it."""
-    head, mark, query = source.partition("?")
-    if head.endswith(".json"):
-        directory, _, name = head.rpartition("/")
-        storage = Storage((directory or ".") + mark + query)
+    if source.partition("?")[0].endswith(".json"):
+        storage, name = split_file(source)
     else:
         storage, name = Storage(source), MIXTURE
     if not storage.exists(name):
@@ -129,11 +127,7 @@ def _output(storage: Storage, format: str, output: str | None) -> tuple[Storage,
     """Where the files go, and the name of the only one if the user gave it."""
     if output is None:
         return storage.child(EXPORT).child(format), None
-    head, mark, query = output.partition("?")
-    if not head.endswith(_ENDINGS):
-        return Storage(output), None
-    directory, _, name = head.rpartition("/")
-    return Storage((directory or ".") + mark + query), name
+    return split_file(output) if output.partition("?")[0].endswith(_ENDINGS) else (Storage(output), None)
 
 
 def _given(paths: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from opmix_ray.errors import UserError, UserErrors, user_errors
 from opmix_ray.harmless import visible
@@ -53,6 +54,28 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class OnceEach(TyperCommand):
+    """A command that refuses an option with a value given twice, of which Typer would take the last without a word."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Typer's own, which then looks at what came several times."""
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            values, left, order = parse(args)
+            for option in order:
+                once = option.param_type_name == "option" and not (
+                    option.multiple or getattr(option, "is_flag", False)
+                )
+                if once and order.count(option) > 1:
+                    raise UserError("is given twice", key=option.opts[0], remedy="give it once")
+            return values, left, order
+
+        parser.parse_args = parse_args
+        return parser
 
 
 Config = Annotated[Path, typer.Argument(help="YAML file that describes the run.", show_default=False)]

@@ -26,7 +26,9 @@ def design(
         typer.Option(help="Names, separated by commas.", metavar="NAMES", show_default=False),
     ],
     runs: Annotated[int, typer.Option(help="How many mixtures.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.", show_default=False)],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="CSV to write, local or a URI.", show_default=False)
+    ],
     bounds: Annotated[Path | None, typer.Option(help="File of [least, greatest] shares.")] = None,
     caps: Annotated[
         Path | None, typer.Option(help="File of greatest shares, or of tokens and epochs.")
@@ -51,12 +53,14 @@ def design(
     """
     from opmix_ray.exchange.columns import METADATA
     from opmix_ray.fit.options import limits, read_prior
+    from opmix_ray.storage import split_file
     from opmix_ray.strategies.design import check_names, check_sweep, designed
 
     names = [name.strip() for given in domains for name in given.split(",")]
     check_names(names, sorted(METADATA))
     lower, upper, tokens = limits(bounds, caps, names)
-    if output.exists():
+    place, file = split_file(output)
+    if not file or place.exists(file):
         raise UserError("is there already", key="--output", value=output, remedy="name another file")
     try:
         centre = read_prior(near, names, tokens)
@@ -71,19 +75,22 @@ def design(
         runs, centre, lower=lower, upper=upper, near=near is not None, earlier=before, seed=seed
     )  # fmt: skip
     called = _run_names(len(found), runs_before)
-    _write(output, names, called, found)
+    place.write_text(file, _table(names, called, found))
     rows = [{"run": run, **{name: round(share, 4) for name, share in row.items()}}
             for run, row in zip(called, found, strict=True)]  # fmt: skip
     if not as_json:
         show(rows, rows, False)
     fitting = f"opmix fit --ratios {output} --metrics METRICS.csv"
-    few = (
-        f"note: {runs} runs for {len(names)} domains; of some the law will know little\n"
-        if runs < len(names)
-        else ""
-    )
-    words = f"{few}{output}\nnext: train one model on each, write their metrics down by run, then {fitting}"
-    show({"output": str(output), "runs": rows}, words, as_json)
+    notes = [
+        f"{near} gives `{name}` nothing, so hardly any run has some of it"
+        for name in names
+        if not centre[name]
+    ]
+    if runs < len(names):
+        notes.append(f"{runs} runs for {len(names)} domains; of some the law will know little")
+    said = "".join(f"note: {note}\n" for note in notes)
+    words = f"{said}{output}\nnext: train one model on each, write their metrics down by run, then {fitting}"
+    show({"output": output, "runs": rows, "notes": notes}, words, as_json)
 
 
 def _earlier(file: Path | None, names: Sequence[str]) -> tuple[list[Mixture], list[str]]:
@@ -120,19 +127,14 @@ def _run_names(count: int, taken: Sequence[str]) -> list[str]:
     return found
 
 
-def _write(output: Path, names: Sequence[str], runs: Sequence[str], rows: Sequence[Mixture]) -> None:
+def _table(names: Sequence[str], runs: Sequence[str], rows: Sequence[Mixture]) -> str:
+    """CSV with a line for every run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", *names])
     for run, row in zip(runs, rows, strict=True):
         writer.writerow([run, *(f"{row[name]:.9g}" for name in names)])
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror}", key="--output", value=output, remedy="name another file"
-        ) from None
+    return text.getvalue()
 
 
 Ratios = Annotated[Path, typer.Option(help="CSV of mixtures, one run a line.", show_default=False)]

@@ -67,7 +67,7 @@ def load_partly(
         UserError: the file is not a YAML mapping.
     """
     path = Path(path)
-    tree = read_yaml(path)
+    tree = read_yaml(path, "start from `examples/quickstart.yaml`, or see docs/configuration.md")
     errors: list[UserError] = []
     for setting in overrides or []:
         try:

@@ -25,7 +25,7 @@ from opmix_ray.exchange.olmo import read_olmix, read_olmo_core
 from opmix_ray.exchange.tuning import read_axolotl, read_llamafactory
 from opmix_ray.paths import is_uri
 from opmix_ray.remote import is_local, local_path
-from opmix_ray.storage import Storage
+from opmix_ray.storage import split_file
 from opmix_ray.yaml_file import parse_yaml
 
 KNOWN = (
@@ -139,9 +139,8 @@ def _text(file: str) -> str:
     if not is_uri(file) and not Path(file).is_file():
         problem = "is a directory" if Path(file).is_dir() else "no such file"
         raise UserError(problem, file=file, remedy="name the file with the mixture")
-    head, _, name = file.partition("?")[0].rpartition("/")
-    query = file[file.index("?") :] if "?" in file else ""
-    return Storage((head or ".") + query).read_text(name)
+    storage, name = split_file(file)
+    return storage.read_text(name)
 
 
 def _parse(text: str, name: str) -> tuple[Unit, list[SourceWeight]] | None:

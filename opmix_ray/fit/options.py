@@ -59,7 +59,7 @@ def read_caps(path: str | Path | None, domains: Sequence[str]) -> Caps:
     """
     if path is None:
         return Caps()
-    tree = read_yaml(Path(path))
+    tree = read_yaml(Path(path), "for example `code: 0.3`")
     if "stage_tokens" not in tree and "domains" not in tree:
         upper = {name: _number(value, path, name) for name, value in tree.items()}
         _known(upper, domains, path)
@@ -123,7 +123,7 @@ def read_bounds(path: str | Path | None, domains: Sequence[str]) -> tuple[dict[s
     upper: dict[str, float] = {}
     if path is None:
         return lower, upper
-    tree = read_yaml(Path(path))
+    tree = read_yaml(Path(path), "for example `code: [0.1, 0.4]`")
     _known(tree, domains, path)
     for name, entry in tree.items():
         if isinstance(entry, Mapping) and set(entry) <= {"min", "max"}:
@@ -201,7 +201,7 @@ def read_prior(
             value=prior,
             remedy="check the path",
         )
-    return _mixture(read_yaml(Path(prior)), known, prior, "", domains)
+    return _mixture(read_yaml(Path(prior), "for example `code: 0.5`"), known, prior, "", domains)
 
 
 def read_objective(
@@ -217,10 +217,14 @@ def read_objective(
     """
     if path is None:
         return Objective()
-    tree = read_yaml(Path(path))
+    tree = read_yaml(Path(path), f"for example `{metrics[0]}: 1`")
     if not set(tree) & set(OBJECTIVE_KEYS) or set(tree) <= set(metrics):
         tree = {"weights": tree}
-    for key in tree:
+    for key in map(str, tree):
+        if key in metrics:
+            raise UserError(
+                "is a metric beside other keys", file=path, key=key, remedy=f"weights: {{{key}: ...}}"
+            )
         if key not in OBJECTIVE_KEYS:
             raise UserError(
                 "unknown key", file=path, key=key, remedy=nearest(key, [*OBJECTIVE_KEYS, *metrics])

@@ -40,7 +40,7 @@ def discover(
     files: Sequence[str],
     output: str | Path,
     *,
-    domains: int = DOMAINS,
+    domains: int | None = None,
     like: str | Path | None = None,
     vectors: str | None = None,
     tokenizer: str | None = None,
@@ -52,7 +52,7 @@ def discover(
     Args:
         files: files, folders, globs, URIs, in every format that `opmix init` reads.
         output: local directory that is not there yet.
-        domains: how many; not used with `like`.
+        domains: how many; None: eight, or those of `like`.
         like: output of an earlier call, whose domains these documents are sorted into.
         vectors: a .npy file with a vector for each document, or a column with one, to go by instead of the text.
         tokenizer: that token ids were made with.
@@ -67,6 +67,11 @@ def discover(
         UserError: wrong input; nothing is written.
     """
     target = _target(output)
+    if like is not None and domains is not None:
+        raise UserError(
+            "the domains are those of --like", key="--domains", value=domains, remedy="leave one of them out"
+        )
+    domains = DOMAINS if domains is None else domains
     if not 2 <= domains <= MOST_DOMAINS:
         raise UserError(
             f"must be from 2 to {MOST_DOMAINS}", key="--domains", value=domains, remedy="give another number"

@@ -211,3 +211,20 @@ def test_the_shell_completes_commands(tmp_path: Path) -> None:
     )
     assert "bash completion installed" in done.stdout
     assert (tmp_path / ".bash_completions" / "opmix.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("fit", "--ratios", "a.csv", "--ratios", "b.csv", "--metrics", "m.csv"), "--ratios"),
+        (("run", "a.yaml", "-o", "one", "--output", "two"), "--output"),
+    ],
+)
+def test_an_option_given_twice_is_refused(opmix: Opmix, words: tuple[str, ...], key: str) -> None:
+    """Else the last one would be taken without a word."""
+    assert opmix(*words).only_error() == f"error: {key}: is given twice; give it once"
+
+
+def test_what_may_come_several_times_may(opmix: Opmix) -> None:
+    line = opmix("run", "gone.yaml", "--set", "seed=1", "--set", "name=a", "--json", "--json").only_error()
+    assert line == "error: gone.yaml: no such file; check the path"

@@ -250,8 +250,8 @@ def test_caps_by_repetition(tmp_path: Path) -> None:
             "maths: {tokens: 1e8, max_epochs: 1}}\n",
             "caps.yaml.*exceeds the 300,000,000",
         ),
-        ("", "is empty"),
-        ("- 1\n", "must be a mapping"),
+        ("", "is empty; for example `code: 0.3`"),
+        ("- 1\n", "must be a mapping.*; for example `code: 0.3`"),
     ],
 )
 def test_caps_that_are_wrong(tmp_path: Path, text: str, word: str) -> None:
@@ -350,6 +350,11 @@ def test_objectives(tmp_path: Path) -> None:
         ("code_loss: 0\n", "no metric has a weight above 0"),
         ("weights: 3\n", "must map metrics"),
         ("worst_case: maybe\n", "true or false"),
+        (
+            "code_loss: 1\nweights: {prose_loss: 1}\n",
+            "code_loss: is a metric beside other keys; weights: {code",
+        ),
+        ("", "is empty; for example `code_loss: 1`"),
         ("weights: {code_loss: 1}\nweight: 3\n", "weight: unknown key; did you mean `weights`"),
         ("current: {cod: 1}\n", "current.cod: no such domain"),
         ("no_worse_than: {cod_loss: 1}\n", "no such metric"),

@@ -178,6 +178,9 @@ WRONG: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "no column": (lambda home: ["pile.jsonl", "--vectors", "emb"], "--vectors: the file has no column 'emb'; name"),
     "text": (lambda home: ["pile.jsonl", "--vectors", "text"], "is not a list of numbers"),
     "like nothing": (lambda home: ["pile.jsonl", "--like", "."], "holds no domains that were discovered"),
+    "like and domains": (
+        lambda home: ["pile.jsonl", "--like", ".", "--domains", 3], "--domains = 3: the domains are those of --like",
+    ),
     "in a file": (lambda home: ["pile.jsonl", "-o", "pile.jsonl/out"], "pile.jsonl is no directory"),
     "a uri": (lambda home: ["pile.jsonl", "-o", "s3://bucket/out"], "is not a local directory"),
     "ids": (lambda home: [ids(home)], "holds token ids, whose words are not known"),

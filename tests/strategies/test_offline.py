@@ -21,12 +21,14 @@ from opmix_ray.fit.sweep import read_mixtures
 from opmix_ray.mixture import Mixture
 from opmix_ray.model.base import load_base, save_base
 from opmix_ray.model.loss import evaluate_sets
+from opmix_ray.storage import split_file
 from opmix_ray.strategies.design import designed, sample_mixtures
 from opmix_ray.strategies.making import Making
 from opmix_ray.strategies.proxies import train_proxy
 from opmix_ray.strategies.separate import Merger, next_weights, score_merges, train_dro
 from tests.cli.conftest import Opmix
 from tests.cli.conftest import opmix as opmix
+from tests.object_store import object_store
 
 Making = Callable[..., Making]
 
@@ -133,6 +135,28 @@ def test_fewer_runs_than_domains_are_designed_with_a_note(opmix: Opmix, tmp_path
     ended = opmix("design", "--domains", "a,b,c,d", "--runs", 3, "-o", tmp_path / "few.csv")
     assert ended.code == 0, ended.err
     assert "note: 3 runs for 4 domains" in ended.out
+
+
+def test_a_domain_that_near_gives_nothing_is_told(opmix: Opmix, tmp_path: Path) -> None:
+    near = tmp_path / "near.yaml"
+    near.write_text("{a: 0.5, b: 0.3, c: 0.2}")
+    ended = opmix(
+        "design", "--domains", "a,b,c,new", "--runs", 8, "--near", near, "-o", tmp_path / "d.csv", "--json"
+    )
+    assert json.loads(ended.out)["notes"] == [f"{near} gives `new` nothing, so hardly any run has some of it"]
+
+
+def test_a_design_is_written_to_an_object_store(
+    opmix: Opmix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_store(tmp_path) as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        uri = server.uri("sweep/design.csv")
+        ended = opmix("design", "--domains", "a,b,c", "--runs", 8, "-o", uri, "--json")
+        assert json.loads(ended.out)["output"] == uri
+        assert len(split_file(uri)[0].read_text("design.csv").splitlines()) == 9
+        assert "is there already" in opmix("design", "--domains", "a,b", "--runs", 8, "-o", uri).only_error()
 
 
 WRONG = {
