@@ -374,7 +374,7 @@ def _old_mixture(file: str | None) -> list[str]:
     """Settings with which the mixture in a file, named from the working directory, is the one in force."""
     if file is None:
         return []
-    place = file if "://" in file else str(Path(file).expanduser().absolute())
+    place = file if "://" in file else str(Path(os.path.expanduser(file)).absolute())
     return [f"base.mixture={json.dumps(place)}", "stages.0.start=carry"]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -25,7 +27,15 @@ _REFUSED = (
     "EXPIRED", "expired", "UNRECOGNIZED_CLIENT", "MISSING_AUTHENTICATION", "TIME_TOO_SKEWED", "FORBIDDEN",
     "HTTP status 403", "HTTP status 401", "Permission denied", "UNAUTHENTICATED", "PERMISSION_DENIED",
 )  # fmt: skip
-_NETWORK = ("NETWORK_CONNECTION", "Could not resolve", "curlCode", "Connection refused", "UNAVAILABLE")
+_NETWORK = (
+    "NETWORK_CONNECTION",
+    "ConnectError",
+    "Name or service not known",
+    "Could not resolve",
+    "curlCode",
+    "Connection refused",
+    "UNAVAILABLE",
+)
 
 
 def is_local(path: str) -> bool:
@@ -40,6 +50,28 @@ def local_path(path: str) -> str:
     return unquote("/" + path.removeprefix("file://").partition("/")[2])
 
 
+class _Package(pafs.FSSpecHandler):  # type: ignore[misc]
+    """A file system of another package, such as `hf://`, which raises what it likes where it does not answer."""
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return _told(found) if name.startswith(("get_file_info", "open_")) else found
+
+
+def _told(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call whose errors are those of a file system."""
+
+    def called(*arguments: Any, **named: Any) -> Any:
+        try:
+            return call(*arguments, **named)
+        except (OSError, NotImplementedError):
+            raise
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {reason(error)}") from error
+
+    return called
+
+
 def open_uri(uri: str, *, key: str | None = None) -> tuple[pafs.FileSystem, str]:
     """The file system of a URI, and the path inside it.
 
@@ -52,8 +84,11 @@ def open_uri(uri: str, *, key: str | None = None) -> tuple[pafs.FileSystem, str]
     """
     refuse_credentials(uri, key=key)
     try:
-        return pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        found, path = pafs.FileSystem.from_uri(uri)
+        if isinstance(found, pafs.PyFileSystem) and isinstance(found.handler, pafs.FSSpecHandler):
+            found = pafs.PyFileSystem(_Package(found.handler.fs))
+        return found, path
+    except Exception as error:  # a package of the scheme raises what it likes
         raise UserError(
             f"cannot open this file system: {reason(error)}",
             key=key,

@@ -126,8 +126,9 @@ class Storage:
         Raises:
             UserError: it is missing or not JSON.
         """
+        content = self.read_bytes(name)  # whose own errors are ValueErrors too
         try:
-            return json.loads(self.read_bytes(name))
+            return json.loads(content)
         except ValueError as error:
             raise UserError(
                 f"is not valid JSON: {error}", file=self.path(name), remedy="restore the file"

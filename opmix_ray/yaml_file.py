@@ -1,7 +1,11 @@
-"""YAML files as people write them: keys given twice are refused, `3e-4` is a number, errors name the line."""
+"""YAML files as people write them: keys given twice are refused, `3e-4` is a number, errors name the line.
+
+Numbers are those of YAML 1.2: 1.1 reads `010` as 8 and `1:30` as 90.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +22,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:  # `<<: *other`, whose keys may be given again
+                continue
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag in _READ_AS_TEXT:
                 key_node.tag = "tag:yaml.org,2002:str"
             key = self.construct_object(key_node, deep=True)
@@ -36,12 +42,22 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 # Keys are names: a domain may be called `no` or `1`, which YAML reads as False and as a number.
 _READ_AS_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null", "timestamp")}
 
-# YAML 1.1 reads 3e-4 as text; read it as the number it is meant to be.
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+_MERGE = "tag:yaml.org,2002:merge"
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in found if tag.rpartition(":")[2] not in _NUMBERS]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _form in _NUMBERS.items():
+    _UniqueKeyLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"^({_form})$"), list("-+0123456789.")
+    )
+
+_MOST = 1_000_000  # values of a text, those behind `*name` counted each time
 
 
 def parse_yaml(text: str) -> Any:
@@ -50,7 +66,22 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError, ValueError, RecursionError: it is not YAML.
     """
-    return yaml.load(text, Loader=_UniqueKeyLoader)
+    found = yaml.load(text, Loader=_UniqueKeyLoader)
+    _size(found, {})
+    return found
+
+
+def _size(value: Any, sizes: dict[int, float]) -> float:
+    """How many values there are in one; refuses one that holds itself, and one that aliases make endless."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = math.inf  # until it is known
+        inside = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_size(each, sizes) for each in inside)
+    if sizes[id(value)] > _MOST:
+        raise ValueError("an alias stands inside what it names, or aliases make it far too large")
+    return sizes[id(value)]
 
 
 def read_yaml(path: Path | str, like: str = "write `name: value` lines") -> dict[str, Any]:

@@ -140,6 +140,48 @@ def test_numbers_are_read_as_they_are_meant(text: str, value: float) -> None:
     assert isinstance(parse_yaml(text), float)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", "010"),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
+        ("1_000", 1000),
+        ("0x1f", 31),
+        ("-3", -3),
+        ("0", 0),
+    ],
+)
+def test_no_number_is_read_as_another(text: str, value: object) -> None:
+    """YAML 1.1 has octal numbers and numbers to the base of 60."""
+    assert parse_yaml(text) == value
+
+
+def test_merged_keys_are_read_and_may_be_given_again() -> None:
+    text = "a: &a {path: x, share: 1}\nb: {<<: *a, path: y}\n"
+    assert parse_yaml(text)["b"] == {"path": "y", "share": 1}
+    with pytest.raises(yaml.YAMLError, match="the key 'c' is given twice"):
+        parse_yaml(text + "d: {<<: *a, c: 1, c: 2}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]",
+        "a: &a\n  b: *a",
+        "a0: &a0 [1, 1]\n"
+        + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+    ],
+)
+def test_aliases_without_end_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(
+        UserError, match="an alias stands inside what it names, or aliases make it far too large"
+    ):
+        read_yaml(file)
+
+
 @pytest.mark.parametrize("text", ["a: 1\na: 2\n", "x: {b: 1, b: 1}\n", "- {c: 1, 'c': 2}\n"])
 def test_a_key_given_twice_is_refused_at_any_depth(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.yaml"

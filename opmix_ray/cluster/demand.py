@@ -130,7 +130,7 @@ def _configuration(address: str) -> Path | None:
             if any(word.startswith(_ADDRESS) and word.endswith(f":{port}") for word in words):
                 for word in words:
                     if word.startswith(_FILE):
-                        return Path(word.removeprefix(_FILE)).expanduser()
+                        return Path(os.path.expanduser(word.removeprefix(_FILE)))
     return None
 
 

@@ -125,7 +125,7 @@ def with_given(
     if model is not None:
         changes["model"] = config.model.at(model.absolute())
     if base is not None:
-        place = base if is_uri(base) else str(Path(base).expanduser().absolute())
+        place = base if is_uri(base) else str(Path(os.path.expanduser(base)).absolute())
         changes["model"] = {"path": None, "config": None, "gguf_file": None}
         changes["base"] = {"run": place, "mixture": None}
     return config.but(**changes)

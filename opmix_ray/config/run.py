@@ -23,7 +23,7 @@ class StageConfig(Section):
     """One stage: some domains, some steps, and when to decide again."""
 
     name: str = Field(pattern=NAME, description="Name, unique in the run.")
-    steps: int = Field(ge=1, description="Optimiser steps.")
+    steps: int = Field(ge=1, le=10**9, description="Optimiser steps.")
     domains: list[str] | None = Field(None, description="Domains used; none: all.")
     start: Literal["uniform", "proportional", "carry", "join"] | dict[str, float] = Field(
         "proportional",
@@ -189,7 +189,7 @@ class RunConfig(Section):
     """A whole run."""
 
     name: str = Field("run", pattern=NAME, description="Name of the run.")
-    seed: int = Field(0, ge=0, description="Seed of everything that is random.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything that is random.")
     output: str | None = Field(
         None, description="Directory or `pyarrow.fs` URI of the results; none: `runs/<name>`."
     )

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -25,9 +27,10 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_serializer,
 )
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from opmix_ray.errors import UserError, UserErrors
 from opmix_ray.harmless import shown
@@ -117,6 +120,15 @@ class Section(BaseModel):
     """Keys whose values a rule chooses unless they are given. Not given, they are left out of what is written down:
     whoever reads that would take them for given."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would read `yes` as 1."""
+        wanted = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in wanted and wanted & {int, float}:
+            raise PydanticCustomError("number", "must be a number")
+        return value
+
     @model_serializer(mode="wrap")
     def _without_unset_sizes(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         tree: dict[str, Any] = write(self)
@@ -137,6 +149,13 @@ class Section(BaseModel):
         return self.model_copy(update={key: changed(key, value) for key, value in changes.items()})
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """The types of which a value may be, without those inside lists and mappings."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return {kind for part in get_args(annotation) for kind in _kinds(part)}
+    return {get_origin(annotation) or annotation} if isinstance(annotation, Hashable) else set()
+
+
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -151,12 +170,12 @@ def _beside(resolve: Callable[[str, Path], str]) -> AfterValidator:
 
 
 def _local(path: str, base: Path) -> str:
-    return str((base / Path(path).expanduser()).absolute())
+    return str((base / Path(os.path.expanduser(path))).absolute())
 
 
 def _hub_or_local(path: str, base: Path) -> str:
     """Beside the file, or where transformers would look for it before a hub, which other processes could not."""
-    places = [(place / Path(path).expanduser()).absolute() for place in (base, Path.cwd())]
+    places = [(place / Path(os.path.expanduser(path))).absolute() for place in (base, Path.cwd())]
     return next((str(place) for place in places if place.exists()), path)
 
 
@@ -275,6 +294,10 @@ def _translate(items: Sequence[Any], path: tuple[str, ...], kind: type[Section],
         if near or places:
             remedy = "did you mean " + " or ".join(f"`{name}`" for name in ([near] if near else places)) + "?"
         return UserError("unknown key", file=file, key=key, value=item["input"], remedy=remedy)
+    if item["type"] == "missing" and isinstance(item["loc"][-1], int):
+        return UserError(
+            "has too few values", file=file, key=key, value=item["input"], remedy=_remedy(kind, path)
+        )
     if item["type"] == "missing":
         return UserError(_MISSING, file=file, key=key, remedy=f"add it ({SEE})")
     messages = dict.fromkeys(_message(each) for each in items)

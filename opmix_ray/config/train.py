@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -51,11 +51,14 @@ class TokenizerConfig(Section):
     )
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """AdamW."""
 
     learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moments.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="Decay of the two moments.")
     weight_decay: float = Field(0.1, ge=0, description="Weight decay of matrices; nothing else decays.")
     clip_norm: float | None = Field(
         1.0, gt=0, description="Greatest norm of the gradient; none: no clipping."

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -171,7 +172,7 @@ def _fresh(config: ModelConfig, vocab_size: int, eos_token_id: int, seed: int) -
     tree = dict(config.config or {})
     model_type = tree.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
+        near = difflib.get_close_matches(str(model_type or ""), list(CONFIG_MAPPING), n=1)
         raise UserError(
             "is missing" if model_type is None else "is not a model type of transformers",
             key="model.config.model_type",
@@ -214,7 +215,7 @@ def _check_keys(tree: Mapping[str, Any], kind: type[PretrainedConfig]) -> None:
 
 def _pretrained(config: ModelConfig) -> PreTrainedModel:
     path = str(config.path)
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))
     if local.is_file():
         raise UserError(
             "is a file", key="model.path", value=path, remedy="name its directory (and `gguf_file`)"

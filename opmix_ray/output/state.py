@@ -215,7 +215,7 @@ def open_output(
         _clear(storage)
     names = [name for name in storage.names() if name != LOCK]
     others = [name for name in names if not _is_ours(name)]
-    if STATE in names and CONFIG in names:
+    if {STATE, BEFORE} & set(names) and CONFIG in names:
         state = _state_or_before(storage, say)
         if state.done or set(names) - {STATE, CONFIG, FENCE}:  # else nothing was done yet that could be lost
             _compare(config, storage, resume, state)
@@ -259,7 +259,7 @@ def _clear(storage: Storage) -> None:
     """Remove a run's files, and only a run's; a directory with anything else in it is left as it is."""
     names = [name for name in storage.names() if name != LOCK]
     others = [name for name in names if not _is_ours(name)]
-    if names and not others and STATE not in names:
+    if names and not others and not {STATE, BEFORE} & set(names):
         others = names if set(names) - {CONFIG} or not _is_config(storage) else []
     if others:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,7 +276,7 @@ class VectorFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            self.array = np.load(Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
+            self.array = np.load(Path(os.path.expanduser(path)), mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UserError("no such file", file=path, key="--vectors", remedy="check the path") from None
         except (OSError, ValueError, EOFError) as error:

@@ -125,7 +125,7 @@ def _target(output: str | Path) -> Path:
         raise UserError(
             "is not a local directory", key="--output", value=output, remedy="name one, and copy it then"
         )
-    target = Path(local_path(str(output))).expanduser().absolute()
+    target = Path(local_path(str(output))).absolute()
     if target.exists():
         raise UserError("is there already", key="--output", value=output, remedy="name another directory")
     above = next(place for place in target.parents if place.exists())
@@ -139,7 +139,7 @@ def _target(output: str | Path) -> Path:
 
 def _earlier(like: str | Path, vectors: str | None) -> tuple[Assigner, list[dict[str, Any]]]:
     """Assigner and domains of an earlier output."""
-    place = Path(like).expanduser()
+    place = Path(os.path.expanduser(like))
     try:
         found = json.loads((place / FOUND).read_text(encoding="utf-8"))
         kept = sorted(found["domains"], key=lambda each: int(each["number"]))

@@ -63,7 +63,7 @@ def plan(config: RunConfig) -> list[Step]:
 def evaluated_at(config: RunConfig, step: Step) -> tuple[int, ...]:
     """Global steps after which every evaluation set is measured, in a step of the plan that trains."""
     every = config.train.eval_every
-    inside = [at for at in range(step.start + 1, step.end) if every and at % every == 0]
+    inside = range((step.start // every + 1) * every, step.end, every) if every else ()
     return (*([0] if step.start == 0 else []), *inside, step.end)
 
 

@@ -7,6 +7,7 @@ result["final_mixture"], result["ledger"]["overhead"]
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def run(
     progress = progress or Progress()
     storage = Storage(config.output_uri())
     local = [storage.uri] if storage.is_local else []
-    write_to(*local, Path(config.data.cache).expanduser(), *scratch())
+    write_to(*local, Path(os.path.expanduser(config.data.cache)), *scratch())
     with resolved(strategy.plan(config)) as this:
         config = this.config
         refuse(check_before(config, file))

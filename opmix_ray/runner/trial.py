@@ -147,6 +147,7 @@ def _cut(config: PretrainedConfig, name: str, deep: int) -> None:
 
 
 WHOLE = 5_000_000  # weights up to which a model is tried as it is
+_ROUNDING = 1e-5  # of the largest logit; random weights attend to all tokens alike, and move by some 1e-3
 _CLOSE = 1e-3  # relative difference of losses that rounding explains
 
 
@@ -196,12 +197,48 @@ def _tried(model: PreTrainedModel, probe: ProbeConfig, autocast: bool) -> Tried:
         return Tried(share, ran=False)  # sizes that do not go together say nothing about the model
     if not np.isfinite(losses):
         return Tried(share, ran=False)
+    if _sees_ahead(tried):
+        raise _not_causal(model)
     listed = not isinstance(probe.target_modules, str)
     layers = (
         "all-linear" if listed and not whole else probe.target_modules
     )  # of a tiny one they may be others
     _try(tried, probe.but(gpus=0, rank=min(probe.rank, 4), target_modules=layers), autocast)
     return Tried(share, ran=True)
+
+
+def try_model(model: PreTrainedModel) -> None:
+    """Try whether a model of this kind sees no more than it may, where no decision asks for `try_probes`.
+
+    Raises:
+        UserError: what it says of a token depends on later ones.
+    """
+    whole = sum(parameter.numel() for parameter in model.parameters()) <= WHOLE
+    with _quiet():
+        try:
+            ahead = _sees_ahead(_made(model, whole=whole))
+        except Exception:  # sizes that do not go together say nothing about the model
+            return
+    if ahead:
+        raise _not_causal(model)
+
+
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether another last token changes what a model says before it."""
+    first = _ids(model, 3)
+    second = first.clone()
+    second[:, -1] = (second[:, -1] + 1) % _vocabulary(model)
+    with torch.inference_mode():
+        one, other = (model(input_ids=ids).logits[:, :-1].float() for ids in (first, second))
+    return float((one - other).abs().max()) > _ROUNDING * float(one.abs().max())
+
+
+def _not_causal(model: PreTrainedModel) -> UserError:
+    return UserError(
+        "sees the tokens that it is to predict",
+        key="model", value=model.config.model_type,
+        remedy="take a model that is made to continue text, or set model.config.is_decoder to true",
+    )  # fmt: skip
 
 
 @contextmanager
@@ -285,9 +322,12 @@ def _made(model: PreTrainedModel, *, whole: bool) -> PreTrainedModel:
     return made.eval()
 
 
+def _vocabulary(model: nn.Module) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+
 def _ids(model: nn.Module, seed: int) -> torch.Tensor:
-    vocab = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    return torch.randint(vocab, (2, 8), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(_vocabulary(model), (2, 8), generator=torch.Generator().manual_seed(seed))
 
 
 def _held(model: nn.Module) -> tuple[np.ndarray, np.ndarray]:

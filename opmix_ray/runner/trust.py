@@ -16,7 +16,7 @@ from opmix_ray import plugins
 from opmix_ray.config import RunConfig
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.errors import UserError
-from opmix_ray.output.state import BEFORE, METRICS, STATE, Row, RunState, load_state
+from opmix_ray.output.state import BEFORE, METRICS, RESULT, STATE, Row, RunState, load_state
 from opmix_ray.storage import Storage, checked
 from opmix_ray.train.checkpoint import checkpoint_fault
 
@@ -40,6 +40,12 @@ def trusted(storage: Storage, state: RunState, say: Callable[[str], None]) -> Ru
     if why is None:
         return state
     before = load_state(storage, BEFORE) if storage.exists(BEFORE) else state
+    if before.checkpoint == state.checkpoint and storage.exists(RESULT):
+        raise UserError(
+            "is damaged or gone; the run was finished, and its model and result.json can be used as they are",
+            file=storage.path(STATE),
+            remedy="restore it, or name another --output to run again",
+        )
     if before.checkpoint == state.checkpoint:
         raise UserError(
             f"is a checkpoint that {why}, and there is none before it",

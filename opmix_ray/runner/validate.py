@@ -35,7 +35,7 @@ from opmix_ray.runner.check_plan import check_plan, oddities
 from opmix_ray.runner.forecast import estimate
 from opmix_ray.runner.harness import check_harness
 from opmix_ray.runner.plan import decision_points, space_of, stage_domains, total_steps, wanted_mixture
-from opmix_ray.runner.trial import try_probes
+from opmix_ray.runner.trial import try_model, try_probes
 from opmix_ray.sources.files import copies_of
 from opmix_ray.sources.source import open_source, validate_sources
 from opmix_ray.trials.space import Space, load_space, read_space
@@ -223,12 +223,12 @@ def check_places(config: RunConfig) -> list[UserError]:
     for key, place in (("output", config.output_uri()), ("data.cache", config.data.cache)):
         if is_uri(place):
             continue
-        path = Path(place).expanduser().absolute()
-        if path.exists() and not path.is_dir():
-            errors.append(UserError("is a file", key=key, value=place, remedy="name a directory"))
-            continue
-        there = existing(path)
+        path = there = Path(os.path.expanduser(place)).absolute()
         try:
+            if path.exists() and not path.is_dir():
+                errors.append(UserError("is a file", key=key, value=place, remedy="name a directory"))
+                continue
+            there = existing(path)
             os.rmdir(tempfile.mkdtemp(prefix=".opmix-", dir=there))
         except OSError as error:
             problem = f"cannot be written: {error.strerror} in {there}"
@@ -338,12 +338,14 @@ def _tokenizer_and_model(config: RunConfig) -> None:
             remedy=f"set at most {context}"
             + (", or raise model.config.max_position_embeddings" if config.model.config else ""),
         )
+    model = architecture(config.model, vocab_size=size, eos_token_id=tokenizer.eos_token_id)
     if any(stage.decide_at for stage in config.stages):
-        model = architecture(config.model, vocab_size=size, eos_token_id=tokenizer.eos_token_id)
         try_probes(model, config.probe, autocast=config.model.autocast)
+    else:
+        try_model(model)
     gpus = max(config.search.gpus, config.probe.gpus)
     if gpus > 1:
-        check_spread(architecture(config.model, vocab_size=size, eos_token_id=tokenizer.eos_token_id), gpus)
+        check_spread(model, gpus)
 
 
 def _described(model: ModelConfig) -> Any:

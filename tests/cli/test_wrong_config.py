@@ -181,6 +181,23 @@ CASES: dict[str, tuple[Callable[[Tree], None], str, str]] = {
         "search.trials = 3", "`log-linear` needs for 3 components, 4",
     ),
     "hardly a trial": (_set("search", "trials", value=2), "search.trials = 2", "set at least 3"),
+    "truth for a number": (_set("train", "batch_size", value=True), "train.batch_size = True", "must be a number"),
+    "a timestamp as seed": (_set("seed", value=20240726123456), "seed = 20240726123456", "less than 4294967296"),
+    "a beta of one": (
+        _set("train", "optimizer", value={"betas": [1.0, 0.95]}), "train.optimizer.betas.0 = 1.0", "less than 1",
+    ),
+    "one beta": (_set("train", "optimizer", value={"betas": [0.9]}), "betas = [0.9]", "has too few values"),
+    "nobody's home": (
+        _set("data", "domains", "code", "path", value="~nobody-here/x"), "data.domains.code.path", "no file matches",
+    ),
+    "a name that is too long": (_set("data", "cache", value="a" * 300), "data.cache", "File name too long"),
+    "endless training": (_set("stages", 0, "steps", value=10**12), "stages.0.steps = 1000000000000", "less than or"),
+    "a model that sees what it is to predict": (
+        _set("model", "config", value={
+            "model_type": "bert", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1,
+            "intermediate_size": 32,
+        }), "model = bert", "sees the tokens that it is to predict",
+    ),
     "more GPUs than there are": (
         _set("train", "gpus_per_worker", value=640), "train.gpus_per_worker = 640", "640 GPUs, the cluster has",
     ),
@@ -201,6 +218,13 @@ def test_is_refused_with_file_key_value_and_remedy(
     assert named in line
     assert words in line
     assert not output.exists()
+
+
+def test_a_packages_file_system_that_does_not_answer_or_has_no_such_file(opmix: Opmix, tiny: TinyRun) -> None:
+    tiny.tree["data"]["domains"]["code"]["path"] = "hf://datasets/nobody-here/nothing"
+    line = opmix("validate", tiny.write()).only_error()
+    assert "hf://datasets/nobody-here/nothing" in line
+    assert "data.domains.code.path" in line
 
 
 def test_run_is_refused_before_anything_is_written(opmix: Opmix, tiny: TinyRun) -> None:

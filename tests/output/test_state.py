@@ -66,9 +66,14 @@ def test_a_digit_of_a_state_that_is_another_is_noticed(
     assert open_output(config, storage, resume=True, overwrite=False, say=said.append).step == 3
     (line,) = said
     assert line.endswith("state.json is damaged: it is not what was written; state.before.json is used")
+    kept = storage.read_text(BEFORE)
     storage.delete(BEFORE)
     with pytest.raises(UserError, match=r"state.json: is damaged: it is not what was written; restore"):
         open_output(config, storage, resume=True, overwrite=False)
+    storage.write_text(BEFORE, kept)
+    storage.delete("state.json")
+    assert open_output(config, storage, resume=False, overwrite=False, say=said.append).step == 3
+    assert said[-1].endswith("no such file; state.before.json is used")
 
 
 def test_an_unfinished_run_of_the_same_configuration_goes_on(tiny: TinyRun) -> None:
@@ -180,6 +185,9 @@ def test_a_state_goes_back_to_the_one_before_its_checkpoint(tmp_path: Path) -> N
     with pytest.raises(
         UserError, match=r"is a checkpoint that is gone, and there is none before it.*--overwrite"
     ):
+        trusted(storage, now, said.append)
+    storage.write_json("result.json", {})
+    with pytest.raises(UserError, match=r"the run was finished, and its model and result.json can be used"):
         trusted(storage, now, said.append)
 
 
