@@ -15,7 +15,7 @@ from opmix_ray.cluster.demand import of_evaluator, waiting
 from opmix_ray.config import RunConfig
 from opmix_ray.config.objective import needs_losses
 from opmix_ray.config.run import candidates, with_slopes
-from opmix_ray.counts.ngrams import Counts, DataLeft, smoothed
+from opmix_ray.counts.ngrams import Counts, DataLeft, Held, smoothed
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.budget import Size, decision_size, pretrained
 from opmix_ray.decision.data_law import Known
@@ -26,7 +26,6 @@ from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import (
     Decision,
     DecisionInputs,
-    FittedDecision,
     conclude,
     fit_decision,
     prior_mixture,
@@ -45,6 +44,7 @@ from opmix_ray.model.base import snapshot
 from opmix_ray.model.probe import Probe
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.result import DomainCurves, Evaluation
+from opmix_ray.signals import Background
 from opmix_ray.storage import Storage, read_record
 from opmix_ray.trials.rows import RowLog, TrialRow
 from opmix_ray.trials.space import Components, load_space, read_space
@@ -169,6 +169,7 @@ class _Maker:
         self.check: Probe | None = None
         self.base: ray.ObjectRef | None = None  # weights, where they are in the object store already
         self.asked: list[Measured] = []  # passes of the model before the search
+        self.counting: Background[dict[str, Counts]] | None = None  # while probes train
 
     def make(self) -> Decision:
         self.progress.message(self.size.words)
@@ -192,13 +193,9 @@ class _Maker:
                 **({"search": _passes(self.asked)} if self.asked else {}),
                 "fit": {"seconds": found.seconds},
             },
-            size=self.size.words,
-            wall_seconds=self.times,
-            objective=self.config.objective(),
-            bounds={"lower": question.lower, "upper": question.upper},
-            effective_step=situation.step if situation.effective is None else situation.effective,
             components=question.components.by_name(),
             lost={},
+            **self._circumstances(question),
         )
         if found.law is not None:
             self.place.write_json("law.json", found.law.to_dict())
@@ -209,6 +206,8 @@ class _Maker:
         asked = [*self.names, *([CHECK] if config.probe.check else [])]
         self.progress.decision_started(situation.index, situation.step, asked, self.trials)
         began = time.monotonic()
+        if config.proposal.law == "auto":
+            self.counting = Background(self._count)
         model = load_weights(config, self.prepared, situation.model)
         base = snapshot(model)
         base_ref = self.base = ray.put(base)
@@ -225,7 +224,7 @@ class _Maker:
         components = task.components
         space = load_space(situation.space, components, config.data.domains)
         self.times["probes"] = time.monotonic() - began
-        began = time.monotonic()  # counting is a part of the search
+        began = time.monotonic()  # waiting for what is still to be counted is a part of the search
         question = self._question(components, len(probes[0].losses) or None)
         log = RowLog(self.place, self.domains, self.sets)
         best = _Best(log.rows)
@@ -266,24 +265,30 @@ class _Maker:
                 for p in trained
             },
             weights=answer.weights.tolist() if answer.weights is not None else None,
-            cost=_cost(
-                found.costs(),
-                [*rows, *([checked] if checked else []), *self.asked],
-                answer,
-                base.nbytes,
-                factors.nbytes,
-            ),
-            size=self.size.words,
-            wall_seconds=self.times,
+            cost={
+                "probes": _probe_cost(found.costs(), base.nbytes),
+                "search": _passes([*rows, *([checked] if checked else []), *self.asked])
+                | {"bytes": float(factors.nbytes)},
+                "fit": {"seconds": answer.seconds},
+            },
             gradients=self.slopes,
-            objective=config.objective(),
-            bounds={"lower": question.lower, "upper": question.upper},
-            effective_step=situation.step if situation.effective is None else situation.effective,
             lost=self.lost,
+            **self._circumstances(question),
         )
         if answer.law is not None:
             self.place.write_json("law.json", answer.law.to_dict())
         return decision
+
+    def _circumstances(self, question: DecisionInputs) -> dict[str, Any]:
+        """What decision.json says of every decision that was made."""
+        situation = self.situation
+        return {
+            "size": self.size.words,
+            "wall_seconds": self.times,
+            "objective": self.config.objective(),
+            "bounds": {"lower": question.lower, "upper": question.upper},
+            "effective_step": situation.step if situation.effective is None else situation.effective,
+        }
 
     def _probes(self, base: Any) -> Trained:
         return Probing(
@@ -362,19 +367,26 @@ class _Maker:
             return None
         return old.over(self.domains)
 
-    def _known(self) -> Known:
-        config, situation = self.config, self.situation
-        data = DataLeft(
+    def _data(self) -> DataLeft:
+        situation = self.situation
+        return DataLeft(
             situation.tokens_left,
             np.array([situation.tokens_used.get(name, 0.0) for name in self.domains]),
             np.array([float(self.prepared.domains[name].train_tokens) for name in self.domains]),
         )
-        held = {"reported": config.evaluation.sequences, "searched": config.search.sequences}
-        counts = counts_for(
-            self.prepared, texts_for(self.prepared, self.sets, **held), situation.current, data
-        )
+
+    def _texts(self, most: int | None = None) -> dict[str, Held]:
+        held = {"reported": self.config.evaluation.sequences, "searched": self.config.search.sequences}
+        return texts_for(self.prepared, self.sets, **held, most=most)
+
+    def _count(self) -> dict[str, Counts]:
+        return counts_for(self.prepared, self._texts(), self.situation.current, self._data())
+
+    def _known(self) -> Known:
+        config, situation, data = self.config, self.situation, self._data()
+        counts = self.counting.result() if self.counting else self._count()
         if counts and self.size.asked and self._knows_more(counts, data):
-            texts = texts_for(self.prepared, self.sets, **held, most=self.size.asked)
+            texts = self._texts(self.size.asked)
             told = measure_in_task(config, self._weights(), {**texts}, targets=True)
             self.asked.append(told)
             counts = counts_for(self.prepared, texts, situation.current, data, told.targets)
@@ -434,20 +446,6 @@ class _Best:
         if row.status == "ok" and (self.row is None or row.objective < self.row.objective):
             self.row = row
         return self.row
-
-
-def _cost(
-    probes: Sequence[Probe],
-    rows: Sequence[TrialRow | Measured],
-    found: FittedDecision,
-    base_bytes: int,
-    factor_bytes: int,
-) -> dict[str, dict[str, float]]:
-    return {
-        "probes": _probe_cost(probes, base_bytes),
-        "search": _passes(rows) | {"bytes": float(factor_bytes)},
-        "fit": {"seconds": found.seconds},
-    }
 
 
 def _passes(rows: Sequence[TrialRow | Measured]) -> dict[str, float]:
