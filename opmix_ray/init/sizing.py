@@ -13,6 +13,7 @@ from typing import Any
 
 from opmix_ray.config import RunConfig, SearchConfig
 from opmix_ray.decision.budget import decision_size
+from opmix_ray.errors import UserError
 from opmix_ray.init.inspect import BYTES_PER_TOKEN, Domain
 from opmix_ray.runner.forecast import DECISION, SEGMENT, SEVERAL, START, Speed
 
@@ -164,6 +165,9 @@ def make_plan(
         measure: times a model configuration on it (the pretrained model for None).
         vocab_size: of the tokenizer.
         fresh: whether the model gets fresh weights of a size chosen here.
+
+    Raises:
+        UserError: the shortest run would read the data more often than is worth it.
     """
     decide_at = (
         [0.0, 0.33] if minutes < 20 else [0.0, 0.2, 0.5]
@@ -193,6 +197,12 @@ def make_plan(
     steps = max(20, round(tokens / (batch * seq_len)))
     by = "data" if tokens >= most else "time"
     tokens = steps * batch * seq_len
+    if tokens > available * MAX_EPOCHS:
+        raise UserError(
+            f"holds some {available:,.0f} tokens to train on, of which the shortest run would read {tokens:,}",
+            key="--data",
+            remedy=f"add text: about {tokens / available / MAX_EPOCHS:.2g} times as much",
+        )
     return Plan(
         model=model,
         weights=speed.weights,

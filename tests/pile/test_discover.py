@@ -130,6 +130,10 @@ def test_a_file_of_vectors_and_a_column_say_the_same(home: Path) -> None:
     assert found == sorted_rows(home / "two")
     assert normalized_mutual_info_score(kind, [found["pile.parquet", k + 1] for k in range(60)]) == 1
     assert len({domain["name"] for domain in by_file["domains"]}) == 2
+    assert by_file["config"] is None
+    assert any(
+        "tokens to train on, of which the shortest run would read" in note for note in by_file["notes"]
+    )
     opmix_ray.discover("pile.parquet", "three", like="one", vectors="emb")
     assert sorted_rows(home / "three") == found
 
