@@ -15,6 +15,7 @@ import zstandard
 
 from opmix_ray.config import SourceConfig
 from opmix_ray.errors import UserError, UserErrors
+from opmix_ray.exchange.column_names import words
 from opmix_ray.init.discover import KEY, Part
 from opmix_ray.overlap.near import filled
 from opmix_ray.paths import Kind, file_format, packing
@@ -41,6 +42,36 @@ PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input", "in
 ANSWERS = ("completion", "response", "output", "answer", "chosen", "solution", "target", "targets")
 
 
+IDS = ("input_ids", "token_ids", "tokens", "ids")
+# Words of columns of numbers that are no text: what goes with token ids, and places on a page.
+NO_IDS = {
+    "mask", "masks", "label", "labels", "position", "positions", "type", "types", "bbox", "box", "boxes", "offset",
+    "offsets", "span", "spans", "length", "lengths",
+}  # fmt: skip
+WORSE = {
+    "rejected",
+    "reject",
+    "loser",
+    "losing",
+    "negative",
+    "negatives",
+    "dispreferred",
+    "worse",
+    "worst",
+}  # answers
+JUDGED = {
+    "label",
+    "labels",
+    "accepted",
+    "approved",
+    "desirable",
+    "good",
+    "preferred",
+    "correct",
+}  # what answers are
+MORE = 10  # times as much as in the column that would be taken; then that is not what is meant
+
+
 def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, str]:
     """Configuration keys such as `text_column`, each with the column it should name.
 
@@ -53,27 +84,41 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
     """
     columns = list(dict.fromkeys(name for row in rows for name in (*names_of(row), *row)))
     talks = [c for c in columns if _all(rows, c, is_messages)]
-    whole = [c for c in talks if any(is_answered(value_of(row, c)) for row in rows)]
-    if whole or len(talks) == 1:
-        return {"messages_column": (whole or talks)[0]}
+    alone = len(talks) == 1
+    whole = [c for c in _wanted(talks) if any(is_answered(value_of(row, c), alone=alone) for row in rows)]
+    if whole:
+        return {"messages_column": whole[0]}
     if talks:
         raise UserError(
             f"no column holds messages with answers to them (it has {', '.join(talks)})", file=file, key=KEY,
             remedy="write all messages of a conversation into one column",
         )  # fmt: skip
-    texts = [c for c in columns if _all(rows, c, lambda value: isinstance(value, str))]
-    named = [c for word in TEXT for c in texts if c.rpartition(".")[2] == word]
+    texts = _wanted([c for c in columns if _all(rows, c, lambda value: isinstance(value, str), part=MOSTLY)])
+    parts = {c.partition(".")[0]: c for c in reversed(texts)}  # of `prompt` and of `prompt.text`
+    whole = [c for c in texts if c.partition(".")[0] not in (*PROMPTS, *ANSWERS)]
+    named = [c for word in TEXT for c in whole if c.rpartition(".")[2] == word]
     if text := min(named, key=lambda c: c.count("."), default=None):
         return {"text_column": text}
     for prompt, answer in product(PROMPTS, ANSWERS):
-        if prompt in texts and answer in texts:
-            return {"prompt_column": prompt, "completion_column": answer}
+        if prompt in parts and answer in parts:
+            return {"prompt_column": parts[prompt], "completion_column": parts[answer]}
 
     def held(column: str) -> int:
-        return sum(len(value_of(row, column) or "") for row in rows)
+        values = [value_of(row, column) for row in rows]
+        return sum(len(value) for value in values if isinstance(value, str | bytes | list))
 
-    ids = max((c for c in columns if _all(rows, c, _is_ids)), key=held, default=None)
+    numbers = [c for c in columns if _all(rows, c, _is_ids) and not NO_IDS & {*words(c)}]
+    called = [c for word in IDS for c in numbers if c.rpartition(".")[2] == word]
+    ids = called[0] if called else max(numbers, key=held, default=None)
     longest = max(texts, key=held, default=None)
+    unread = max(
+        (c for c in columns if c not in (*texts, *numbers)), key=lambda c: _size(rows, c), default=None
+    )
+    if ids is None and longest and unread and _size(rows, unread) > MORE * held(longest):
+        raise UserError(
+            f"most of what its rows hold is in `{unread}`, whose values are no text",
+            file=file, key=KEY, remedy="write it as text into a column `text`, or as `messages`",
+        )  # fmt: skip
     if ids is not None and (longest is None or BYTES_PER_TOKEN * held(ids) >= held(longest)):
         return {"tokens_column": ids}
     if longest is not None:
@@ -91,10 +136,33 @@ def choose_columns(rows: Sequence[Mapping[str, Any]], file: str) -> dict[str, st
     )
 
 
-def _all(rows: Sequence[Mapping[str, Any]], column: str, fits: Any) -> bool:
-    """Whether every value that is there fits, and there is one; an empty list may be one of anything."""
-    values = [value for row in rows if (value := value_of(row, column)) is not None and value != []]
-    return bool(values) and all(fits(value) for value in values)
+def _wanted(columns: list[str]) -> list[str]:
+    """Without those that hold answers found worse than others; a chosen one first."""
+    left = [c for c in columns if not WORSE & {*words(c)}]
+    return sorted(left, key=lambda c: "chosen" not in words(c))
+
+
+def _size(rows: Sequence[Mapping[str, Any]], column: str) -> int:
+    """Characters of text in a column of any kind; numbers and truths hold none."""
+
+    def inside(value: Any) -> int:
+        if isinstance(value, str | bytes):
+            return len(value)
+        if isinstance(value, Mapping):
+            return sum(map(inside, value.values()))
+        return sum(map(inside, value)) if isinstance(value, list) else 0
+
+    return sum(inside(value_of(row, column)) for row in rows)
+
+
+MOSTLY = 0.9  # of the values of a column of text, at least: the reader names the one that is none
+
+
+def _all(rows: Sequence[Mapping[str, Any]], column: str, fits: Any, part: float = 1.0) -> bool:
+    """Whether every value (or so many) that is there fits, and there is one; an empty list may be one of anything."""
+    found = [value for row in rows if (value := value_of(row, column)) is not None and value != []]
+    values = [value for value in found if value == value]  # NaN, as pandas writes nothing
+    return bool(values) and sum(bool(fits(value)) for value in values) >= part * len(values)
 
 
 def _is_ids(value: Any) -> bool:
@@ -382,9 +450,14 @@ def _beside(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> li
         return sum(len(json.dumps(value_of(row, column), default=str, ensure_ascii=False)) for row in rows)
 
     least = sum(map(held, columns.values())) / 10
-    others = dict.fromkeys(name for row in rows for name in row if name not in (*columns.values(), TOOLS))
-    words = [c for c in others if any(isinstance(row.get(c), str) and " " in row[c] for row in rows)]
-    return [c for c in words if held(c) >= least]
+    taken = {*columns.values(), TOOLS}
+    names = dict.fromkeys(name for row in rows for name in names_of(row))
+    others = [c for c in names if c not in taken and not any(c.startswith(f"{name}.") for name in taken)]
+    judged = [
+        c for c in others if JUDGED & {*words(c)} and _all(rows, c, lambda value: isinstance(value, bool))
+    ]
+    words_in = [c for c in others if _size(rows, c) and any(" " in str(value_of(row, c)) for row in rows)]
+    return [c for c in others if c in judged or (c in words_in and held(c) >= least)]
 
 
 def _ids(part: Part) -> Domain:

@@ -55,11 +55,11 @@ def is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(is_message, value))
 
 
-def is_answered(value: Any) -> bool:
-    """Whether an assistant answers somebody in a conversation."""
+def is_answered(value: Any, *, alone: bool = False) -> bool:
+    """Whether an assistant answers somebody in a conversation, or says something, `alone`."""
     found = [_parsed(each) for each in _rows(_parsed(value)) or []]
     roles = {role_of(str(_first(each, _ROLE))) for each in found if isinstance(each, Mapping)}
-    return "assistant" in roles and len(roles) > 1
+    return "assistant" in roles and (alone or len(roles) > 1)
 
 
 def _parsed(value: Any) -> Any:

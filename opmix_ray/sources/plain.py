@@ -31,7 +31,7 @@ from opmix_ray.paths import file_format
 from opmix_ray.sources import readers
 from opmix_ray.sources.files import reading
 from opmix_ray.sources.lines import LONGEST, decoded, lines
-from opmix_ray.sources.readers import OPTIONAL, Row, holds, missing_column, once, value_of
+from opmix_ray.sources.readers import Needed, Row, once, value_of
 
 PIECE = 4096  # characters after which the next blank line ends a document
 _MOST = 4 * PIECE  # characters of a document without a blank line
@@ -60,19 +60,17 @@ def objects(file: str, key: str) -> Objects:
 
 def _rows(kind: str) -> Callable[[str, dict[str, str], str], Iterator[Row]]:
     def read(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
-        seen: set[str] = set()
+        # a plain text is one row, which is its text whatever the column is called
+        kept = {option: name for option, name in columns.items() if (kind, option) != ("text", "text_column")}
+        needed = Needed(file, kept, key)
         with reading(file, f"{key}.path"):
             for row, place in _READ[kind](file, f"{key}.path"):
-                for option, column in columns.items():
-                    if column in seen or option in OPTIONAL:
-                        continue
-                    if not holds(row, column) and not (kind == "text" and option == "text_column"):
-                        raise missing_column(file, f"{key}.{option}", column, row)
-                    seen.add(column)
+                needed.see(row)
                 if kind == "text":
                     yield Row([row["text"] for _ in columns], place)
                 else:
                     yield Row([value_of(row, column) for column in columns.values()], place)
+            needed.end()
 
     return read
 
@@ -233,13 +231,11 @@ def reader(name: str) -> Callable[[str, dict[str, str], str], Iterator[Row]]:
     read: Read = plugins.find("sources", name)
 
     def rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
-        seen: set[str] = set()
+        needed = Needed(file, columns, key)
         with reading(file, f"{key}.path"):
             for number, row in enumerate(read(file), start=1):
-                for option, column in columns.items():
-                    if column not in seen and column not in row and option not in OPTIONAL:
-                        raise missing_column(file, f"{key}.{option}", column, row)
-                    seen.add(column)
-                yield Row([row.get(column) for column in columns.values()], f"row {number}")
+                needed.see(row)
+                yield Row([value_of(row, column) for column in columns.values()], f"row {number}")
+            needed.end()
 
     return rows

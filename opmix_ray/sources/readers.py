@@ -92,9 +92,37 @@ def missing_column(file: str, key: str, wanted: str, row: Mapping[str, Any] | Se
     )
 
 
+class Needed:
+    """The columns (option -> column) that a file must have: one of its first rows has each, or an error says so."""
+
+    LOOKED = 100  # rows; a file that has fewer is read to its end
+    _ALONE = frozenset(["text_column", "messages_column", "tokens_column"])  # a row without it is only empty
+
+    def __init__(self, file: str, columns: Mapping[str, str], key: str) -> None:
+        self._file, self._key = file, key
+        self._left = {option: column for option, column in columns.items() if option not in OPTIONAL}
+        self._first: Mapping[str, Any] | None = None
+        self._rows = 0
+
+    def see(self, row: Mapping[str, Any]) -> None:
+        """One row more."""
+        if not self._left:
+            return
+        self._first, self._rows = self._first or row, self._rows + 1
+        self._left = {option: column for option, column in self._left.items() if not holds(row, column)}
+        if self._rows >= self.LOOKED or self._left.keys() - self._ALONE:
+            self.end()
+
+    def end(self) -> None:
+        """There are no more rows; an error if none of them had a column."""
+        if self._first is not None:
+            for option, column in self._left.items():
+                raise missing_column(self._file, f"{self._key}.{option}", column, self._first)
+
+
 def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
-    """Rows of a JSONL file, plain or compressed; a key that later rows leave out is null there."""
-    seen: set[str] = set()
+    """Rows of a JSONL file, plain or compressed; a key that a row leaves out is null there."""
+    needed = Needed(file, columns, key)
     names = {name for column in columns.values() for name in (column, column.partition(".")[0])}
     quoted = [json.dumps(name, ensure_ascii=False).encode() for name in names]
     with reading(file, f"{key}.path"):
@@ -104,12 +132,9 @@ def jsonl_rows(file: str, columns: dict[str, str], key: str) -> Iterator[Row]:
             row = json_object(line, file, f"{key}.path", number)
             if any(line.count(name) > 1 for name in quoted):
                 json_object(line, file, f"{key}.path", number, hook=once)
-            for option, column in columns.items():
-                if column not in seen and option not in OPTIONAL:
-                    if not holds(row, column):
-                        raise missing_column(file, f"{key}.{option}", column, row)
-                    seen.add(column)
+            needed.see(row)
             yield Row([value_of(row, column) for column in columns.values()], f"line {number}")
+        needed.end()
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -127,7 +152,7 @@ def json_object(line: bytes, file: str, key: str, number: int, hook: Any = None)
     """The object on a line of JSON lines."""
     text = decoded(line, number, file, key)
     try:
-        row = json.loads(text, object_pairs_hook=hook)
+        row = json.loads(text, object_pairs_hook=hook, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", first_line(error))
         remedy = "write one JSON object a line"
@@ -146,6 +171,10 @@ def json_object(line: bytes, file: str, key: str, number: int, hook: Any = None)
             remedy='write {"text": ...} a line' + (f", or {_json_of(file)}" if isinstance(row, list) else ""),
         )
     return row
+
+
+def _constant(word: str) -> float | None:  # pandas writes NaN where there is nothing
+    return None if word == "NaN" else float(word)
 
 
 def _json_of(file: str) -> str:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, get_args
 
 import numpy as np
@@ -441,4 +442,9 @@ def _has_rows(source: Source, file: InputFile) -> bool:
             if source.companions:
                 return len(megatron.read_index(file.path)[1]) > 0
             return any(len(part) for part in megatron.raw_ids(file.path, dtype))
-    return any(True for _ in read_file(source, file))
+    found = False
+    for document in islice(read_file(source, file), readers.Needed.LOOKED):
+        found = True
+        if document is not None:
+            break
+    return found

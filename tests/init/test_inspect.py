@@ -21,6 +21,7 @@ from opmix_ray.init.discover import discover
 from opmix_ray.init.inspect import Domain, choose_columns, inspect_part
 
 WORDS = "the quick brown fox jumps over the lazy dog " * 5
+ASKS, SAYS = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,18 @@ WORDS = "the quick brown fox jumps over the lazy dog " * 5
             {"instruction": "a", "input": "", "output": "b"},
             {"prompt_column": "instruction", "completion_column": "output"},
         ),
-        ({"messages": [{"role": "user", "content": "a"}]}, {"messages_column": "messages"}),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, {"messages_column": "messages"}),
+        ({"rejected": [ASKS, SAYS], "chosen": [ASKS, SAYS]}, {"messages_column": "chosen"}),
+        ({"rejected": f"{WORDS} {WORDS}", "chosen": WORDS}, {"text_column": "chosen"}),
+        (
+            {"attention_mask": [1] * 9, "input_ids": [5] * 9, "labels": [-100] * 9},
+            {"tokens_column": "input_ids"},
+        ),
+        ({"bbox": [3, 4, 5, 6] * 99, "Body_Text": WORDS}, {"text_column": "Body_Text"}),
+        (
+            {"prompt": {"text": WORDS}, "completion": {"text": WORDS}},
+            {"prompt_column": "prompt.text", "completion_column": "completion.text"},
+        ),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c"},
             {"prompt_column": "prompt", "completion_column": "chosen"},
@@ -49,8 +61,54 @@ def test_columns(row: dict[str, Any], expected: dict[str, str]) -> None:
 
 
 def test_share_gpt_is_messages() -> None:
-    rows = [{"conversations": [{"from": "human", "value": "a"}]}]
+    rows = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
     assert choose_columns(rows, "f") == {"messages_column": "conversations"}
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"id": "a" * 32, "content": WORDS.encode() * 20}, "content"),
+        ({"url": "http://x", "sentences": [WORDS] * 5}, "sentences"),
+        ({"id": "7", "data": [WORDS, WORDS]}, "data"),
+    ],
+)
+def test_text_that_is_not_read_is_told_and_no_id_is_taken_for_it(row: dict[str, Any], unread: str) -> None:
+    with pytest.raises(
+        UserError, match=f"most of what its rows hold is in `{unread}`, whose values are no text"
+    ):
+        choose_columns([row], "f")
+
+
+def test_questions_without_an_answer_are_refused_also_where_they_are_alone() -> None:
+    with pytest.raises(UserError, match="no column holds messages with answers to them"):
+        choose_columns([{"request": {"messages": [ASKS]}, "response": {"n": 1}}], "f")
+
+
+def test_a_value_of_another_kind_does_not_hide_a_column() -> None:
+    rows: list[dict[str, Any]] = [{"text": WORDS}] * 20 + [{"text": 7}, {"text": float("nan")}]
+    assert choose_columns(rows, "f") == {"text_column": "text"}
+
+
+def test_what_is_not_taken_is_named_lists_nested_columns_and_judgements_too(tmp_path: Path) -> None:
+    row = {
+        "prompt": WORDS,
+        "completion": WORDS,
+        "label": False,
+        "translation": {"de": WORDS},
+        "notes": [WORDS],
+    }
+    rows = [{**row, "prompt": f"{n} {WORDS}"} for n in range(9)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (part,) = discover([str(tmp_path / "a.jsonl")])
+    assert inspect_part(part).beside == ["label", "translation.de", "notes"]
+
+
+def test_a_column_that_the_first_row_lacks_is_read(tmp_path: Path) -> None:
+    rows = [{"meta": 1}, *({"text": f"{n} {WORDS}"} for n in range(9)), {"text": float("nan")}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (part,) = discover([str(tmp_path / "a.jsonl")])
+    assert inspect_part(part).documents == 9
 
 
 def test_a_column_with_questions_alone_is_no_conversation() -> None:
