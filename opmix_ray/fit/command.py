@@ -15,7 +15,7 @@ from opmix_ray.decision.propose import Proposal, propose
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.column_names import unsaid_notes
 from opmix_ray.exchange.columns import Ask, direction_notes, maximised, turned
-from opmix_ray.fit.changes import read_changes
+from opmix_ray.fit.changes import Wholes, read_changes
 from opmix_ray.fit.kl import choose_kl, read_kl
 from opmix_ray.fit.options import Objective, limits, read_objective, read_prior
 from opmix_ray.fit.page import render
@@ -113,10 +113,14 @@ def fit_command(
     if target is not None:
         sweep = for_target(sweep, target)
     removed: list[str] = []
+    wholes = Wholes.each(sweep.domains)
     if changes is not None:
-        read = read_changes(changes)
+        read, before = read_changes(changes), [*sweep.domains, *sweep.unused]
         sweep, removed = read.applied(sweep), read.removed
-    lower, upper, held, wanted = _options(sweep, prior, caps, bounds, objective, removed)
+        wholes = read.wholes(before, sweep)
+    lower, upper, held, wanted = _options(sweep, wholes, prior, caps, bounds, objective, removed)
+    if given != 0:  # KL to the prior allows no share where it has none
+        upper |= {n: lower.get(n, 0.0) for tied in wholes.tied for n in tied if held[n] == 0}
     if given is None and wanted.worst_case:
         raise UserError(
             "cannot be chosen for the worst case, only for a weighted mean",
@@ -149,9 +153,9 @@ def fit_command(
     if target is not None and sweep.scales is not None:
         fit = partial(fit_sizes, scales=sweep.scales, target=target)
     fitted = fit(
-        sweep.ratios,
+        wholes.ratios(sweep.ratios),
         turned(sweep.metrics, sweep.metric_names, tops),
-        domains=sweep.domains,
+        domains=wholes.names,
         metric_names=sweep.metric_names,
         law=law,
         objective=wanted.weights,
@@ -162,10 +166,10 @@ def fit_command(
     middle = time.perf_counter()
     proposing = partial(
         propose,
-        prior=held,
-        lower=lower,
-        upper=upper,
-        current=wanted.current,
+        prior=wholes.mixture(held),
+        lower=wholes.limits(lower, 0.0),
+        upper=wholes.limits(upper, 1.0),
+        current=None if wanted.current is None else wholes.mixture(wanted.current),
         reference=wanted.reference,
         worst_case=wanted.worst_case,
         no_worse_than=wanted.no_worse_than,
@@ -185,8 +189,9 @@ def fit_command(
 
     def result(proposal: Proposal) -> FitResult:
         seconds = {"fit": middle - start, "propose": time.perf_counter() - middle}
+        law, proposal = wholes.law(fitted), wholes.proposal(proposal, lower, upper)
         return FitResult(
-            sweep, fitted, held, wanted, weight, lower, upper, proposal, notes, inputs, seconds, tops, curve
+            sweep, law, held, wanted, weight, lower, upper, proposal, notes, inputs, seconds, tops, curve
         )
 
     files = {
@@ -219,6 +224,7 @@ def fit_command(
 
 def _options(
     sweep: Sweep,
+    wholes: Wholes,
     prior: str | Path | None,
     caps: str | Path | None,
     bounds: str | Path | None,
@@ -248,6 +254,9 @@ def _options(
         if name in sweep.domains:
             upper[name] = 0.0
     held = read_prior(prior, everything, tokens, used=left).over(sweep.domains)
+    if wholes.tied and (prior == "uniform" or (prior is None and not set(left) <= set(tokens))):
+        there = [name for name, share in wholes.mixture(held).items() if share > 0]
+        held = wholes.spread(Mixture.uniform(there), upper=upper)
     return lower, upper, held, read_objective(objective, sweep.metric_names, everything, used=sweep.domains)
 
 

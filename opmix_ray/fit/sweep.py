@@ -162,7 +162,7 @@ def read_sweep(
         scales=sized.of([found.rows[row] for row in kept], places),
     )
     sweep = _without_unused(_without_thin_metrics(sweep, metrics_table))
-    _check_varies(sweep, mixtures_table, metrics_table)
+    check_varies(sweep, mixtures_table.path, metrics_table.path)
     return replace(sweep, notes=[*_column_notes(sweep.left_out_columns), *dict.fromkeys(sweep.notes)])
 
 
@@ -342,26 +342,26 @@ def _without_unused(sweep: Sweep) -> Sweep:
     )
 
 
-def _check_varies(sweep: Sweep, ratios: CsvTable, metrics: CsvTable) -> None:
+def check_varies(sweep: Sweep, ratios: Path, metrics: Path) -> None:
     """Refuse a sweep of one mixture, or of metrics that are the same everywhere."""
     spread = np.ptp(sweep.ratios, axis=0)
     if spread.max() < SAME:
         raise UserError(
             f"all {len(sweep.runs)} runs have the same mixture, so nothing is known about any other",
-            file=ratios.path,
+            file=ratios,
             remedy="add runs on other mixtures",
         )
     different = len(np.unique(np.round(sweep.ratios, 6), axis=0))
     if different < LEAST_ROWS:
         raise UserError(
             f"the {len(sweep.runs)} runs have {different} different mixtures, a law needs at least {LEAST_ROWS}",
-            file=ratios.path,
+            file=ratios,
             remedy="add runs on other mixtures",
         )
     if not any(np.ptp(column[np.isfinite(column)]) > 0 for column in sweep.metrics.T):
         raise UserError(
             "every metric is the same in all runs, so no mixture is better than another",
-            file=metrics.path,
+            file=metrics,
             remedy="give metrics that were measured run by run",
         )
 
