@@ -30,7 +30,7 @@ from opmix_ray.exchange.column_names import (
 from opmix_ray.exchange.columns import ROUNDING, Column, Taken, metric_columns, share_columns
 from opmix_ray.exchange.csv_table import CsvTable, plain, read_csv
 from opmix_ray.fit.sizes import Scales, SizeColumns, take_sizes
-from opmix_ray.laws.fit import LEAST_ROWS
+from opmix_ray.laws.fit import LARGEST, LEAST_ROWS
 
 SHOWN = 3  # reasons that an error gives
 LEFT_OUT = "left out of "  # how a note on columns begins
@@ -310,7 +310,9 @@ def _measured(table: CsvTable, taken: Taken) -> tuple[np.ndarray, list[str]]:
             raise UserError(
                 "a metric cannot be called `objective`", file=table.path, key=name, remedy="rename it"
             )
-        columns.append([np.nan if value is None or np.isinf(value) else value for value in found])
+        if large := sum(value is not None and abs(value) > LARGEST for value in found):
+            notes.append(f"{large} values of `{name}` are infinite or above {LARGEST:g}: taken as missing")
+        columns.append([np.nan if value is None or abs(value) > LARGEST else value for value in found])
     if any(table.notation_of(name).decimal_comma for name in taken.names):
         notes.append(f"commas in the numbers of {table.path.name} were read as decimal commas")
     if percent := [name for name in taken.names if table.notation_of(name).percent]:

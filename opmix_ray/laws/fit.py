@@ -144,6 +144,7 @@ LAWS: dict[str, type[Law]] = {
 }
 AUTO = "auto"
 LEAST_ROWS = 3
+LARGEST = 1e30  # size of a metric of a run that learned; far larger ones have no squares
 
 
 @one_thread()
@@ -165,7 +166,7 @@ def fit_law(
 
     Args:
         ratios: (N, D) shares of training tokens; rows sum to 1.
-        metrics: (N, M) metrics, lower is better; NaN where a value is missing.
+        metrics: (N, M) metrics, lower is better; NaN where a value is missing, as is one of more than `LARGEST`.
         domains: D names.
         metric_names: M names.
         law: `auto`, a name in `LAWS`, or one that another package brings.
@@ -289,12 +290,13 @@ def check_table(
             key="ratios",
             remedy="divide every row by its sum",
         )
-    metrics = np.where(np.isinf(metrics), np.nan, metrics)
+    metrics = np.where(np.abs(metrics) > LARGEST, np.nan, metrics)
     counts = np.isfinite(metrics).sum(axis=0)
     if counts.min() < LEAST_ROWS:
         name = metric_names[int(counts.argmin())]
         raise UserError(
-            f"only {counts.min()} rows have this metric, a law needs at least {LEAST_ROWS}",
+            f"only {counts.min()} rows have a number (of at most {LARGEST:g}) for this metric, "
+            f"a law needs at least {LEAST_ROWS}",
             key=name,
             remedy="add rows or leave the metric out",
         )
