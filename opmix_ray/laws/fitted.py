@@ -15,6 +15,7 @@ from opmix_ray.laws.base import Response, Table, dump_response, load_response
 from opmix_ray.laws.combined import Basis, Blend, blended, blends
 
 FOLDS = 10
+ROUNDED = 0.01  # by which the sum of shares may differ from 1
 _SAME_SHARES = 9  # decimals in which shares of one mixture are equal
 
 Quality = dict[str, dict[str, float | int | None]]
@@ -93,9 +94,9 @@ class FittedLaw:
         return [r for r, weight in zip(self.responses, self.weights, strict=True) if weight > 0]
 
     def predict(self, ratios: np.ndarray) -> np.ndarray:
-        """Metrics of mixtures, (n, D) -> (n, M), in the metrics' own units."""
-        ratios = self._check(ratios)
-        return np.column_stack([response.predict(ratios) for response in self.responses])
+        """Metrics of mixtures, (n, D) -> (n, M), in the metrics' own units; shares sum to 1."""
+        shares = self._check(ratios, whole=True)
+        return np.column_stack([response.predict(shares) for response in self.responses])
 
     def metric_gradient(self, ratios: np.ndarray, metric: int) -> np.ndarray:
         """Gradient of one metric by the shares, (n, D) -> (n, D)."""
@@ -183,14 +184,19 @@ class FittedLaw:
             self.std_scale, self.details, self.table, self.refit, self.held_out, self.in_sample,
         )  # fmt: skip
 
-    def _check(self, ratios: np.ndarray) -> np.ndarray:
-        ratios = np.atleast_2d(np.asarray(ratios, dtype=np.float64))
-        if ratios.shape[1] != len(self.domains):
-            raise UserError(
-                f"mixtures have {ratios.shape[1]} shares, the law has {len(self.domains)} domains",
-                key="ratios",
-                remedy=f"give them in this order: {', '.join(self.domains)}",
-            )
+    def _check(self, ratios: np.ndarray, whole: bool = False) -> np.ndarray:
+        try:
+            ratios = np.atleast_2d(np.asarray(ratios, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise UserError("must be an array of numbers", key="ratios", value=ratios) from None
+        problem = ""
+        if ratios.ndim > 2 or ratios.shape[1] != len(self.domains):
+            problem = f"mixtures have {ratios.shape[-1]} shares, the law has {len(self.domains)} domains"
+        elif whole and not (np.abs(ratios.sum(axis=1) - 1) < ROUNDED).all():
+            problem = "shares of a mixture must sum to 1"
+        if problem:
+            remedy = f"give them in this order: {', '.join(self.domains)}"
+            raise UserError(problem, key="ratios", value=ratios.tolist(), remedy=remedy)
         return ratios if self.sums is None else ratios @ self.sums
 
     def _spread(self, slopes: np.ndarray) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,3 +55,32 @@ def test_a_metric_that_is_too_large_everywhere_is_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="none of its metrics is a number") as error:
         fit_command(ratios, metrics, tmp_path / "out", bootstrap=0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("", {"law": "rigde"}, "--law = rigde: unknown law; did you mean `ridge`"),
+        ("", {"bootstrap": 3}, "--bootstrap = 3: an interval takes at least 10 refits"),
+        ("{web_code: [0.6, 1], web_prose: [0.6, 1]}", "bounds", "options.yaml: no mixture meets all limits"),
+        (
+            "{web_code: 0.1, web_prose: 0.1, web_maths: 0.1}",
+            "caps",
+            "options.yaml: no mixture meets all limits",
+        ),
+        ("{no_worse_than: -5}", "objective", "options.yaml: no_worse_than: no mixture within the bounds"),
+    ],
+)
+def test_wrong_options_are_named_as_they_were_given(
+    tmp_path: Path, text: str, options: dict[str, Any] | str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_sweep(tmp_path)
+    if isinstance(options, str):
+        (tmp_path / "options.yaml").write_text(text)
+        if options != "objective":  # which needs the law
+            monkeypatch.setattr("opmix_ray.fit.command.fit_law", pytest.fail)
+        options = {options: tmp_path / "options.yaml"}
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        fit_command(*files, tmp_path / "out", **{"law": "ridge", "bootstrap": 0, **options})
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
