@@ -291,7 +291,8 @@ def _taken(value: Any, hint: Any, key: str) -> Any:
     inside = get_args(hint)
     if kind is Any:
         return value
-    wrong = UserError(f"must be {_words(hint)}", key=key, value="None" if value is None else value)
+    text = repr(value) if isinstance(value, str | NoneType) else value
+    wrong = UserError(f"must be {_words(hint)}", key=key, value=text)
     if kind in (Union, UnionType):
         for each in inside:
             try:
@@ -351,7 +352,7 @@ _WORDS = {
 def _words(hint: Any) -> str:
     kind, inside = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
-        return " or ".join(dict.fromkeys(map(_words, inside)))
+        return " or ".join(dict.fromkeys(map(_words, sorted(inside, key=lambda each: each is NoneType))))
     if kind is Annotated:
         ends = f" from {inside[1]} to {inside[2]}" if len(inside) > 2 else f" of at least {inside[1]}"
         return _words(inside[0]) + ends

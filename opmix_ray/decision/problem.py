@@ -81,7 +81,7 @@ class Problem:
         """Metrics with weight over the reference, (n, D) -> (n, used)."""
         used = self.law.weights > 0
         reference = np.zeros(0) if self.reference is None else self.reference
-        return (self.law.predict(shares) - reference)[:, used]
+        return (self.law.at(shares) - reference)[:, used]
 
     def divergence(self, shares: np.ndarray) -> np.ndarray:
         """KL to the prior in nats, (n, D) -> (n,)."""

@@ -95,7 +95,12 @@ class FittedLaw:
 
     def predict(self, ratios: np.ndarray) -> np.ndarray:
         """Metrics of mixtures, (n, D) -> (n, M), in the metrics' own units; shares sum to 1."""
-        shares = self._check(ratios, whole=True)
+        self._check(ratios, whole=True)
+        return self.at(ratios)
+
+    def at(self, ratios: np.ndarray) -> np.ndarray:
+        """The same where shares need not sum to 1, as on a solver's way."""
+        shares = self._check(ratios)
         return np.column_stack([response.predict(shares) for response in self.responses])
 
     def metric_gradient(self, ratios: np.ndarray, metric: int) -> np.ndarray:

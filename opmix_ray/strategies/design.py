@@ -183,6 +183,8 @@ def design(
         for name in named or {}:
             if name not in domains:
                 raise UserError("no such domain", key=key, value=name, remedy=f"known: {', '.join(domains)}")
+        if named is not None and key not in ("lower", "upper") and not any(named.values()):
+            raise UserError("no domain has a share above 0", key=key, remedy="give one a share")
     given = near if near is not None else tokens
     centre = Mixture.uniform(domains) if given is None else Mixture(given).over(domains)
     check_sweep(runs, centre, lower or {}, upper or {}, near=True if near is not None else None)
