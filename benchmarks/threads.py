@@ -42,7 +42,7 @@ else:
     y = 2 + (x[:, :13] + 0.05) ** -0.3 + 0.01 * rng.standard_normal((rows, 13))
 domains = [f"d{i}" for i in range(x.shape[1])]
 law = fit_law(x, y, domains=domains, metric_names=[f"m{i}" for i in range(y.shape[1])])
-propose(law, prior=Mixture.from_array(domains, np.full(len(domains), 1 / len(domains))), bootstrap=4)
+propose(law, prior=Mixture.from_array(domains, np.full(len(domains), 1 / len(domains))), bootstrap=10)
 """
 PREPARE = """
 import pathlib, tempfile

@@ -2,12 +2,14 @@
 
 >>> from opmix_ray import Mixture, fit_law, propose, run  # doctest: +SKIP
 
-Names are imported when they are first used, so that `import opmix_ray` is quick.
+Names are imported when they are first used, so that `import opmix_ray` is quick. Functions refuse arguments of the
+wrong kind with a `UserError`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import isfunction
 from typing import TYPE_CHECKING, Any
 
 from opmix_ray.version import __version__ as __version__
@@ -61,6 +63,8 @@ _WHERE = {
     "train_probes": "opmix_ray.api",
 }
 
+_UNLESS_TOLD: dict[str, dict[str, Any]] = {"fit_law": {"strict": True}}
+
 __all__ = [
     "CandidateScorer",
     "Costs",
@@ -96,4 +100,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    found = getattr(import_module(_WHERE[name]), name)
+    if isfunction(found):
+        from opmix_ray.errors import typed
+
+        found = typed(found, **_UNLESS_TOLD.get(name, {}))
+    globals()[name] = found
+    return found

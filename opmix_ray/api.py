@@ -27,6 +27,7 @@ from opmix_ray.config import RunConfig, load_config, make_config, with_given
 from opmix_ray.data.prepare import Prepared
 from opmix_ray.decision.progress import Progress
 from opmix_ray.decision.rule import Decision
+from opmix_ray.errors import UserError, Whole
 from opmix_ray.model.base import join_base
 from opmix_ray.model.interpolate import ProbeSet
 from opmix_ray.runner import runner
@@ -39,7 +40,7 @@ Config = RunConfig | Mapping[str, Any] | str | Path
 def run(
     config: Config,
     *,
-    output: str | None = None,
+    output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | bool = True,
@@ -59,7 +60,7 @@ def run(
     Raises:
         UserError: something in the configuration, the data or the output is wrong.
     """
-    loaded = with_given(as_config(config), output=output)
+    loaded = with_given(as_config(config), output=None if output is None else str(output))
     with _shown(progress) as shown:
         return runner.run(loaded, resume=resume, overwrite=overwrite, progress=shown, file=_file(config))
 
@@ -72,7 +73,7 @@ def search(
     steps: int = 1000,
     batch_size: int = 16,
     seq_len: int = 1024,
-    output: str = "runs/search",
+    output: str | Path = "runs/search",
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | bool = True,
@@ -103,7 +104,7 @@ def search(
     }
     tree: dict[str, Any] = {
         "name": "search",
-        "output": output,
+        "output": str(output),
         "model": {"path": str(model)},
         "data": {"seq_len": seq_len, "domains": sources},
         "train": {"batch_size": batch_size},
@@ -157,7 +158,7 @@ def discover(
     like: str | Path | None = None,
     vectors: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    seed: int = 0,
+    seed: Whole = 0,
 ) -> dict[str, Any]:
     """Sort a pile of documents into domains: shards by domain, a page, and an opmix.yaml.
 
@@ -208,9 +209,14 @@ def _file(config: Config) -> Any:
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     node: Any = tree
-    for section in sections:
-        node = node[int(section)] if isinstance(node, list) else node.setdefault(section, {})
-    node[last] = value
+    try:
+        for section in sections:
+            node = node[int(section)] if isinstance(node, list) else node.setdefault(section, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise UserError(
+            "no such key", key="settings", value=key, remedy="see docs/configuration.md"
+        ) from None
 
 
 def _own(probes: ProbeSet) -> ProbeSet:

@@ -1,18 +1,24 @@
 """Errors that a user can cause, as one line that says where, what and what to do about it.
 
-Raise `UserError` for anything wrong in input; the command line prints it and exits with code 2.
+Raise `UserError` for anything wrong in input; the command line prints it and exits with code 2. From Python it is the
+same error: a function under `@typed` refuses arguments that its hints do not allow.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
+import inspect
+import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from opmix_ray.harmless import in_line, shown, visible
 
@@ -211,3 +217,149 @@ def disk_full(file: object = None) -> UserError:
         file=file or _fullest(),
         remedy="free some space and run again with --resume; nothing before the last checkpoint is lost",
     )
+
+
+Whole = Annotated[int, 0]  # at least 0
+Weight = Annotated[float, 0]
+Share = Annotated[float, 0, 1]
+ROUNDING = 1e-9  # by which a number may be outside of its range
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def typed(function: FunctionT, **unless_told: Any) -> FunctionT:
+    """The same function, which refuses arguments that its hints do not allow; its errors name arguments, not options.
+
+    Args:
+        function: with hints.
+        unless_told: arguments that it gets unless they are given.
+
+    Numbers are finite and no text, text is no list, and arrays may be anything that holds numbers. `Annotated[int, 1]`
+    is at least 1, `Annotated[float, 0, 1]` also at most 1.
+    """
+    signature = inspect.signature(function)
+    hints: dict[str, Any] = {}
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        hints.update({} if hints else _hints(function))
+        try:
+            bound = signature.bind(*args, **{**unless_told, **kwargs})
+        except TypeError as error:
+            raise TypeError(f"{function.__qualname__}: {error}") from None
+        try:
+            for name in bound.arguments:
+                bound.arguments[name] = _taken(bound.arguments[name], hints.get(name, Any), name)
+        except UserError as error:
+            remedy = f"see help(opmix_ray.{function.__qualname__})"
+            raise UserError(error.problem, key=error.key, value=error.value, remedy=remedy) from None
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except UserError as error:
+            own = [_of_argument(one, signature.parameters) for one in user_errors(error)]
+            if all(one is None for one in own):
+                raise
+            named = [one or old for one, old in zip(own, user_errors(error), strict=True)]
+            raise (UserErrors(named) if isinstance(error, UserErrors) else named[0]) from None
+
+    return call  # type: ignore[return-value]
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """What each argument may be; anything where the hint is imported for type checkers alone."""
+    names = inspect.unwrap(function).__globals__
+    found: dict[str, Any] = {}
+    for name, hint in function.__annotations__.items():
+        one = type("One", (), {"__annotations__": {name: hint}})
+        try:
+            found |= get_type_hints(one, globalns=names, include_extras=True)
+        except NameError:
+            found[name] = Any
+    return found
+
+
+def _of_argument(error: UserError, names: Iterable[str]) -> UserError | None:
+    """An error that names an option of the command line as one that names the argument; None: it names none."""
+    name = (error.key or "").lstrip("-").replace("-", "_").lower()
+    if error.key == name or not (str(error.key).startswith("--") or name in names):
+        return None
+    return UserError(error.problem, file=error.file, key=name, value=error.value, remedy=error.remedy)
+
+
+def _taken(value: Any, hint: Any, key: str) -> Any:
+    """A value as its hint has it; a `UserError` where it is something else."""
+    kind: Any = get_origin(hint) or hint
+    inside = get_args(hint)
+    if kind is Any:
+        return value
+    text = repr(value) if isinstance(value, str | NoneType) else value
+    wrong = UserError(f"must be {_words(hint)}", key=key, value=text)
+    if kind in (Union, UnionType):
+        for each in inside:
+            try:
+                return _taken(value, each, key)
+            except UserError as error:
+                wrong = wrong if error.key == key else error
+        raise wrong
+    fits = True
+    if kind is Annotated:
+        try:
+            value = _taken(value, inside[0], key)
+        except UserError:
+            raise wrong from None
+        fits = inside[1] - ROUNDING <= value <= (*inside, math.inf)[2] + ROUNDING
+    elif kind in (int, float):
+        number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        fits = number and -math.inf < value < math.inf
+    elif kind in (list, Sequence, Iterable):
+        fits = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+        fits = fits and (
+            kind is Iterable or (hasattr(value, "__getitem__") and not isinstance(value, Mapping))
+        )
+        value = list(value) if fits and not isinstance(value, list | tuple) else value
+        for place, each in enumerate(value if fits else ()):
+            _taken(each, inside[0], f"{key}.{place}")
+    elif kind is Mapping:
+        fits = isinstance(value, Mapping)
+        for name, each in (value if fits else {}).items():
+            _taken(name, inside[0], key)
+            _taken(each, inside[1], f"{key}.{name}")
+    elif getattr(kind, "__name__", "") == "ndarray":
+        import numpy as np  # takes a tenth of a second, and most commands need no array
+
+        try:
+            return np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+    elif kind is Callable:
+        fits = callable(value)
+    elif isinstance(kind, type):
+        fits = isinstance(value, kind)
+    if not fits:
+        raise wrong
+    return value
+
+
+_WORDS = {
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+    bool: "True or False",
+    NoneType: "None",
+    Path: "a path",
+}
+
+
+def _words(hint: Any) -> str:
+    kind, inside = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_words, sorted(inside, key=lambda each: each is NoneType))))
+    if kind is Annotated:
+        ends = f" from {inside[1]} to {inside[2]}" if len(inside) > 2 else f" of at least {inside[1]}"
+        return _words(inside[0]) + ends
+    if kind is Mapping:
+        return "a mapping such as {name: value}"
+    if kind in (list, Sequence, Iterable):
+        return "a list of names" if inside[0] is str else "a list"
+    if getattr(kind, "__name__", "") == "ndarray":
+        return "an array of numbers"
+    return _WORDS.get(kind, "a function" if kind is Callable else f"a {getattr(kind, '__name__', kind)}")

@@ -8,6 +8,7 @@ visible("a\x1b[2Jb")     # 'a\\u001b[2Jb'
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 from urllib.parse import unquote
@@ -186,3 +187,12 @@ _SHOWN = {code: f"\\u{code:04x}" for code in _ACTING if chr(code) not in _KEPT}
 def visible(text: str) -> str:
     """The text with every character that acts on a terminal written as JSON would write it."""
     return text.translate(_SHOWN)
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold: there are no infinite numbers in it."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import UserError, typed
 
 
 class Mixture(Mapping[str, float]):
@@ -28,23 +30,33 @@ class Mixture(Mapping[str, float]):
         weights: non-negative weight per domain, in any unit; normalised to sum to 1.
 
     Raises:
-        UserError: a weight is negative or not finite, there is no domain, or all weights are 0.
+        UserError: not a mapping, a weight is negative or no finite number, there is no domain, or all weights are 0.
     """
 
     __slots__ = ("_shares",)
 
     def __init__(self, weights: Mapping[str, float]) -> None:
+        if not isinstance(weights, Mapping):
+            raise UserError(
+                "a mixture is a mapping of domains to weights",
+                key="weights",
+                value="None" if weights is None else weights,
+                remedy="for example {'code': 0.2, 'prose': 0.8}",
+            )
         if not weights:
             raise UserError("a mixture needs at least one domain", remedy="name the domains")
         for name, weight in weights.items():
-            if not math.isfinite(weight) or weight < 0:
+            if not _is_weight(weight):
                 raise UserError(
                     "a weight must be a finite number of at least 0",
-                    key=name,
-                    value=weight,
+                    key=str(name),
+                    value="None" if weight is None else weight,
                     remedy="give the domain's share of tokens, for example 0.2",
                 )
-        total = math.fsum(weights.values())
+        try:
+            total = math.fsum(weights.values())
+        except OverflowError:
+            total = math.inf
         if not 0 < total < math.inf:
             raise UserError(
                 "the weights of a mixture must have a positive finite sum",
@@ -55,9 +67,19 @@ class Mixture(Mapping[str, float]):
         self._shares = {name: float(weight) / total for name, weight in weights.items()}
 
     @classmethod
+    def of(cls, weights: Mapping[str, float]) -> Mixture:
+        """A mixture as it is, or of weights in any unit."""
+        return weights if isinstance(weights, cls) else cls(weights)
+
+    @classmethod
+    @typed
     def uniform(cls, domains: Iterable[str]) -> Mixture:
         """The same share for every domain."""
-        return cls({name: 1.0 for name in domains})
+        names = list(domains)
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError("stands twice", key="domains", value=twice, remedy="name each domain once")
+        return cls({name: 1.0 for name in names})
 
     @classmethod
     def proportional(cls, tokens: Mapping[str, float]) -> Mixture:
@@ -141,6 +163,10 @@ class Mixture(Mapping[str, float]):
         return f"Mixture({', '.join(f'{n}={s:.4f}' for n, s in self._shares.items())})"
 
 
+def _is_weight(weight: Any) -> bool:
+    return isinstance(weight, Real) and bool(0 <= weight < math.inf)  # type: ignore[operator]
+
+
 def fill_box(weights: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float) -> np.ndarray:
     """Scale weights into a box on the simplex: `clip(c * weights, lower, upper)` with sum 1.
 
@@ -161,7 +187,14 @@ def fill_box(weights: np.ndarray, lower: np.ndarray | float, upper: np.ndarray |
     weights = np.maximum(np.asarray(weights, dtype=np.float64), 0.0) + 1e-12
     lower = np.broadcast_to(np.asarray(lower, dtype=np.float64), weights.shape)
     upper = np.broadcast_to(np.asarray(upper, dtype=np.float64), weights.shape)
-    if lower.sum() > 1 + 1e-9 or upper.sum() < 1 - 1e-9 or (lower > upper + 1e-12).any():
+    if (lower > upper + 1e-12).any():
+        place = int(np.argmax(lower - upper))
+        raise UserError(
+            f"bounds cannot be met: a least share, {lower[place]:.4g}, is above the greatest, {upper[place]:.4g}",
+            key="bounds",
+            remedy="lower the least share or raise the greatest one",
+        )
+    if lower.sum() > 1 + 1e-9 or upper.sum() < 1 - 1e-9:
         raise UserError(
             f"bounds cannot be met: least shares sum to {lower.sum():.4f} (at most 1), "
             f"greatest shares sum to {upper.sum():.4f} (at least 1)",

@@ -33,6 +33,7 @@ from pyarrow import fs as pafs
 from pydantic import TypeAdapter, ValidationError
 
 from opmix_ray.errors import UserError
+from opmix_ray.harmless import plain
 from opmix_ray.remote import is_local, local_path, open_uri, reason, remedy
 
 
@@ -148,8 +149,8 @@ class Storage:
         self.write_bytes(name, text.encode("utf-8"))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a whole JSON file."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        """Write a whole JSON file; null for what is no finite number."""
+        self.write_text(name, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def append(self, name: str, text: str) -> None:
         """Add whole lines to the end of a file; on an object store the object is written again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -39,7 +40,25 @@ def test_no_domain_and_no_weight_are_errors() -> None:
         Mixture({"a": 0.0, "b": 0.0})
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Mixture([0.5, 0.5]), r"weights = .*: a mixture is a mapping"),  # type: ignore[arg-type]
+        (lambda: Mixture(None), "weights = None: a mixture is a mapping"),  # type: ignore[arg-type]
+        (lambda: Mixture({"a": "x"}), "a = x: a weight must be a finite number"),  # type: ignore[dict-item]
+        (lambda: Mixture({"a": 1e308, "b": 1e308}), "positive finite sum"),
+        (lambda: Mixture.uniform("abc"), "domains = 'abc': must be a list of names"),
+        (lambda: Mixture.uniform(["a", "a"]), "domains = a: stands twice"),
+        (lambda: Mixture.uniform(5), "domains = 5: must be a list of names"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_mixture_is_named(make: Callable[[], Mixture], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make()
+
+
 def test_ways_to_make_a_mixture() -> None:
+    assert Mixture.uniform({"a": 1, "b": 2}) == Mixture.of({"a": 3, "b": 3})
     assert Mixture.uniform(["a", "b", "c", "d"]) == dict.fromkeys("abcd", 0.25)
     assert Mixture.proportional({"a": 30, "b": 10}) == {"a": 0.75, "b": 0.25}
     assert Mixture.from_array(["a", "b"], [-1e-12, 0.5]) == {"a": 0.0, "b": 1.0}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from opmix_ray.errors import UserError, UserErrors, disk_full, user_errors, write_to
@@ -28,6 +31,14 @@ def test_what_is_written_is_read_back(storage: Storage) -> None:
     assert storage.names("a") == ["b.json"]
     assert storage.child("a").exists("b.json")
     assert Path(storage.path("raw")).is_absolute()
+
+
+def test_json_holds_null_for_what_is_no_number(storage: Storage) -> None:
+    storage.write_json("x.json", {"a": [math.nan, 1.0, (math.inf, np.float64("-inf"))], "b": {1: None}})
+    assert json.loads(storage.read_text("x.json"), parse_constant=pytest.fail) == {
+        "a": [None, 1.0, [None, None]],
+        "b": {"1": None},
+    }
 
 
 def test_a_file_uri_is_a_local_directory(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from opmix_ray.commands.options import plain
 from opmix_ray.config import RunConfig
 from opmix_ray.decision.rule import Decision
 from opmix_ray.errors import UserError
+from opmix_ray.harmless import plain
 from opmix_ray.output.ledger import Ledger
 from opmix_ray.output.lock import is_held
 from opmix_ray.output.result import kept_steps, kept_words

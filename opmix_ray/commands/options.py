@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from opmix_ray.errors import UserError, UserErrors, user_errors
-from opmix_ray.harmless import visible
+from opmix_ray.harmless import plain, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,15 +44,6 @@ def show(value: Any, words: Any, as_json: bool) -> None:
         from opmix_ray.commands.console import print_table
 
         print_table(console(), words)
-
-
-def plain(value: Any) -> Any:
-    """A value that JSON can hold: there are no infinite numbers in it."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class OnceEach(TyperCommand):

@@ -44,12 +44,12 @@ class AimedLaw(FittedLaw):
 
     def objective(self, ratios: np.ndarray) -> np.ndarray:
         """The number that is minimised, (n, D) -> (n,), in its unit."""
-        return self.aim.value(self.predict(ratios)[:, self._columns])
+        return self.aim.value(self.at(ratios)[:, self._columns])
 
     def gradient(self, ratios: np.ndarray) -> np.ndarray:
         """Its derivative by the shares, (n, D) -> (n, D)."""
         ratios = self._check(ratios)
-        slopes = self.aim.gradient(self.predict(ratios)[:, self._columns])
+        slopes = self.aim.gradient(self.at(ratios)[:, self._columns])
         return sum(
             (slopes[:, [k]] * self.metric_gradient(ratios, m) for k, m in enumerate(self._columns)),
             np.zeros(ratios.shape),
@@ -58,7 +58,7 @@ class AimedLaw(FittedLaw):
     def objective_std(self, ratios: np.ndarray) -> np.ndarray:
         """Its standard error from those of the metrics, taken as independent, by the slopes (delta method)."""
         ratios = self._check(ratios)
-        slopes = self.aim.gradient(self.predict(ratios)[:, self._columns])
+        slopes = self.aim.gradient(self.at(ratios)[:, self._columns])
         stds = np.column_stack([self.responses[m].std(ratios) for m in self._columns])
         return self.std_scale * np.sqrt(np.square(slopes * stds).sum(axis=1))
 

@@ -5,7 +5,7 @@ SLSQP goes from one start where the problem is convex, from several elsewhere; f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,7 +81,7 @@ class Problem:
         """Metrics with weight over the reference, (n, D) -> (n, used)."""
         used = self.law.weights > 0
         reference = np.zeros(0) if self.reference is None else self.reference
-        return (self.law.predict(shares) - reference)[:, used]
+        return (self.law.at(shares) - reference)[:, used]
 
     def divergence(self, shares: np.ndarray) -> np.ndarray:
         """KL to the prior in nats, (n, D) -> (n,)."""
@@ -130,43 +130,6 @@ class Problem:
             rows.append(slope)
         return np.array(rows)
 
-    def check_limits(self) -> None:
-        """Refuse linear limits that no mixture meets, naming the least relaxation that would do."""
-        for name, low, high in zip(self.limit_names, self.low, self.high, strict=True):
-            if not (np.isfinite(low) and np.isfinite(high)) or low > 1 or high < 0:
-                raise UserError(
-                    "limits must lie in [0, 1]", key=name, value=(low, high), remedy="give shares"
-                )
-        count, domains = self.limits.shape
-        # minimise the total slack: low - s1 <= limits p <= high + s2
-        eye = np.eye(count)
-        answer = linprog(
-            np.concatenate([np.zeros(domains), np.ones(2 * count)]),
-            A_ub=np.block([[-self.limits, -eye, 0 * eye], [self.limits, 0 * eye, -eye]]),
-            b_ub=np.concatenate([-self.low, self.high]),
-            A_eq=np.concatenate([np.ones(domains), np.zeros(2 * count)])[None],
-            b_eq=[1.0],
-            bounds=[(0, 1)] * domains + [(0, None)] * (2 * count),
-        )
-        if answer.fun is None or answer.fun <= 1e-9:
-            return
-        under, over = answer.x[domains : domains + count], answer.x[domains + count :]
-        said = [
-            f"`{n}` needs its least share {lo:.4g} lowered by {s:.4g}"
-            for n, lo, s in zip(self.limit_names, self.low, under, strict=True)
-            if s > 1e-9
-        ] + [
-            f"`{n}` needs its greatest share {hi:.4g} raised by {s:.4g}"
-            for n, hi, s in zip(self.limit_names, self.high, over, strict=True)
-            if s > 1e-9
-        ]
-        raise UserError(
-            f"no mixture meets all limits: least shares sum to {self.low.sum():.4g}, greatest to "
-            f"{self.high.sum():.4g}; the smallest change that would do: {'; '.join(said)}",
-            key="bounds",
-            remedy="relax these bounds or caps (a domain without share in the prior has the cap 0 while kl > 0)",
-        )
-
     def feasible(self, towards: np.ndarray | None = None) -> np.ndarray:
         """The mixture within the linear limits nearest to `towards` (in total variation), (D,)."""
         domains = self.limits.shape[1]
@@ -209,6 +172,36 @@ class Problem:
                 sides.append(row)
                 margin.append(high)
         return box_low, box_high, np.array(sides).reshape(len(sides), len(row)), np.array(margin)
+
+
+def check_limits(names: Sequence[str], limits: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Refuse linear limits that no mixture meets, naming the least relaxation that would do; see `Problem`."""
+    count, domains = limits.shape
+    # minimise the total slack: low - s1 <= limits p <= high + s2
+    eye = np.eye(count)
+    answer = linprog(
+        np.concatenate([np.zeros(domains), np.ones(2 * count)]),
+        A_ub=np.block([[-limits, -eye, 0 * eye], [limits, 0 * eye, -eye]]),
+        b_ub=np.concatenate([-low, high]),
+        A_eq=np.concatenate([np.ones(domains), np.zeros(2 * count)])[None],
+        b_eq=[1.0],
+        bounds=[(0, 1)] * domains + [(0, None)] * (2 * count),
+    )
+    if answer.fun is None or answer.fun <= 1e-9:
+        return
+    under, over = answer.x[domains : domains + count], answer.x[domains + count :]
+    said = [
+        f"`{name}` needs its {which} share {end:.4g} {how} by {more:.4g}"
+        for which, how, ends, slack in (("least", "lowered", low, under), ("greatest", "raised", high, over))
+        for name, end, more in zip(names, ends, slack, strict=True)
+        if more > 1e-9
+    ]
+    raise UserError(
+        f"no mixture meets all limits: least shares sum to {low.sum():.4g}, greatest to {high.sum():.4g}; "
+        f"the smallest change that would do: {'; '.join(said)}",
+        key="lower" if under.max() > 1e-9 else "upper",
+        remedy="relax these bounds or caps (a domain without share in the prior has the cap 0 while kl > 0)",
+    )
 
 
 STARTS = 8  # local solutions of a law that is not convex

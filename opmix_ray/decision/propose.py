@@ -16,16 +16,18 @@ import numpy as np
 
 from opmix_ray.counts.ceilings import OVER, Ceiling, eased, surest, upper_bounds
 from opmix_ray.decision.choice import AimedLaw
-from opmix_ray.decision.problem import Problem, solve, spread_out
-from opmix_ray.errors import UserError
+from opmix_ray.decision.problem import STEP, Problem, check_limits, solve, spread_out
+from opmix_ray.errors import Share, UserError, Weight, Whole, typed
 from opmix_ray.laws.fitted import FittedLaw
 from opmix_ray.mixture import Mixture
 from opmix_ray.numerics import in_order, one_thread
 
 NEAR_VERTEX = 0.9  # share above which a mixture is called close to one domain
-AT_BOUND = 1e-4
+AT_BOUND, NOTHING = 1e-4, 1e-13  # of shares, of the objective
 KINKED = 30  # iterations of a package's own objective
-Limits = Mapping[str, float] | None
+LEAST_REFITS = 10  # that an interval of 90 % takes
+Limits = Mapping[str, Share] | None
+Values = Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,23 @@ class Proposal:
         return data
 
 
+@typed
 @one_thread()
 def propose(
     law: FittedLaw,
     *,
-    prior: Mixture,
-    kl: float = 0.05,
+    prior: Mapping[str, Weight],
+    kl: Weight = 0.05,
     lower: Limits = None,
     upper: Limits = None,
-    current: Mixture | None = None,
-    reference: Limits = None,
+    current: Mapping[str, Weight] | None = None,
+    reference: Values = None,
     worst_case: bool = False,
-    no_worse_than: Mapping[str, float] | float | None = None,
+    no_worse_than: Values | float = None,
     ceilings: Mapping[str, Ceiling] | None = None,
-    expand: Mapping[str, Mapping[str, float]] | None = None,
-    seed: int = 0,
-    bootstrap: int = 0,
+    expand: Mapping[str, Mapping[str, Weight]] | None = None,
+    seed: Whole = 0,
+    bootstrap: Whole = 0,
     first: Callable[[Proposal], None] | None = None,
     step: Callable[[int, int], None] | None = None,
 ) -> Proposal:
@@ -103,16 +106,18 @@ def propose(
             where none is expected to, nearly the nearest one is proposed (`eased`).
         expand: component -> mixture of leaf domains it stands for; KL and limits are then over leaves.
         seed: of starts and of the bootstrap.
-        bootstrap: refits for the intervals, see `FittedLaw.redrawn`; 0: none.
+        bootstrap: refits for the intervals, see `FittedLaw.redrawn`, at least 10; 0: none.
         first: told the proposal before its intervals are computed.
         step: told how many refits are done, and of how many, before each and at the end.
 
     Raises:
         UserError: unknown names, or limits that cannot be met together: which, and by how much.
     """
+    check_refits(bootstrap, "bootstrap")
     problem = _problem(
-        law, prior, kl, lower, upper, current, reference, worst_case, no_worse_than, expand or {}, seed
-    )
+        law, Mixture.of(prior), kl, lower, upper, None if current is None else Mixture.of(current), reference,
+        worst_case, no_worse_than, expand or {}, seed,
+    )  # fmt: skip
     problem, shares = _solve_within(problem, ceilings) if ceilings else (problem, solve(problem))
     at = problem.baseline
     mixture = Mixture.from_array(law.domains, shares)
@@ -167,13 +172,9 @@ def _solve_within(problem: Problem, ceilings: Mapping[str, Ceiling]) -> tuple[Pr
 
 def _problem(
     law: FittedLaw, prior: Mixture, kl: float, lower: Limits, upper: Limits, current: Mixture | None,
-    reference: Limits, worst_case: bool, no_worse_than: Mapping[str, float] | float | None,
+    reference: Values, worst_case: bool, no_worse_than: Values | float,
     expand: Mapping[str, Mapping[str, float]], seed: int,
 ) -> Problem:  # fmt: skip
-    if not np.isfinite(kl) or kl < 0:
-        raise UserError(
-            "must be a number of at least 0", key="kl", value=kl, remedy="the usual value is 0.05"
-        )
     _known("expand", expand, law.domains)
     parts = {name: Mixture(expand[name]) if name in expand else {name: 1.0} for name in law.domains}
     leaves = list(dict.fromkeys(leaf for part in parts.values() for leaf in part))
@@ -182,67 +183,50 @@ def _problem(
     if not over_components:
         _known("prior", prior, leaves)
     leaf_prior = (prior.over(law.domains).expand(expand) if over_components else prior).array(leaves)
-    rows, names = [], []
-    low, high = [], []
     _known("lower", lower or {}, [*leaves, *law.domains])
     _known("upper", upper or {}, [*leaves, *law.domains])
-    for name in dict.fromkeys([*leaves, *law.domains]):
-        row = (
-            spread[:, leaves.index(name)]
-            if name in leaves
-            else np.eye(len(law.domains))[law.domains.index(name)]
-        )
-        names.append(name)
-        rows.append(row)
-        low.append(float((lower or {}).get(name, 0.0)))
-        high.append(min(1.0, float((upper or {}).get(name, 1.0))))
+    names, eye = list(dict.fromkeys([*leaves, *law.domains])), np.eye(len(law.domains))
+    rows = [spread[:, leaves.index(n)] if n in leaves else eye[law.domains.index(n)] for n in names]
+    low = np.array([float((lower or {}).get(name, 0.0)) for name in names])
+    high = np.array([min(1.0, float((upper or {}).get(name, 1.0))) for name in names])
     if kl > 0:
-        high = [
-            0.0 if name in leaves and leaf_prior[leaves.index(name)] == 0 else cap
-            for name, cap in zip(names, high, strict=True)
-        ]
+        high[[name in leaves and leaf_prior[leaves.index(name)] == 0 for name in names]] = 0.0
+    check_limits(names, np.array(rows), low, high)
     baseline = current if current is not None else (prior if over_components else None)
     if baseline is not None:
         _known("current", baseline, law.domains)
     problem = Problem(
-        law=law,
-        kl=kl,
-        spread=spread,
-        prior=leaf_prior / leaf_prior.sum(),
-        limit_names=names,
-        limits=np.array(rows),
-        low=np.array(low),
-        high=np.array(high),
-        seed=seed,
+        law, kl, spread, leaf_prior / leaf_prior.sum(), names, np.array(rows), low, high, seed,
         iterations=KINKED if isinstance(law, AimedLaw) and law.aim.own is not None else 300,
-    )
-    problem.check_limits()
+    )  # fmt: skip
     problem.baseline = baseline.array(law.domains)[None] if baseline is not None else problem.feasible()[None]
-    at_baseline = law.predict(problem.baseline)[0]
+    at_baseline = dict(zip(law.metric_names, law.predict(problem.baseline)[0].tolist(), strict=True))
     if worst_case:
         _known("reference", reference or {}, law.metric_names)
-        given = dict(zip(law.metric_names, at_baseline.tolist(), strict=True)) | dict(reference or {})
+        given = at_baseline | dict(reference or {})
         problem.reference = np.array([given[name] for name in law.metric_names])
     if no_worse_than is not None:
-        slack = (
-            no_worse_than
-            if isinstance(no_worse_than, Mapping)
-            else dict.fromkeys(law.metric_names, no_worse_than)
-        )
+        slack = no_worse_than
+        if not isinstance(slack, Mapping):
+            slack = dict.fromkeys(law.metric_names, slack)
         _known("no_worse_than", slack, law.metric_names)
-        problem.ceilings = {
-            law.metric_names.index(name): Ceiling(float(at_baseline[law.metric_names.index(name)] + more))
-            for name, more in slack.items()
-        }
+        number = law.metric_names.index
+        problem.ceilings = {number(name): Ceiling(at_baseline[name] + more) for name, more in slack.items()}
     return problem
+
+
+def check_refits(count: int, key: str) -> None:
+    """Refuse fewer refits than an interval takes."""
+    if 0 < count < LEAST_REFITS:
+        problem = f"an interval takes at least {LEAST_REFITS} refits"
+        raise UserError(problem, key=key, value=count, remedy="give more, or 0 for no interval")
 
 
 def _known(key: str, given: Mapping[str, Any], known: list[str]) -> None:
     for name in given:
         if name not in known:
-            raise UserError(
-                "no such name", key=key, value=name, remedy=f"known: {', '.join(dict.fromkeys(known))}"
-            )
+            remedy = f"known: {', '.join(dict.fromkeys(known))}"
+            raise UserError("no such name", key=key, value=name, remedy=remedy)
 
 
 def _bootstrap(
@@ -262,14 +246,18 @@ def _bootstrap(
 def _binding(problem: Problem, shares: np.ndarray) -> list[str]:
     law = problem.law
     said = []
-    values = problem.limits @ shares
-    for name, value, low, high in zip(problem.limit_names, values, problem.low, problem.high, strict=True):
+    limits = zip(problem.limit_names, problem.limits, problem.low, problem.high, strict=True)
+    for name, row, low, high in limits:
+        value = float(row @ shares)
         if high <= 0 and name in problem.without_prior():
             said.append(f"`{name}` stays at 0: the prior gives it no share, so KL to the prior allows none")
+        elif high - low <= AT_BOUND:
+            only = None if low > 0 else "more"
+            said.append(f"`{name}` is fixed at {low:.4g}{_wish(problem, shares, row, only)}")
         elif low > 0 and value <= low + AT_BOUND:
-            said.append(f"`{name}` is at its least share {low:.4g}; the law would give it less")
+            said.append(f"`{name}` is at its least share {low:.4g}{_wish(problem, shares, row, 'less')}")
         elif high < 1 and value >= high - AT_BOUND:
-            said.append(f"`{name}` is at its greatest share {high:.4g}; the law would give it more")
+            said.append(f"`{name}` is at its greatest share {high:.4g}{_wish(problem, shares, row, 'more')}")
         elif value <= AT_BOUND and name in law.domains:
             said.append(f"`{name}` gets nothing ({value:.2g})")
     predicted = law.predict(shares)[0]
@@ -298,3 +286,17 @@ def _binding(problem: Problem, shares: np.ndarray) -> list[str]:
         divergence = float(problem.divergence(shares[None])[0])
         said.append(f"KL to the prior is {divergence:.4f} nats and costs {problem.kl * divergence:.4g}")
     return said
+
+
+def _wish(problem: Problem, shares: np.ndarray, row: np.ndarray, only: str | None) -> str:
+    """Whether the law would give a share that is held more or less, at the cost of shares that are free; or nothing."""
+    low, high, _, _ = problem.split_limits()
+    free = shares * ((shares > low + AT_BOUND) & (shares < high - AT_BOUND) & (row == 0))
+    taking = row * np.maximum(shares, STEP)
+    if not free.any() or problem.ceilings or not problem.law.smooth:
+        return ""
+    more = shares + STEP * (taking / taking.sum() - free / free.sum())
+    before, after = problem.total(np.vstack([shares, more]))
+    wish = "less" if after > before else "more"
+    flat = abs(after - before) < NOTHING * abs(before)
+    return "" if flat or only not in (None, wish) else f"; the law would give it {wish}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from opmix_ray.decision.propose import Proposal, propose
-from opmix_ray.errors import UserError
+from opmix_ray.decision.problem import check_limits
+from opmix_ray.decision.propose import Proposal, check_refits, propose
+from opmix_ray.errors import UserError, nearest
 from opmix_ray.exchange.column_names import unsaid_notes
 from opmix_ray.exchange.columns import Ask, direction_notes, maximised, turned
-from opmix_ray.fit.changes import read_changes
+from opmix_ray.fit.changes import Wholes, read_changes
 from opmix_ray.fit.kl import choose_kl, read_kl
 from opmix_ray.fit.options import Objective, limits, read_objective, read_prior
 from opmix_ray.fit.page import render
@@ -24,6 +26,7 @@ from opmix_ray.fit.size_law import fit_sizes, for_target
 from opmix_ray.fit.sizes import SizeColumns
 from opmix_ray.fit.sweep import LEFT_OUT, Sweep, read_sweep
 from opmix_ray.laws import FittedLaw, fit_law
+from opmix_ray.laws.fit import law_names
 from opmix_ray.laws.fitted import doubts
 from opmix_ray.mixture import Mixture
 from opmix_ray.storage import Storage
@@ -92,7 +95,7 @@ def fit_command(
         size_column, tokens_column: names of the columns of model sizes and of training tokens; `none`: runs of all
             sizes are one sweep; None: they are found.
         target_size, target_tokens: what the proposal is for, as a number or `410M`; None: the largest.
-        bootstrap: refits for the intervals; 0: none.
+        bootstrap: refits for the intervals, at least 10; 0: none.
         seed: of everything random.
         told: hears of what is done.
 
@@ -106,6 +109,9 @@ def fit_command(
         UserError: wrong input; names file, line or key, and the remedy.
     """
     told, given = told or Told(), read_kl(kl)
+    check_refits(bootstrap, "--bootstrap")
+    if law not in law_names():
+        raise UserError("unknown law", key="--law", value=law, remedy=nearest(law, law_names()))
     storage = Storage(str(output))
     sizes = SizeColumns(size_column, tokens_column, target_size, target_tokens, told.ask)
     sweep = read_sweep(ratios, metrics, share_names=share_columns, metric_names=metric_columns, sizes=sizes)
@@ -113,10 +119,23 @@ def fit_command(
     if target is not None:
         sweep = for_target(sweep, target)
     removed: list[str] = []
+    wholes = Wholes.each(sweep.domains)
     if changes is not None:
-        read = read_changes(changes)
+        read, before = read_changes(changes), [*sweep.domains, *sweep.unused]
         sweep, removed = read.applied(sweep), read.removed
-    lower, upper, held, wanted = _options(sweep, prior, caps, bounds, objective, removed)
+        wholes = read.wholes(before, sweep)
+    lower, upper, held, wanted = _options(sweep, wholes, prior, caps, bounds, objective, removed)
+    if given != 0:  # KL to the prior allows no share where it has none
+        upper |= {n: lower.get(n, 0.0) for tied in wholes.tied for n in tied if held[n] == 0}
+    least, most = wholes.limits(lower, 0.0), wholes.limits(upper, 1.0)
+    allowed = {
+        name: 0.0 if given != 0 and not held_by else most[name]
+        for name, held_by in wholes.mixture(held).items()
+    }
+    with _named(lower=bounds or prior, upper=caps or bounds or prior):
+        check_limits(
+            wholes.names, np.eye(len(allowed)), np.array([*least.values()]), np.array([*allowed.values()])
+        )
     if given is None and wanted.worst_case:
         raise UserError(
             "cannot be chosen for the worst case, only for a weighted mean",
@@ -148,29 +167,35 @@ def fit_command(
     fit: Callable[..., FittedLaw] = fit_law
     if target is not None and sweep.scales is not None:
         fit = partial(fit_sizes, scales=sweep.scales, target=target)
-    fitted = fit(
-        sweep.ratios,
-        turned(sweep.metrics, sweep.metric_names, tops),
-        domains=sweep.domains,
-        metric_names=sweep.metric_names,
-        law=law,
-        objective=wanted.weights,
-        seed=seed,
-    )
+    with _named(law="--law"):
+        fitted = fit(
+            wholes.ratios(sweep.ratios),
+            turned(sweep.metrics, sweep.metric_names, tops),
+            domains=wholes.names,
+            metric_names=sweep.metric_names,
+            law=law,
+            objective=wanted.weights,
+            seed=seed,
+        )
     notes += doubts(fitted, told=wanted.weights is not None)
     fitted.details |= {"maximised": tops, "unused_domains": sweep.unused}
     middle = time.perf_counter()
-    proposing = partial(
-        propose,
-        prior=held,
-        lower=lower,
-        upper=upper,
-        current=wanted.current,
-        reference=wanted.reference,
-        worst_case=wanted.worst_case,
-        no_worse_than=wanted.no_worse_than,
-        seed=seed,
-    )
+
+    def proposing(law: FittedLaw, **how: Any) -> Proposal:
+        with _named(no_worse_than=objective):
+            return propose(
+                law,
+                prior=wholes.mixture(held),
+                lower=least,
+                upper=most,
+                current=None if wanted.current is None else wholes.mixture(wanted.current),
+                reference=wanted.reference,
+                worst_case=wanted.worst_case,
+                no_worse_than=wanted.no_worse_than,
+                seed=seed,
+                **how,
+            )
+
     curve = None
     if given is None:
         curve = choose_kl(
@@ -185,8 +210,9 @@ def fit_command(
 
     def result(proposal: Proposal) -> FitResult:
         seconds = {"fit": middle - start, "propose": time.perf_counter() - middle}
+        law, proposal = wholes.law(fitted), wholes.proposal(proposal, lower, upper)
         return FitResult(
-            sweep, fitted, held, wanted, weight, lower, upper, proposal, notes, inputs, seconds, tops, curve
+            sweep, law, held, wanted, weight, lower, upper, proposal, notes, inputs, seconds, tops, curve
         )
 
     files = {
@@ -217,8 +243,25 @@ def fit_command(
     return _write(storage, result(proposal))
 
 
+@contextmanager
+def _named(**given: object) -> Iterator[None]:
+    """Errors about these arguments name what a person gave: an option or a file."""
+    try:
+        yield
+    except UserError as error:
+        place = given.get(error.key or "")
+        if place is None:
+            raise
+        option = str(place).startswith("--")
+        key = str(place) if option else None if error.key in ("lower", "upper") else error.key
+        raise UserError(
+            error.problem, file=None if option else place, key=key, value=error.value, remedy=error.remedy
+        ) from None
+
+
 def _options(
     sweep: Sweep,
+    wholes: Wholes,
     prior: str | Path | None,
     caps: str | Path | None,
     bounds: str | Path | None,
@@ -248,6 +291,9 @@ def _options(
         if name in sweep.domains:
             upper[name] = 0.0
     held = read_prior(prior, everything, tokens, used=left).over(sweep.domains)
+    if wholes.tied and (prior == "uniform" or (prior is None and not set(left) <= set(tokens))):
+        there = [name for name, share in wholes.mixture(held).items() if share > 0]
+        held = wholes.spread(Mixture.uniform(there), upper=upper)
     return lower, upper, held, read_objective(objective, sweep.metric_names, everything, used=sweep.domains)
 
 

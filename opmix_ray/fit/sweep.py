@@ -30,7 +30,7 @@ from opmix_ray.exchange.column_names import (
 from opmix_ray.exchange.columns import ROUNDING, Column, Taken, metric_columns, share_columns
 from opmix_ray.exchange.csv_table import CsvTable, plain, read_csv
 from opmix_ray.fit.sizes import Scales, SizeColumns, take_sizes
-from opmix_ray.laws.fit import LEAST_ROWS
+from opmix_ray.laws.fit import LARGEST, LEAST_ROWS
 
 SHOWN = 3  # reasons that an error gives
 LEFT_OUT = "left out of "  # how a note on columns begins
@@ -162,7 +162,7 @@ def read_sweep(
         scales=sized.of([found.rows[row] for row in kept], places),
     )
     sweep = _without_unused(_without_thin_metrics(sweep, metrics_table))
-    _check_varies(sweep, mixtures_table, metrics_table)
+    check_varies(sweep, mixtures_table.path, metrics_table.path)
     return replace(sweep, notes=[*_column_notes(sweep.left_out_columns), *dict.fromkeys(sweep.notes)])
 
 
@@ -310,7 +310,9 @@ def _measured(table: CsvTable, taken: Taken) -> tuple[np.ndarray, list[str]]:
             raise UserError(
                 "a metric cannot be called `objective`", file=table.path, key=name, remedy="rename it"
             )
-        columns.append([np.nan if value is None or np.isinf(value) else value for value in found])
+        if large := sum(value is not None and abs(value) > LARGEST for value in found):
+            notes.append(f"{large} values of `{name}` are infinite or above {LARGEST:g}: taken as missing")
+        columns.append([np.nan if value is None or abs(value) > LARGEST else value for value in found])
     if any(table.notation_of(name).decimal_comma for name in taken.names):
         notes.append(f"commas in the numbers of {table.path.name} were read as decimal commas")
     if percent := [name for name in taken.names if table.notation_of(name).percent]:
@@ -342,26 +344,26 @@ def _without_unused(sweep: Sweep) -> Sweep:
     )
 
 
-def _check_varies(sweep: Sweep, ratios: CsvTable, metrics: CsvTable) -> None:
+def check_varies(sweep: Sweep, ratios: Path, metrics: Path) -> None:
     """Refuse a sweep of one mixture, or of metrics that are the same everywhere."""
     spread = np.ptp(sweep.ratios, axis=0)
     if spread.max() < SAME:
         raise UserError(
             f"all {len(sweep.runs)} runs have the same mixture, so nothing is known about any other",
-            file=ratios.path,
+            file=ratios,
             remedy="add runs on other mixtures",
         )
     different = len(np.unique(np.round(sweep.ratios, 6), axis=0))
     if different < LEAST_ROWS:
         raise UserError(
             f"the {len(sweep.runs)} runs have {different} different mixtures, a law needs at least {LEAST_ROWS}",
-            file=ratios.path,
+            file=ratios,
             remedy="add runs on other mixtures",
         )
     if not any(np.ptp(column[np.isfinite(column)]) > 0 for column in sweep.metrics.T):
         raise UserError(
             "every metric is the same in all runs, so no mixture is better than another",
-            file=metrics.path,
+            file=metrics,
             remedy="give metrics that were measured run by run",
         )
 

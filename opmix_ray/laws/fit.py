@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from opmix_ray import plugins
-from opmix_ray.errors import UserError, nearest
+from opmix_ray.errors import UserError, Weight, Whole, nearest, typed
 from opmix_ray.laws.auto import Fit, fit_auto, fit_one
 from opmix_ray.laws.base import Law, Response, Slopes, Table, objective_weights
 from opmix_ray.laws.curves import LogLinearLaw
@@ -144,8 +144,10 @@ LAWS: dict[str, type[Law]] = {
 }
 AUTO = "auto"
 LEAST_ROWS = 3
+LARGEST = 1e30  # size of a metric of a run that learned; far larger ones have no squares
 
 
+@typed
 @one_thread()
 def fit_law(
     ratios: np.ndarray,
@@ -154,18 +156,19 @@ def fit_law(
     domains: Sequence[str],
     metric_names: Sequence[str],
     law: str = AUTO,
-    objective: Mapping[str, float] | None = None,
-    seed: int = 0,
+    objective: Mapping[str, Weight] | None = None,
+    seed: Whole = 0,
     extrapolate: Extrapolation | None = None,
     noise: np.ndarray | None = None,
     slopes: Slopes | None = None,
     own: Mapping[str, str] | None = None,
+    strict: bool = False,
 ) -> FittedLaw:
     """Fit a mixing law.
 
     Args:
         ratios: (N, D) shares of training tokens; rows sum to 1.
-        metrics: (N, M) metrics, lower is better; NaN where a value is missing.
+        metrics: (N, M) metrics, lower is better; NaN where a value is missing, as is one of more than `LARGEST`.
         domains: D names.
         metric_names: M names.
         law: `auto`, a name in `LAWS`, or one that another package brings.
@@ -175,12 +178,15 @@ def fit_law(
         noise: standard error of the measurements, broadcast to (N, M), in the metrics' units.
         slopes: derivatives of the metrics; `log-share` and `own-share` use them, others do without.
         own: the domain that a metric is the held-out loss of, where its name does not tell.
+        strict: refuse rows that tell nothing about other mixtures; `opmix_ray.fit_law` does, unless told otherwise.
 
     Raises:
         UserError: an unknown law, shapes that do not agree, shares that are no mixture, fewer than 3 rows.
     """
     weights = objective_weights(metric_names, None if objective is None else dict(objective))
     table = check_table(ratios, metrics, domains, metric_names, noise, seed, slopes, own)
+    if strict:
+        _check_telling(table)
     if law == AUTO and extrapolate is not None:
         law = OwnShareLaw.name
     if law not in law_names():
@@ -213,6 +219,17 @@ def fit_law(
         np.column_stack([fit.held_out, fit.objective_held_out]),
         np.column_stack([response.predict(table.ratios) for response in fit.responses]),
     )
+
+
+def _check_telling(table: Table) -> None:
+    values, count = table.metrics, len(np.unique(table.ratios.round(6), axis=0))
+    if "objective" in table.metric_names:
+        raise UserError("is no name for a metric", key="metric_names", value="objective", remedy="rename it")
+    if count < LEAST_ROWS:
+        problem = f"{len(table)} rows have {count} different mixtures, a law needs at least {LEAST_ROWS}"
+        raise UserError(problem, key="ratios", remedy="add rows of other mixtures")
+    if not (np.nanmax(values, axis=0) > np.nanmin(values, axis=0)).any():
+        raise UserError("every metric is the same in all rows", key="metrics", remedy="measure row by row")
 
 
 def law_names() -> list[str]:
@@ -289,12 +306,13 @@ def check_table(
             key="ratios",
             remedy="divide every row by its sum",
         )
-    metrics = np.where(np.isinf(metrics), np.nan, metrics)
+    metrics = np.where(np.abs(metrics) > LARGEST, np.nan, metrics)
     counts = np.isfinite(metrics).sum(axis=0)
     if counts.min() < LEAST_ROWS:
         name = metric_names[int(counts.argmin())]
         raise UserError(
-            f"only {counts.min()} rows have this metric, a law needs at least {LEAST_ROWS}",
+            f"only {counts.min()} rows have a number (of at most {LARGEST:g}) for this metric, "
+            f"a law needs at least {LEAST_ROWS}",
             key=name,
             remedy="add rows or leave the metric out",
         )

@@ -15,6 +15,7 @@ from opmix_ray.laws.base import Response, Table, dump_response, load_response
 from opmix_ray.laws.combined import Basis, Blend, blended, blends
 
 FOLDS = 10
+ROUNDED = 0.01  # by which the sum of shares may differ from 1
 _SAME_SHARES = 9  # decimals in which shares of one mixture are equal
 
 Quality = dict[str, dict[str, float | int | None]]
@@ -42,6 +43,7 @@ class FittedLaw:
         refit: `refit(table) -> (responses, direct)` under the choices made, for the bootstrap; lost in JSON.
         held_out: (N, M + 1) predictions out of fold of the metrics and, last, the objective; lost in JSON.
         in_sample: (N, M) predictions of the rows by the law as it was fitted; lost in JSON.
+        sums: (D, C) where responses are of C domains, whose shares are sums of these; None: they are of the D.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class FittedLaw:
         refit: Refit | None = None,
         held_out: np.ndarray | None = None,
         in_sample: np.ndarray | None = None,
+        sums: np.ndarray | None = None,
     ) -> None:
         self.name = name
         self.domains = list(domains)
@@ -73,6 +76,7 @@ class FittedLaw:
         self.refit = refit
         self.held_out = held_out
         self.in_sample = in_sample
+        self.sums = sums
 
     @property
     def convex(self) -> bool:
@@ -90,13 +94,18 @@ class FittedLaw:
         return [r for r, weight in zip(self.responses, self.weights, strict=True) if weight > 0]
 
     def predict(self, ratios: np.ndarray) -> np.ndarray:
-        """Metrics of mixtures, (n, D) -> (n, M), in the metrics' own units."""
-        ratios = self._check(ratios)
-        return np.column_stack([response.predict(ratios) for response in self.responses])
+        """Metrics of mixtures, (n, D) -> (n, M), in the metrics' own units; shares sum to 1."""
+        self._check(ratios, whole=True)
+        return self.at(ratios)
+
+    def at(self, ratios: np.ndarray) -> np.ndarray:
+        """The same where shares need not sum to 1, as on a solver's way."""
+        shares = self._check(ratios)
+        return np.column_stack([response.predict(shares) for response in self.responses])
 
     def metric_gradient(self, ratios: np.ndarray, metric: int) -> np.ndarray:
         """Gradient of one metric by the shares, (n, D) -> (n, D)."""
-        return self.responses[metric].gradient(self._check(ratios))
+        return self._spread(self.responses[metric].gradient(self._check(ratios)))
 
     def objective(self, ratios: np.ndarray) -> np.ndarray:
         """Weighted mean of the metrics, (n, D) -> (n,)."""
@@ -109,8 +118,9 @@ class FittedLaw:
         """Gradient of the objective by the shares, (n, D) -> (n, D)."""
         ratios = self._check(ratios)
         if self.direct is not None:
-            return self.direct.gradient(ratios)
-        return sum((w * part.gradient(ratios) for part, w in self._summed()), np.zeros(ratios.shape))
+            return self._spread(self.direct.gradient(ratios))
+        slopes = (w * part.gradient(ratios) for part, w in self._summed())
+        return self._spread(sum(slopes, np.zeros(ratios.shape)))
 
     def objective_std(self, ratios: np.ndarray) -> np.ndarray:
         """Standard error of the objective of one new run, (n, D) -> (n,); calibrated by cross-validation."""
@@ -179,15 +189,31 @@ class FittedLaw:
             self.std_scale, self.details, self.table, self.refit, self.held_out, self.in_sample,
         )  # fmt: skip
 
-    def _check(self, ratios: np.ndarray) -> np.ndarray:
-        ratios = np.atleast_2d(np.asarray(ratios, dtype=np.float64))
-        if ratios.shape[1] != len(self.domains):
-            raise UserError(
-                f"mixtures have {ratios.shape[1]} shares, the law has {len(self.domains)} domains",
-                key="ratios",
-                remedy=f"give them in this order: {', '.join(self.domains)}",
-            )
-        return ratios
+    def _check(self, ratios: np.ndarray, whole: bool = False) -> np.ndarray:
+        try:
+            ratios = np.atleast_2d(np.asarray(ratios, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise UserError("must be an array of numbers", key="ratios", value=ratios) from None
+        problem = ""
+        if ratios.ndim > 2 or ratios.shape[1] != len(self.domains):
+            problem = f"mixtures have {ratios.shape[-1]} shares, the law has {len(self.domains)} domains"
+        elif whole and not (np.abs(ratios.sum(axis=1) - 1) < ROUNDED).all():
+            problem = "shares of a mixture must sum to 1"
+        if problem:
+            remedy = f"give them in this order: {', '.join(self.domains)}"
+            raise UserError(problem, key="ratios", value=ratios.tolist(), remedy=remedy)
+        return ratios if self.sums is None else ratios @ self.sums
+
+    def _spread(self, slopes: np.ndarray) -> np.ndarray:
+        return slopes if self.sums is None else slopes @ self.sums.T
+
+    def of_parts(self, domains: Sequence[str], parts: np.ndarray) -> FittedLaw:
+        """The same law of more domains, its own consisting of them: parts (C, D); it cannot be refitted."""
+        table = self.table and replace(self.table, ratios=self.table.ratios @ parts, domains=tuple(domains))
+        return FittedLaw(
+            self.name, domains, self.metric_names, self.weights, self.responses, self.direct, self.quality,
+            self.std_scale, self.details, table, None, self.held_out, self.in_sample, (parts > 0).T.astype(float),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """The whole law as JSON values."""
@@ -204,6 +230,7 @@ class FittedLaw:
             "responses": [dump_response(response) for response in self.responses],
             "direct": None if self.direct is None else dump_response(self.direct),
             "basis": [] if basis is None else [dump_response(part) for part in basis.parts],
+            "sums": None if self.sums is None else self.sums.tolist(),
         }
 
     @classmethod
@@ -228,6 +255,7 @@ class FittedLaw:
                 quality=data["quality"],
                 std_scale=data["std_scale"],
                 details=data["details"],
+                sums=None if data.get("sums") is None else np.array(data["sums"], dtype=np.float64),
             )
             basis = Basis([load_response(item) for item in data.get("basis", [])])
             for blend in blends([*law.responses, *([] if law.direct is None else [law.direct])]):

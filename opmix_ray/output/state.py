@@ -16,6 +16,7 @@ from opmix_ray.config import RunConfig, dump_config
 from opmix_ray.config.section import without_gone
 from opmix_ray.data.sampler import SamplerState
 from opmix_ray.errors import UserError
+from opmix_ray.harmless import plain
 from opmix_ray.output.ledger import SESSIONS
 from opmix_ray.storage import REMEDY, Storage, checked, read_records
 
@@ -132,9 +133,9 @@ class RunState:
 
 def sealed(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a state with a hash of them all, by which it is known again as what was written."""
-    plain = {name: value for name, value in values.items() if name != HASH}
-    text = json.dumps(plain, sort_keys=True)
-    return {**plain, HASH: hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+    kept = plain({name: value for name, value in values.items() if name != HASH})  # as it is written
+    text = json.dumps(kept, sort_keys=True)
+    return {**kept, HASH: hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
 
 def load_state(storage: Storage, name: str = STATE) -> RunState:

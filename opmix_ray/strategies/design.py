@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from opmix_ray.errors import UserError
+from opmix_ray.errors import Share, UserError, Weight, Whole, typed
 from opmix_ray.mixture import Mixture, fill_box
 
 CONCENTRATION = (0.5, 5.0)  # bounds of c: from mixtures near the corners to mixtures near the centre
@@ -72,15 +72,22 @@ def check_sweep(
             f"a law needs at least {LEAST} runs, and more than {MOST:,} are not chosen one by one",
             key="--runs", value=runs, remedy="give another number",
         )  # fmt: skip
+    for name in centre:
+        if lower.get(name, 0.0) > upper.get(name, 1.0) + 1e-9:
+            raise UserError(
+                f"the least share is above the greatest, {upper.get(name, 1.0):.4g}",
+                file=bounds, key=name if bounds else f"lower.{name}", value=lower[name], remedy="lower it",
+            )  # fmt: skip
     low, high = sum(lower.get(name, 0.0) for name in centre), sum(upper.get(name, 1.0) for name in centre)
     if low > 1 + 1e-9:
         raise UserError(
-            f"the least shares sum to {low:.4g}, above 1", file=bounds, key="--bounds", remedy="lower them"
-        )
+            f"the least shares sum to {low:.4g}, above 1",
+            file=bounds, key="--bounds" if bounds else "lower", remedy="lower them",
+        )  # fmt: skip
     if high < 1 - 1e-9:
         raise UserError(
             f"the greatest shares sum to {high:.4g}, below 1, so no mixture meets them",
-            file=caps or bounds, key="--caps" if caps else "--bounds", remedy="raise them",
+            file=caps or bounds, key="--caps" if caps else "--bounds" if bounds else "upper", remedy="raise them",
         )  # fmt: skip
     if near is None:
         return
@@ -89,7 +96,7 @@ def check_sweep(
         if not least - 1e-6 <= share <= greatest + 1e-6:
             raise UserError(
                 f"gives `{name}` {share:.4g}, outside of its bounds {least:.4g} to {greatest:.4g}",
-                key="--near", value=near, remedy="name a mixture within them, or widen them",
+                key="--near", value=None if near is True else near, remedy="name a mixture within them, or widen them",
             )  # fmt: skip
 
 
@@ -144,16 +151,17 @@ def _farthest(pool: np.ndarray, known: np.ndarray, count: int) -> list[int]:
     return picks
 
 
+@typed
 def design(
     domains: Sequence[str],
     runs: int,
     *,
-    near: Mapping[str, float] | None = None,
-    tokens: Mapping[str, float] | None = None,
-    lower: Mapping[str, float] | None = None,
-    upper: Mapping[str, float] | None = None,
-    earlier: Sequence[Mapping[str, float]] = (),
-    seed: int = 0,
+    near: Mapping[str, Weight] | None = None,
+    tokens: Mapping[str, Weight] | None = None,
+    lower: Mapping[str, Share] | None = None,
+    upper: Mapping[str, Share] | None = None,
+    earlier: Sequence[Mapping[str, Weight]] = (),
+    seed: Whole = 0,
 ) -> list[Mixture]:
     """The mixtures of a sweep that tell most for their number.
 
@@ -170,13 +178,16 @@ def design(
         UserError: fewer than two domains or three runs, unknown names, or bounds that no mixture meets.
     """
     check_names(domains)
-    for key, given in (("near", near), ("tokens", tokens), ("lower", lower), ("upper", upper)):
-        for name in given or {}:
+    trained = {f"earlier.{place}": mixture for place, mixture in enumerate(earlier)}
+    for key, named in {"near": near, "tokens": tokens, "lower": lower, "upper": upper, **trained}.items():
+        for name in named or {}:
             if name not in domains:
                 raise UserError("no such domain", key=key, value=name, remedy=f"known: {', '.join(domains)}")
+        if named is not None and key not in ("lower", "upper") and not any(named.values()):
+            raise UserError("no domain has a share above 0", key=key, remedy="give one a share")
     given = near if near is not None else tokens
     centre = Mixture.uniform(domains) if given is None else Mixture(given).over(domains)
-    check_sweep(runs, centre, lower or {}, upper or {}, near=None if near is None else "near")
+    check_sweep(runs, centre, lower or {}, upper or {}, near=True if near is not None else None)
     before = [Mixture(mixture).over(domains) for mixture in earlier]
     return designed(runs, centre, lower=lower, upper=upper, near=near is not None, earlier=before, seed=seed)
 

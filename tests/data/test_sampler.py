@@ -497,7 +497,7 @@ def test_permutations_are_well_mixed(n: int) -> None:
 
 def test_each_epoch_domain_seed_and_stream_has_its_own_order() -> None:
     def orders(seed: int, stream: str) -> dict[tuple[str, int], list[int]]:
-        sampler = Sampler({"a": 40, "b": 40}, 80, seed, Mixture.uniform("ab"), stream=stream)
+        sampler = Sampler({"a": 40, "b": 40}, 80, seed, Mixture.uniform([*"ab"]), stream=stream)
         batches = [sampler.next_batch() for _ in range(2)]
         return {
             (name, epoch): permutation_of(batch, i).tolist()
@@ -546,7 +546,7 @@ def test_every_worker_gets_a_fair_share_of_every_domain(workers: int) -> None:
 
 def test_the_order_of_the_sizes_changes_nothing() -> None:
     sizes = {"c": 5, "a": 9, "b": 3}
-    mixture = Mixture.uniform("abc")
+    mixture = Mixture.uniform([*"abc"])
     one, other = Sampler(sizes, 6, 0, mixture), Sampler(dict(sorted(sizes.items())), 6, 0, mixture)
     for _ in range(10):
         x, y = one.next_batch(), other.next_batch()

@@ -165,12 +165,38 @@ def test_limits_that_exclude_each_other_are_named_with_the_least_change() -> Non
         (dict(expand={"cod": {"a": 1.0}}), "expand"),
         (dict(current=Mixture({"cod": 1.0})), "current"),
         (dict(prior=Mixture({"cod": 1.0})), "prior"),
-        (dict(upper={"code": -0.5}), r"\[0, 1\]"),
+        (dict(upper={"code": -0.5}), r"upper\.code = -0\.5: must be a number from 0 to 1"),
+        (dict(upper={"code": float("nan")}), r"upper\.code = nan: must be a number from 0 to 1"),
+        (dict(upper={"code": 5}), r"upper\.code = 5: must be a number from 0 to 1"),
+        (dict(lower={"code": "0.5"}), r"lower\.code = '0\.5': must be a number from 0 to 1"),
+        (dict(upper=[0.5, 0.5, 0.5]), r"upper = .*: must be a mapping"),
+        (dict(prior="uniform"), "prior = 'uniform': must be a mapping"),
+        (dict(prior={"code": -1.0, "prose": 2.0}), r"prior\.code = -1\.0: must be a number of at least 0"),
+        (dict(kl="auto"), "kl = 'auto': must be a number of at least 0"),
+        (dict(no_worse_than="x"), "no_worse_than = 'x': must be a mapping .* or a number"),
+        (dict(bootstrap=-1), "bootstrap = -1: must be a whole number of at least 0"),
+        (dict(bootstrap=2.5), r"bootstrap = 2\.5: must be a whole number"),
+        (dict(bootstrap=3), "bootstrap = 3: an interval takes at least 10 refits"),
+        (dict(seed=-1), "seed = -1: must be a whole number of at least 0"),
+        (dict(law=None), "law = None: must be a FittedLaw"),
+        (dict(first=3), "first = 3: must be a function or None"),
+        (
+            dict(lower={"code": 0.8}, upper={"code": 0.3}),
+            "^lower: .*`code` needs its least share 0.8 lowered",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, object], word: str) -> None:
     with pytest.raises(UserError, match=word):
-        propose(fitted("linear"), **(dict(prior=UNIFORM) | arguments))  # type: ignore[arg-type]
+        propose(**(dict(law=fitted("linear"), prior=UNIFORM) | arguments))  # type: ignore[arg-type]
+
+
+def test_mappings_are_mixtures() -> None:
+    given = {"code": 6, "prose": np.float32(2), "maths": np.int64(2)}
+    found = propose(fitted("linear"), prior=given, current=given, kl=1, lower={"code": np.float64(0.1)})
+    assert found == propose(
+        fitted("linear"), prior=Mixture(given), current=Mixture(given), kl=1.0, lower={"code": 0.1}
+    )
 
 
 def test_a_domain_without_share_in_the_prior_stays_out_and_is_said_to() -> None:
@@ -188,6 +214,29 @@ def test_what_binds_is_said_in_words() -> None:
     assert any("`maths` is at its least share" in said for said in capped.binding)
     alone = propose(law, prior=UNIFORM, kl=0.0, upper={"prose": 0.02, "maths": 0.02})
     assert any("close to a single domain" in said for said in alone.binding)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "said"),
+    [
+        ({"code": 0.01}, {"code": 0.01}, "`code` is fixed at 0.01; the law would give it more"),
+        ({"code": 0.9}, {"code": 0.9}, "`code` is fixed at 0.9; the law would give it less"),
+        ({"code": 0.9}, {}, "`code` is at its least share 0.9; the law would give it less"),
+        ({}, {"code": 0.01}, "`code` is at its greatest share 0.01; the law would give it more"),
+        ({}, {"code": 0.0}, "`code` is fixed at 0; the law would give it more"),
+        (
+            {"code": 0.2, "prose": 0.3, "maths": 0.5},
+            {"prose": 0.3, "maths": 0.5},
+            "`code` is at its least share 0.2",
+        ),
+        ({"code": 0.2, "prose": 0.3, "maths": 0.5}, {"prose": 0.3, "maths": 0.5}, "`maths` is fixed at 0.5"),
+    ],
+)
+def test_what_the_law_would_give_is_its_slope(
+    lower: dict[str, float], upper: dict[str, float], said: str
+) -> None:
+    found = propose(fitted("power"), prior=UNIFORM, kl=0.0, lower=lower, upper=upper)
+    assert said in found.binding
 
 
 def test_components_that_are_mixtures_are_held_to_the_prior_over_their_leaves() -> None:
@@ -251,10 +300,10 @@ def test_intervals_are_the_same_in_one_process_and_in_several(monkeypatch: pytes
     for least in (np.inf, 0.0):
         monkeypatch.setattr(numerics, "WORTH", least)
         found.append(
-            propose(law, prior=UNIFORM, kl=0.05, bootstrap=5, step=lambda done, total: told.append(done))
+            propose(law, prior=UNIFORM, kl=0.05, bootstrap=10, step=lambda done, total: told.append(done))
         )
     assert found[0] == found[1]
-    assert told == [0, 1, 2, 3, 4, 5] * 2
+    assert told == [*range(11)] * 2
 
 
 @pytest.mark.seconds
@@ -270,7 +319,7 @@ def test_a_proposal_outside_the_rows_is_called_an_extrapolation() -> None:
 def test_everything_is_json() -> None:
     import json
 
-    data = propose(fitted("power"), prior=UNIFORM, bootstrap=2).to_dict()
+    data = propose(fitted("power"), prior=UNIFORM, bootstrap=10).to_dict()
     assert json.loads(json.dumps(data))["mixture"].keys() == set(DOMAINS)
 
 

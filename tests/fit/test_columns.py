@@ -329,7 +329,7 @@ def test_an_accuracy_is_raised(tmp_path: Path, unit: float) -> None:
     runs: list[object] = [f"r{i}" for i in range(ROWS)]
     write(metrics, {"run": runs, "acc": accuracy.tolist()})
     summary = fit_command(
-        ratios, metrics, tmp_path / "out", law="linear", bootstrap=3, kl=0.0, maximise=["acc"]
+        ratios, metrics, tmp_path / "out", law="linear", bootstrap=10, kl=0.0, maximise=["acc"]
     )
     assert summary["mixture"]["code"] > 0.95
     assert summary["metrics"]["acc"]["proposal"] > summary["metrics"]["acc"]["baseline"]
@@ -431,7 +431,7 @@ def test_the_columns_are_said_first_and_nothing_in_json(
         "--law",
         "linear",
         "--bootstrap",
-        2,
+        10,
     )
     assert opmix(monkeypatch, "fit", *options) == 0
     said = capsys.readouterr().out.splitlines()

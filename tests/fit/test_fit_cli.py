@@ -27,7 +27,7 @@ def test_fit_then_predict(
     ratios, metrics = write_sweep(tmp_path)
     out = tmp_path / "out"
     files = ("--ratios", ratios, "--metrics", metrics, "--output", out)
-    assert opmix(monkeypatch, "fit", *files, "--law", "linear", "--bootstrap", 3) == 0
+    assert opmix(monkeypatch, "fit", *files, "--law", "linear", "--bootstrap", 10) == 0
     said = capsys.readouterr().out
     assert "linear on 24 runs" in said
     assert "web_prose" in said

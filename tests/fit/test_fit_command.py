@@ -47,7 +47,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     ratios, metrics = write_sweep(place)
     with ratios.open("a") as file:
         file.write("lost,0.5,0.5,0\nbroken,0.5,<b>,0.5\n")
-    return place, fit_command(ratios, metrics, place / "out", law="power", prior="uniform", bootstrap=8)
+    return place, fit_command(ratios, metrics, place / "out", law="power", prior="uniform", bootstrap=10)
 
 
 def test_four_files_that_agree(fitted: tuple[Path, dict[str, Any]]) -> None:
@@ -246,8 +246,8 @@ def test_wrong_options(tmp_path: Path, options: dict[str, Any], word: str) -> No
 @pytest.mark.seconds
 def test_auto_from_files_to_files(tmp_path: Path) -> None:
     ratios, metrics = write_sweep(tmp_path, rows=12)
-    first = fit_command(ratios, metrics, tmp_path / "a", bootstrap=2)
-    second = fit_command(ratios, metrics, tmp_path / "b", bootstrap=2)
+    first = fit_command(ratios, metrics, tmp_path / "a", bootstrap=10)
+    second = fit_command(ratios, metrics, tmp_path / "b", bootstrap=10)
     assert first["law"] == "auto"
     assert first["mixture"] == second["mixture"]
     weights = json.loads((tmp_path / "a" / "fit.json").read_text())["details"]["weights"]

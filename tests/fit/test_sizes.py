@@ -264,7 +264,7 @@ def test_from_files_to_a_mixture_for_a_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     ratios, metrics = write(tmp_path)
-    files = given(ratios, metrics, tmp_path / "out", 3)
+    files = given(ratios, metrics, tmp_path / "out", 10)
     assert opmix(monkeypatch, "fit", *files, "--target-size", "410M") == 0
     said = capsys.readouterr().out
     assert "sizes: 70M (12 runs), 160M (6 runs), 410M (5 runs); the mixture is for 410M" in said

@@ -21,7 +21,7 @@ from opmix_ray.strategies.online import (
 )
 from opmix_ray.train.callback import Moment, TrainingCallback
 
-UNIFORM = Mixture.uniform("abc")
+UNIFORM = Mixture.uniform([*"abc"])
 
 
 def play(
