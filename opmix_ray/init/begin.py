@@ -189,12 +189,16 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
         raise UserErrors(errors)
     for each in errors:
         say(f"left out: {each}")
+    if names := [path for part in parts for path in part.left_out]:
+        say(f"left out, as held-out splits beside what is trained on: {_some(names)}")
     if names := ignored(data, parts):
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        say(
-            f"ignored, as hidden, about the data, too small or of another kind: {', '.join(names[:SHOWN])}{more}"
-        )
+        say(f"ignored, as hidden, about the data, too small or of another kind: {_some(names)}")
     return domains
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _meant(domain: Domain) -> str:
