@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,9 +22,15 @@ from opmix_ray.config import (
     RunConfig,
     SourceConfig,
     TokenizerConfig,
-    load_config,
 )
-from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train_bpe, vocabulary_size
+from opmix_ray.data.tokenizer import (
+    Encoder,
+    equal_parts,
+    load_tokenizer,
+    load_tokenizer_from,
+    train_bpe,
+    vocabulary_size,
+)
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
 from opmix_ray.init.discover import KEY, Part, discover, ignored, safe_name
 from opmix_ray.init.inspect import FILES, TRIED, Domain, choose_columns, inspect_part, sample, without_bad
@@ -38,18 +43,17 @@ from opmix_ray.init.sizing import (
     make_plan,
     vocabulary,
 )
-from opmix_ray.init.write import relative, write_config
+from opmix_ray.init.write import TOKENIZER, relative, save, write_config
 from opmix_ray.paths import file_format
 from opmix_ray.remote import is_local
 from opmix_ray.runner.forecast import Speed, measure, speed_left
-from opmix_ray.runner.validate import check_before, refuse
 from opmix_ray.sources.files import InputFile, copies_of
 from opmix_ray.sources.source import ids_dtype, open_source, read_file
 
 FILE = "opmix.yaml"
-TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages
 MOST_DOMAINS = 64
 TASTED = 64  # documents of every file that are read
+_WIDTH = "name the tokenizer that made them, or write them as .npy, which says how wide they are, or leave them out"
 SHOWN = 8  # ignored files that are named
 # ChatML, as https://huggingface.co/docs/transformers/chat_templating writes it; calls are written as Hermes has them.
 CHAT_TEMPLATE = (
@@ -103,6 +107,7 @@ def begin(
     target = _check_target(directory, overwrite)
     domains = look_at(data, say)
     _check_domains(domains, data, tokenizer or model)
+    domains = _of_known_width(domains, tokenizer or model, say)
     for domain in domains:
         say(
             f"found {domain.name}{_meant(domain)}: {domain.documents:,.0f} {domain.kind} documents in "
@@ -132,11 +137,6 @@ def begin(
         )
     loaded = own or load_tokenizer(config)
     size = vocabulary_size(loaded)
-    for domain in domains:
-        if domain.kind == "tokens" and not domain.columns:
-            found = open_source(sources[domain.name], KEY, vocabulary=size)
-            for file in [] if found.companions else found.files:
-                ids_dtype(found, file)
     tokens = {domain.name: _tokens(domain, loaded, sequences) for domain in domains}
     say("measuring how fast this machine trains")
     plan = make_plan(
@@ -161,7 +161,7 @@ def begin(
         model=_seen_from(target.parent, model),
         tokenizer=TOKENIZER if own is not None else named,
     )
-    _write(target, text, own)
+    save(target, text, own)
     rows = [
         {
             "domain": domain.name,
@@ -191,12 +191,7 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
         try:
             domain, bad = _inspected(part, copies)
             errors += bad
-            if not can_be_split(domain):
-                raise UserError(
-                    f"holds {domain.size:,.0f} characters or ids, too few to hold some out",
-                    file=part.paths[0], key=KEY, remedy="add data, or leave it out",
-                )  # fmt: skip
-            domains.append(domain)
+            domains.append(_large_enough(domain))
         except UserError as error:
             errors += user_errors(error)
             lost[id(errors[-1])] = part
@@ -315,6 +310,53 @@ def _unfit(part: Part, columns: dict[str, str]) -> dict[str, UserError]:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def _large_enough(domain: Domain) -> Domain:
+    if not can_be_split(domain):
+        raise UserError(
+            f"holds {domain.size:,.0f} characters or ids, too few to hold some out",
+            file=domain.part.paths[0], key=KEY, remedy="add data, or leave it out",
+        )  # fmt: skip
+    return domain
+
+
+def _of_known_width(
+    domains: Sequence[Domain], tokenizer: str | None, say: Callable[[str], None]
+) -> list[Domain]:
+    """Domains without raw files of ids that cannot be told to be the tokenizer's.
+
+    Raises:
+        UserErrors: fewer than two domains are left.
+    """
+    kept: list[Domain] = []
+    errors: list[UserError] = []
+    size: int | None = None
+    for domain in domains:
+        if domain.kind != "tokens" or domain.columns or tokenizer is None:
+            kept.append(domain)
+            continue
+        size = size or vocabulary_size(load_tokenizer_from(tokenizer))
+        good: list[InputFile] = []
+        for file in domain.part.files:
+            try:
+                found = open_source(SourceConfig(path=file.path), KEY, vocabulary=size)
+                if not found.companions:
+                    ids_dtype(found, file)
+                good.append(file)
+            except UserError as error:
+                errors.append(UserError(error.problem, file=file.path, key=KEY, remedy=_WIDTH))
+        try:
+            if 0 < len(good) < len(domain.part.files):
+                domain = _large_enough(inspect_part(_with(domain.part, good)))
+            kept += [domain] if good else []
+        except UserError as error:
+            errors.append(error)
+    if errors and len(kept) < 2:
+        raise UserErrors(errors)
+    for each in errors:
+        say(f"left out: {each}")
+    return kept
 
 
 def _meant(domain: Domain) -> str:
@@ -444,29 +486,3 @@ def _measure(
                 ) from None
             batch //= 2
             torch.cuda.empty_cache()
-
-
-def _write(target: Path, text: str, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Put the file in place once it has been read back and found right, with the tokenizer beside it."""
-    beside = target.parent / TOKENIZER
-    if tokenizer is not None and beside.exists() and not target.exists():
-        raise UserError("is there already", file=beside, remedy="name another directory")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror}", file=target, remedy="name another directory"
-        ) from None
-    try:
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(beside))
-        refuse(check_before(load_config(part)))
-        os.replace(part, target)
-    except UserError:
-        if tokenizer is not None and not target.exists():
-            shutil.rmtree(beside, ignore_errors=True)
-        raise
-    finally:
-        part.unlink(missing_ok=True)
