@@ -19,7 +19,7 @@ from opmix_ray.errors import UserError
 from opmix_ray.paths import ENDINGS, PLAIN, ending_of, file_format, is_about, is_plain, is_uri, of_data
 from opmix_ray.remote import is_local, local_path
 from opmix_ray.sources.files import InputFile, filesystem
-from opmix_ray.sources.listing import expand, identity, listing
+from opmix_ray.sources.listing import expand, identity, listing, without_twins
 
 KEY = "--data"
 SMALL = 100_000  # bytes of text below which a file is no domain of its own
@@ -81,9 +81,12 @@ def discover(data: Sequence[str]) -> list[Part]:
         files = [file for file in _files(path) if identity(file.path) not in seen_files]
         seen_files |= {identity(file.path) for file in files}
         given.setdefault(path, []).extend(files)
-    held_out = _held_out([file for files in given.values() for file in files])
+    everything = [file for files in given.values() for file in files]
+    named = next(iter(given), "") + (f" and {len(given) - 1} more" if len(given) > 1 else "")
+    once = {file.path for file in without_twins(everything, named, KEY)}
+    held_out = _held_out(file for file in everything if file.path in once)
     for path, files in given.items():
-        files = [file for file in files if file.path not in held_out]
+        files = [file for file in files if file.path in once and file.path not in held_out]
         if not files:
             continue
         if [file.path for file in files] == [path] or "*" in path:
