@@ -204,7 +204,9 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
     if names := [path for part in parts for path in part.left_out]:
         say(f"left out, as held-out splits beside what is trained on: {_some(names)}")
     if names := ignored(data, parts):
-        say(f"ignored, as hidden, about the data, there twice, too small or of another kind: {_some(names)}")
+        say(
+            f"ignored, as made here, models, hidden, about data, there twice, small or of another kind: {_some(names)}"
+        )
     return domains
 
 

@@ -46,6 +46,15 @@ _OF_WRITER = re.compile(
     r"(?<=\d)(-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?(-c\d+)?(\.(snappy|gz|zstd|lz4))?$"
 )
 _YEAR = re.compile(r"^[-_.]?(19|20)\d\d$")
+# What lies in the folder of a model or a tokenizer, as `transformers`, `peft` and `tokenizers` write it.
+_OF_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}
+_CONFIGS = {"config.json", "adapter_config.json", "params.json"}
+_WEIGHTS = re.compile(r".*\.(safetensors|gguf|pt|pth)|(pytorch_model|adapter_model|model)[-\w]*\.bin")
+_OF_MODEL = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|config|generation_config|adapter_config|params"
+    r"|trainer_state|all_results|(train|eval)_results|(pre)?processor|preprocessor|checksums)[_\w]*\.(json|txt|jinja|model)"
+    r"|(training_args|optimizer|scheduler)\.bin|.*\.(bin|safetensors)\.index\.json|" + _WEIGHTS.pattern
+)
 
 _Place = tuple[str, str]  # a folder, and the name of what lies in it
 
@@ -113,10 +122,12 @@ def safe_name(text: str) -> str:
 
 def _files(path: str) -> list[InputFile]:
     files = expand(path, key=KEY, recognised_only=False)
+    models = _models(files, path)
     known = [
         file
         for file in files
-        if file.path == path or (file_format(file.path) and not (is_plain(file.path) and is_about(file.path)))
+        if file.path == path
+        or not ((is_plain(file.path) and is_about(file.path)) or _is_in(file.path, models))
     ]
     known = [file for file in known if file_format(file.path)]
     if not known:
@@ -130,16 +141,49 @@ def _files(path: str) -> list[InputFile]:
     return known
 
 
+def _models(files: Sequence[InputFile], root: str) -> set[str]:
+    """Folders with a model, a tokenizer or installed programs, and no data; of a mixed folder, its files of that."""
+    inside: dict[str, set[str]] = defaultdict(set)
+    data: set[str] = set()  # folders with data somewhere in them
+    for file in files:
+        folder, _, name = file.path.rpartition("/")
+        inside[folder].add(name)
+        if file_format(name) and not is_plain(name) and not _OF_MODEL.fullmatch(name):
+            data |= {file.path[:at] for at, letter in enumerate(file.path) if letter == "/"}
+    found: set[str] = set()
+    for folder, names in inside.items():
+        if names & _OF_TOKENIZER or (names & _CONFIGS and any(map(_WEIGHTS.fullmatch, names))):
+            mixed = folder in data or folder == root.rstrip("/")
+            found |= (
+                {f"{folder}/{name}" for name in names if _OF_MODEL.fullmatch(name)} if mixed else {folder}
+            )
+        elif "pyvenv.cfg" in names and folder != root.rstrip("/"):
+            found.add(folder)
+    return {each for each in found if not _is_in(each.rpartition("/")[0], found)}
+
+
+def _is_in(path: str, places: set[str]) -> bool:
+    """Whether a file is one of these places, or lies in one."""
+    return path in places or any(path[:at] in places for at, letter in enumerate(path) if letter == "/")
+
+
 def ignored(data: Sequence[str], parts: Sequence[Part]) -> list[str]:
     """Files and folders that no domain reads: hidden ones, notes beside data, and those of a kind that is not read."""
     taken = {identity(path) for part in parts for path in [*(f.path for f in part.files), *part.left_out]}
     names: list[str] = []
     for path in data:
         found = listing(path, key=KEY)
+        models = _models(found.files, path)
         names += (
-            found.hidden
+            found.ours
+            + sorted(models)
+            + found.hidden
             + found.broken
-            + [file.path for file in found.files if identity(file.path) not in taken]
+            + [
+                file.path
+                for file in found.files
+                if identity(file.path) not in taken and not _is_in(file.path, models)
+            ]
         )
     return list(dict.fromkeys(names))
 

@@ -10,11 +10,12 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ _BROKEN = (
     pa.ArrowException, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError, ValueError, TypeError, KeyError,
     IndexError,
 )  # fmt: skip
+_STATE = re.compile(
+    rb'\s*\{\s*"done": \d'
+)  # of a run, as `RunState` writes it; `datasets` calls a file so too
+_PREPARED = re.compile(rb'\s*\{\s*"version": \d+,\s*"name".*"seq_len": \d', re.DOTALL)
+_TOKENIZER = re.compile(r"tokenizers/(bpe-\d+-)?[0-9a-f]{32}$")
 STALE_SECONDS = 24 * 3600  # age at which what a killed process left is removed
 
 
@@ -55,7 +61,7 @@ def copies_of(files: Iterable[InputFile]) -> dict[str, str]:
     found, first = dict[str, str](), dict[str, str]()
     local = [file for file in files if is_local(file.path) and file.size]
     for size in _alike(local, lambda file: file.size):
-        for group in _alike(size, lambda file: _begin(file.path)):
+        for group in _alike(size, lambda file: beginning(file.path)):
             for file in group:
                 with suppress(OSError):
                     other = first.setdefault(file_digest(local_path(file.path)), file.path)
@@ -73,7 +79,8 @@ def _alike(files: Iterable[InputFile], key: Callable[[InputFile], Any]) -> list[
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _begin(path: str) -> bytes:
+def beginning(path: str) -> bytes:
+    """The first bytes of a local file."""
     with open(local_path(path), "rb") as stream:
         return stream.read(_BEGIN)
 
@@ -196,6 +203,22 @@ def _json(system: pafs.FileSystem, inner: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{inner} is not a JSON object")
     return loaded
+
+
+def is_ours(folder: str, names: Collection[str], begin: Callable[[str], bytes]) -> bool:
+    """Whether a folder holds what this program wrote: an output, or prepared data or a tokenizer of its cache.
+
+    Args:
+        folder: path.
+        names: what lies in it.
+        begin: reads the beginning of a file in it.
+    """
+    if ("config.yaml" in names and ".writer" in names) or {"compare.json", "compare.csv"} <= set(names):
+        return True
+    for name, pattern in (("state.json", _STATE), ("manifest.json", _PREPARED)):
+        if name in names and ("config.yaml" in names or pattern is _PREPARED) and pattern.match(begin(name)):
+            return True
+    return "tokenizer.json" in names and _TOKENIZER.search(folder) is not None
 
 
 def content_hash(file: InputFile, cache: Path) -> str:

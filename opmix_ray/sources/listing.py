@@ -6,7 +6,8 @@
 
 Names inside a folder that begin with `.` or `_` (`.git`, `.ipynb_checkpoints`, `_temporary`), and what a file server or
 an office program puts beside files (`@eaDir`, `~$a.csv`), are left out; a hidden file or folder that is named itself is
-read. Links are followed, a link to where one already is or was is not.
+read. Folders inside it with the output of a run or with prepared data are left out too. Links are followed, a link to
+where one already is or was is not.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from pyarrow import fs as pafs
 from opmix_ray.errors import UserError
 from opmix_ray.paths import BIN, IDX, ending_of, file_format, is_uri, of_data, packing
 from opmix_ray.remote import is_local, local_path, missing_bucket, reason, remedy
-from opmix_ray.sources.files import InputFile, filesystem, reading
+from opmix_ray.sources.files import InputFile, beginning, filesystem, is_ours, reading
 from opmix_ray.sources.files import data_set_files as data_set_files
-from opmix_ray.sources.lines import digest_of_text, is_blank, lines
+from opmix_ray.sources.lines import HEAD, digest_of_text, is_blank, lines
 from opmix_ray.sources.plain import objects
 from opmix_ray.sources.readers import arrow_batches, bounded, json_object, open_parquet, rows_at_once
 
@@ -60,6 +61,7 @@ class Listing:
         outside: links that lead out of the folder, as `link -> target`; they are followed.
         loops: links that lead to a folder that holds the one they are in; they are not.
         broken: links to what is not there.
+        ours: folders left out that hold the output of a run, or a part of our cache.
     """
 
     files: list[InputFile] = field(default_factory=list)
@@ -67,6 +69,7 @@ class Listing:
     outside: list[str] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    ours: list[str] = field(default_factory=list)
 
 
 def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFile]:
@@ -91,6 +94,7 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
     _refuse_lonely(files, key)
     files = without_twins(files, path, key)
     for words, names in (("follows links that lead out of it", found.outside),
+                         ("leaves out outputs of runs and what was prepared", found.ours),
                          ("leaves out links to what is not there", found.broken)):  # fmt: skip
         if names:
             _tell(key, path, words, tuple(names))
@@ -98,6 +102,11 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
         kept = set(of_data([file.path for file in files]))
         files = [file for file in files if file.path in kept]
     if not files:
+        if found.ours:
+            raise UserError(
+                "holds nothing but outputs of runs and what was prepared", key=key, value=path,
+                remedy="name the data, not what was made of them",
+            )  # fmt: skip
         raise UserError("no file matches", key=key, value=path, remedy="check the path" + _hint(path))
     return files
 
@@ -332,17 +341,22 @@ class _Walk:
                 continue
             self._seen.add(real)
             _refuse_revisions(folder)
-            with os.scandir(folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    path = os.path.join(folder, entry.name)
-                    if entry.name.startswith(HIDDEN):
-                        self.found.hidden.append(path)
-                    elif entry.is_symlink():
-                        self._links.append(path)
-                    elif entry.is_dir():
-                        waiting.append(path)
-                    else:
-                        self.file(path)
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+            names = {entry.name for entry in entries}
+            if real != self._root and is_ours(folder, names, lambda name, at=real: beginning(f"{at}/{name}")):  # type: ignore[misc]
+                self.found.ours.append(folder)
+                continue
+            for entry in entries:
+                path = os.path.join(folder, entry.name)
+                if entry.name.startswith(HIDDEN):
+                    self.found.hidden.append(path)
+                elif entry.is_symlink():
+                    self._links.append(path)
+                elif entry.is_dir():
+                    waiting.append(path)
+                else:
+                    self.file(path)
 
 
 def _refuse_revisions(folder: str) -> None:
@@ -380,11 +394,31 @@ def _remote(path: str, system: pafs.FileSystem, inner: str) -> Listing:
             return found
     prefix = _fixed_part(plain)
     pattern = [re.sub(r"([\[?])", r"[\1]", part) for part in plain[len(prefix) :].strip("/").split("/")]
-    for info in _files_below(system, inner):
-        parts = info.path[len(inner) :].strip("/").split("/")
+    infos = {
+        tuple(info.path[len(inner) :].strip("/").split("/")): info for info in _files_below(system, inner)
+    }
+    inside: dict[tuple[str, ...], set[str]] = {}
+    for parts in infos:
+        for depth in range(1, len(parts)):
+            inside.setdefault(parts[:depth], set()).add(parts[depth])
+
+    def begin(file: str) -> bytes:
+        with system.open_input_stream(f"{inner}/{file}", compression=None) as stream:
+            return bytes(stream.read(HEAD))
+
+    ours = {
+        each
+        for each, names in inside.items()
+        if ("*" not in plain or "**" in plain)
+        and is_ours("/".join(each), names, lambda name, each=each: begin("/".join([*each, name])))  # type: ignore[misc]
+    }
+    found.ours += [f"{prefix}/{'/'.join(each)}{mark}{query}" for each in sorted(ours)]
+    for parts, info in infos.items():
         name = f"{prefix}/{'/'.join(parts)}{mark}{query}"
+        if any(parts[:depth] in ours for depth in range(1, len(parts))):
+            continue
         if "*" in plain:
-            found.files += [_input(name, info)] if _fits(parts, pattern) else []
+            found.files += [_input(name, info)] if _fits(list(parts), pattern) else []
         elif any(part.startswith(HIDDEN) for part in parts):
             found.hidden.append(name)
         else:
