@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from opmix_ray.config import DataConfig, DomainConfig, ModelConfig, RunConfig, TokenizerConfig, load_config
-from opmix_ray.data.tokenizer import Encoder, equal_parts, load_tokenizer, train_bpe, vocabulary_size
+from opmix_ray.config import (
+    DataConfig,
+    DomainConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    TokenizerConfig,
+)
+from opmix_ray.data.tokenizer import (
+    Encoder,
+    equal_parts,
+    load_tokenizer,
+    load_tokenizer_from,
+    train_bpe,
+    vocabulary_size,
+)
 from opmix_ray.errors import UserError, UserErrors, first_line, user_errors
-from opmix_ray.init.discover import KEY, discover, ignored, safe_name
-from opmix_ray.init.inspect import Domain, inspect_part, without_bad
+from opmix_ray.init.discover import KEY, Part, discover, ignored, safe_name
+from opmix_ray.init.inspect import FILES, TRIED, Domain, choose_columns, inspect_part, sample, without_bad
 from opmix_ray.init.sizing import (
     Machine,
     Plan,
@@ -27,15 +43,17 @@ from opmix_ray.init.sizing import (
     make_plan,
     vocabulary,
 )
-from opmix_ray.init.write import relative, write_config
+from opmix_ray.init.write import TOKENIZER, relative, save, write_config
+from opmix_ray.paths import file_format
+from opmix_ray.remote import is_local
 from opmix_ray.runner.forecast import Speed, measure, speed_left
-from opmix_ray.runner.validate import check_before, refuse
-from opmix_ray.sources.files import copies_of
-from opmix_ray.sources.source import ids_dtype, open_source
+from opmix_ray.sources.files import InputFile, copies_of
+from opmix_ray.sources.source import ids_dtype, open_source, read_file
 
 FILE = "opmix.yaml"
-TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages
 MOST_DOMAINS = 64
+TASTED = 64  # documents of every file that are read
+_WIDTH = "name the tokenizer that made them, or write them as .npy, which says how wide they are, or leave them out"
 SHOWN = 8  # ignored files that are named
 # ChatML, as https://huggingface.co/docs/transformers/chat_templating writes it; calls are written as Hermes has them.
 CHAT_TEMPLATE = (
@@ -89,6 +107,7 @@ def begin(
     target = _check_target(directory, overwrite)
     domains = look_at(data, say)
     _check_domains(domains, data, tokenizer or model)
+    domains = _of_known_width(domains, tokenizer or model, say)
     for domain in domains:
         say(
             f"found {domain.name}{_meant(domain)}: {domain.documents:,.0f} {domain.kind} documents in "
@@ -118,11 +137,6 @@ def begin(
         )
     loaded = own or load_tokenizer(config)
     size = vocabulary_size(loaded)
-    for domain in domains:
-        if domain.kind == "tokens" and not domain.columns:
-            found = open_source(sources[domain.name], KEY, vocabulary=size)
-            for file in [] if found.companions else found.files:
-                ids_dtype(found, file)
     tokens = {domain.name: _tokens(domain, loaded, sequences) for domain in domains}
     say("measuring how fast this machine trains")
     plan = make_plan(
@@ -147,7 +161,7 @@ def begin(
         model=_seen_from(target.parent, model),
         tokenizer=TOKENIZER if own is not None else named,
     )
-    _write(target, text, own)
+    save(target, text, own)
     rows = [
         {
             "domain": domain.name,
@@ -172,29 +186,179 @@ def look_at(data: Sequence[str], say: Callable[[str], None]) -> list[Domain]:
     parts = discover(data)
     by_length = sorted(parts, key=lambda part: len(part.files[0].path))  # `a copy.txt` is the copy
     copies = copies_of(file for part in by_length for file in part.files)
+    lost: dict[int, Part] = {}  # by the error that says why
     for part in parts:
         try:
-            good, bad = without_bad(part, copies)
+            domain, bad = _inspected(part, copies)
             errors += bad
-            domain = inspect_part(good)
-            if not can_be_split(domain):
-                raise UserError(
-                    f"holds {domain.size:,.0f} characters or ids, too few to hold some out",
-                    file=part.paths[0], key=KEY, remedy="add data, or leave it out",
-                )  # fmt: skip
-            domains.append(domain)
+            domains.append(_large_enough(domain))
         except UserError as error:
             errors += user_errors(error)
+            lost[id(errors[-1])] = part
     if errors and len(domains) < 2:
         raise UserErrors(errors)
     for each in errors:
-        say(f"left out: {each}")
+        whole = lost.get(id(each))
+        many = f" {len(whole.files)} files, all of {whole.name}:" if whole and len(whole.files) > 1 else ""
+        say(f"left out:{many} {each}")
+    if names := [path for part in parts for path in part.left_out]:
+        say(f"left out, as held-out splits beside what is trained on: {_some(names)}")
     if names := ignored(data, parts):
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         say(
-            f"ignored, as hidden, about the data, too small or of another kind: {', '.join(names[:SHOWN])}{more}"
+            f"ignored, as made here, models, hidden, about data, there twice, small or of another kind: {_some(names)}"
         )
     return domains
+
+
+def _inspected(part: Part, copies: Mapping[str, str]) -> tuple[Domain, list[UserError]]:
+    """What a domain holds without the files that cannot be read as the others of it, and an error for each of these.
+
+    Raises:
+        UserErrors: none is left, or what is wrong is no single file.
+    """
+    good, errors = without_bad(part, copies)
+    good, odd = _of_one_kind(good)
+    good, unfit, columns = _alike(good)
+    errors += odd + unfit
+    while True:
+        try:
+            domain = inspect_part(good)
+            unlike = _unfit(good, domain.columns) if domain.columns != columns else {}
+        except UserError as error:
+            unlike = {error.file or "": error}
+        rest = [file for file in good.files if file.path not in unlike]
+        if unlike and (columns is None or len(rest) in (0, len(good.files))):
+            raise UserErrors([*errors, *(each for error in unlike.values() for each in user_errors(error))])
+        if not unlike:
+            return domain, errors
+        errors += map(_of_file, unlike.values())
+        good = _with(good, rest)
+
+
+def _with(part: Part, files: list[InputFile]) -> Part:
+    return replace(part, paths=[file.path for file in files], files=files)
+
+
+def _of_file(error: UserError) -> UserError:
+    """What is wrong with one file of a domain, whose columns are not the user's to set here."""
+    column = str(error.key).endswith("_column")
+    remedy = "write it as the domain's other files are, or leave it out" if column else error.remedy
+    return UserError(error.problem, file=error.file, key=KEY, remedy=remedy)
+
+
+def _of_one_kind(part: Part) -> tuple[Part, list[UserError]]:
+    """A domain without its files of ids, or without all others, whichever are fewer."""
+    ids = [file for file in part.files if file_format(file.path) == "tokens"]
+    rows = [file for file in part.files if file not in ids]
+    if not ids or not rows:
+        return part, []
+    kept, out = (rows, ids) if len(rows) >= len(ids) else (ids, rows)
+    problem = "holds token ids, among files of rows" if out is ids else "holds rows, among files of token ids"
+    return _with(part, kept), [
+        UserError(problem, file=file.path, key=KEY, remedy="make it a domain of its own") for file in out
+    ]
+
+
+def _alike(part: Part) -> tuple[Part, list[UserError], dict[str, str] | None]:
+    """A domain without the files that do not have the columns of most, an error for each of these, and the columns.
+
+    These are None where no file has any.
+    """
+    if len(part.files) == 1 or file_format(part.files[0].path) == "tokens":
+        return part, [], {}
+    best: tuple[float, dict[str, UserError], dict[str, str]] | None = None
+    tried: list[dict[str, str]] = []
+    for columns in _choices(part.files):
+        if columns not in tried:
+            tried.append(columns)
+            unfit = _unfit(part, columns)
+            size = sum(file.size for file in part.files if file.path in unfit)
+            best = (size, unfit, columns) if best is None or size < best[0] else best
+        if best and not best[1]:
+            break
+    if best is None or len(best[1]) == len(part.files):
+        return part, [], None
+    _, unfit, columns = best
+    kept = _with(part, [file for file in part.files if file.path not in unfit]) if unfit else part
+    return kept, [_of_file(error) for error in unfit.values()], columns
+
+
+def _choices(files: Sequence[InputFile]) -> Iterator[dict[str, str]]:
+    """Columns that files may have: those of a few together, then those of each of some more."""
+
+    def spread(many: int) -> list[InputFile]:
+        return [files[round(i)] for i in np.linspace(0, len(files) - 1, min(many, len(files)))]
+
+    for some in (spread(FILES), *([file] for file in spread(4 * FILES))):
+        with suppress(UserError):
+            yield choose_columns([row for file in some for row in sample(file).rows], some[0].path)
+
+
+def _unfit(part: Part, columns: dict[str, str]) -> dict[str, UserError]:
+    """Files whose first documents cannot be read by these columns; of those far away only some are read."""
+    found: dict[str, UserError] = {}
+    for number, file in enumerate(part.files):
+        if number < TRIED or is_local(file.path):
+            try:
+                one = SourceConfig(path=file.path, **columns)  # type: ignore[arg-type]
+                source = open_source(one, f"{KEY}.{part.name}")
+                for _ in islice(read_file(source, source.files[0]), TASTED):
+                    pass
+            except UserError as error:
+                found[file.path] = user_errors(error)[0]
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def _large_enough(domain: Domain) -> Domain:
+    if not can_be_split(domain):
+        raise UserError(
+            f"holds {domain.size:,.0f} characters or ids, too few to hold some out",
+            file=domain.part.paths[0], key=KEY, remedy="add data, or leave it out",
+        )  # fmt: skip
+    return domain
+
+
+def _of_known_width(
+    domains: Sequence[Domain], tokenizer: str | None, say: Callable[[str], None]
+) -> list[Domain]:
+    """Domains without raw files of ids that cannot be told to be the tokenizer's.
+
+    Raises:
+        UserErrors: fewer than two domains are left.
+    """
+    kept: list[Domain] = []
+    errors: list[UserError] = []
+    size: int | None = None
+    for domain in domains:
+        if domain.kind != "tokens" or domain.columns or tokenizer is None:
+            kept.append(domain)
+            continue
+        size = size or vocabulary_size(load_tokenizer_from(tokenizer))
+        good: list[InputFile] = []
+        for file in domain.part.files:
+            try:
+                found = open_source(SourceConfig(path=file.path), KEY, vocabulary=size)
+                if not found.companions:
+                    ids_dtype(found, file)
+                good.append(file)
+            except UserError as error:
+                errors.append(UserError(error.problem, file=file.path, key=KEY, remedy=_WIDTH))
+        try:
+            if 0 < len(good) < len(domain.part.files):
+                domain = _large_enough(inspect_part(_with(domain.part, good)))
+            kept += [domain] if good else []
+        except UserError as error:
+            errors.append(error)
+    if errors and len(kept) < 2:
+        raise UserErrors(errors)
+    for each in errors:
+        say(f"left out: {each}")
+    return kept
 
 
 def _meant(domain: Domain) -> str:
@@ -324,29 +488,3 @@ def _measure(
                 ) from None
             batch //= 2
             torch.cuda.empty_cache()
-
-
-def _write(target: Path, text: str, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Put the file in place once it has been read back and found right, with the tokenizer beside it."""
-    beside = target.parent / TOKENIZER
-    if tokenizer is not None and beside.exists() and not target.exists():
-        raise UserError("is there already", file=beside, remedy="name another directory")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror}", file=target, remedy="name another directory"
-        ) from None
-    try:
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(beside))
-        refuse(check_before(load_config(part)))
-        os.replace(part, target)
-    except UserError:
-        if tokenizer is not None and not target.exists():
-            shutil.rmtree(beside, ignore_errors=True)
-        raise
-    finally:
-        part.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
     for part in discover(["data"]):
         part.name, part.paths, part.files
 
-Files that are called like a held-out split (`test`, `validation`, ...) beside one called `train` are left out.
+Files and folders that are called like a held-out split (`test`, `web_validation`, ...) beside one called like its
+training part (`train`, `web_train`) are left out, whatever else lies there.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 import os.path
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opmix_ray.errors import UserError
 from opmix_ray.paths import ENDINGS, PLAIN, ending_of, file_format, is_about, is_plain, is_uri, of_data
 from opmix_ray.remote import is_local, local_path
 from opmix_ray.sources.files import InputFile, filesystem
-from opmix_ray.sources.listing import expand, identity, listing
+from opmix_ray.sources.listing import expand, identity, listing, without_twins
 
 KEY = "--data"
 SMALL = 100_000  # bytes of text below which a file is no domain of its own
@@ -34,8 +35,9 @@ HELD_OUT = {
     "eval",
     "evaluation",
     "heldout",
-    "held_out",
+    "holdout",
 }
+_PROSE = (".txt", ".text", ".md")  # of texts that are no programs: `user_test.go` is no split of `user.go`
 _NAMELESS = {"", "data", "part", "shard", "chunk", "file", "output", "text", "corpus"} | TRAIN
 # A number at the end of a file's name, as writers of shards put it there; a year is not one.
 _SHARD = re.compile(r"^(.*?)[-_.]?((?:part|shard|chunk|split)?[-_.]?\d+(?:[-_.]?of[-_.]?\d+)?)$")
@@ -44,6 +46,17 @@ _OF_WRITER = re.compile(
     r"(?<=\d)(-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?(-c\d+)?(\.(snappy|gz|zstd|lz4))?$"
 )
 _YEAR = re.compile(r"^[-_.]?(19|20)\d\d$")
+# What lies in the folder of a model or a tokenizer, as `transformers`, `peft` and `tokenizers` write it.
+_OF_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}
+_CONFIGS = {"config.json", "adapter_config.json", "params.json"}
+_WEIGHTS = re.compile(r".*\.(safetensors|gguf|pt|pth)|(pytorch_model|adapter_model|model)[-\w]*\.bin")
+_OF_MODEL = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|config|generation_config|adapter_config|params"
+    r"|trainer_state|all_results|(train|eval)_results|(pre)?processor|preprocessor|checksums)[_\w]*\.(json|txt|jinja|model)"
+    r"|(training_args|optimizer|scheduler)\.bin|.*\.(bin|safetensors)\.index\.json|" + _WEIGHTS.pattern
+)
+
+_Place = tuple[str, str]  # a folder, and the name of what lies in it
 
 
 @dataclass
@@ -70,11 +83,19 @@ def discover(data: Sequence[str]) -> list[Part]:
     parts: list[Part] = []
     loose: dict[str, list[InputFile]] = defaultdict(list)
     seen_files: set[str] = set()
+    given: dict[str, list[InputFile]] = {}
     for path in data:
         filesystem(path, key=KEY)  # a URI that names nothing here is refused as it was written
         path = local_path(path) if is_local(path) else path
         files = [file for file in _files(path) if identity(file.path) not in seen_files]
         seen_files |= {identity(file.path) for file in files}
+        given.setdefault(path, []).extend(files)
+    everything = [file for files in given.values() for file in files]
+    named = next(iter(given), "") + (f" and {len(given) - 1} more" if len(given) > 1 else "")
+    once = {file.path for file in without_twins(everything, named, KEY)}
+    held_out = _held_out(file for file in everything if file.path in once)
+    for path, files in given.items():
+        files = [file for file in files if file.path in once and file.path not in held_out]
         if not files:
             continue
         if [file.path for file in files] == [path] or "*" in path:
@@ -84,6 +105,7 @@ def discover(data: Sequence[str]) -> list[Part]:
             parts += _folder(path.rstrip("/"), files)
     for parent, files in loose.items():
         parts += _side_by_side(parent, files)
+    _give_held_out(parts, held_out)
     seen: dict[str, int] = {}
     for part in parts:
         name = safe_name(part.name)
@@ -100,10 +122,12 @@ def safe_name(text: str) -> str:
 
 def _files(path: str) -> list[InputFile]:
     files = expand(path, key=KEY, recognised_only=False)
+    models = _models(files, path)
     known = [
         file
         for file in files
-        if file.path == path or (file_format(file.path) and not (is_plain(file.path) and is_about(file.path)))
+        if file.path == path
+        or not ((is_plain(file.path) and is_about(file.path)) or _is_in(file.path, models))
     ]
     known = [file for file in known if file_format(file.path)]
     if not known:
@@ -117,16 +141,49 @@ def _files(path: str) -> list[InputFile]:
     return known
 
 
+def _models(files: Sequence[InputFile], root: str) -> set[str]:
+    """Folders with a model, a tokenizer or installed programs, and no data; of a mixed folder, its files of that."""
+    inside: dict[str, set[str]] = defaultdict(set)
+    data: set[str] = set()  # folders with data somewhere in them
+    for file in files:
+        folder, _, name = file.path.rpartition("/")
+        inside[folder].add(name)
+        if file_format(name) and not is_plain(name) and not _OF_MODEL.fullmatch(name):
+            data |= {file.path[:at] for at, letter in enumerate(file.path) if letter == "/"}
+    found: set[str] = set()
+    for folder, names in inside.items():
+        if names & _OF_TOKENIZER or (names & _CONFIGS and any(map(_WEIGHTS.fullmatch, names))):
+            mixed = folder in data or folder == root.rstrip("/")
+            found |= (
+                {f"{folder}/{name}" for name in names if _OF_MODEL.fullmatch(name)} if mixed else {folder}
+            )
+        elif "pyvenv.cfg" in names and folder != root.rstrip("/"):
+            found.add(folder)
+    return {each for each in found if not _is_in(each.rpartition("/")[0], found)}
+
+
+def _is_in(path: str, places: set[str]) -> bool:
+    """Whether a file is one of these places, or lies in one."""
+    return path in places or any(path[:at] in places for at, letter in enumerate(path) if letter == "/")
+
+
 def ignored(data: Sequence[str], parts: Sequence[Part]) -> list[str]:
     """Files and folders that no domain reads: hidden ones, notes beside data, and those of a kind that is not read."""
     taken = {identity(path) for part in parts for path in [*(f.path for f in part.files), *part.left_out]}
     names: list[str] = []
     for path in data:
         found = listing(path, key=KEY)
+        models = _models(found.files, path)
         names += (
-            found.hidden
+            found.ours
+            + sorted(models)
+            + found.hidden
             + found.broken
-            + [file.path for file in found.files if identity(file.path) not in taken]
+            + [
+                file.path
+                for file in found.files
+                if identity(file.path) not in taken and not _is_in(file.path, models)
+            ]
         )
     return list(dict.fromkeys(names))
 
@@ -143,9 +200,9 @@ def _folder(root: str, files: list[InputFile]) -> list[Part]:
             here.append(file)
     if not here and len(below) == 1:
         name, inside = next(iter(below.items()))
-        return _folder(f"{root}/{name}", inside)
-    if not here and _is_splits(below):
-        return [_part(_base(root), root, files)]
+        found = _folder(f"{root}/{name}", inside)
+        whole = len(found) == 1 and bool(_words(name) & TRAIN)
+        return [_part(_base(root), f"{root}/{name}", inside)] if whole else found
     parts = [_part(name, f"{root}/{name}", inside) for name, inside in below.items()]
     return _side_by_side(root, here) + parts
 
@@ -169,7 +226,7 @@ def _side_by_side(folder: str, files: list[InputFile]) -> list[Part]:
     for base, members in groups.items():
         alone = len(members) == 1 and "of" not in _number(_stem(members[0].path))
         named[_stem(members[0].path) if alone else base] = members
-    if len(named) > MOST_FILES or _is_splits(named):
+    if len(named) > MOST_FILES:
         return [_part(_base(folder), folder, files)]
     return [
         _part(_base(folder) if base.lower() in _NAMELESS else base, None, members)
@@ -216,10 +273,91 @@ def _holds(folder: str, files: list[InputFile]) -> bool:
     return sorted(file.path for file in expand(folder, key=KEY)) == sorted(file.path for file in files)
 
 
-def _is_splits(names: Iterable[str]) -> bool:
-    """Whether names are the splits of one data set: a training part, and nothing but held-out ones."""
-    words = [_words(name) for name in names]
-    return len(words) > 1 and any(w & TRAIN for w in words) and all(w & (TRAIN | HELD_OUT) for w in words)
+def _held_out(files: Iterable[InputFile]) -> dict[str, _Place]:
+    """Files of held-out splits, each with the place of what is trained on beside it."""
+    inside: dict[str, set[str]] = defaultdict(set)
+    places = {file.path: _places(file.path) for file in files}
+    programs = {found[0] for path, found in places.items() if _is_program(path)}
+    for folder, name in {place for found in places.values() for place in found}:
+        inside[folder].add(name)
+    splits = {
+        (folder, name): (folder, trained)
+        for folder, names in inside.items()
+        for name, trained in _splits(names, folder, inside).items()
+        if (folder, trained) not in programs or _split(trained)[0]
+    }
+    outer = {path: [splits[place] for place in found if place in splits] for path, found in places.items()}
+    return {path: found[-1] for path, found in outer.items() if found}
+
+
+def _places(path: str) -> list[_Place]:
+    """Folder and name of a file, its shard's number left out, and of every folder that it lies in."""
+    plain = path.partition("?")[0] if is_uri(path) else os.path.abspath(path)
+    folder, _, name = plain.rpartition("/")
+    found = [(folder, _without_number(_stem(name)))]
+    while folder.strip("/") and not folder.endswith(":/"):
+        folder, _, name = folder.rpartition("/")
+        found.append((folder, name))
+    return found
+
+
+def _splits(names: Iterable[str], folder: str, inside: Mapping[str, set[str]]) -> dict[str, str]:
+    """Those of a folder's names that are held-out splits, each with the training part that lies beside it.
+
+    Args:
+        names: of files, without the numbers of shards, and of folders.
+        folder: where they lie.
+        inside: names in every folder.
+    """
+    said = {name: _split(name) for name in names}
+    training = {words: name for name, (role, words) in said.items() if role == "train"}
+    plain = {words: name for name, (role, words) in said.items() if not role and words}
+    only = next(iter(training.values()), None) if all(role for role, _ in said.values()) else None
+    found: dict[str, str] = {}
+    for name, (role, words) in said.items():
+        if role == "held out":
+            near = (training[other] for other in training if other <= words or words <= other)
+            trained = training.get(words) or next(near, None) or only or plain.get(words)
+            within = inside.get(f"{folder}/{name}")
+            if not trained and within and within <= said.keys():  # test/web.jsonl beside web.jsonl
+                trained = min(within)
+            found |= {name: trained} if trained else {}
+    return found
+
+
+def _split(name: str) -> tuple[str, frozenset[str]]:
+    """What a name says of a split (`train`, `held out` or nothing), and its other words."""
+    words = {
+        word.lower()
+        for word in _pieces(re.sub(r"(?i)(?<![a-z])(held|hold)[-_ ]out", r"\1out", name))[::2]
+        if word
+    }
+    role = "train" if words & TRAIN else "held out" if words & HELD_OUT else ""
+    return role, frozenset(words) - TRAIN - HELD_OUT
+
+
+def _pieces(name: str) -> list[str]:
+    """Words of a name, and what stands between them, in turn; `webTrain` has two."""
+    return re.split(r"([\W\d_]+)", re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "\0", name))
+
+
+def _is_program(path: str) -> bool:
+    return file_format(path) == "text" and not ending_of(path).startswith(_PROSE)
+
+
+def _give_held_out(parts: Iterable[Part], held_out: Mapping[str, _Place]) -> None:
+    """Tell each part which held-out files are of its own, and take `train` out of its name."""
+    left = dict(held_out)
+    for part in parts:
+        places = {place for file in part.files for place in _places(file.path)}
+        own = [path for path, trained in left.items() if trained in places]
+        part.left_out += own
+        left = {path: trained for path, trained in left.items() if trained not in places}
+        if part.name in {held_out[path][1] for path in own} and _split(part.name)[1]:
+            first, *more = _pieces(part.name)
+            words = [("", first), *zip(more[::2], more[1::2], strict=True)]
+            kept = "".join(between + word for between, word in words if word.lower() not in TRAIN)
+            part.name = kept.replace("\0", "").strip("-_. ")
 
 
 def _words(path: str) -> set[str]:

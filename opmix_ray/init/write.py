@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-import os.path
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import PreTrainedTokenizerFast
 
+from opmix_ray.config import load_config
+from opmix_ray.errors import UserError
 from opmix_ray.init.inspect import Domain
 from opmix_ray.init.sizing import MAX_EPOCHS, REPORTED, Machine, Plan, Sequences
 from opmix_ray.paths import is_uri
+from opmix_ray.runner.validate import check_before, refuse
 
+TOKENIZER = "tokenizer"  # beside the file, where one had to be made for chat messages
 COLUMN = 32  # of comments
 _COMMENT = re.compile(r"(\s*[^#\s][^#]*?)\s{2,}(# .*)$")
 _PLAIN = re.compile(r"[\w./~*-]+$", re.ASCII)
@@ -193,3 +199,29 @@ def _text(value: Any) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+
+
+def save(target: Path, text: str, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Put the file in place once it has been read back and found right, with the tokenizer beside it."""
+    beside = target.parent / TOKENIZER
+    if tokenizer is not None and beside.exists() and not target.exists():
+        raise UserError("is there already", file=beside, remedy="name another directory")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        part.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}", file=target, remedy="name another directory"
+        ) from None
+    try:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(beside))
+        refuse(check_before(load_config(part)))
+        os.replace(part, target)
+    except UserError:
+        if tokenizer is not None and not target.exists():
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
+    finally:
+        part.unlink(missing_ok=True)

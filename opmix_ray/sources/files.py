@@ -7,13 +7,15 @@ digest = content_hash(file, cache_directory)
 from __future__ import annotations
 
 import hashlib
+import json
 import lzma
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,11 @@ _BROKEN = (
     pa.ArrowException, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError, ValueError, TypeError, KeyError,
     IndexError,
 )  # fmt: skip
+_STATE = re.compile(
+    rb'\s*\{\s*"done": \d'
+)  # of a run, as `RunState` writes it; `datasets` calls a file so too
+_PREPARED = re.compile(rb'\s*\{\s*"version": \d+,\s*"name".*"seq_len": \d', re.DOTALL)
+_TOKENIZER = re.compile(r"tokenizers/(bpe-\d+-)?[0-9a-f]{32}$")
 STALE_SECONDS = 24 * 3600  # age at which what a killed process left is removed
 
 
@@ -54,7 +61,7 @@ def copies_of(files: Iterable[InputFile]) -> dict[str, str]:
     found, first = dict[str, str](), dict[str, str]()
     local = [file for file in files if is_local(file.path) and file.size]
     for size in _alike(local, lambda file: file.size):
-        for group in _alike(size, lambda file: _begin(file.path)):
+        for group in _alike(size, lambda file: beginning(file.path)):
             for file in group:
                 with suppress(OSError):
                     other = first.setdefault(file_digest(local_path(file.path)), file.path)
@@ -72,7 +79,8 @@ def _alike(files: Iterable[InputFile], key: Callable[[InputFile], Any]) -> list[
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _begin(path: str) -> bytes:
+def beginning(path: str) -> bytes:
+    """The first bytes of a local file."""
     with open(local_path(path), "rb") as stream:
         return stream.read(_BEGIN)
 
@@ -135,6 +143,82 @@ def reading(file: str, key: str) -> Iterator[None]:
         ) from None
     except (MemoryError, OverflowError, RecursionError, NotImplementedError) as error:
         raise UserError(f"cannot be read: {type(error).__name__}", file=file, key=key) from None
+
+
+def data_set_files(path: str, *, key: str, required: bool) -> list[InputFile] | None:
+    """The Arrow files of a saved data set in the order its state.json gives.
+
+    Args:
+        path: directory or URI.
+        key: configuration key named in errors.
+        required: whether anything else is an error (else: None).
+
+    Raises:
+        UserError: the directory holds several splits, or its state.json is broken.
+    """
+    if "*" in path and not required:
+        return None
+    system, inner = filesystem(path, key=key)
+    with reading(path, key):
+        infos = system.get_file_info([f"{inner}/state.json", f"{inner}/dataset_dict.json"])
+        is_data_set, is_dict = (info.type == pafs.FileType.File for info in infos)
+        if is_dict and not is_data_set:
+            splits = _json(system, f"{inner}/dataset_dict.json").get("splits") or []
+            raise UserError(
+                f"holds several splits: {', '.join(map(str, splits)) or 'none'}",
+                key=key,
+                value=path,
+                remedy=f"name one, for example {join(path, str(splits[0]) if splits else 'train')}",
+            )
+        if not is_data_set:
+            if not required:
+                return None
+            raise UserError(
+                "is not a directory written by datasets.save_to_disk: it has no state.json",
+                key=key,
+                value=path,
+                remedy="check the path, or set the format to arrow, parquet or jsonl",
+            )
+        names = [entry["filename"] for entry in _json(system, f"{inner}/state.json")["_data_files"]]
+        if any("/" in name or "\\" in name for name in names):
+            raise UserError("its state.json names files outside", key=key, value=path, remedy="save it again")
+        files = system.get_file_info([f"{inner}/{name}" for name in names])
+    missing = [info.base_name for info in files if info.type != pafs.FileType.File]
+    if missing or not names:
+        raise UserError(
+            f"lacks its data files {', '.join(missing)}",
+            key=key,
+            value=path,
+            remedy="save the data set again",
+        )
+    return [
+        InputFile(join(path, name), info.size or 0, info.mtime_ns or 0)
+        for name, info in zip(names, files, strict=True)
+    ]
+
+
+def _json(system: pafs.FileSystem, inner: str) -> dict[str, Any]:
+    with system.open_input_stream(inner) as stream:
+        loaded = json.loads(stream.read())
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{inner} is not a JSON object")
+    return loaded
+
+
+def is_ours(folder: str, names: Collection[str], begin: Callable[[str], bytes]) -> bool:
+    """Whether a folder holds what this program wrote: an output, or prepared data or a tokenizer of its cache.
+
+    Args:
+        folder: path.
+        names: what lies in it.
+        begin: reads the beginning of a file in it.
+    """
+    if ("config.yaml" in names and ".writer" in names) or {"compare.json", "compare.csv"} <= set(names):
+        return True
+    for name, pattern in (("state.json", _STATE), ("manifest.json", _PREPARED)):
+        if name in names and ("config.yaml" in names or pattern is _PREPARED) and pattern.match(begin(name)):
+            return True
+    return "tokenizer.json" in names and _TOKENIZER.search(folder) is not None
 
 
 def content_hash(file: InputFile, cache: Path) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -68,6 +69,7 @@ _ENCODINGS = {  # by how a file begins: with a mark, or with ASCII
     rb"\0[\t-~]\0[\t-~]": "UTF-16BE",
 }
 _NOT_WESTERN = "ENCODING (WINDOWS-1251 for Cyrillic, GB18030 for Chinese, SHIFT_JIS for Japanese)"
+_STARTS = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0"}  # of frames that zeros may follow
 _TEXT = 64  # bytes of text that are no ids
 _CONTROL = re.compile(r"[^\t\n\f\r\x20-\U0010ffff]")
 
@@ -89,7 +91,7 @@ def lines(file: str, key: str) -> Iterator[bytes]:
         refuse_other(stream.read(HEAD), file, key)
     with system.open_input_stream(inner, compression=None) as stream:
         out = 0
-        reader = io.BufferedReader(unpacked(stream, file), 1 << 20)
+        reader = io.BufferedReader(unpacked(stream, file, key), 1 << 20)
         if packing(file) and (what := contents(reader.peek(HEAD)[:HEAD])):
             raise UserError(f"holds, unpacked, {what}", file=file, key=key, remedy="unpack it")
         number = 0
@@ -158,27 +160,63 @@ def refuse_other(head: bytes, file: str, key: str) -> None:
     raise UserError(f"cannot be read: holds {what or 'no ' + str(wanted)}", file=file, key=key, remedy=remedy)
 
 
-def unpacked(stream: Any, file: str) -> Any:
+def unpacked(stream: Any, file: str, key: str | None = None) -> Any:
     """A readable stream of what a compressed stream, at its beginning, holds; of a plain one itself."""
     kind = PACKED.get(packing(file))
-    if kind == "gzip":
-        return pa.CompressedInputStream(stream, kind)
-    others: dict[str | None, Callable[[], Any]] = {
+    makers: dict[str | None, Callable[[], Any]] = {
+        "gzip": _Gzip,
         "zstd": lambda: zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj(),
         "bzip2": bz2.BZ2Decompressor,
         "xz": lambda: lzma.LZMADecompressor(memlimit=_WINDOW),
     }
-    return _Frames(stream, others[kind]) if kind in others else stream
+    if kind not in makers:
+        return stream
+    other = UserError(
+        f"cannot be read: what follows the compressed data in it is not compressed with {kind}", file=file, key=key,
+        remedy="unpack it and compress it again, or get it again",
+    )  # fmt: skip
+    return _Frames(stream, makers[kind], _STARTS.get(str(kind), b""), other)
+
+
+class _Gzip:
+    """A frame of gzip, read as those of the others are."""
+
+    def __init__(self) -> None:
+        self._frame = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        """Whether the frame has ended."""
+        return self._frame.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        """What follows it."""
+        return self._frame.unused_data
+
+    def decompress(self, data: Any) -> bytes:
+        """What so much of it holds."""
+        try:
+            return self._frame.decompress(data)
+        except zlib.error as error:
+            raise OSError(str(error)) from None
 
 
 class _Frames(io.RawIOBase):
     """Compressed frames one after the other, until nothing is left: one that is cut off, or anything else, is noticed.
 
-    zstd is unpacked with windows longer than Arrow takes. bzip2 and xz may be filled up with zeros.
+    zstd is unpacked with windows longer than Arrow takes. The others may be filled up with zeros.
+
+    Args:
+        stream: compressed.
+        make: what unpacks a frame.
+        start: what a frame begins with, where it may be filled up.
+        other: raised where something else follows a frame.
     """
 
-    def __init__(self, stream: Any, make: Callable[[], Any]) -> None:
-        self._stream, self._make = stream, make
+    def __init__(self, stream: Any, make: Callable[[], Any], start: bytes, other: UserError) -> None:
+        self._stream, self._make, self._start, self._other = stream, make, start, other
+        self._follows = False
         self._in, self._out = memoryview(b""), memoryview(b"")
         self._frame: Any = None
 
@@ -194,12 +232,13 @@ class _Frames(io.RawIOBase):
                     return 0
                 self._in = memoryview(part)
             if self._frame is None:
-                self._frame = self._make()
-                if hasattr(self._frame, "needs_input"):
-                    self._in = memoryview(bytes(self._in).lstrip(b"\0"))
+                if self._start:
+                    self._in = memoryview(bytes(self._in).lstrip(b"\0") if self._follows else self._in)
                     if not self._in:
-                        self._frame = None
                         continue
+                    if self._follows and bytes(self._in[: len(self._start)]) != self._start[: len(self._in)]:
+                        raise self._other
+                self._frame, self._follows = self._make(), True
             self._out = memoryview(self._unpacked())
             if self._frame.eof:
                 left = bytes(self._frame.unused_data)

@@ -6,13 +6,13 @@
 
 Names inside a folder that begin with `.` or `_` (`.git`, `.ipynb_checkpoints`, `_temporary`), and what a file server or
 an office program puts beside files (`@eaDir`, `~$a.csv`), are left out; a hidden file or folder that is named itself is
-read. Links are followed, a link to where one already is or was is not.
+read. Folders inside it with the output of a run or with prepared data are left out too. Links are followed, a link to
+where one already is or was is not.
 """
 
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import re
@@ -27,71 +27,13 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from opmix_ray.errors import UserError
-from opmix_ray.paths import BIN, IDX, file_format, is_uri, of_data, packing
+from opmix_ray.paths import BIN, IDX, ending_of, file_format, is_uri, of_data, packing
 from opmix_ray.remote import is_local, local_path, missing_bucket, reason, remedy
-from opmix_ray.sources.files import InputFile, filesystem, join, reading
-from opmix_ray.sources.lines import digest_of_text
-
-
-def data_set_files(path: str, *, key: str, required: bool) -> list[InputFile] | None:
-    """The Arrow files of a saved data set in the order its state.json gives.
-
-    Args:
-        path: directory or URI.
-        key: configuration key named in errors.
-        required: whether anything else is an error (else: None).
-
-    Raises:
-        UserError: the directory holds several splits, or its state.json is broken.
-    """
-    if "*" in path and not required:
-        return None
-    system, inner = filesystem(path, key=key)
-    with reading(path, key):
-        infos = system.get_file_info([f"{inner}/state.json", f"{inner}/dataset_dict.json"])
-        is_data_set, is_dict = (info.type == pafs.FileType.File for info in infos)
-        if is_dict and not is_data_set:
-            splits = _json(system, f"{inner}/dataset_dict.json").get("splits") or []
-            raise UserError(
-                f"holds several splits: {', '.join(map(str, splits)) or 'none'}",
-                key=key,
-                value=path,
-                remedy=f"name one, for example {join(path, str(splits[0]) if splits else 'train')}",
-            )
-        if not is_data_set:
-            if not required:
-                return None
-            raise UserError(
-                "is not a directory written by datasets.save_to_disk: it has no state.json",
-                key=key,
-                value=path,
-                remedy="check the path, or set the format to arrow, parquet or jsonl",
-            )
-        names = [entry["filename"] for entry in _json(system, f"{inner}/state.json")["_data_files"]]
-        if any("/" in name or "\\" in name for name in names):
-            raise UserError("its state.json names files outside", key=key, value=path, remedy="save it again")
-        files = system.get_file_info([f"{inner}/{name}" for name in names])
-    missing = [info.base_name for info in files if info.type != pafs.FileType.File]
-    if missing or not names:
-        raise UserError(
-            f"lacks its data files {', '.join(missing)}",
-            key=key,
-            value=path,
-            remedy="save the data set again",
-        )
-    return [
-        InputFile(join(path, name), info.size or 0, info.mtime_ns or 0)
-        for name, info in zip(names, files, strict=True)
-    ]
-
-
-def _json(system: pafs.FileSystem, inner: str) -> dict[str, Any]:
-    with system.open_input_stream(inner) as stream:
-        loaded = json.loads(stream.read())
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{inner} is not a JSON object")
-    return loaded
-
+from opmix_ray.sources.files import InputFile, beginning, filesystem, is_ours, reading
+from opmix_ray.sources.files import data_set_files as data_set_files
+from opmix_ray.sources.lines import HEAD, digest_of_text, is_blank, lines
+from opmix_ray.sources.plain import objects
+from opmix_ray.sources.readers import arrow_batches, bounded, json_object, open_parquet, rows_at_once
 
 # What names of hidden files and folders begin with; and of office programs, file servers and file systems.
 HIDDEN = (
@@ -119,6 +61,7 @@ class Listing:
         outside: links that lead out of the folder, as `link -> target`; they are followed.
         loops: links that lead to a folder that holds the one they are in; they are not.
         broken: links to what is not there.
+        ours: folders left out that hold the output of a run, or a part of our cache.
     """
 
     files: list[InputFile] = field(default_factory=list)
@@ -126,6 +69,7 @@ class Listing:
     outside: list[str] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    ours: list[str] = field(default_factory=list)
 
 
 def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFile]:
@@ -148,16 +92,21 @@ def expand(path: str, *, key: str, recognised_only: bool = True) -> list[InputFi
     folder = os.path.isdir(local_path(path)) if is_local(path) else "*" not in path
     files = _of_data_sets(found.files, key) if folder else found.files
     _refuse_lonely(files, key)
-    files, twins = _without_twins(files)
+    files = without_twins(files, path, key)
     for words, names in (("follows links that lead out of it", found.outside),
-                         ("leaves out links to what is not there", found.broken),
-                         ("leaves out what lies there compressed otherwise, or not at all", twins)):  # fmt: skip
+                         ("leaves out outputs of runs and what was prepared", found.ours),
+                         ("leaves out links to what is not there", found.broken)):  # fmt: skip
         if names:
             _tell(key, path, words, tuple(names))
     if recognised_only and folder and [file.path for file in files] != [path]:
         kept = set(of_data([file.path for file in files]))
         files = [file for file in files if file.path in kept]
     if not files:
+        if found.ours:
+            raise UserError(
+                "holds nothing but outputs of runs and what was prepared", key=key, value=path,
+                remedy="name the data, not what was made of them",
+            )  # fmt: skip
         raise UserError("no file matches", key=key, value=path, remedy="check the path" + _hint(path))
     return files
 
@@ -196,17 +145,87 @@ def _folder_of(file: InputFile) -> str:
     return file.path.partition("?")[0].rpartition("/")[0]
 
 
-def _without_twins(files: list[InputFile]) -> tuple[list[InputFile], list[str]]:
-    """Files of this machine without those whose text lies beside them packed in another way; and the paths of these."""
-    same: dict[str, list[InputFile]] = {}
-    for file in sorted(files, key=lambda file: (len(packing(file.path)), file.path)):
-        if is_local(file.path):
-            same.setdefault(file.path[: len(file.path) - len(packing(file.path))], []).append(file)
+def without_twins(files: list[InputFile], path: str, key: str) -> list[InputFile]:
+    """Files of this machine without those whose text lies beside them packed, or written, in another way.
+
+    Args:
+        files: what was found.
+        path: where, to be told.
+        key: configuration key, to be told.
+    """
     twins: set[str] = set()
-    for group in same.values():
-        texts = [digest_of_text(file) if len(group) > 1 else None for file in group]
-        twins |= {file.path for n, file in enumerate(group) if texts[n] and texts[n] in texts[:n]}
-    return [file for file in files if file.path not in twins], sorted(twins)
+    for content, end in ((digest_of_text, packing), (_ends, ending_of)):
+        same: dict[str, list[InputFile]] = {}
+        for file in files:
+            if is_local(file.path) and file.path not in twins:
+                same.setdefault(file.path[: len(file.path) - len(end(file.path))], []).append(file)
+        for group in same.values():
+            group.sort(key=_worse)
+            contents = [content(file) if len(group) > 1 else None for file in group]
+            twins |= {
+                file.path for n, file in enumerate(group) if contents[n] and contents[n] in contents[:n]
+            }
+    if twins:
+        words = "leaves out what lies there in another format, compressed otherwise, or not at all"
+        _tell(key, path, words, tuple(sorted(twins)))
+    return [file for file in files if file.path not in twins]
+
+
+_OF_ROWS = ("jsonl", "parquet", "arrow", "json", "csv")  # formats, in the order in which one is kept
+
+
+def _worse(file: InputFile) -> tuple[int, int, str]:
+    kind = str(file_format(file.path))
+    return len(packing(file.path)), _OF_ROWS.index(kind) if kind in _OF_ROWS else 0, file.path
+
+
+@cache
+def _ends(file: InputFile) -> tuple[int, str, str] | None:
+    """How many rows a file has, and the longest text of the first and of the last; None where they cannot be read."""
+    count, ends = 0, list[dict[str, Any]]()
+    if file_format(file.path) not in _OF_ROWS:
+        return None
+    try:
+        with reading(file.path, "data"):
+            for many, *rows in _some_rows(file):
+                count, ends = count + many, [(ends or rows)[0], rows[-1]]
+    except UserError:
+        return None
+    first, last = [max(_texts(row), key=len, default="") for row in ends] or ["", ""]
+    return (count, first, last) if first and last else None
+
+
+def _some_rows(file: InputFile) -> Iterator[tuple[Any, ...]]:
+    """For one part of a file after the other: how many rows it has, its first one and its last one."""
+    kind = file_format(file.path)
+    if kind in ("parquet", "arrow"):
+        with filesystem(file.path)[0].open_input_file(filesystem(file.path)[1]) as stream:
+            table = open_parquet(stream, file.path, "data") if kind == "parquet" else None
+            found = table.iter_batches(rows_at_once(table)) if table else None
+            found = found or arrow_batches(stream, file.path, "data")[1]
+            for batch in bounded(found, stream.size(), file.path, "data"):
+                if many := batch.num_rows:
+                    yield many, *batch.slice(0, 1).to_pylist(), *batch.slice(many - 1).to_pylist()
+    elif kind == "jsonl":
+        first, last, count = b"", b"", 0
+        for line in lines(file.path, "data"):
+            if not is_blank(line):
+                first, last, count = first or line, line, count + 1
+        if count:
+            yield count, *(json_object(line, file.path, "data", 0) for line in (first, last))
+    else:
+        for row, _ in objects(file.path, "data"):
+            yield 1, row, row
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text in a row, and every list of numbers written out."""
+    if isinstance(value, str):
+        return [value]
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    if isinstance(value, list) and inner and all(isinstance(each, int | float) for each in inner):
+        return [str(inner)]
+    return [text for each in inner for text in _texts(each)]
 
 
 @cache
@@ -322,17 +341,22 @@ class _Walk:
                 continue
             self._seen.add(real)
             _refuse_revisions(folder)
-            with os.scandir(folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    path = os.path.join(folder, entry.name)
-                    if entry.name.startswith(HIDDEN):
-                        self.found.hidden.append(path)
-                    elif entry.is_symlink():
-                        self._links.append(path)
-                    elif entry.is_dir():
-                        waiting.append(path)
-                    else:
-                        self.file(path)
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+            names = {entry.name for entry in entries}
+            if real != self._root and is_ours(folder, names, lambda name, at=real: beginning(f"{at}/{name}")):  # type: ignore[misc]
+                self.found.ours.append(folder)
+                continue
+            for entry in entries:
+                path = os.path.join(folder, entry.name)
+                if entry.name.startswith(HIDDEN):
+                    self.found.hidden.append(path)
+                elif entry.is_symlink():
+                    self._links.append(path)
+                elif entry.is_dir():
+                    waiting.append(path)
+                else:
+                    self.file(path)
 
 
 def _refuse_revisions(folder: str) -> None:
@@ -370,11 +394,31 @@ def _remote(path: str, system: pafs.FileSystem, inner: str) -> Listing:
             return found
     prefix = _fixed_part(plain)
     pattern = [re.sub(r"([\[?])", r"[\1]", part) for part in plain[len(prefix) :].strip("/").split("/")]
-    for info in _files_below(system, inner):
-        parts = info.path[len(inner) :].strip("/").split("/")
+    infos = {
+        tuple(info.path[len(inner) :].strip("/").split("/")): info for info in _files_below(system, inner)
+    }
+    inside: dict[tuple[str, ...], set[str]] = {}
+    for parts in infos:
+        for depth in range(1, len(parts)):
+            inside.setdefault(parts[:depth], set()).add(parts[depth])
+
+    def begin(file: str) -> bytes:
+        with system.open_input_stream(f"{inner}/{file}", compression=None) as stream:
+            return bytes(stream.read(HEAD))
+
+    ours = {
+        each
+        for each, names in inside.items()
+        if ("*" not in plain or "**" in plain)
+        and is_ours("/".join(each), names, lambda name, each=each: begin("/".join([*each, name])))  # type: ignore[misc]
+    }
+    found.ours += [f"{prefix}/{'/'.join(each)}{mark}{query}" for each in sorted(ours)]
+    for parts, info in infos.items():
         name = f"{prefix}/{'/'.join(parts)}{mark}{query}"
+        if any(parts[:depth] in ours for depth in range(1, len(parts))):
+            continue
         if "*" in plain:
-            found.files += [_input(name, info)] if _fits(parts, pattern) else []
+            found.files += [_input(name, info)] if _fits(list(parts), pattern) else []
         elif any(part.startswith(HIDDEN) for part in parts):
             found.hidden.append(name)
         else:

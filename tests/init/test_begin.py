@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -233,3 +234,28 @@ def test_a_folder_with_only_bad_files_names_them_all(opmix: Opmix, home: Path) -
     ended = opmix("init", "mine", "--data", home / "data")
     assert ended.code == 2
     assert ["a.jsonl" in line or "b.csv" in line for line in ended.errors] == [True, True]
+
+
+def test_ids_of_no_known_width_are_left_out_and_named(opmix: Opmix, tiny_data: Path, home: Path) -> None:
+    (home / "data" / "ids").mkdir(parents=True)
+    for name in ("code", "german"):
+        (home / "data" / f"{name}.jsonl").symlink_to(tiny_data / f"{name}.jsonl")
+    (home / "data" / "zeros.bin").write_bytes(bytes(100_000))
+    ids = np.random.default_rng(0).integers(0, 250, 60_000)
+    ids.astype("<u2").tofile(home / "data" / "ids" / "a.bin")
+    (home / "data" / "ids" / "broken.bin").write_bytes(bytes(50_000))
+    ended = opmix("init", "mine", "--minutes", "1", "--tokenizer", DEMO / "tokenizer", "--data", "data")
+    assert ended.code == 0, ended.err
+    said = [line for line in ended.out.splitlines() if line.startswith("left out")]
+    assert sorted(line.split(":")[1].strip() for line in said) == ["data/ids/broken.bin", "data/zeros.bin"]
+    assert all(
+        "--data: may hold ids of 16 or of 32 bits" in line and "token_dtype" not in line for line in said
+    )
+    config = load_config(home / "mine" / "opmix.yaml")
+    assert set(config.data.domains) == {"code", "german", "ids"}
+    assert check_all(config, home / "mine" / "opmix.yaml") == []
+    alone = opmix(
+        "init", "o", "--tokenizer", DEMO / "tokenizer", "--data", "data/zeros.bin", "data/code.jsonl"
+    )
+    assert alone.code == 2
+    assert "data/zeros.bin: --data: may hold ids" in alone.only_error()

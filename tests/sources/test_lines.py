@@ -118,14 +118,27 @@ def test_what_follows_the_compressed_data_is_not_left_out(ending: str, more: byt
         count(file)
 
 
-@pytest.mark.parametrize("ending", [".bz2", ".xz"])
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
 def test_zeros_may_fill_up_a_file(ending: str, tmp_path: Path) -> None:
     file = tmp_path / f"a.jsonl{ending}"
     file.write_bytes(ENDINGS[ending](ROWS) + bytes(1024) + ENDINGS[ending](ROWS) + bytes(512))
-    assert count(file) == 4000
+    assert count(file) == inspect_part(discover([str(file)])[0]).documents == 4000
 
 
-@pytest.mark.parametrize("ending", [".bz2", ".xz"])
+@pytest.mark.parametrize("ending", [".gz", ".bz2"])
+@pytest.mark.parametrize("more", [b"not compressed\n", bytes(700) + b"not compressed\n", ROWS])
+def test_the_remedy_for_what_follows_is_true(ending: str, more: bytes, tmp_path: Path) -> None:
+    """`bzip2 -t` finds such a file whole, and `gzip -d` unpacks it."""
+    file = tmp_path / f"a.jsonl{ending}"
+    file.write_bytes(ENDINGS[ending](ROWS) + more)
+    for read in (lambda: count(file), lambda: inspect_part(discover([str(file)])[0])):
+        with pytest.raises(
+            UserError, match=r"what follows the compressed data in it is not .*; unpack it and"
+        ):
+            read()
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
 @pytest.mark.seconds
 def test_little_is_unpacked_at_once(ending: str) -> None:
     packed = ENDINGS[ending](bytes(1 << 28))
