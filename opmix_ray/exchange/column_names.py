@@ -79,9 +79,8 @@ FAILED = _set(
     "failed failure fail crashed crash killed error errored diverged oom timeout timed_out cancelled canceled aborted "
     "preempted preempting interrupted stopped running queued pending scheduled"
 )
-MOST_ROUNDING = 0.05  # of a row's sum, however many domains there are
 _CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_MARKS = re.compile(r"[^0-9A-Za-z]+")
+_MARKS = re.compile(r"[\W_]+")  # letters of any script are no marks
 
 
 def words(name: str) -> list[str]:
@@ -144,8 +143,10 @@ def bookkeeping(name: str) -> str | None:
     found = words(name)
     if name.startswith("_"):
         return "names that begin with _ are a tracker's own"
-    if not found:
+    if not name.strip():
         return "it has no name"
+    if not found:
+        return None
     if found[0] in AREAS and len(found) > 1:
         return f"`{found[0]}` holds a run's settings"
     if re.search(r"[./]", name) and (area := next((w for w in found[:-1] if w in AREAS), None)):
@@ -175,15 +176,6 @@ def counts(name: str) -> bool:
     return bool(found) and (
         found[-1] in COUNTS | BOOKKEEPING or found[0] in ("n", "num", "number", "count", "total")
     )
-
-
-def rounding(numbers: np.ndarray, sums: np.ndarray) -> float:
-    """How far from 1 the sum of a row may be for the rounding of its shares, from (N, D) as they are written."""
-    known, domains = numbers[np.isfinite(numbers)], numbers.shape[1]
-    known = known / (100 if len(sums) and np.median(sums) > 50 else 1)
-    steps = (10.0**-k for k in range(1, 6))
-    step = next((step for step in steps if np.allclose(known / step, np.round(known / step), atol=1e-6)), 0.0)
-    return min(domains / 2 * step, 1.2 * domains**0.5 * step, MOST_ROUNDING)
 
 
 def unfinished(table: CsvTable, place: int) -> str | None:
@@ -418,10 +410,3 @@ def _looks(run: str) -> str | float:
         return float(run)
     except ValueError:
         return run.strip().lower()
-
-
-def hold_shares(table: CsvTable) -> bool:
-    """Whether the rows of a table are mixtures: its numbers sum to 1 or 100."""
-    columns = [table.numbers(name) for name in table.header if not table.is_text(name)]
-    sums = np.array([sum(cell or 0.0 for cell in row) for row in zip(*columns, strict=True)])
-    return len(sums) > 0 and bool(((np.abs(sums - 1) < 0.02) | (np.abs(sums - 100) < 2)).all())

@@ -29,6 +29,7 @@ from opmix_ray.exchange.column_names import (
 from opmix_ray.exchange.csv_table import CsvTable, is_missing
 
 METADATA = frozenset({"run", "run_id", "name", "index", "", "unnamed: 0"})
+MOST_ROUNDING = 0.05  # of a row's sum, however many domains there are
 ROUNDING = 0.01 + 1e-9  # how far a row's sum may be from 1 and still be a mixture with rounded shares
 JUDGED = 5  # runs from which values alone say that a column is no metric
 SETTING = 4  # runs per value from which a column is a setting
@@ -256,6 +257,22 @@ def _no_share(name: str, found: np.ndarray) -> str | None:
 def mixtures(sums: np.ndarray) -> np.ndarray:
     """Which rows are mixtures by their sums (N,): 1, or 100 where shares are per cent."""
     return (np.abs(sums - 1) <= ROUNDING) | (np.abs(sums - 100) <= 100 * ROUNDING)
+
+
+def rounding(numbers: np.ndarray, sums: np.ndarray) -> float:
+    """How far from 1 the sum of a row may be for the rounding of its shares, from (N, D) as they are written."""
+    known, domains = numbers[np.isfinite(numbers)], numbers.shape[1]
+    known = known / (100 if len(sums) and np.median(sums) > 50 else 1)
+    steps = (10.0**-k for k in range(1, 6))
+    step = next((step for step in steps if np.allclose(known / step, np.round(known / step), atol=1e-6)), 0.0)
+    return min(domains / 2 * step, 1.2 * domains**0.5 * step, MOST_ROUNDING)
+
+
+def hold_shares(table: CsvTable) -> bool:
+    """Whether the rows of a table are mixtures: its numbers sum to 1 or 100."""
+    columns = [table.numbers(name) for name in table.header if not table.is_text(name)]
+    sums = np.array([sum(cell or 0.0 for cell in row) for row in zip(*columns, strict=True)])
+    return len(sums) > 0 and bool(((np.abs(sums - 1) < 0.02) | (np.abs(sums - 100) < 2)).all())
 
 
 def _asked(table: CsvTable, wanted: Sequence[str], key: str) -> Taken:
