@@ -40,6 +40,12 @@ BENCHMARKS = _set(
     "copa rte wic wsc cb mrpc qqp sst mnli qnli cola glue superglue math aime svamp mathqa medqa medmcqa pubmedqa "
     "logiqa ceval mgsm xnli xcopa quac hotpotqa musr bench benchmark benchmarks mtbench alpacaeval arena livecodebench"
 )
+# Those with a few answers to choose from: by chance already more than 8 % are right.
+OF_CHOICE = _set(
+    "mmlu cmmlu hellaswag arc winogrande piqa boolq openbookqa obqa siqa socialiqa csqa commonsenseqa sciq race "
+    "agieval gpqa copa rte wic wsc cb mrpc qqp sst mnli qnli glue superglue medqa medmcqa pubmedqa logiqa ceval "
+    "xnli xcopa"
+)
 BENCHMARK_PAIRS = frozenset(
     {("human", "eval"), ("alpaca", "eval"), ("trivia", "qa"), ("natural", "questions")}
 )
@@ -79,6 +85,17 @@ FAILED = _set(
     "failed failure fail crashed crash killed error errored diverged oom timeout timed_out cancelled canceled aborted "
     "preempted preempting interrupted stopped running queued pending scheduled"
 )
+# Words written as one: `exactmatch`, `f1score`, `webacc`, `errorrate`, `valloss`.
+_JOINED_UP = re.compile(
+    r"(acc|accnorm|accuracy|accuracies|scores?|rewards?|recall|precision|bleu|rouge[12l]?|chrf|bertscore|auc|auroc|mcc|f1|"
+    r"(exact|quasi|prefix|string|fuzzy)_?match(es|ed)?|(pass|win|match|hit|success|solve|solved|answer|accept\w*)rates?|"
+    r"^(pass|hits?|recall|precision|ndcg|top|mrr|bleu|map)(at)?(k|\d+))$"
+)
+_JOINED_DOWN = re.compile(
+    r"((error|err|fail|failure|miss|mismatch|loss|toxic\w*|halluc\w*|refusal)rates?|mismatch(es)?|"
+    r"(?<=..)(ppl|nll|bpb|perplexity|entropy|error|errors)|(?<=[a-z]{3})loss(es)?)$"
+)
+_NOT = re.compile(r"^(in|un|non|mis|dis)(acc|match|correct)")
 _CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _MARKS = re.compile(r"[\W_]+")  # letters of any script are no marks
 
@@ -88,33 +105,53 @@ def words(name: str) -> list[str]:
     return [word.lower() for word in _MARKS.split(_CAPITALS.sub(" ", name)) if word]
 
 
+def _ways(name: str) -> tuple[bool, bool]:
+    """Whether a word of the name is one of a metric that is better when higher, and when lower."""
+    found = words(name)
+    up = any(word in HIGHER or (_JOINED_UP.search(word) and not _NOT.match(word)) for word in found)
+    return up, any(word in LOWER or _JOINED_DOWN.search(word) or _NOT.match(word) for word in found)
+
+
 def is_metric(name: str) -> bool:
     """Whether a word of the name is one of a metric."""
-    return bool(set(words(name)) & (HIGHER | LOWER))
+    return any(_ways(name))
 
 
 def is_higher_better(name: str) -> bool:
     """Whether the name says so: an accuracy, a score, a reward, and no word of a loss."""
-    found = set(words(name))
-    return bool(found & HIGHER) and not found & LOWER
+    up, down = _ways(name)
+    return up and not down
 
 
 def is_benchmark(name: str) -> bool:
     """Whether the name is one of a benchmark and says no direction."""
     found = words(name)
-    inside = bool(set(found) & BENCHMARKS or set(pairwise(found)) & BENCHMARK_PAIRS)
-    return inside and not set(found) & (HIGHER | LOWER)
+    inside = set(found) & BENCHMARKS or set(pairwise(found)) & BENCHMARK_PAIRS
+    return bool(inside) and not is_metric(name)
 
 
-def benchmark_rates(metric_names: Sequence[str], metrics: np.ndarray) -> list[str]:
-    """Metrics called after benchmarks, where the values of all of these are rates and no losses.
+def benchmark_rates(metric_names: Sequence[str], metrics: np.ndarray) -> tuple[list[str], list[str]]:
+    """Metrics called after benchmarks: those whose values are rates, and those of which these do not tell.
 
-    Rates lie within 0 to 1, or to 100; a loss or bits per byte is hardly above 20, and on some benchmark above 1.
+    Rates lie within 0 to 1, or reach beyond 20 up to 100. A loss or bits per byte is hardly above 8. That is less than
+    chance where there are answers to choose from, so these are losses between 1 and 8; where three of them are, the
+    other benchmarks up to 8 are losses too.
     """
-    places = [place for place, name in enumerate(metric_names) if is_benchmark(name)]
-    known = metrics[:, places][np.isfinite(metrics[:, places])]
-    rate = len(known) > 0 and known.min() >= 0 and (known.max() <= 1 or 20 < known.max() <= 100)
-    return [metric_names[place] for place in places] if rate else []
+    rates, doubtful, losses = list[str](), list[str](), 0
+    for place, name in enumerate(metric_names):
+        known = metrics[:, place][np.isfinite(metrics[:, place])]
+        if not len(known) or not is_benchmark(name):
+            continue
+        if known.min() >= 0 and (known.max() <= 1 or 20 < known.max() <= 100):
+            rates.append(name)
+        elif known.min() > 0 and known.max() <= 8 and set(words(name)) & OF_CHOICE:
+            losses += 1
+        else:
+            doubtful.append(name)
+    if losses >= 3 and not rates:
+        at = {name: metrics[:, place] for place, name in enumerate(metric_names)}
+        doubtful = [name for name in doubtful if np.nanmin(at[name]) <= 0 or np.nanmax(at[name]) > 8]
+    return rates, doubtful
 
 
 _OF_TRAINING = _set(
@@ -130,7 +167,7 @@ def is_training_loss(name: str) -> bool:
 
 def unsaid_notes(metric_names: Sequence[str], maximised: Collection[str]) -> list[str]:
     """Of which metrics lower was taken to be better although their names do not say so."""
-    unsaid = [n for n in metric_names if n not in maximised and not set(words(n)) & LOWER]
+    unsaid = [n for n in metric_names if n not in maximised and not _ways(n)[1]]
     if not unsaid:
         return []
     more = f" and {len(unsaid) - 3} more" if len(unsaid) > 3 else ""

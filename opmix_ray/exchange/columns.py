@@ -328,26 +328,45 @@ def maximised(
             value=both[0],
             remedy="name it with one of the two",
         )
-    rates = benchmark_rates(metric_names, metrics)
-    unsaid = [n for n in metric_names if (is_higher_better(n) or n in rates) and n not in up | down]
-    deciding = unsaid if decides is None else [name for name in unsaid if name in decides]
+    rates, doubtful = benchmark_rates(metric_names, metrics)
+    asked = [
+        n for n in metric_names if (is_higher_better(n) or n in rates or n in doubtful) and n not in up | down
+    ]
+    deciding = asked if decides is None else [name for name in asked if name in decides]
     if deciding and ask is None:
-        more = f" and {len(deciding) - SHOWN} more" if len(deciding) > SHOWN else ""
-        said = ", ".join(f"`{name}`" for name in deciding[:SHOWN])
-        options = " ".join(f"--maximise '{name}'" for name in deciding[:SHOWN])
-        raise UserError(
-            f"{said}{more}: by {'its name' if len(deciding) == 1 else 'their names'} higher is better, and metrics "
-            "are minimised",
-            file=file,
-            key=deciding[0],
-            remedy=f"give {options}, or --minimise where lower is better (both take patterns, such as '*acc*')",
-        )
+        raise _unsaid(deciding, doubtful, file)
     for name in deciding:
         assert ask is not None
         if ask(f"`{name}`: is higher better?"):
             up.add(name)
-    up.update(name for name in unsaid if name not in deciding)
+    up.update(name for name in asked if name not in deciding and name not in doubtful)
     return {name: _top(metrics[:, place]) for place, name in enumerate(metric_names) if name in up}
+
+
+def _unsaid(deciding: Sequence[str], doubtful: Sequence[str], file: object) -> UserError:
+    """That nobody has said which way these metrics are better."""
+
+    def listed(names: Sequence[str]) -> str:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return ", ".join(f"`{name}`" for name in names[:SHOWN]) + more
+
+    higher = [name for name in deciding if name not in doubtful]
+    open_ = [name for name in deciding if name in doubtful]
+    said = []
+    if higher:
+        names = "its name" if len(higher) == 1 else "their names"
+        said.append(f"{listed(higher)}: by {names} higher is better, and metrics are minimised")
+    if open_:
+        said.append(
+            f"{listed(open_)}: neither name nor values say whether higher is better, as for per cent, or lower"
+        )
+    options = " ".join(f"--maximise '{name}'" for name in deciding[:SHOWN])
+    return UserError(
+        "; ".join(said),
+        file=file,
+        key=deciding[0],
+        remedy=f"give {options}, or --minimise where lower is better (both take patterns, such as '*acc*')",
+    )
 
 
 def _top(values: np.ndarray) -> float:
