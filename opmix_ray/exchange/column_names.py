@@ -16,32 +16,33 @@ from opmix_ray.errors import UserError
 from opmix_ray.exchange.csv_table import CsvTable, plain, read_count
 
 
-def _set(text: str) -> frozenset[str]:
+def set_of(text: str) -> frozenset[str]:
+    """Words, separated by spaces."""
     return frozenset(text.split())
 
 
 # Words of metrics that are better when higher, and when lower; the lower ones decide where both occur.
-HIGHER = _set(
+HIGHER = set_of(
     "acc accuracy accuracies f1 bleu sacrebleu rouge rouge1 rouge2 rougel rougelsum em match score scores reward "
     "rewards return returns precision recall auc auroc auprc roc mcc chrf meteor bertscore comet ndcg mrr pass win "
     "wins winrate elo correct solved success likelihood loglikelihood logprob logprobs logp correlation corr "
     "pearson spearman kendall kappa r2 iou dice psnr ssim hit hits agreement rating ratings utility bleurt mauve "
     "passed resolved points ap rr quality top1 top5 top10 mc1 mc2"
 )
-LOWER = _set(
+LOWER = set_of(
     "loss losses lossy ppl perplexity perplexities bpb bpc bpt bpw bits nats nll nllh ce xent entropy crossentropy "
     "error errors err wer cer ter mse rmse mae brier ece kl regret fid divergence toxicity negative neg minus mape "
     "surprisal deviance cost"
 )
 # Benchmarks, whose names say no direction: what is measured on them is mostly a rate of right answers.
-BENCHMARKS = _set(
+BENCHMARKS = set_of(
     "mmlu mmlupro cmmlu hellaswag arc winogrande piqa boolq gsm8k gsm humaneval mbpp truthfulqa triviaqa naturalqs nq "
     "openbookqa obqa siqa socialiqa csqa commonsenseqa sciq race squad drop coqa lambada bbh agieval gpqa ifeval "
     "copa rte wic wsc cb mrpc qqp sst mnli qnli cola glue superglue math aime svamp mathqa medqa medmcqa pubmedqa "
     "logiqa ceval mgsm xnli xcopa quac hotpotqa musr bench benchmark benchmarks mtbench alpacaeval arena livecodebench"
 )
 # Those with a few answers to choose from: by chance already more than 8 % are right.
-OF_CHOICE = _set(
+OF_CHOICE = set_of(
     "mmlu cmmlu hellaswag arc winogrande piqa boolq openbookqa obqa siqa socialiqa csqa commonsenseqa sciq race "
     "agieval gpqa copa rte wic wsc cb mrpc qqp sst mnli qnli glue superglue medqa medmcqa pubmedqa logiqa ceval "
     "xnli xcopa"
@@ -50,16 +51,22 @@ BENCHMARK_PAIRS = frozenset(
     {("human", "eval"), ("alpaca", "eval"), ("trivia", "qa"), ("natural", "questions")}
 )
 # Last words of columns that book what a run was, whatever their values.
-BOOKKEEPING = _set(
+BOOKKEEPING = set_of(
     "seed seeds rng step steps epoch epochs iteration iterations iter iters lr runtime timestamp walltime "
     "throughput flops tflops flop mfu warmup dropout uid uuid seconds secs elapsed eta stderr bsz momentum beta1 "
     "beta2 fewshot wd ckpt pid gpus cpus devices nodes bootstrap params parameters time hours minutes duration "
     "date price std sem variance var flos kwh usd eur coef coeff coefficient weight eps epsilon decay smoothing "
     "clip clipping temperature util utilization utilisation alpha beta gamma lambda tau theta sigma sec scale "
-    "gb mb gib mib"
+    "gb mb gib mib nparams numparams ntokens numtokens"
 )
+UNITS_OF = {  # words that end a name, or begin it, and say what its numbers count
+    **dict.fromkeys(set_of("k thousand thousands"), 1e3),
+    **dict.fromkeys(set_of("m mm mio million millions"), 1e6),
+    **dict.fromkeys(set_of("b bn billion billions"), 1e9),
+}
+COUNTED = set_of("size sizes params param parameters parameter nparams numparams tokens model scale")
 # Words and pairs of words that say the same wherever they stand in a name without a word of a metric.
-ANYWHERE = _set("seed rng lr flops tflops flos warmup dropout runtime timestamp mfu tokens throughput")
+ANYWHERE = set_of("seed rng lr flops tflops flos warmup dropout runtime timestamp mfu tokens throughput")
 PAIRS = frozenset(
     {
         ("learning", "rate"), ("dropout", "rate"), ("sampling", "rate"), ("grad", "norm"), ("gradient", "norm"),
@@ -73,15 +80,15 @@ PAIRS = frozenset(
     }
 )  # fmt: skip
 # Last words of columns that are bookkeeping where they hold whole numbers.
-COUNTS = _set(
+COUNTS = set_of(
     "token tokens size sizes batch bs memory mem gpu cpu device node rank id ids "
     "idx index n row rows trial number no nr num count counts version port job attempt layers heads depth width dim "
     "hidden vocab length len context examples samples documents docs shot shots cost checkpoint workers "
     "threads created started finished updated round rounds repeat replicate group fold"
 )
-AREAS = _set("config cfg hparams hyperparameters hyperparams args params system sys wandb tags meta")
+AREAS = set_of("config cfg hparams hyperparameters hyperparams args params system sys wandb tags meta")
 # States of a run, as trackers write them, that is not done or did not come to its end.
-FAILED = _set(
+FAILED = set_of(
     "failed failure fail crashed crash killed error errored diverged oom timeout timed_out cancelled canceled aborted "
     "preempted preempting interrupted stopped running queued pending scheduled"
 )
@@ -154,7 +161,7 @@ def benchmark_rates(metric_names: Sequence[str], metrics: np.ndarray) -> tuple[l
     return rates, doubtful
 
 
-_OF_TRAINING = _set(
+_OF_TRAINING = set_of(
     "train training loss losses ce ppl perplexity lm step epoch mean avg average final last smoothed"
 )
 
@@ -192,6 +199,8 @@ def bookkeeping(name: str) -> str | None:
         return "it is a tracker's range of another column"
     if re.fullmatch(r"unnamed: ?\d+|level_\d+|column ?\d+|\.\.\.\d+", name.lower()):
         return "it is an index that was saved with the table"
+    if len(found) > 1 and found[-1] in UNITS_OF and found[-2] in COUNTED:  # `params (M)`
+        found = found[:-1]
     last = next((word for word in reversed(found) if not word.isdigit() and word != "none"), found[-1])
     end = tuple(found[-2:])
     # `val_loss_step`, `val_loss_epoch` and `loss_seed_1` are losses
