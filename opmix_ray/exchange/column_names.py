@@ -87,11 +87,6 @@ COUNTS = set_of(
     "threads created started finished updated round rounds repeat replicate group fold"
 )
 AREAS = set_of("config cfg hparams hyperparameters hyperparams args params system sys wandb tags meta")
-# States of a run, as trackers write them, that is not done or did not come to its end.
-FAILED = set_of(
-    "failed failure fail crashed crash killed error errored diverged oom timeout timed_out cancelled canceled aborted "
-    "preempted preempting interrupted stopped running queued pending scheduled"
-)
 # Words written as one: `exactmatch`, `f1score`, `webacc`, `errorrate`, `valloss`.
 _JOINED_UP = re.compile(
     r"(acc|accnorm|accuracy|accuracies|scores?|rewards?|recall|precision|bleu|rouge[12l]?|chrf|bertscore|auc|auroc|mcc|f1|"
@@ -224,18 +219,13 @@ def counts(name: str) -> bool:
     )
 
 
-def unfinished(table: CsvTable, place: int) -> str | None:
-    """What a row's column of states says, where that is no run that came to its end."""
-    for name, cell in zip(table.header, table.rows[place], strict=True):
-        if words(name)[-1:] in STATES and cell.strip().lower() in FAILED:
-            return f"its `{name}` is {cell}"
-    return None
-
-
 KEYS = (("run", "run_id"), ("index",), ("name",))  # what rows are joined by, the best first
 RUN_NAMES = {name for group in KEYS for name in group}
 STATES = (["state"], ["status"])  # last words of a column of states
 SEEDS = frozenset(["seed", "seeds", "replicate", "repeat", "repetition"])  # last words of their columns
+MODELS = set_of(
+    "model size sizes scale arch architecture params parameters backbone"
+)  # of columns of model sizes
 RUN_WORDS = (["run"], ["run", "id"], ["run", "name"])  # the same in other spellings: `Run ID`
 
 
@@ -318,35 +308,77 @@ def wide(table: CsvTable) -> CsvTable:
     """A table with a line for every run and domain, or run and metric, as one with a line a run; others as they are.
 
     One column names the runs, several times each; columns of words tell the lines of a run apart; one holds numbers.
+    Seeds and model sizes of a run stay lines of their own, and what is the same in all lines of a run stays a column.
+
+    Raises:
+        UserError: two lines are the same, or several columns of numbers could be meant.
     """
-    key = next((n for n in table.header if n.lower() in RUN_NAMES or words(n) in RUN_WORDS), None)
-    if key is None or not 1 < len(set(table.column(key))) < len(table.rows):
+    keys = [name for group in KEYS for name in table.header if name.lower() in group]
+    keys += [name for name in table.header if words(name) in RUN_WORDS and name not in keys]
+    key = next((name for name in keys if 1 < len(set(table.column(name))) < len(table.rows)), None)
+    if key is None:
         return table
-    texts = [n for n in table.header if n != key and table.is_text(n) and words(n)[-1:] not in STATES]
-    kinds = [
-        name for name in texts
-        if len(set(table.column(name))) < len(table.rows) / 2
-        and not all(map(read_count, table.column(name)))  # model sizes: `70M`
+    cells = {name: table.column(name) for name in table.header}
+
+    def differs(name: str, within: Sequence[str]) -> bool:
+        groups = list(zip(*(cells[each] for each in within), strict=True))
+        return len(set(zip(groups, cells[name], strict=True))) > len(set(groups))
+
+    others = [n for n in table.header if n != key and words(n)[-1:] not in STATES and differs(n, [key])]
+    texts = [name for name in others if table.is_text(name)]
+    seeds = [name for name in others if words(name)[-1:] and words(name)[-1] in SEEDS]
+    sized = [
+        name for name in others
+        if name not in seeds and (MODELS & set(words(name)) or (name in texts and all(map(read_count, cells[name]))))
     ]  # fmt: skip
-    numbers = [n for n in table.header if n != key and n not in texts and n.lower() not in RUN_NAMES]
-    held = [n for n in numbers if not bookkeeping(n)] or numbers
-    if not kinds or len(held) != 1:
-        return table
-    runs, lines = table.column(key), table.column(held[0])
-    ends = [f"/{held[0]}" if is_metric(held[0]) else ""] * len(lines)
-    named = [
-        "/".join(cells) + end
-        for *cells, end in zip(*(table.column(kind) for kind in kinds), ends, strict=True)
+    kinds = [n for n in texts if n not in [*seeds, *sized] and len(set(cells[n])) < len(table.rows) / 2]
+    apart = [key, *seeds, *(n for n in sized if all(differs(n, [kind]) for kind in kinds))]
+    runs = list(zip(*(cells[name] for name in apart), strict=True))
+    kinds = [name for name in kinds if differs(name, apart)]
+    numbers = [
+        n for n in others if n not in [*texts, *apart] and n.lower() not in RUN_NAMES and differs(n, apart)
     ]
-    if len(set(zip(runs, named, strict=True))) < len(lines):
+    held = [name for name in numbers if not bookkeeping(name)] or numbers
+    if not kinds or not held or len(set(runs)) == len(runs):
         return table
-    header, order = list(dict.fromkeys(named)), list(dict.fromkeys(runs))
-    found = {pair: cell for pair, cell in zip(zip(runs, named, strict=True), lines, strict=True)}
-    rows = [[run, *(found.get((run, name), "") for name in header)] for run in order]
-    first = [table.lines[runs.index(run)] for run in order]
+    lines = list(zip(runs, zip(*(cells[kind] for kind in kinds), strict=True), strict=True))
+    if len(set(lines)) < len(lines):
+        if len(held) > 1:
+            return table
+        first_of: dict[object, int] = {}
+        place = next(place for place, line in enumerate(lines) if first_of.setdefault(line, place) != place)
+        raise UserError(
+            f"lines {table.lines[first_of[lines[place]]]} and {table.lines[place]} both hold "
+            f"`{'/'.join(lines[place][1])}` of one run", file=table.path, key=key, value=runs[place][0],
+            remedy="keep one of them, or tell them apart by a column `seed`",
+        )  # fmt: skip
+    if len(held) > 1 and not all(map(is_metric, held)):
+        raise UserError(
+            f"has a line for every run and `{kinds[0]}`, and several columns of numbers: "
+            + ", ".join(f"`{name}`" for name in held), file=table.path, remedy="keep one of them",
+        )  # fmt: skip
+    found = {
+        (run, "/".join([*kind, *([name] if is_metric(name) else [])])): cells[name][place]
+        for place, (run, kind) in enumerate(lines) for name in held
+    }  # fmt: skip
+    header = list(dict.fromkeys(name for _, name in found))
+    kept = [
+        n for n in table.header if n not in [key, *kinds, *header] and (n in apart or not differs(n, apart))
+    ]
+    first = {run: place for place, run in reversed(list(enumerate(runs)))}
+    order = list(dict.fromkeys(runs))
+    rows = [
+        [
+            run[0],
+            *(cells[name][first[run]] for name in kept),
+            *(found.get((run, name), "") for name in header),
+        ]
+        for run in order
+    ]
     told = " and ".join(f"`{kind}`" for kind in kinds)
     note = f"{table.path.name} has several lines a run: they were put side by side by {told}"
-    return replace(table, header=[key, *header], rows=rows, lines=first, notes=[*table.notes, note])
+    starts = [table.lines[first[run]] for run in order]
+    return replace(table, header=[key, *kept, *header], rows=rows, lines=starts, notes=[*table.notes, note])
 
 
 def by_seed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
@@ -442,17 +474,3 @@ def one_file(first: CsvTable, second: CsvTable) -> bool:
         return first.path.samefile(second.path)
     except OSError:  # gone since it was read, or not a local one
         return first.path == second.path
-
-
-def not_in(run: str, others: Sequence[str], table: CsvTable) -> str:
-    """That a run is missing in a file, and which name there only looks alike."""
-    alike = [other for other in others if other != run and _looks(other) == _looks(run)]
-    hint = f" (`{alike[0]}` there is another name)" if alike else ""
-    return f"not in {table.path.name}{hint}"
-
-
-def _looks(run: str) -> str | float:
-    try:
-        return float(run)
-    except ValueError:
-        return run.strip().lower()

@@ -19,15 +19,23 @@ import numpy as np
 
 from opmix_ray.errors import UserError, nearest
 from opmix_ray.exchange.column_names import (
+    STATES,
     benchmark_rates,
     bookkeeping,
     counts,
     is_higher_better,
     is_metric,
     is_training_loss,
+    set_of,
+    words,
 )
 from opmix_ray.exchange.csv_table import CsvTable, is_missing
 
+# States of a run, as trackers write them, that is not done or did not come to its end.
+FAILED = set_of(
+    "failed failure fail crashed crash killed error errored diverged oom timeout timed_out cancelled canceled aborted "
+    "preempted preempting interrupted stopped running queued pending scheduled"
+)
 METADATA = frozenset({"run", "run_id", "name", "index", "", "unnamed: 0"})
 MOST_ROUNDING = 0.05  # of a row's sum, however many domains there are
 ROUNDING = 0.01 + 1e-9  # how far a row's sum may be from 1 and still be a mixture with rounded shares
@@ -273,6 +281,28 @@ def hold_shares(table: CsvTable) -> bool:
     columns = [table.numbers(name) for name in table.header if not table.is_text(name)]
     sums = np.array([sum(cell or 0.0 for cell in row) for row in zip(*columns, strict=True)])
     return len(sums) > 0 and bool(((np.abs(sums - 1) < 0.02) | (np.abs(sums - 100) < 2)).all())
+
+
+def unfinished(table: CsvTable, place: int) -> str | None:
+    """What a row's column of states says, where that is no run that came to its end."""
+    for name, cell in zip(table.header, table.rows[place], strict=True):
+        if words(name)[-1:] in STATES and cell.strip().lower() in FAILED:
+            return f"its `{name}` is {cell}"
+    return None
+
+
+def not_in(run: str, others: Sequence[str], table: CsvTable) -> str:
+    """That a run is missing in a file, and which name there only looks alike."""
+    alike = [other for other in others if other != run and _looks(other) == _looks(run)]
+    hint = f" (`{alike[0]}` there is another name)" if alike else ""
+    return f"not in {table.path.name}{hint}"
+
+
+def _looks(run: str) -> str | float:
+    try:
+        return float(run)
+    except ValueError:
+        return run.strip().lower()
 
 
 def _asked(table: CsvTable, wanted: Sequence[str], key: str) -> Taken:

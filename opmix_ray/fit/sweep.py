@@ -18,11 +18,9 @@ from opmix_ray.exchange.column_names import (
     by_seed,
     join_columns,
     keyed,
-    not_in,
     one_file,
     partners,
     run_names,
-    unfinished,
     wide,
 )  # fmt: skip
 from opmix_ray.exchange.columns import (
@@ -31,8 +29,10 @@ from opmix_ray.exchange.columns import (
     Taken,
     hold_shares,
     metric_columns,
+    not_in,
     rounding,
     share_columns,
+    unfinished,
 )
 from opmix_ray.exchange.csv_table import CsvTable, plain, read_csv
 from opmix_ray.fit.sizes import Scales, SizeColumns, take_sizes
