@@ -16,44 +16,57 @@ from opmix_ray.errors import UserError
 from opmix_ray.exchange.csv_table import CsvTable, plain, read_count
 
 
-def _set(text: str) -> frozenset[str]:
+def set_of(text: str) -> frozenset[str]:
+    """Words, separated by spaces."""
     return frozenset(text.split())
 
 
 # Words of metrics that are better when higher, and when lower; the lower ones decide where both occur.
-HIGHER = _set(
+HIGHER = set_of(
     "acc accuracy accuracies f1 bleu sacrebleu rouge rouge1 rouge2 rougel rougelsum em match score scores reward "
     "rewards return returns precision recall auc auroc auprc roc mcc chrf meteor bertscore comet ndcg mrr pass win "
     "wins winrate elo correct solved success likelihood loglikelihood logprob logprobs logp correlation corr "
     "pearson spearman kendall kappa r2 iou dice psnr ssim hit hits agreement rating ratings utility bleurt mauve "
     "passed resolved points ap rr quality top1 top5 top10 mc1 mc2"
 )
-LOWER = _set(
+LOWER = set_of(
     "loss losses lossy ppl perplexity perplexities bpb bpc bpt bpw bits nats nll nllh ce xent entropy crossentropy "
     "error errors err wer cer ter mse rmse mae brier ece kl regret fid divergence toxicity negative neg minus mape "
     "surprisal deviance cost"
 )
 # Benchmarks, whose names say no direction: what is measured on them is mostly a rate of right answers.
-BENCHMARKS = _set(
+BENCHMARKS = set_of(
     "mmlu mmlupro cmmlu hellaswag arc winogrande piqa boolq gsm8k gsm humaneval mbpp truthfulqa triviaqa naturalqs nq "
     "openbookqa obqa siqa socialiqa csqa commonsenseqa sciq race squad drop coqa lambada bbh agieval gpqa ifeval "
     "copa rte wic wsc cb mrpc qqp sst mnli qnli cola glue superglue math aime svamp mathqa medqa medmcqa pubmedqa "
     "logiqa ceval mgsm xnli xcopa quac hotpotqa musr bench benchmark benchmarks mtbench alpacaeval arena livecodebench"
 )
+# Those with a few answers to choose from: by chance already more than 8 % are right.
+OF_CHOICE = set_of(
+    "mmlu cmmlu hellaswag arc winogrande piqa boolq openbookqa obqa siqa socialiqa csqa commonsenseqa sciq race "
+    "agieval gpqa copa rte wic wsc cb mrpc qqp sst mnli qnli glue superglue medqa medmcqa pubmedqa logiqa ceval "
+    "xnli xcopa"
+)
 BENCHMARK_PAIRS = frozenset(
     {("human", "eval"), ("alpaca", "eval"), ("trivia", "qa"), ("natural", "questions")}
 )
 # Last words of columns that book what a run was, whatever their values.
-BOOKKEEPING = _set(
+BOOKKEEPING = set_of(
     "seed seeds rng step steps epoch epochs iteration iterations iter iters lr runtime timestamp walltime "
     "throughput flops tflops flop mfu warmup dropout uid uuid seconds secs elapsed eta stderr bsz momentum beta1 "
     "beta2 fewshot wd ckpt pid gpus cpus devices nodes bootstrap params parameters time hours minutes duration "
     "date price std sem variance var flos kwh usd eur coef coeff coefficient weight eps epsilon decay smoothing "
     "clip clipping temperature util utilization utilisation alpha beta gamma lambda tau theta sigma sec scale "
-    "gb mb gib mib"
+    "gb mb gib mib nparams numparams ntokens numtokens"
 )
+UNITS_OF = {  # words that end a name, or begin it, and say what its numbers count
+    **dict.fromkeys(set_of("k thousand thousands"), 1e3),
+    **dict.fromkeys(set_of("m mm mio million millions"), 1e6),
+    **dict.fromkeys(set_of("b bn billion billions"), 1e9),
+}
+COUNTED = set_of("size sizes params param parameters parameter nparams numparams tokens model scale")
 # Words and pairs of words that say the same wherever they stand in a name without a word of a metric.
-ANYWHERE = _set("seed rng lr flops tflops flos warmup dropout runtime timestamp mfu tokens throughput")
+ANYWHERE = set_of("seed rng lr flops tflops flos warmup dropout runtime timestamp mfu tokens throughput")
 PAIRS = frozenset(
     {
         ("learning", "rate"), ("dropout", "rate"), ("sampling", "rate"), ("grad", "norm"), ("gradient", "norm"),
@@ -67,21 +80,26 @@ PAIRS = frozenset(
     }
 )  # fmt: skip
 # Last words of columns that are bookkeeping where they hold whole numbers.
-COUNTS = _set(
+COUNTS = set_of(
     "token tokens size sizes batch bs memory mem gpu cpu device node rank id ids "
     "idx index n row rows trial number no nr num count counts version port job attempt layers heads depth width dim "
     "hidden vocab length len context examples samples documents docs shot shots cost checkpoint workers "
     "threads created started finished updated round rounds repeat replicate group fold"
 )
-AREAS = _set("config cfg hparams hyperparameters hyperparams args params system sys wandb tags meta")
-# States of a run, as trackers write them, that is not done or did not come to its end.
-FAILED = _set(
-    "failed failure fail crashed crash killed error errored diverged oom timeout timed_out cancelled canceled aborted "
-    "preempted preempting interrupted stopped running queued pending scheduled"
+AREAS = set_of("config cfg hparams hyperparameters hyperparams args params system sys wandb tags meta")
+# Words written as one: `exactmatch`, `f1score`, `webacc`, `errorrate`, `valloss`.
+_JOINED_UP = re.compile(
+    r"(acc|accnorm|accuracy|accuracies|scores?|rewards?|recall|precision|bleu|rouge[12l]?|chrf|bertscore|auc|auroc|mcc|f1|"
+    r"(exact|quasi|prefix|string|fuzzy)_?match(es|ed)?|(pass|win|match|hit|success|solve|solved|answer|accept\w*)rates?|"
+    r"^(pass|hits?|recall|precision|ndcg|top|mrr|bleu|map)(at)?(k|\d+))$"
 )
-MOST_ROUNDING = 0.05  # of a row's sum, however many domains there are
+_JOINED_DOWN = re.compile(
+    r"((error|err|fail|failure|miss|mismatch|loss|toxic\w*|halluc\w*|refusal)rates?|mismatch(es)?|"
+    r"(?<=..)(ppl|nll|bpb|perplexity|entropy|error|errors)|(?<=[a-z]{3})loss(es)?)$"
+)
+_NOT = re.compile(r"^(in|un|non|mis|dis)(acc|match|correct)")
 _CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_MARKS = re.compile(r"[^0-9A-Za-z]+")
+_MARKS = re.compile(r"[\W_]+")  # letters of any script are no marks
 
 
 def words(name: str) -> list[str]:
@@ -89,36 +107,56 @@ def words(name: str) -> list[str]:
     return [word.lower() for word in _MARKS.split(_CAPITALS.sub(" ", name)) if word]
 
 
+def _ways(name: str) -> tuple[bool, bool]:
+    """Whether a word of the name is one of a metric that is better when higher, and when lower."""
+    found = words(name)
+    up = any(word in HIGHER or (_JOINED_UP.search(word) and not _NOT.match(word)) for word in found)
+    return up, any(word in LOWER or _JOINED_DOWN.search(word) or _NOT.match(word) for word in found)
+
+
 def is_metric(name: str) -> bool:
     """Whether a word of the name is one of a metric."""
-    return bool(set(words(name)) & (HIGHER | LOWER))
+    return any(_ways(name))
 
 
 def is_higher_better(name: str) -> bool:
     """Whether the name says so: an accuracy, a score, a reward, and no word of a loss."""
-    found = set(words(name))
-    return bool(found & HIGHER) and not found & LOWER
+    up, down = _ways(name)
+    return up and not down
 
 
 def is_benchmark(name: str) -> bool:
     """Whether the name is one of a benchmark and says no direction."""
     found = words(name)
-    inside = bool(set(found) & BENCHMARKS or set(pairwise(found)) & BENCHMARK_PAIRS)
-    return inside and not set(found) & (HIGHER | LOWER)
+    inside = set(found) & BENCHMARKS or set(pairwise(found)) & BENCHMARK_PAIRS
+    return bool(inside) and not is_metric(name)
 
 
-def benchmark_rates(metric_names: Sequence[str], metrics: np.ndarray) -> list[str]:
-    """Metrics called after benchmarks, where the values of all of these are rates and no losses.
+def benchmark_rates(metric_names: Sequence[str], metrics: np.ndarray) -> tuple[list[str], list[str]]:
+    """Metrics called after benchmarks: those whose values are rates, and those of which these do not tell.
 
-    Rates lie within 0 to 1, or to 100; a loss or bits per byte is hardly above 20, and on some benchmark above 1.
+    Rates lie within 0 to 1, or reach beyond 20 up to 100. A loss or bits per byte is hardly above 8. That is less than
+    chance where there are answers to choose from, so these are losses between 1 and 8; where three of them are, the
+    other benchmarks up to 8 are losses too.
     """
-    places = [place for place, name in enumerate(metric_names) if is_benchmark(name)]
-    known = metrics[:, places][np.isfinite(metrics[:, places])]
-    rate = len(known) > 0 and known.min() >= 0 and (known.max() <= 1 or 20 < known.max() <= 100)
-    return [metric_names[place] for place in places] if rate else []
+    rates, doubtful, losses = list[str](), list[str](), 0
+    for place, name in enumerate(metric_names):
+        known = metrics[:, place][np.isfinite(metrics[:, place])]
+        if not len(known) or not is_benchmark(name):
+            continue
+        if known.min() >= 0 and (known.max() <= 1 or 20 < known.max() <= 100):
+            rates.append(name)
+        elif known.min() > 0 and known.max() <= 8 and set(words(name)) & OF_CHOICE:
+            losses += 1
+        else:
+            doubtful.append(name)
+    if losses >= 3 and not rates:
+        at = {name: metrics[:, place] for place, name in enumerate(metric_names)}
+        doubtful = [name for name in doubtful if np.nanmin(at[name]) <= 0 or np.nanmax(at[name]) > 8]
+    return rates, doubtful
 
 
-_OF_TRAINING = _set(
+_OF_TRAINING = set_of(
     "train training loss losses ce ppl perplexity lm step epoch mean avg average final last smoothed"
 )
 
@@ -131,7 +169,7 @@ def is_training_loss(name: str) -> bool:
 
 def unsaid_notes(metric_names: Sequence[str], maximised: Collection[str]) -> list[str]:
     """Of which metrics lower was taken to be better although their names do not say so."""
-    unsaid = [n for n in metric_names if n not in maximised and not set(words(n)) & LOWER]
+    unsaid = [n for n in metric_names if n not in maximised and not _ways(n)[1]]
     if not unsaid:
         return []
     more = f" and {len(unsaid) - 3} more" if len(unsaid) > 3 else ""
@@ -144,8 +182,10 @@ def bookkeeping(name: str) -> str | None:
     found = words(name)
     if name.startswith("_"):
         return "names that begin with _ are a tracker's own"
-    if not found:
+    if not name.strip():
         return "it has no name"
+    if not found:
+        return None
     if found[0] in AREAS and len(found) > 1:
         return f"`{found[0]}` holds a run's settings"
     if re.search(r"[./]", name) and (area := next((w for w in found[:-1] if w in AREAS), None)):
@@ -154,6 +194,8 @@ def bookkeeping(name: str) -> str | None:
         return "it is a tracker's range of another column"
     if re.fullmatch(r"unnamed: ?\d+|level_\d+|column ?\d+|\.\.\.\d+", name.lower()):
         return "it is an index that was saved with the table"
+    if len(found) > 1 and found[-1] in UNITS_OF and found[-2] in COUNTED:  # `params (M)`
+        found = found[:-1]
     last = next((word for word in reversed(found) if not word.isdigit() and word != "none"), found[-1])
     end = tuple(found[-2:])
     # `val_loss_step`, `val_loss_epoch` and `loss_seed_1` are losses
@@ -177,27 +219,13 @@ def counts(name: str) -> bool:
     )
 
 
-def rounding(numbers: np.ndarray, sums: np.ndarray) -> float:
-    """How far from 1 the sum of a row may be for the rounding of its shares, from (N, D) as they are written."""
-    known, domains = numbers[np.isfinite(numbers)], numbers.shape[1]
-    known = known / (100 if len(sums) and np.median(sums) > 50 else 1)
-    steps = (10.0**-k for k in range(1, 6))
-    step = next((step for step in steps if np.allclose(known / step, np.round(known / step), atol=1e-6)), 0.0)
-    return min(domains / 2 * step, 1.2 * domains**0.5 * step, MOST_ROUNDING)
-
-
-def unfinished(table: CsvTable, place: int) -> str | None:
-    """What a row's column of states says, where that is no run that came to its end."""
-    for name, cell in zip(table.header, table.rows[place], strict=True):
-        if words(name)[-1:] in STATES and cell.strip().lower() in FAILED:
-            return f"its `{name}` is {cell}"
-    return None
-
-
 KEYS = (("run", "run_id"), ("index",), ("name",))  # what rows are joined by, the best first
 RUN_NAMES = {name for group in KEYS for name in group}
 STATES = (["state"], ["status"])  # last words of a column of states
 SEEDS = frozenset(["seed", "seeds", "replicate", "repeat", "repetition"])  # last words of their columns
+MODELS = set_of(
+    "model size sizes scale arch architecture params parameters backbone"
+)  # of columns of model sizes
 RUN_WORDS = (["run"], ["run", "id"], ["run", "name"])  # the same in other spellings: `Run ID`
 
 
@@ -280,35 +308,77 @@ def wide(table: CsvTable) -> CsvTable:
     """A table with a line for every run and domain, or run and metric, as one with a line a run; others as they are.
 
     One column names the runs, several times each; columns of words tell the lines of a run apart; one holds numbers.
+    Seeds and model sizes of a run stay lines of their own, and what is the same in all lines of a run stays a column.
+
+    Raises:
+        UserError: two lines are the same, or several columns of numbers could be meant.
     """
-    key = next((n for n in table.header if n.lower() in RUN_NAMES or words(n) in RUN_WORDS), None)
-    if key is None or not 1 < len(set(table.column(key))) < len(table.rows):
+    keys = [name for group in KEYS for name in table.header if name.lower() in group]
+    keys += [name for name in table.header if words(name) in RUN_WORDS and name not in keys]
+    key = next((name for name in keys if 1 < len(set(table.column(name))) < len(table.rows)), None)
+    if key is None:
         return table
-    texts = [n for n in table.header if n != key and table.is_text(n) and words(n)[-1:] not in STATES]
-    kinds = [
-        name for name in texts
-        if len(set(table.column(name))) < len(table.rows) / 2
-        and not all(map(read_count, table.column(name)))  # model sizes: `70M`
+    cells = {name: table.column(name) for name in table.header}
+
+    def differs(name: str, within: Sequence[str]) -> bool:
+        groups = list(zip(*(cells[each] for each in within), strict=True))
+        return len(set(zip(groups, cells[name], strict=True))) > len(set(groups))
+
+    others = [n for n in table.header if n != key and words(n)[-1:] not in STATES and differs(n, [key])]
+    texts = [name for name in others if table.is_text(name)]
+    seeds = [name for name in others if words(name)[-1:] and words(name)[-1] in SEEDS]
+    sized = [
+        name for name in others
+        if name not in seeds and (MODELS & set(words(name)) or (name in texts and all(map(read_count, cells[name]))))
     ]  # fmt: skip
-    numbers = [n for n in table.header if n != key and n not in texts and n.lower() not in RUN_NAMES]
-    held = [n for n in numbers if not bookkeeping(n)] or numbers
-    if not kinds or len(held) != 1:
-        return table
-    runs, lines = table.column(key), table.column(held[0])
-    ends = [f"/{held[0]}" if is_metric(held[0]) else ""] * len(lines)
-    named = [
-        "/".join(cells) + end
-        for *cells, end in zip(*(table.column(kind) for kind in kinds), ends, strict=True)
+    kinds = [n for n in texts if n not in [*seeds, *sized] and len(set(cells[n])) < len(table.rows) / 2]
+    apart = [key, *seeds, *(n for n in sized if all(differs(n, [kind]) for kind in kinds))]
+    runs = list(zip(*(cells[name] for name in apart), strict=True))
+    kinds = [name for name in kinds if differs(name, apart)]
+    numbers = [
+        n for n in others if n not in [*texts, *apart] and n.lower() not in RUN_NAMES and differs(n, apart)
     ]
-    if len(set(zip(runs, named, strict=True))) < len(lines):
+    held = [name for name in numbers if not bookkeeping(name)] or numbers
+    if not kinds or not held or len(set(runs)) == len(runs):
         return table
-    header, order = list(dict.fromkeys(named)), list(dict.fromkeys(runs))
-    found = {pair: cell for pair, cell in zip(zip(runs, named, strict=True), lines, strict=True)}
-    rows = [[run, *(found.get((run, name), "") for name in header)] for run in order]
-    first = [table.lines[runs.index(run)] for run in order]
+    lines = list(zip(runs, zip(*(cells[kind] for kind in kinds), strict=True), strict=True))
+    if len(set(lines)) < len(lines):
+        if len(held) > 1:
+            return table
+        first_of: dict[object, int] = {}
+        place = next(place for place, line in enumerate(lines) if first_of.setdefault(line, place) != place)
+        raise UserError(
+            f"lines {table.lines[first_of[lines[place]]]} and {table.lines[place]} both hold "
+            f"`{'/'.join(lines[place][1])}` of one run", file=table.path, key=key, value=runs[place][0],
+            remedy="keep one of them, or tell them apart by a column `seed`",
+        )  # fmt: skip
+    if len(held) > 1 and not all(map(is_metric, held)):
+        raise UserError(
+            f"has a line for every run and `{kinds[0]}`, and several columns of numbers: "
+            + ", ".join(f"`{name}`" for name in held), file=table.path, remedy="keep one of them",
+        )  # fmt: skip
+    found = {
+        (run, "/".join([*kind, *([name] if is_metric(name) else [])])): cells[name][place]
+        for place, (run, kind) in enumerate(lines) for name in held
+    }  # fmt: skip
+    header = list(dict.fromkeys(name for _, name in found))
+    kept = [
+        n for n in table.header if n not in [key, *kinds, *header] and (n in apart or not differs(n, apart))
+    ]
+    first = {run: place for place, run in reversed(list(enumerate(runs)))}
+    order = list(dict.fromkeys(runs))
+    rows = [
+        [
+            run[0],
+            *(cells[name][first[run]] for name in kept),
+            *(found.get((run, name), "") for name in header),
+        ]
+        for run in order
+    ]
     told = " and ".join(f"`{kind}`" for kind in kinds)
     note = f"{table.path.name} has several lines a run: they were put side by side by {told}"
-    return replace(table, header=[key, *header], rows=rows, lines=first, notes=[*table.notes, note])
+    starts = [table.lines[first[run]] for run in order]
+    return replace(table, header=[key, *kept, *header], rows=rows, lines=starts, notes=[*table.notes, note])
 
 
 def by_seed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
@@ -404,24 +474,3 @@ def one_file(first: CsvTable, second: CsvTable) -> bool:
         return first.path.samefile(second.path)
     except OSError:  # gone since it was read, or not a local one
         return first.path == second.path
-
-
-def not_in(run: str, others: Sequence[str], table: CsvTable) -> str:
-    """That a run is missing in a file, and which name there only looks alike."""
-    alike = [other for other in others if other != run and _looks(other) == _looks(run)]
-    hint = f" (`{alike[0]}` there is another name)" if alike else ""
-    return f"not in {table.path.name}{hint}"
-
-
-def _looks(run: str) -> str | float:
-    try:
-        return float(run)
-    except ValueError:
-        return run.strip().lower()
-
-
-def hold_shares(table: CsvTable) -> bool:
-    """Whether the rows of a table are mixtures: its numbers sum to 1 or 100."""
-    columns = [table.numbers(name) for name in table.header if not table.is_text(name)]
-    sums = np.array([sum(cell or 0.0 for cell in row) for row in zip(*columns, strict=True)])
-    return len(sums) > 0 and bool(((np.abs(sums - 1) < 0.02) | (np.abs(sums - 100) < 2)).all())

@@ -19,16 +19,25 @@ import numpy as np
 
 from opmix_ray.errors import UserError, nearest
 from opmix_ray.exchange.column_names import (
+    STATES,
     benchmark_rates,
     bookkeeping,
     counts,
     is_higher_better,
     is_metric,
     is_training_loss,
+    set_of,
+    words,
 )
 from opmix_ray.exchange.csv_table import CsvTable, is_missing
 
+# States of a run, as trackers write them, that is not done or did not come to its end.
+FAILED = set_of(
+    "failed failure fail crashed crash killed error errored diverged oom timeout timed_out cancelled canceled aborted "
+    "preempted preempting interrupted stopped running queued pending scheduled"
+)
 METADATA = frozenset({"run", "run_id", "name", "index", "", "unnamed: 0"})
+MOST_ROUNDING = 0.05  # of a row's sum, however many domains there are
 ROUNDING = 0.01 + 1e-9  # how far a row's sum may be from 1 and still be a mixture with rounded shares
 JUDGED = 5  # runs from which values alone say that a column is no metric
 SETTING = 4  # runs per value from which a column is a setting
@@ -258,6 +267,44 @@ def mixtures(sums: np.ndarray) -> np.ndarray:
     return (np.abs(sums - 1) <= ROUNDING) | (np.abs(sums - 100) <= 100 * ROUNDING)
 
 
+def rounding(numbers: np.ndarray, sums: np.ndarray) -> float:
+    """How far from 1 the sum of a row may be for the rounding of its shares, from (N, D) as they are written."""
+    known, domains = numbers[np.isfinite(numbers)], numbers.shape[1]
+    known = known / (100 if len(sums) and np.median(sums) > 50 else 1)
+    steps = (10.0**-k for k in range(1, 6))
+    step = next((step for step in steps if np.allclose(known / step, np.round(known / step), atol=1e-6)), 0.0)
+    return min(domains / 2 * step, 1.2 * domains**0.5 * step, MOST_ROUNDING)
+
+
+def hold_shares(table: CsvTable) -> bool:
+    """Whether the rows of a table are mixtures: its numbers sum to 1 or 100."""
+    columns = [table.numbers(name) for name in table.header if not table.is_text(name)]
+    sums = np.array([sum(cell or 0.0 for cell in row) for row in zip(*columns, strict=True)])
+    return len(sums) > 0 and bool(((np.abs(sums - 1) < 0.02) | (np.abs(sums - 100) < 2)).all())
+
+
+def unfinished(table: CsvTable, place: int) -> str | None:
+    """What a row's column of states says, where that is no run that came to its end."""
+    for name, cell in zip(table.header, table.rows[place], strict=True):
+        if words(name)[-1:] in STATES and cell.strip().lower() in FAILED:
+            return f"its `{name}` is {cell}"
+    return None
+
+
+def not_in(run: str, others: Sequence[str], table: CsvTable) -> str:
+    """That a run is missing in a file, and which name there only looks alike."""
+    alike = [other for other in others if other != run and _looks(other) == _looks(run)]
+    hint = f" (`{alike[0]}` there is another name)" if alike else ""
+    return f"not in {table.path.name}{hint}"
+
+
+def _looks(run: str) -> str | float:
+    try:
+        return float(run)
+    except ValueError:
+        return run.strip().lower()
+
+
 def _asked(table: CsvTable, wanted: Sequence[str], key: str) -> Taken:
     names = choose(wanted, table.header, table.path, key)
     for name in names:
@@ -311,26 +358,45 @@ def maximised(
             value=both[0],
             remedy="name it with one of the two",
         )
-    rates = benchmark_rates(metric_names, metrics)
-    unsaid = [n for n in metric_names if (is_higher_better(n) or n in rates) and n not in up | down]
-    deciding = unsaid if decides is None else [name for name in unsaid if name in decides]
+    rates, doubtful = benchmark_rates(metric_names, metrics)
+    asked = [
+        n for n in metric_names if (is_higher_better(n) or n in rates or n in doubtful) and n not in up | down
+    ]
+    deciding = asked if decides is None else [name for name in asked if name in decides]
     if deciding and ask is None:
-        more = f" and {len(deciding) - SHOWN} more" if len(deciding) > SHOWN else ""
-        said = ", ".join(f"`{name}`" for name in deciding[:SHOWN])
-        options = " ".join(f"--maximise '{name}'" for name in deciding[:SHOWN])
-        raise UserError(
-            f"{said}{more}: by {'its name' if len(deciding) == 1 else 'their names'} higher is better, and metrics "
-            "are minimised",
-            file=file,
-            key=deciding[0],
-            remedy=f"give {options}, or --minimise where lower is better (both take patterns, such as '*acc*')",
-        )
+        raise _unsaid(deciding, doubtful, file)
     for name in deciding:
         assert ask is not None
         if ask(f"`{name}`: is higher better?"):
             up.add(name)
-    up.update(name for name in unsaid if name not in deciding)
+    up.update(name for name in asked if name not in deciding and name not in doubtful)
     return {name: _top(metrics[:, place]) for place, name in enumerate(metric_names) if name in up}
+
+
+def _unsaid(deciding: Sequence[str], doubtful: Sequence[str], file: object) -> UserError:
+    """That nobody has said which way these metrics are better."""
+
+    def listed(names: Sequence[str]) -> str:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return ", ".join(f"`{name}`" for name in names[:SHOWN]) + more
+
+    higher = [name for name in deciding if name not in doubtful]
+    open_ = [name for name in deciding if name in doubtful]
+    said = []
+    if higher:
+        names = "its name" if len(higher) == 1 else "their names"
+        said.append(f"{listed(higher)}: by {names} higher is better, and metrics are minimised")
+    if open_:
+        said.append(
+            f"{listed(open_)}: neither name nor values say whether higher is better, as for per cent, or lower"
+        )
+    options = " ".join(f"--maximise '{name}'" for name in deciding[:SHOWN])
+    return UserError(
+        "; ".join(said),
+        file=file,
+        key=deciding[0],
+        remedy=f"give {options}, or --minimise where lower is better (both take patterns, such as '*acc*')",
+    )
 
 
 def _top(values: np.ndarray) -> float:

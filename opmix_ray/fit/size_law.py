@@ -222,7 +222,7 @@ def for_target(sweep: Sweep, target: Scale) -> Sweep:
     enough &= np.array([values[rows].any(axis=0) for rows in groups[1:]]).all(axis=0)
     if not enough.any():
         raise UserError(
-            "no metric was measured at every size", key="--target-size", value=target.words(),
+            "no metric was measured at every size", key=target.key, value=target.words(),
             remedy="leave out the rows of sizes without it",
         )  # fmt: skip
     used = np.isin(np.arange(len(sweep.runs)), np.concatenate(groups)) & values[:, enough].any(axis=1)

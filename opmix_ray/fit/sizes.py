@@ -7,14 +7,25 @@ less than 5 % are of one size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from opmix_ray.errors import UserError, nearest
-from opmix_ray.exchange.column_names import KEYS, one_file, words
-from opmix_ray.exchange.columns import Ask
+from opmix_ray.exchange.column_names import (
+    AREAS,
+    COUNTED,
+    KEYS,
+    RUN_WORDS,
+    UNITS_OF,
+    bookkeeping,
+    is_metric,
+    one_file,
+    set_of,
+    words,
+)
+from opmix_ray.exchange.columns import METADATA, Ask
 from opmix_ray.exchange.csv_table import CsvTable, is_missing, plain, read_count
 from opmix_ray.laws.fit import LEAST_ROWS
 
@@ -23,18 +34,42 @@ TREND = 3  # sizes from which a trend is read
 NONE = "none"  # as the name of a column: runs of all sizes are one sweep
 SHOWN = 6
 WHAT = {"size": "model sizes", "tokens": "numbers of tokens"}
-# Words of a column's name: one of the first is there, and no other than those of both.
+FAR = 1000  # times from all runs beyond which a target is a slip
+# Words of a column's name: one of the first is there, and no other than those of both, of settings and of units.
 NAMES = {
     "size": (
-        "size sizes params param parameters model",
-        "n num number of count non embedding total trainable name lm",
+        "size sizes params param parameters parameter model nparams numparams modelsize modelparams totalparams scale "
+        "arch architecture backbone",
+        "n num number of count non nonembedding embedding emb total trainable active name lm base type "
+        "variant family preset in network",
     ),
     "tokens": (
-        "tokens",
-        "n num number of count total train training trained seen consumed budget b bn m million "
-        "millions billion billions",
+        "tokens token ntokens numtokens traintokens totaltokens",
+        "n num number of count total train trained training seen consumed budget in",
     ),
 }
+UNSURE = {
+    "model",
+    "scale",
+    "arch",
+    "architecture",
+    "backbone",
+}  # alone these name sizes only by large numbers, or with a unit
+LARGE = 1e5
+LETTERS = {"size": "n", "tokens": "d"}  # of scaling laws
+# Names with these hold other things of which there may be 10M.
+OTHERS = set_of(
+    "batch vocab vocabulary token tokens context ctx seq sequence length len data dataset datasets corpus docs memory "
+    "documents examples samples mem gpu cache buffer budget flops step steps mix mixture domain source"
+)
+# Words of columns of an architecture: one of the first is there.
+SHAPE = (
+    set_of(
+        "layers layer nlayers nlayer depth width hidden dim dims dmodel dff embd embed embedding ff ffn mlp blocks "
+        "intermediate feedforward"
+    ),
+    set_of("n num number of d size sizes model emb transformer decoder encoder lm total"),
+)
 
 
 def count_words(value: float) -> str:
@@ -51,6 +86,7 @@ class Scale:
 
     size: float | None = None
     tokens: float | None = None
+    key: str = field(default="--target-size", compare=False)  # the option that asked for it
 
     def words(self) -> str:
         """For a person."""
@@ -79,7 +115,8 @@ class Scales:
 
     def of(self, index: np.ndarray) -> Scale:
         """Of runs that are of one size."""
-        return Scale(*(None if part is None else float(part[index[0]]) for part in (self.size, self.tokens)))
+        size, tokens = (None if part is None else float(part[index[0]]) for part in (self.size, self.tokens))
+        return Scale(size, tokens)
 
     def groups(self) -> list[np.ndarray]:
         """Places of the runs of every size, from the smallest."""
@@ -109,14 +146,21 @@ class Scales:
                 )  # fmt: skip
             if wanted is not None and own is not None:
                 close = float(own[np.abs(np.log(own / wanted)).argmin()])
-                wanted = close if max(close / wanted, wanted / close) <= SAME else wanted
+                away = max(close / wanted, wanted / close)
+                if away > FAR * SAME:
+                    raise UserError(
+                        f"is {away:.3g} times from all runs: {self.words()}", key=f"--target-{what}", value=asked,
+                        remedy=_slip(wanted, close),
+                    )  # fmt: skip
+                wanted = close if away <= SAME else wanted
             found.append(wanted)
         if found[0] is None and self.size is not None:
             found[0] = float(self.size.max())
         if found[1] is None and self.tokens is not None:
             there = np.full(len(self.tokens), True) if self.size is None else self.size == found[0]
             found[1] = float((self.tokens[there] if there.any() else self.tokens).max())
-        return Scale(*found)
+        other = self.size is None or (size is None and tokens is not None)
+        return Scale(found[0], found[1], "--target-tokens" if other else "--target-size")
 
     def is_there(self, target: Scale) -> bool:
         """Whether a run is of it."""
@@ -152,8 +196,9 @@ class Scales:
                 "add a run of that size",
             )
         if reason:
-            key = "--target-size" if self.size is not None else "--target-tokens"
-            raise UserError(f"{reason[0]}: {self.words()}", key=key, value=target.words(), remedy=reason[1])
+            raise UserError(
+                f"{reason[0]}: {self.words()}", key=target.key, value=target.words(), remedy=reason[1]
+            )
         others.sort(key=lambda rows: -float(np.abs(self.of(rows).log() - target.log()).sum()))
         most = max(range(len(others)), key=lambda place: len(others[place]))
         return [others.pop(most), *others, *own]
@@ -177,6 +222,15 @@ class Scales:
         ]
 
 
+def _slip(wanted: float, close: float) -> str:
+    """The remedy for a target far from all runs: mostly a unit was forgotten."""
+    meant = min((wanted * 1000.0**power for power in range(-3, 4)), key=lambda v: abs(np.log(v / close)))
+    near = max(meant / close, close / meant) <= FAR**0.5
+    return (
+        f"write {count_words(meant)}" if near else f"write one nearer to them, such as {count_words(close)}"
+    )
+
+
 def _column(table: CsvTable, name: str) -> np.ndarray:
     """A column as counts (N,), NaN where a cell is missing; those within 5 % of the next are one.
 
@@ -192,7 +246,7 @@ def _column(table: CsvTable, name: str) -> np.ndarray:
                 remedy="write for example 70M, 1.5B or 410000000",
             )  # fmt: skip
         found.append(value)
-    values = np.array(found, dtype=np.float64)
+    values = np.array(found, dtype=np.float64) * _unit(table, name)
     known = np.unique(values[np.isfinite(values)])
     for part in np.split(known, np.flatnonzero(known[1:] > SAME * known[:-1]) + 1) if len(known) else []:
         inside = (values >= part[0]) & (values <= part[-1])
@@ -200,22 +254,106 @@ def _column(table: CsvTable, name: str) -> np.ndarray:
     return values
 
 
+def _unit(table: CsvTable, name: str) -> float:
+    """What plain numbers count by the name of their column: `params (M)`, `billion_tokens`."""
+    said, found = words(name), table.numbers(name)
+    unit = next(
+        (UNITS_OF[word] for word in (said[-1:] + said[:1]) if len(said) > 1 and word in UNITS_OF), 1.0
+    )
+    return unit if all(value is not None and not value >= LARGE for value in found) else 1.0
+
+
+def _bare(name: str) -> list[str]:
+    """Words of a column's name without those of settings, of units and of numbers: `config.model.num_params`."""
+    found = words(name)
+    plain = [word for word in found if not word.isdigit() and word not in UNITS_OF]
+    inner = [word for word in plain if word not in AREAS]
+    return inner + [word for word in plain[-1:] if word in AREAS and word in COUNTED]  # `params` is both
+
+
+def _repeat(cells: Sequence[object]) -> bool:
+    """Whether there are several values, and several runs of each, as of a setting."""
+    return len(set(cells)) > 1 and 2 * len(set(cells)) <= len(cells)
+
+
 def _found(tables: Sequence[CsvTable], what: str) -> str | None:
-    """A column that looks like one of sizes (or tokens), several of them with several runs each."""
-    needed, allowed = (set(part.split()) for part in NAMES[what])
+    """A column that looks like one of sizes (or tokens), several of them with several runs each.
+
+    It is called so; else it holds names with sizes, such as `pythia-70m`, which may be those of the runs.
+    """
+    for by_name in (True, False):
+        for table in reversed(tables):
+            for name in table.header:
+                cells = [cell for cell in table.column(name) if not is_missing(cell)]
+                counts = [(read_count(cell) or 0.0) * _unit(table, name) for cell in cells]
+                several = _repeat(counts) and max(counts) > max(1.0, SAME * min(counts)) and min(counts) > 0
+                if (
+                    several
+                    and not _is_domain(tables, name)
+                    and _called(table, name, what, by_name, min(counts))
+                ):
+                    return name
+    return None
+
+
+def _is_domain(tables: Sequence[CsvTable], name: str) -> bool:
+    """Whether both files have a column of this name and other values in it: a domain, and its metric."""
+    both = [set(each.column(name)) for each in tables if name in each.header]
+    return both[0] != both[-1] and name.lower() not in METADATA
+
+
+def _called(table: CsvTable, name: str, what: str, by_name: bool, least: float) -> bool:
+    """Whether a column of counts holds sizes (or tokens) by its name; else, by what it holds."""
+    said = set(_bare(name))
+    if by_name:
+        needed, allowed = (set(part.split()) for part in NAMES[what])
+        unit = _unit(table, name) > 1 or table.is_text(name) or least >= LARGE
+        if said == {LETTERS[what]} and len(words(name)) == 1:
+            return least >= LARGE
+        return bool(said & needed) and not said - needed - allowed and (unit or not said <= UNSURE)
+    if what == "tokens" or not table.is_text(name) or least < LARGE or said & OTHERS:
+        return False
+    return not is_metric(name) and bookkeeping("_".join(_bare(name)) or name) is None
+
+
+def _unsized(tables: Sequence[CsvTable]) -> tuple[CsvTable, str, str] | None:
+    """A column by which runs are of several models without saying how large: words (`small`), or an architecture."""
+    needed, allowed = (set(part.split()) for part in NAMES["size"])
     for table in reversed(tables):
         for name in table.header:
-            said = {word for word in words(name) if not word.isdigit()}
-            both = [set(each.column(name)) for each in tables if name in each.header]
-            if (
-                not said & needed or said - needed - allowed or both[0] != both[-1]
-            ):  # a domain, and its metric
+            cells, said = [cell for cell in table.column(name) if not is_missing(cell)], set(_bare(name))
+            if not _repeat(cells) or _is_domain(tables, name) or is_metric(name):
                 continue
-            counts = [read_count(cell) or 0.0 for cell in table.column(name) if not is_missing(cell)]
-            several = len(counts) > 0 and max(counts) > max(1.0, SAME * min(counts)) and min(counts) > 0
-            if several and 2 * len(set(counts)) <= len(counts):  # values repeat, as those of a setting do
-                return name
+            if table.is_text(name) and said & needed and not said - needed - allowed:
+                return table, name, "models"
+            core = said & SHAPE[0] or {"d", "model"} <= said
+            if (
+                core
+                and not said - SHAPE[0] - SHAPE[1]
+                and all((read_count(cell) or 0.5) % 1 == 0 for cell in cells)
+            ):
+                return table, name, "model sizes"
     return None
+
+
+def _check_unsized(tables: Sequence[CsvTable], ask: Ask | None) -> None:
+    """Refuse runs of several models of which sizes are not known, or ask."""
+    found = _unsized(tables)
+    if found is None:
+        return
+    table, name, what = found
+    cells = [cell for cell in table.column(name) if not is_missing(cell)]
+    counts = {cell: cells.count(cell) for cell in dict.fromkeys(cells)}
+    said = ", ".join(f"{cell} ({count} runs)" for cell, count in list(counts.items())[:SHOWN])
+    said += f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+    if ask is None or not ask(
+        f"`{name}` tells several {what} apart: {said}. Take them as one sweep all the same?"
+    ):
+        raise UserError(
+            f"by this column the runs are of several {what}: {said}", file=table.path, key=name,
+            remedy="name a column of sizes (70M) with --size-column; "
+            f"--size-column {NONE} takes all runs as one sweep",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -274,6 +412,8 @@ def take_sizes(ratios: CsvTable, metrics: CsvTable, asked: SizeColumns) -> Sized
         ("size", asked.size, asked.target_size), ("tokens", asked.tokens, asked.target_tokens)
     ):  # fmt: skip
         name = _found(tables, what) if given is None else None if given.lower() == NONE else given
+        if what == "size" and given is None and name is None:
+            _check_unsized(tables, asked.ask)
         if name is not None and name not in header:
             raise UserError(
                 "no such column",
@@ -293,7 +433,10 @@ def take_sizes(ratios: CsvTable, metrics: CsvTable, asked: SizeColumns) -> Sized
             _ask(tables, name, what, asked.ask)
             break
     columns = [[_column(t, n) if n is not None and n in t.header else None for n in names] for t in tables]
-    tables = [table.without(names) for table in tables]
+    tables = [
+        table.without([n for n in names if n and n.lower() not in METADATA and words(n) not in RUN_WORDS])
+        for table in tables
+    ]
     if any(column is not None for column in columns[1]):
         tables, columns[0] = _by_size(tables, columns)
     return Sized(tables[0], tables[1], columns[0], columns[1], asked.target_tokens is not None)

@@ -16,18 +16,24 @@ from opmix_ray.errors import UserError
 from opmix_ray.exchange.column_names import (
     KEYS,
     by_seed,
-    hold_shares,
     join_columns,
     keyed,
-    not_in,
     one_file,
     partners,
-    rounding,
     run_names,
-    unfinished,
     wide,
 )  # fmt: skip
-from opmix_ray.exchange.columns import ROUNDING, Column, Taken, metric_columns, share_columns
+from opmix_ray.exchange.columns import (
+    ROUNDING,
+    Column,
+    Taken,
+    hold_shares,
+    metric_columns,
+    not_in,
+    rounding,
+    share_columns,
+    unfinished,
+)
 from opmix_ray.exchange.csv_table import CsvTable, plain, read_csv
 from opmix_ray.fit.sizes import Scales, SizeColumns, take_sizes
 from opmix_ray.laws.fit import LARGEST, LEAST_ROWS
