@@ -26,6 +26,7 @@ from opmix_ray.sources.megatron import raw_count, raw_dtype
 from opmix_ray.sources.messages import is_answered, is_messages
 from opmix_ray.sources.plain import objects
 from opmix_ray.sources.readers import (
+    TEXT,
     arrow_batches,
     json_object,
     names_of,
@@ -36,7 +37,6 @@ from opmix_ray.sources.readers import (
 )
 from opmix_ray.sources.source import TOOLS, Document, iter_documents
 
-TEXT = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown", "passage")
 WORDS = 6  # of a column's name, at most; more are a row
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input", "inputs")
 ANSWERS = ("completion", "response", "output", "answer", "chosen", "solution", "target", "targets")

@@ -37,17 +37,9 @@ from opmix_ray.sources.readers import arrow_batches, bounded, json_object, open_
 
 # What names of hidden files and folders begin with; and of office programs, file servers and file systems.
 HIDDEN = (
-    ".",
-    "_",
-    "~$",
-    "@eaDir",
-    "#recycle",
-    "#snapshot",
-    "$RECYCLE.BIN",
-    "System Volume Information",
-    "lost+found",
+    ".", "_", "~$", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found",
     "node_modules",
-)
+)  # fmt: skip
 _SHOWN = 3
 
 

@@ -33,21 +33,14 @@ class Row(NamedTuple):
     place: str
 
 
-_TEXT = (
-    "text",
-    "content",
-    "body",
-    "document",
-    "raw_content",
-    "article",
-    "code",
-)  # usual names, likeliest first
+# Usual names of a column of text, likeliest first.
+TEXT = ("text", "content", "body", "document", "raw_content", "article", "code", "markdown", "passage")
 
 
 def _instead(key: str, wanted: str, present: Sequence[str]) -> str:
     """`set text_column: content; `, where one of the columns is likely meant."""
     option = key.rpartition(".")[2]
-    inside = [name for word in _TEXT for name in present if name.rpartition(".")[2] == word]
+    inside = [name for word in TEXT for name in present if name.rpartition(".")[2] == word]
     usual = inside if option == "text_column" else []
     alike = difflib.get_close_matches(wanted, present, n=1, cutoff=0.6)
     found = [*usual, *alike, *(present if len(present) == 1 else [])]
