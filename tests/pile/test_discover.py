@@ -209,7 +209,8 @@ def ids(home: Path) -> str:
 
 
 def chat(home: Path) -> str:
-    (home / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n' * 2)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    (home / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 2)
     return "chat.jsonl"
 
 
