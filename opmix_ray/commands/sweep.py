@@ -224,7 +224,12 @@ def predict(
     from opmix_ray.fit import predict_command
 
     found = predict_command(directory, ratios, output)
-    show(found, {key: value for key, value in found.items() if key != "left_out"}, as_json)
+    words = {key: value for key, value in found.items() if key not in ("notes", "left_out")}
+    if found["left_out"]:
+        words["left out"] = "; ".join(f"line {row['line']}: {row['reason']}" for row in found["left_out"])
+    if found["notes"]:
+        words["notes"] = "; ".join(found["notes"])
+    show(found, words, as_json)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -277,7 +277,8 @@ def _has_runs_as_columns(table: CsvTable, other: CsvTable) -> bool:
 def keyed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
     """Both tables with the column that names the runs called `run`.
 
-    That is `Run ID` or the like; else the first column of both whose cells name every row once and are alike in both.
+    That is `Run ID` or the like; else the first column of both whose cells name every row once and are alike in both;
+    else `run` of one and `Name` of the other, where their cells do.
     """
     tables = []
     for table in (ratios, metrics):
@@ -301,6 +302,12 @@ def keyed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
                 return replace(first.called(name, "run"), notes=[*first.notes, told]), second.called(
                     name, "run"
                 )
+    for one, other in product(*([n for n in table.header if n.lower() in RUN_NAMES] for table in tables)):
+        here, there = first.column(one), second.column(other)
+        once = len(set(here)) == len(here) and len(set(there)) == len(there)
+        if once and len(set(here) & set(there)) > len(here) / 2:
+            told = f"`{one}` of {first.path.name} names the runs as `{other}` of {second.path.name}"
+            return replace(first.called(one, "run"), notes=[*first.notes, told]), second.called(other, "run")
     return first, second
 
 

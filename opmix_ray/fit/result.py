@@ -13,8 +13,8 @@ import numpy as np
 from opmix_ray.decision.propose import Proposal
 from opmix_ray.errors import UserError, nearest
 from opmix_ray.exchange.column_names import wide
-from opmix_ray.exchange.columns import METADATA, turned
-from opmix_ray.exchange.csv_table import read_csv
+from opmix_ray.exchange.columns import METADATA, mixtures, share_columns, turned
+from opmix_ray.exchange.csv_table import CsvTable, read_csv
 from opmix_ray.fit.kl import KlCurve
 from opmix_ray.fit.options import Objective
 from opmix_ray.fit.sizes import Scale
@@ -117,31 +117,34 @@ def predict_command(directory: str | Path, ratios: str | Path, output: str | Pat
             (weighted mean of the metrics) and `objective_std` (its standard error for one new run).
 
     Returns:
-        JSON values: `output`, `rows`, `left_out` (a list of run, line and reason), `best` (run and objective).
+        JSON values: `output`, `rows`, `notes`, `left_out` (a list of run, line and reason), `best` (run and
+        objective).
 
     Raises:
-        UserError: no law there, a domain is missing or unknown, no line holds a mixture.
+        UserError: no law there or a damaged one, a domain is missing or unknown, no line holds a mixture, the output
+            is the file of mixtures or cannot be written.
     """
-    place = Storage(str(directory))
-    if place.exists("law.json"):
-        law = FittedLaw.from_dict(place.read_json("law.json"))
-    elif Path(directory).is_file():
-        law = FittedLaw.from_dict(Storage(str(Path(directory).parent)).read_json(Path(directory).name))
-    else:
-        raise UserError("holds no law.json", file=directory, remedy="name the output of `opmix fit`")
+    law = _law(directory)
+    if Path(output).exists() and Path(output).samefile(ratios):
+        raise UserError("is the file of mixtures", key="--output", value=output, remedy="name another file")
     table = wide(read_csv(ratios))
     for name in law.domains:
         if name not in table.header:
             raise UserError(
                 "this domain has no column", file=ratios, key=name, remedy=nearest(name, table.header)
             )
-    found = read_mixtures(table)
-    unused = law.details.get("unused_domains", [])
-    for name in found.domains:
-        if name not in law.domains and name not in unused:
-            raise UserError(
-                "the law knows no such domain", file=ratios, key=name, remedy=nearest(name, law.domains)
-            )
+        if table.is_text(name):
+            raise UserError("holds words", file=ratios, key=name, remedy="give shares that sum to 1")
+    unused = [name for name in law.details.get("unused_domains", []) if name in table.header]
+    strange = [name for name in _shares(table) if name not in law.domains and name not in unused]
+    if strange:
+        raise UserError(
+            "the law knows no such domain",
+            file=ratios,
+            key=strange[0],
+            remedy=nearest(strange[0], law.domains),
+        )
+    found = read_mixtures(table, wanted=[*law.domains, *unused])
     if not found.rows:
         raise UserError(
             f"no line holds a mixture; the first: {found.left_out[0].reason}",
@@ -183,6 +186,7 @@ def predict_command(directory: str | Path, ratios: str | Path, output: str | Pat
     return {
         "output": str(target),
         "rows": len(found.rows),
+        "notes": found.notes,
         "left_out": [asdict(item) for item in found.left_out],
         "best": {
             "line": table.lines[found.rows[best]],
@@ -191,3 +195,27 @@ def predict_command(directory: str | Path, ratios: str | Path, output: str | Pat
             "objective_std": float(std[best]),
         },
     }
+
+
+def _law(directory: str | Path) -> FittedLaw:
+    """The law of a directory that `fit_command` wrote, or of its `law.json`."""
+    place, name = Storage(str(directory)), "law.json"
+    if not place.exists(name):
+        if not Path(directory).is_file():
+            raise UserError("holds no law.json", file=directory, remedy="name the output of `opmix fit`")
+        place, name = Storage(str(Path(directory).parent)), Path(directory).name
+    data = place.read_json(name)
+    try:
+        return FittedLaw.from_dict(data)
+    except UserError as error:
+        raise UserError(error.problem, file=place.path(name), remedy=error.remedy) from None
+
+
+def _shares(table: CsvTable) -> list[str]:
+    """Columns that hold shares; none where the rows sum to nothing by which shares are told, as with tokens."""
+    try:
+        names = share_columns(table, None).names
+    except UserError:
+        return []
+    sums = np.nansum(np.column_stack([table.values(name) for name in names]), axis=1)
+    return names if mixtures(sums).any() else []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from opmix_ray.draw.numbers import plural
 from opmix_ray.errors import UserError
 from opmix_ray.exchange.column_names import (
     KEYS,
@@ -38,6 +39,7 @@ from opmix_ray.exchange.csv_table import CsvTable, plain, read_csv
 from opmix_ray.fit.sizes import Scales, SizeColumns, take_sizes
 from opmix_ray.laws.fit import LARGEST, LEAST_ROWS
 
+MOST_SHARES = 1.5  # sum from which numbers that are said to be shares may be tokens
 SHOWN = 3  # reasons that an error gives
 LEFT_OUT = "left out of "  # how a note on columns begins
 SAME = 1e-3  # shares that differ by less are the same mixture
@@ -194,15 +196,16 @@ def read_mixtures(table: CsvTable, key: str | None = None, wanted: Sequence[str]
     sums = np.nansum(numbers, axis=1)
     room = max(ROUNDING, rounding(numbers, sums))
     per_cent = np.abs(sums - 100) <= 100 * room
-    counted = taken.asked and not (per_cent | (np.abs(sums - 1) <= room)).any()
+    whole = per_cent | (np.abs(sums - 1) <= room)
+    counted = taken.asked and not whole.any() and bool((sums > MOST_SHARES).any())
     unit = np.where(per_cent, 100.0, np.where(counted & (sums > 0), sums, 1.0))
     if counted:
         notes.append(
             f"no row of {table.path.name} sums to 1 or 100: taken as tokens, each divided by its sum"
         )
     if per_cent.any():
-        which = "the rows" if per_cent.all() else f"{per_cent.sum()} rows"
-        notes.append(f"{which} of {table.path.name} sum to 100 and were read as per cent")
+        which = "the rows" if per_cent.all() else plural(int(per_cent.sum()), "row")
+        notes.append(f"read as per cent: {which} of {table.path.name}, for a sum of 100")
     runs = run_names(table, key)
     rows, shares, left_out, rounded = [], [], [], []
     for place, row in enumerate(zip(*columns, strict=True)):
@@ -217,9 +220,10 @@ def read_mixtures(table: CsvTable, key: str | None = None, wanted: Sequence[str]
         rows.append(place)
         shares.append(values / values.sum())
     if rounded:
+        least, most = f"{min(rounded):.4g}", f"{max(rounded):.4g}"
         notes.append(
-            f"{len(rounded)} rows of {table.path.name} sum to {min(rounded):.4g} to {max(rounded):.4g}; "
-            "they were divided by their sum"
+            f"divided by their sum: {plural(len(rounded), 'row')} of {table.path.name}, for sums of {least}"
+            + (f" to {most}" if most != least else "")
         )
     return Mixtures(
         table, domains, rows, np.array(shares).reshape(len(rows), len(domains)), left_out, notes, taken

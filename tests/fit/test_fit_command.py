@@ -153,13 +153,38 @@ def test_predictions_need_the_domains_of_the_fit(fitted: tuple[Path, dict[str, A
     for text, word in (
         ("run,web_code,web_prose\nx,0.5,0.5\n", "web_maths: this domain has no column"),
         ("run,web_code,web_prose,web_maths,extra\nx,0.5,0.5,0,0\n", "extra: the law knows no such domain"),
+        (
+            "run,web_code,web_prose,web_maths,extra\nx,0.5,0.3,0.1,0.1\n",
+            "extra: the law knows no such domain",
+        ),
         ("run,web_code,web_prose,web_maths\nx,0.5,0.1,0.1\n", "no line holds a mixture"),
+        ("run,web_code,web_prose,web_maths\nx,0.5,0.5,much\n", "web_maths: holds words; give shares"),
     ):
         new.write_text(text)
         with pytest.raises(UserError, match=word):
             predict_command(out, new, tmp_path / "p.csv")
+        assert not (tmp_path / "p.csv").exists()
     with pytest.raises(UserError, match="holds no law"):
         predict_command(tmp_path, new, tmp_path / "p.csv")
+    with pytest.raises(UserError, match="is the file of mixtures"):
+        predict_command(out, new, new)
+    (tmp_path / "law.json").write_text("{}")
+    with pytest.raises(UserError, match="law.json: not a law of format"):
+        predict_command(tmp_path, new, tmp_path / "p.csv")
+
+
+def test_predictions_take_tokens_as_well(fitted: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Columns are the law's own, whether or not their numbers look like shares; a total is none of them."""
+    out, seen = fitted[0] / "out", []
+    for name, text in (
+        ("shares", "run,web_maths,web_code,web_prose\nx,0.2,0.3,0.5\n"),
+        ("tokens", "run,total,web_maths,web_code,web_prose\nx,1000,200,300,500\n"),
+    ):
+        (tmp_path / f"{name}.csv").write_text(text)
+        summary = predict_command(out, tmp_path / f"{name}.csv", tmp_path / f"{name}.p.csv")
+        seen.append((tmp_path / f"{name}.p.csv").read_text())
+    assert seen[0] == seen[1]
+    assert "taken as tokens" in summary["notes"][0]
 
 
 @pytest.mark.seconds

@@ -88,12 +88,21 @@ def test_regmix_files_whose_rows_are_rounded(tmp_path: Path) -> None:
     read = sweep(tmp_path, ratios, metrics)
     np.testing.assert_allclose(read.ratios.sum(axis=1), 1)
     np.testing.assert_allclose(read.metrics[:, 0], [2, 3, 4])
-    assert any("2 rows of ratios.csv sum to 0.999 to 1.001" in note for note in read.notes)
+    assert any("2 rows of ratios.csv, for sums of 0.999 to 1.001" in note for note in read.notes)
 
 
 @pytest.mark.parametrize("key", ["run", "run_id", "index", "name", "Run"])
 def test_any_of_the_usual_columns_joins(tmp_path: Path, key: str) -> None:
     assert len(sweep(tmp_path, RATIOS.replace("run", key), METRICS.replace("run", key)).runs) == 4
+
+
+@pytest.mark.parametrize(("here", "there"), [("run", "Name"), ("name", "run_id"), ("index", "run")])
+def test_usual_columns_of_two_names_join_where_their_runs_are_the_same(
+    tmp_path: Path, here: str, there: str
+) -> None:
+    read = sweep(tmp_path, RATIOS.replace("run", here), METRICS.replace("run", there))
+    assert read.runs == ["a", "b", "c", "d"]
+    assert f"`{here}` of ratios.csv names the runs as `{there}` of metrics.csv" in read.notes
 
 
 def test_runs_are_joined_by_the_column_that_names_each_once(tmp_path: Path) -> None:
