@@ -411,19 +411,22 @@ def by_seed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
             return said, said
         if seed in ratios.header:
             return ratios.renamed(left, _seed_ends(ratios, seed)), said
-        of_run: dict[str, list[str]] = {}
-        for run, end in zip(metrics.column(right), ends, strict=True):
-            of_run.setdefault(plain(run), []).append(end)
-        runs = [plain(run) for run in ratios.column(left)]
-        found = [
-            (place, end) for place, run in enumerate(runs) for end in dict.fromkeys(of_run.get(run, [""]))
-        ]
-        places = [place for place, _ in found]
-        repeated = replace(
-            ratios, rows=[ratios.rows[p] for p in places], lines=[ratios.lines[p] for p in places]
-        )
-        return repeated.renamed(left, [end for _, end in found]), said
+        return repeated(ratios, left, metrics.column(right), ends), said
     return ratios, metrics
+
+
+def repeated(ratios: CsvTable, key: str, runs: Sequence[str], ends: Sequence[str]) -> CsvTable:
+    """Mixtures with a line for each line of metrics: `runs` name the mixture, `ends` go behind the name."""
+    of_run: dict[str, list[str]] = {}
+    for run, end in zip(runs, ends, strict=True):
+        of_run.setdefault(plain(run), []).append(end)
+    found = [
+        (place, end)
+        for place, run in enumerate(ratios.column(key))
+        for end in dict.fromkeys(of_run.get(plain(run), [""]))
+    ]
+    rows, lines = [ratios.rows[p] for p, _ in found], [ratios.lines[p] for p, _ in found]
+    return replace(ratios, rows=rows, lines=lines).renamed(key, [end for _, end in found])
 
 
 def _seed_ends(table: CsvTable, seed: str) -> list[str]:

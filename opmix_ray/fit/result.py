@@ -134,7 +134,7 @@ def predict_command(directory: str | Path, ratios: str | Path, output: str | Pat
                 "this domain has no column", file=ratios, key=name, remedy=nearest(name, table.header)
             )
         if table.is_text(name):
-            raise UserError("holds words", file=ratios, key=name, remedy="give shares that sum to 1")
+            raise UserError("holds words", file=ratios, key=name, remedy="give shares")
     unused = [name for name in law.details.get("unused_domains", []) if name in table.header]
     strange = [name for name in _shares(table) if name not in law.domains and name not in unused]
     if strange:
@@ -151,15 +151,12 @@ def predict_command(directory: str | Path, ratios: str | Path, output: str | Pat
             file=ratios,
             remedy="give shares that sum to 1",
         )
-    untried = [place for place, name in enumerate(found.domains) if name in unused]
-    if found.shares[:, untried].any():
-        name = next(found.domains[place] for place in untried if found.shares[:, place].any())
-        raise UserError(
-            "the law was fitted to runs without this domain",
-            file=ratios,
-            key=name,
-            remedy="give it a share of 0",
-        )
+    for place, name in enumerate(found.domains):
+        if name in unused and found.shares[:, place].any():
+            raise UserError(
+                "the law was fitted to runs without this domain", file=ratios, key=name,
+                remedy="give it a share of 0",
+            )  # fmt: skip
     shares = found.shares[:, [found.domains.index(name) for name in law.domains]]
     predicted = turned(law.predict(shares), law.metric_names, law.details.get("maximised", {}))
     objective, std = law.objective(shares), law.objective_std(shares)
@@ -199,14 +196,12 @@ def predict_command(directory: str | Path, ratios: str | Path, output: str | Pat
 
 def _law(directory: str | Path) -> FittedLaw:
     """The law of a directory that `fit_command` wrote, or of its `law.json`."""
-    place, name = Storage(str(directory)), "law.json"
+    file = Path(directory) if Path(directory).is_file() else None
+    place, name = Storage(str(file.parent if file else directory)), file.name if file else "law.json"
     if not place.exists(name):
-        if not Path(directory).is_file():
-            raise UserError("holds no law.json", file=directory, remedy="name the output of `opmix fit`")
-        place, name = Storage(str(Path(directory).parent)), Path(directory).name
-    data = place.read_json(name)
+        raise UserError("holds no law.json", file=directory, remedy="name the output of `opmix fit`")
     try:
-        return FittedLaw.from_dict(data)
+        return FittedLaw.from_dict(place.read_json(name))
     except UserError as error:
         raise UserError(error.problem, file=place.path(name), remedy=error.remedy) from None
 

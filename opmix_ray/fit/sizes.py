@@ -7,7 +7,7 @@ less than 5 % are of one size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from opmix_ray.exchange.column_names import (
     bookkeeping,
     is_metric,
     one_file,
+    repeated,
     set_of,
     words,
 )
@@ -460,20 +461,13 @@ def _by_size(tables: list[CsvTable], columns: list[Columns]) -> tuple[list[CsvTa
         left, right = (next((n for n in table.header if n.lower() in group), None) for table in tables)
         if left is None or right is None or len(set(metrics.column(right))) == len(metrics.rows):
             continue
-        ends, own = _ends(columns[1], len(metrics.rows)), columns[0]
-        runs, same = [plain(run) for run in ratios.column(left)], one_file(ratios, metrics)
-        if same or len(set(runs)) < len(runs):
-            first = ends if same else _ends(own, len(runs))
-        else:  # a line of ratios for every line of metrics
-            place_of = {run: place for place, run in enumerate(runs)}
-            partner = [place_of.get(plain(run)) for run in metrics.column(right)]
-            places = [p for p in partner if p is not None]
-            first = [end for end, p in zip(ends, partner, strict=True) if p is not None]
-            rest = [p for p in range(len(runs)) if p not in set(places)]
-            places, first, own = places + rest, first + [""] * len(rest), [None, None]
-            lines = [ratios.lines[p] for p in places]
-            ratios = replace(ratios, rows=[ratios.rows[p] for p in places], lines=lines)
-        return [ratios.renamed(left, first), metrics.renamed(right, ends)], own
+        ends, runs = _ends(columns[1], len(metrics.rows)), [plain(run) for run in ratios.column(left)]
+        named, own = metrics.renamed(right, ends), columns[0]
+        if one_file(ratios, metrics):
+            return [ratios.renamed(left, ends), named], own
+        if len(set(runs)) < len(runs):
+            return [ratios.renamed(left, _ends(own, len(runs))), named], own
+        return [repeated(ratios, left, metrics.column(right), ends), named], [None, None]
     return tables, columns[0]
 
 

@@ -116,7 +116,8 @@ def _csv(file: str, key: str) -> Objects:
     try:
         header = [name.strip() for name in next(reader, [])]
         number = reader.line_num + 1
-        if len(set(header)) < len(header):
+        named = [name for name in header if name]  # spreadsheets write empty columns too
+        if len(set(named)) < len(named):
             raise UserError(
                 "names a column twice in its first line", file=file, key=key, remedy="rename one of the two"
             )

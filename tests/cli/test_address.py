@@ -52,6 +52,8 @@ def test_malformed_addresses(opmix: Opmix, tiny: TinyRun, address: str) -> None:
     assert f"cluster.address = {address}: is not an address; use auto, host:port or ray://host:port" in line
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_a_run_does_not_hang_at_a_silent_port(tiny: TinyRun, silent: int) -> None:
     """As a process of its own, since Ray would wait in C++ where no test could stop it."""
     output = tiny.directory / "out"
@@ -62,6 +64,8 @@ def test_a_run_does_not_hang_at_a_silent_port(tiny: TinyRun, silent: int) -> Non
     assert "no Ray answers at this address: no answer in time" in ended.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_auto_without_any_ray(tiny: TinyRun) -> None:
     """In namespaces of its own, where no other Ray's processes or files are to be seen."""
     new = ["unshare", "--mount", "--pid", "--fork", "--mount-proc"]

@@ -287,6 +287,8 @@ def test_a_ray_that_is_long_in_starting_is_tried_again(monkeypatch: pytest.Monke
     assert len(tries) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_a_driver_that_is_killed_leaves_nobody_that_makes_copies() -> None:
     script = (
         "import shlex, time\n"

@@ -169,7 +169,7 @@ def test_predictions_need_the_domains_of_the_fit(fitted: tuple[Path, dict[str, A
     with pytest.raises(UserError, match="is the file of mixtures"):
         predict_command(out, new, new)
     (tmp_path / "law.json").write_text("{}")
-    with pytest.raises(UserError, match="law.json: not a law of format"):
+    with pytest.raises(UserError, match=r"law\.json: not a law of format"):
         predict_command(tmp_path, new, tmp_path / "p.csv")
 
 

@@ -49,6 +49,11 @@ def test_tables(tmp_path: Path, mark: str) -> None:
     assert texts(tmp_path / "t.csv") == [f'a{mark} b\nand "c"', "d"]
 
 
+def test_empty_columns_at_the_end_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,text,,\n1,a,,\n2,b,,\n")
+    assert texts(tmp_path / "t.csv") == ["a", "b"]
+
+
 def test_a_first_line_that_names_the_mark(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfsep=;\r\ntext, and more;n\r\na;1\r\nb;2\r\n")
     assert texts(tmp_path / "t.csv", text_column="text, and more") == ["a", "b"]

@@ -120,6 +120,8 @@ def test_workers_and_accumulation_change_nothing_but_rounding(
     assert other.nats == pytest.approx(one.nats, rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_train_controls_from_here_and_by_an_actor_where_an_event_loop_runs(
     tiny: TinyRun, prepared: Prepared, whole: tuple[SegmentResult, Events], monkeypatch: pytest.MonkeyPatch
 ) -> None:
