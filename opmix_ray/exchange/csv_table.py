@@ -170,6 +170,7 @@ class CsvTable:
     lines: list[int]
     notation: Notation = field(default_factory=Notation)
     notes: list[str] = field(default_factory=list)
+    _read: dict[str, list[float | None]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def without(self, names: Sequence[str | None]) -> CsvTable:
         """The table without some columns."""
@@ -199,7 +200,9 @@ class CsvTable:
 
     def numbers(self, name: str) -> list[float | None]:
         """One column as numbers: NaN where a cell is missing, None where it is something else."""
-        return numbers(self.column(name), self.notation_of(name))
+        if name not in self._read:
+            self._read[name] = numbers(self.column(name), self.notation_of(name))
+        return self._read[name]
 
     def values(self, name: str) -> np.ndarray:
         """One column as numbers (N,), NaN where there is none."""

@@ -286,13 +286,17 @@ def _found(tables: Sequence[CsvTable], what: str) -> str | None:
         for table in reversed(tables):
             for name in table.header:
                 cells = [cell for cell in table.column(name) if not is_missing(cell)]
-                counts = [(read_count(cell) or 0.0) * _unit(table, name) for cell in cells]
-                several = _repeat(counts) and max(counts) > max(1.0, SAME * min(counts)) and min(counts) > 0
-                if (
-                    several
-                    and not _is_domain(tables, name)
-                    and _called(table, name, what, by_name, min(counts))
-                ):
+                counts = (
+                    [read_count(cell) or 0.0 for cell in cells]
+                    if table.is_text(name) or _repeat(cells)
+                    else []
+                )
+                if not _repeat(counts) or _is_domain(tables, name):
+                    continue
+                unit = _unit(table, name)
+                least, most = unit * min(counts), unit * max(counts)
+                several = least > 0 and most > max(1.0, SAME * least)
+                if several and _called(table, name, what, by_name, least):
                     return name
     return None
 
@@ -327,12 +331,8 @@ def _unsized(tables: Sequence[CsvTable]) -> tuple[CsvTable, str, str] | None:
                 continue
             if table.is_text(name) and said & needed and not said - needed - allowed:
                 return table, name, "models"
-            core = said & SHAPE[0] or {"d", "model"} <= said
-            if (
-                core
-                and not said - SHAPE[0] - SHAPE[1]
-                and all((read_count(cell) or 0.5) % 1 == 0 for cell in cells)
-            ):
+            core = (said & SHAPE[0] or {"d", "model"} <= said) and not said - SHAPE[0] - SHAPE[1]
+            if core and all((read_count(cell) or 0.5) % 1 == 0 for cell in cells):
                 return table, name, "model sizes"
     return None
 

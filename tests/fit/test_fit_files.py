@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from opmix_ray.errors import UserError
+from opmix_ray.exchange import csv_table
 from opmix_ray.fit.options import read_bounds, read_caps, read_objective, read_prior
 from opmix_ray.fit.sweep import Sweep, read_sweep
 
@@ -372,3 +373,24 @@ def test_objectives(tmp_path: Path) -> None:
 def test_objectives_that_are_wrong(tmp_path: Path, text: str, word: str) -> None:
     with pytest.raises(UserError, match=word):
         read_objective(write(tmp_path / "objective.yaml", text), ["code_loss", "prose_loss"], DOMAINS)
+
+
+def test_every_cell_is_read_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work grows with the cells and not with rows by rows: whether the file is large shows in no other test."""
+    rng, read = np.random.default_rng(0), {"cells": 0}
+    shares, losses = rng.dirichlet(np.ones(4), 200), rng.normal(3, 0.1, (200, 6))
+    said = csv_table.number
+
+    def counted(cell: str, notation: csv_table.Notation | None = None) -> float | None:
+        read["cells"] += 1
+        return said(cell, notation)
+
+    monkeypatch.setattr(csv_table, "number", counted)
+    files = []
+    for name, values in (("ratios", shares), ("metrics", losses)):
+        head = ",".join(["run", *(f"{name}{k}" for k in range(values.shape[1]))])
+        lines = [",".join([f"r{i}", *map(repr, row.tolist())]) for i, row in enumerate(values)]
+        files.append(tmp_path / f"{name}.csv")
+        files[-1].write_text("\n".join([head, *lines]))
+    assert len(read_sweep(*files).runs) == 200
+    assert read["cells"] < 6 * (shares.size + losses.size + 400)
