@@ -205,7 +205,11 @@ def test_the_later_one_takes_over_while_the_first_searches(
     output = store.uri("searching")
     with Driver(address, files, tmp_path, output) as first:
         first.wait(_searches)
+        first.freeze()  # it might be done before the second has come up
+        token = first.storage.read_bytes(".writer/token")
         with Driver(address, files, tmp_path, output, "--resume") as second:
+            second.wait(lambda storage: storage.read_bytes(".writer/token") != token)
+            first.thaw()
             _assert_ended_in_one_line(first)
             _end_well(second, undisturbed)
 
