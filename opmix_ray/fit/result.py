@@ -125,9 +125,9 @@ def predict_command(directory: str | Path, ratios: str | Path, output: str | Pat
             is the file of mixtures or cannot be written.
     """
     law = _law(directory)
+    table = wide(read_csv(ratios))
     if Path(output).exists() and Path(output).samefile(ratios):
         raise UserError("is the file of mixtures", key="--output", value=output, remedy="name another file")
-    table = wide(read_csv(ratios))
     for name in law.domains:
         if name not in table.header:
             raise UserError(

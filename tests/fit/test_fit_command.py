@@ -166,6 +166,9 @@ def test_predictions_need_the_domains_of_the_fit(fitted: tuple[Path, dict[str, A
         assert not (tmp_path / "p.csv").exists()
     with pytest.raises(UserError, match="holds no law"):
         predict_command(tmp_path, new, tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("of before")
+    with pytest.raises(UserError, match="no such file"):
+        predict_command(out, tmp_path / "missing.csv", tmp_path / "p.csv")
     with pytest.raises(UserError, match="is the file of mixtures"):
         predict_command(out, new, new)
     (tmp_path / "law.json").write_text("{}")
