@@ -293,9 +293,8 @@ def keyed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
     for place, name in enumerate(first.header):
         if name in second.header and (name or place == second.header.index(name) == 0):
             here, there = first.column(name), second.column(name)
-            once = len(set(here)) == len(here) and len(set(there)) == len(there)
             parts = any("." in cell for cell in here) and not first.is_text(name)
-            if once and not parts and len(set(here) & set(there)) > len(here) / 2:
+            if not parts and _same_runs(here, there):
                 told = (
                     f"the runs are joined by {f'`{name}`' if name else 'the first column, which has no name'}"
                 )
@@ -303,12 +302,16 @@ def keyed(ratios: CsvTable, metrics: CsvTable) -> tuple[CsvTable, CsvTable]:
                     name, "run"
                 )
     for one, other in product(*([n for n in table.header if n.lower() in RUN_NAMES] for table in tables)):
-        here, there = first.column(one), second.column(other)
-        once = len(set(here)) == len(here) and len(set(there)) == len(there)
-        if once and len(set(here) & set(there)) > len(here) / 2:
+        if _same_runs(first.column(one), second.column(other)):
             told = f"`{one}` of {first.path.name} names the runs as `{other}` of {second.path.name}"
             return replace(first.called(one, "run"), notes=[*first.notes, told]), second.called(other, "run")
     return first, second
+
+
+def _same_runs(here: Sequence[str], there: Sequence[str]) -> bool:
+    """Whether cells of two columns name every row once, and most of the first stand in the second."""
+    once = len(set(here)) == len(here) and len(set(there)) == len(there)
+    return once and len(set(here) & set(there)) > len(here) / 2
 
 
 def wide(table: CsvTable) -> CsvTable:
